@@ -1,0 +1,1 @@
+"""The GPT lineage as PyTorch Lightning components."""
