@@ -1,0 +1,41 @@
+"""The mathematics: tensors in, tensors out; one function an equation. No module, no state, and no argument is ever written to."""
+
+from gpt_modules.functional.advantages import generalized_advantage_estimation
+from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_rewards
+from gpt_modules.functional.logprobs import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
+from gpt_modules.functional.losses import (
+    PolicyLoss,
+    ValueLoss,
+    clipped_value_loss,
+    explained_variance,
+    ppo_clip_loss,
+    ranking_loss,
+    ranking_pairs,
+)
+from gpt_modules.functional.masking import masked_mean, masked_whiten
+from gpt_modules.functional.responses import gather_responses, response_positions
+from gpt_modules.functional.sampling import filter_logits, sample_tokens
+
+__all__ = [
+    "PolicyLoss",
+    "ValueLoss",
+    "adaptive_kl_coef",
+    "clipped_value_loss",
+    "entropy",
+    "explained_variance",
+    "filter_logits",
+    "gather_responses",
+    "generalized_advantage_estimation",
+    "kl_estimate",
+    "kl_shaped_rewards",
+    "linear_cross_entropy",
+    "linear_logprobs",
+    "masked_mean",
+    "masked_whiten",
+    "ppo_clip_loss",
+    "ranking_loss",
+    "ranking_pairs",
+    "response_positions",
+    "sample_tokens",
+    "token_logprobs",
+]

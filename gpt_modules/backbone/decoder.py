@@ -1,0 +1,191 @@
+"""The decoder of the GPT lineage: token ids (B, T) -> hidden states (B, T, C).
+
+Read top-down: attention, MLP, block, decoder. What differs between GPT-1 and GPT-2 is where the layer norms stand and
+how the residual projections start. Checked against `GPT2LMHeadModel` and `OpenAIGPTLMHeadModel` of transformers in
+`tests/backbone`.
+
+Sources: Vaswani et al. 2017; Radford et al. 2018, section 4.1; Radford et al. 2019, section 2.3.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.kvcache import KVCache
+from gpt_modules.errors import UserError
+
+
+class CausalSelfAttention(nn.Module):
+    """Multi-head attention in which a token sees itself and what stands before it."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head = config.n_head
+        self.dropout = config.attn_pdrop
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        self.drop = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], bias: Float[Tensor, "#B 1 R S"] | None = None, cache: KVCache | None = None
+    ) -> Float[Tensor, "B T C"]:
+        """`bias` is added to the scores of every head (0 or -inf); None means causal attention among these tokens."""
+        batch, width, _ = x.shape
+        query, key, value = (
+            self.qkv(x).view(batch, width, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
+        )  # each (B, H, T, D)
+        if cache is not None:
+            key, value = cache.write(self.layer, key, value)
+        mixed = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=bias is None and width > 1,
+        )
+        out: Tensor = self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, width, -1)))
+        return out
+
+
+class MLP(nn.Module):
+    """Two layers, four times as wide in between, with GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.drop = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
+        out: Tensor = self.drop(self.proj(F.gelu(self.fc(x), approximate="tanh")))
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each added to its input; layer norms before (GPT-2) or after the sums (GPT-1)."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.norm_first = config.norm == "pre"
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = CausalSelfAttention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(
+        self, x: Float[Tensor, "B T C"], bias: Float[Tensor, "#B 1 R S"] | None = None, cache: KVCache | None = None
+    ) -> Float[Tensor, "B T C"]:
+        if self.norm_first:
+            x = x + self.attn(self.ln_1(x), bias, cache)
+            x = x + self.mlp(self.ln_2(x))
+        else:
+            x = self.ln_1(x + self.attn(x, bias, cache))
+            x = self.ln_2(x + self.mlp(x))
+        return x
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks and (pre-norm only) a final layer norm. It knows no head and no loss."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compiled = False
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        if config.norm == "pre":
+            self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights from torch's global generator: N(0, 0.02), biases 0, layer norms 1 and 0.
+
+        With `init: gpt2` the 2 n_layer projections that write into the residual stream start 1 / sqrt(2 n_layer)
+        smaller.
+        """
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer) if self.config.init == "gpt2" else 0.02
+        for name, module in self.named_modules():
+            if isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, nn.Embedding | nn.Linear):
+                nn.init.normal_(module.weight, std=residual_std if name.endswith(".proj") else 0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """Hidden states (B, T, C) of token ids (B, T). Right-padded rows need none of the optional arguments.
+
+        Args:
+            positions: of each token; by default 0, 1, 2, ... counting real tokens only.
+            segments: packed rows: a token sees only its own segment; 0 is padding. Give `positions` with it.
+            attention_mask: True = real token; for left-padded rows. Real tokens never see the others.
+            cache: holds the tokens already read, to which these are appended; the mask, if any, is of the new tokens.
+
+        Raises `UserError` where a row is longer than `n_positions`.
+        """
+        if cache is not None:
+            counted, bias = cache.reserve(tokens.shape[1], attention_mask)
+            positions = counted if positions is None else positions
+        else:
+            bias = attention_bias(segments, attention_mask, self.wte.weight.dtype)
+            positions = self._default_positions(tokens, attention_mask) if positions is None else positions
+        x: Tensor = self.drop(self.wte(tokens) + self.wpe(positions))
+        for block in self.blocks:
+            x = block(x, bias, cache)
+        if self.config.norm == "pre":
+            x = self.ln_f(x)
+        return x
+
+    def _default_positions(
+        self, tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None
+    ) -> Int[Tensor, "..."]:
+        if attention_mask is not None:
+            return (attention_mask.cumsum(1) - 1).clamp_min(0)
+        if tokens.shape[1] > self.config.n_positions:
+            raise UserError(
+                f"tokens: found rows of {tokens.shape[1]}, expected at most n_positions = {self.config.n_positions}"
+            )
+        return torch.arange(tokens.shape[1], device=tokens.device)
+
+    def compile_blocks(self) -> None:
+        """`torch.compile` each block in place, so that the names in `state_dict` stay as they are."""
+        for block in self.blocks:
+            block.compile()
+        self.compiled = True
+
+
+def attention_bias(
+    segments: Int[Tensor, "B T"] | None, attention_mask: Bool[Tensor, "B T"] | None, dtype: torch.dtype
+) -> Float[Tensor, "B 1 T T"] | None:
+    """What attention adds to the scores: 0 where a query (row) may read a key (column), -inf elsewhere.
+
+    None where neither segments nor a mask is given: plain causal attention, which has the fastest kernels. Every token
+    may read itself, so a row of padding gives numbers that nobody reads, never NaN.
+    """
+    given = segments if segments is not None else attention_mask
+    if given is None:
+        return None
+    width = given.shape[1]
+    visible = torch.ones(width, width, dtype=torch.bool, device=given.device).tril_()[None]
+    if segments is not None:
+        visible = visible & (segments[:, :, None] == segments[:, None, :])
+    if attention_mask is not None:
+        itself = torch.eye(width, dtype=torch.bool, device=given.device)
+        visible = visible & (attention_mask[:, None, :] | itself)
+    # Converted once here; a bool mask would be converted again by the attention of every layer.
+    return torch.zeros(visible.shape, dtype=dtype, device=given.device).masked_fill_(~visible, -torch.inf)[:, None]

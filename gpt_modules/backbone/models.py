@@ -1,0 +1,92 @@
+"""A decoder with a head: `GPT` predicts tokens, `RewardModel` scores responses and, as a critic, values states."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.decoder import Decoder
+from gpt_modules.backbone.heads import ScalarHead
+from gpt_modules.backbone.kvcache import KVCache
+
+
+class GPT(nn.Module):
+    """The language model: softmax(h Wᵀ) with W the token embedding (Radford et al. 2018, equation 2)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "V C"]:
+        """The output matrix, tied to the token embedding; for losses that never form all logits."""
+        return self.decoder.wte.weight
+
+    def hidden(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """The decoder's hidden states, without the head. Arguments as of `Decoder.forward`."""
+        out: Tensor = self.decoder(tokens, positions, segments, attention_mask, cache)
+        return out
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits (B, T, V) of the token after each one. Arguments as of `Decoder.forward`."""
+        return F.linear(self.hidden(tokens, positions, segments, attention_mask, cache), self.head_weight)
+
+
+class RewardModel(nn.Module):
+    """A decoder with a scalar head: reward model (Stiennon et al. 2020) and critic.
+
+    The buffers `bias` and `scale` shift and scale the raw output into the score, so that the demonstrations score 0 on
+    average (Ouyang et al. 2022, section 3.5) without touching a weight: score = (raw + bias) * scale.
+    """
+
+    bias: Tensor
+    scale: Tensor
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config)
+        self.head = ScalarHead(config.n_embd)
+        self.register_buffer("bias", torch.tensor(0.0))
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def token_values(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+        attention_mask: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T"]:
+        """The raw head output at every token, without `bias` and `scale`: what a critic is trained on."""
+        out: Tensor = self.head(self.decoder(tokens, positions, segments, attention_mask))
+        return out
+
+    def forward(self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """Scores (B,) of right-padded rows (B, T): (raw + bias) * scale at the last of each row's `lengths` tokens."""
+        hidden = self.decoder(tokens)
+        last = hidden[torch.arange(tokens.shape[0], device=tokens.device), lengths - 1]
+        scores: Tensor = (self.head(last).float() + self.bias) * self.scale
+        return scores
+
+    @classmethod
+    def from_gpt(cls, gpt: GPT) -> "RewardModel":
+        """A reward model whose trunk is a copy of `gpt`'s and whose head is fresh; same device and type."""
+        model = cls(gpt.config).to(gpt.head_weight.device, gpt.head_weight.dtype)
+        model.decoder.load_state_dict(gpt.decoder.state_dict())
+        return model

@@ -1,0 +1,102 @@
+"""The `gpt` command. It imports nothing heavy before it knows what is wanted, so that `gpt --help` answers at once."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from gpt_modules.errors import UserError
+
+COMMANDS = {
+    "fit": "train what a recipe describes",
+    "validate": "run a recipe's validation",
+    "test": "run a recipe's test",
+    "predict": "write a recipe's predictions to predictions.jsonl",
+    "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
+    "generate": "continue prompts with a model folder",
+    "chat": "talk to a model folder",
+}
+
+HELP = f"""usage: gpt COMMAND [...]
+
+The GPT lineage as PyTorch Lightning components: pretraining, SFT, reward model and PPO from YAML recipes.
+
+commands:
+{chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
+
+examples:
+  gpt fit --config recipes/pretraining/tiny.yaml
+  gpt fit --config recipes/pretraining/tiny.yaml --config recipes/hardware/gpu.yaml --trainer.max_steps 2000
+  gpt fit --config recipes/pretraining/tiny.yaml --ckpt_path last      go on where a run was cut off
+  gpt run recipes/pipelines/demo.yaml
+  gpt chat --model runs/demo/ppo/export
+
+`gpt COMMAND --help` explains a command; `gpt fit --model.help SFTModule` lists a module's arguments."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Exit status: 0 when done, 2 for a mistake of the user's (one line on stderr), 128 + n after signal n.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(HELP)
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _exit_on_signal)
+    try:
+        _command(words[0])(words[1:])
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """The one line that a user's mistake gets."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    # Until a run has begun there is nothing to save; from then on the checkpoint callback holds these signals.
+    raise SystemExit(128 + number)
+
+
+def _command(name: str) -> Callable[[list[str]], None]:
+    if name == "run":
+        from gpt_modules.pipeline import main as run
+
+        return run
+    if name == "generate":
+        from gpt_modules.console import generate_main
+
+        return generate_main
+    if name == "chat":
+        from gpt_modules.console import chat_main
+
+        return chat_main
+    if name in COMMANDS:
+        return lambda words: _lightning(name, words)
+    raise UserError(f"gpt: found command {name!r}, expected one of {', '.join(COMMANDS)}")
+
+
+def _lightning(subcommand: str, words: list[str]) -> None:
+    _check_recipes(words)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    from gpt_modules.trainer_cli import run_trainer
+
+    run_trainer(subcommand, words)
+
+
+def _check_recipes(words: list[str]) -> None:
+    """What the recipe parser would accept silently: a duplicate key (the last would win) and a URL (it would be fetched)."""
+    from gpt_modules.recipe_files import read_recipe
+
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        option, _, attached = word.partition("=")
+        if option in ("--config", "-c") and (name := attached or value):
+            if "://" in name:
+                raise UserError(f"{name}: a recipe is read from a local file only, expected a path")
+            read_recipe(Path(name))

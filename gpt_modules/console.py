@@ -1,0 +1,128 @@
+"""`gpt generate` and `gpt chat`: a model folder answers."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_modules.backbone import GPT
+    from gpt_modules.data.tokenizers import Tokenizer
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"gpt {command}", description=description)
+    parser.add_argument("--model", required=True, help="an exported folder, a transformers folder, or a hub name")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    return parser
+
+
+class Speaker:
+    """A model and its tokenizer, with the sampling settings of a command line."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        import torch
+
+        from gpt_modules.backbone import GPT, load_pretrained
+        from gpt_modules.data.tokenizers import Tokenizer
+
+        device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_pretrained(options.model, kind="gpt")
+        assert isinstance(model, GPT)
+        self.model: GPT = model.to(device).eval()
+        self.tokenizer: Tokenizer = Tokenizer.load(options.model)
+        self.options = options
+        self.generator = torch.Generator(device).manual_seed(options.seed)
+
+    @property
+    def context(self) -> int:
+        """Tokens the model can see."""
+        return self.model.config.n_positions
+
+    def answer(self, prompts: Sequence[str]) -> list[str]:
+        """One continuation a prompt; over-long prompts keep their end."""
+        from gpt_modules.backbone import generate
+
+        options = self.options
+        room = self.context - options.max_new_tokens
+        if room < 1:
+            raise UserError(f"--max-new-tokens: found {options.max_new_tokens}, expected fewer than the context of {self.context}")
+        ids = [(self.tokenizer.encode(prompt) or [self.tokenizer.eos_id])[-room:] for prompt in prompts]
+        drawn = generate(
+            self.model,
+            ids,
+            max_new_tokens=options.max_new_tokens,
+            eos_id=self.tokenizer.eos_id,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            generator=self.generator,
+        )
+        return [self.tokenizer.decode(row[keep].tolist()) for row, keep in zip(drawn.tokens, drawn.mask, strict=True)]
+
+
+def generate_main(words: list[str]) -> None:
+    """`gpt generate --model FOLDER --prompt TEXT`: print each prompt with its continuation."""
+    parser = _parser("generate", "Continue prompts with a model folder.")
+    parser.add_argument("--prompt", action="append", help=r"may be given several times; \n is a new line; default: the lines of standard input")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="continuations of each prompt")
+    options = parser.parse_args(words)
+    prompts = options.prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("--prompt: none given and standard input is empty, expected a text to continue")
+    repeated = [prompt.replace("\\n", "\n") for prompt in prompts for _ in range(options.samples)]
+    for prompt, text in zip(repeated, Speaker(options).answer(repeated), strict=True):
+        sys.stdout.write(prompt + text + "\n")
+
+
+def chat_main(words: list[str]) -> None:
+    """`gpt chat --model FOLDER`: read a line, answer it, until end of input."""
+    parser = _parser("chat", "Talk to a model folder. Ends with Ctrl-D.")
+    parser.add_argument("--transcript", action="store_true", help="send the whole conversation in the form SFT gives chat-style rows")
+    options = parser.parse_args(words)
+    speaker = Speaker(options)
+    respond = _transcript(speaker) if options.transcript else lambda line: speaker.answer([line + "\n"])[0]
+    for line in _lines():
+        sys.stdout.write(respond(line).strip() + "\n")
+        sys.stdout.flush()
+
+
+def _transcript(speaker: Speaker) -> Callable[[str], str]:
+    from gpt_modules.data.chat import render_conversation
+
+    messages: list[dict[str, str]] = []
+
+    def respond(line: str) -> str:
+        messages.append({"role": "user", "content": line})
+        text = speaker.answer([render_conversation(messages)])[0].strip()
+        messages.append({"role": "assistant", "content": text})
+        return text
+
+    return respond
+
+
+def _lines() -> Iterator[str]:
+    """Lines of standard input, with a prompt sign when a person types."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, SystemExit, KeyboardInterrupt):
+            return
+        if line:
+            yield line
+
+
+def folder_texts(folder: Path, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
+    """What a stage's model says to these prompts; the same noise for every stage."""
+    options = argparse.Namespace(
+        model=str(folder), device="cpu", seed=seed, max_new_tokens=max_new_tokens, temperature=0.7, top_k=None, top_p=None
+    )
+    return Speaker(options).answer(prompts)

@@ -1,0 +1,59 @@
+"""The batches that loaders hand to the training modules, one NamedTuple a kind.
+
+Conventions shared by all of them: token tensors are int64; padding is on the right and holds id 0; masks are bool and
+True counts; a label to ignore is -100. `labels[b, t]` is the token to predict AT position t (the token that follows
+`inputs[b, t]`), so nobody shifts anything. Which cells are padding is never read off the ids: no id means padding.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+IGNORE = -100
+
+
+class TokenBatch(NamedTuple):
+    """Windows of running text (pretraining), or examples one a row.
+
+    inputs (B, T): token ids. labels (B, T): the next token, or -100.
+    """
+
+    inputs: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+
+
+class PackedBatch(NamedTuple):
+    """Several examples a row (SFT).
+
+    inputs, labels (B, T): as in `TokenBatch`. positions (B, T): 0, 1, 2, ... starting anew with every example.
+    segments (B, T): 1 for the first example of a row, 2 for the next, ...; 0 on padding. A token may see only earlier
+    tokens of its own segment.
+    """
+
+    inputs: Int[Tensor, "B T"]
+    labels: Int[Tensor, "B T"]
+    positions: Int[Tensor, "B T"]
+    segments: Int[Tensor, "B T"]
+
+
+class RankingBatch(NamedTuple):
+    """P prompts with up to K ranked answers each (reward model), one row of tokens an answer.
+
+    tokens (N, T): prompt + answer + eos, right-padded. lengths (N,): tokens that count in each row. index (P, K): the
+    row of each answer in `tokens`, -1 where a prompt has fewer than K. ranks (P, K): lower is better, equal is a tie.
+    mask (P, K): True where an answer exists.
+    """
+
+    tokens: Int[Tensor, "N T"]
+    lengths: Int[Tensor, " N"]
+    index: Int[Tensor, "P K"]  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
+    ranks: Int[Tensor, "P K"]
+    mask: Bool[Tensor, "P K"]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to answer (PPO). tokens (B, T): right-padded. lengths (B,): tokens of each prompt, at least 1."""
+
+    tokens: Int[Tensor, "B T"]
+    lengths: Int[Tensor, " B"]

@@ -1,0 +1,238 @@
+"""Loaders whose every batch is a function of (seed, epoch, index), and the DataModule that carries their place into
+checkpoints.
+
+A loader here is a plain iterable with a length: Lightning then neither prefetches a batch (the saved place is the
+trained place) nor injects a sampler of its own.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gpt_modules.data.tokenizers import Tokenizer
+
+BatchT = TypeVar("BatchT")
+log = logging.getLogger(__name__)
+
+POOL = 16  # batches that are sorted by length together: enough to save padding, few enough to keep the order random
+
+
+class Examples(ABC, Generic[BatchT]):
+    """What a loader draws from: a fixed number of examples an epoch, and the batch that any of them make."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Examples an epoch, the same in every epoch."""
+
+    @abstractmethod
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> BatchT:
+        """The batch of these examples in this epoch. An index of -1 asks for a row that counts for nothing."""
+
+    def lengths(self, epoch: int) -> NDArray[np.int64] | None:
+        """Tokens of every example, to put alike lengths into one batch; None: do not."""
+        return None
+
+
+class BatchLoader(Generic[BatchT]):
+    """Batches of `examples`, epoch after epoch; each pass of `iter` is one epoch.
+
+    Batch i of an epoch is cut from an order drawn from (seed, epoch) alone. `world` ranks share each global batch of
+    `batch_size * world` examples and always yield the same number of batches. Training (`drop_last`) leaves out what
+    does not fill a global batch, another remainder every epoch; a set smaller than one global batch is repeated to
+    fill it. Validation keeps every example once: its last batch is smaller, and with several ranks some of them fill
+    up with rows that count for nothing.
+
+    Args:
+        examples: What to draw from.
+        batch_size: Examples a batch of one rank.
+        seed: Seed of the order.
+        shuffle: False: the examples' own order (or by length, where they give lengths), the same every epoch.
+        drop_last: See above.
+        rank: This process among those that share the data.
+        world: Number of those processes.
+    """
+
+    def __init__(
+        self,
+        examples: Examples[BatchT],
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world:
+            raise ValueError(
+                f"found batch_size {batch_size}, rank {rank}, world {world}, expected 1.., 0..world-1, 1.."
+            )
+        self.examples = examples
+        self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
+        self.rank, self.world = rank, world
+        self.epoch, self.position = 0, 0
+        self.limit: int | None = None
+        self._restored = False
+        self._plan: tuple[int, NDArray[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        size = self.batch_size * self.world
+        return max(1, len(self.examples) // size) if self.drop_last else -(-len(self.examples) // size)
+
+    def __iter__(self) -> Iterator[BatchT]:
+        """One epoch, from where a restored state says. Nothing happens before the first batch is asked for: Lightning
+        calls `iter` early.
+        """
+        self._begin()
+        while self.position < len(self):
+            index = self.position
+            self.position += 1  # before the yield: whoever saves while holding this batch has used it
+            yield self.batch_at(self.epoch, index)
+
+    def batch_at(self, epoch: int, index: int) -> BatchT:
+        """This rank's batch `index` of an epoch: a pure function."""
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, self._grid(epoch))
+        row = self._plan[1][index]
+        share = -(-int((row >= 0).sum()) // self.world)
+        batch = self.examples.batch(epoch, row[self.rank :: self.world][:share])
+        return _pinned(batch) if torch.cuda.is_available() else batch
+
+    def state(self) -> dict[str, int]:
+        """The place in the data, counted in examples so that it survives another number of ranks at the same global
+        batch.
+        """
+        return {"epoch": self.epoch, "examples": self.position * self.batch_size * self.world, "of": len(self.examples)}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """The next `iter` goes on at this place."""
+        if state["of"] != len(self.examples):
+            log.warning(
+                "the data has %d examples, the checkpoint's had %d: the order differs", len(self.examples), state["of"]
+            )
+        self.epoch = state["epoch"]
+        self.position = state["examples"] // (self.batch_size * self.world)
+        self._restored = True
+
+    def _begin(self) -> None:
+        last = min(len(self), self.limit or len(self))
+        if self.position >= last or (self.position > 0 and not self._restored):
+            self.epoch, self.position = self.epoch + 1, 0
+        self._restored = False
+
+    def _grid(self, epoch: int) -> NDArray[np.int64]:
+        """(batches, global batch) of example indices, -1 where the last batch is short."""
+        size = self.batch_size * self.world
+        order = self._order(epoch)
+        if self.drop_last:
+            return np.resize(order, (len(self), size))
+        grid = np.full(len(self) * size, -1, dtype=np.int64)
+        grid[: len(order)] = order
+        return grid.reshape(len(self), size)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        lengths = self.examples.lengths(epoch)
+        if not self.shuffle:
+            return np.arange(len(self.examples)) if lengths is None else np.argsort(lengths, kind="stable")
+        generator = np.random.default_rng((self.seed, epoch))
+        order = generator.permutation(len(self.examples))
+        return order if lengths is None else self._bucketed(order, lengths, generator)
+
+    def _bucketed(
+        self, order: NDArray[np.int64], lengths: NDArray[np.int64], generator: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """Sorts by length inside pools of batches, then shuffles whole batches: random order, little padding."""
+        size = self.batch_size * self.world
+        full = (
+            len(order) // size * size
+        )  # the remainder is cut off before sorting, or the longest would always be left out
+        pools = [order[i : min(i + POOL * size, full)] for i in range(0, full, POOL * size)]
+        by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+        batches = generator.permutation(np.concatenate([order[:0], *by_length]).reshape(-1, size))
+        return np.concatenate([batches.reshape(-1), order[full:]])
+
+
+def _pinned(batch: Any) -> Any:
+    return type(batch)(*(tensor.pin_memory() for tensor in batch))
+
+
+class ResumableDataModule(L.LightningDataModule):
+    """A DataModule with a tokenizer, that puts its training loader's place into checkpoints and takes it from them.
+
+    Lightning's own loader state is not restored when a checkpoint was written at the end of an epoch; a DataModule's
+    always is.
+    """
+
+    def __init__(self, tokenizer: str) -> None:
+        super().__init__()
+        self.tokenizer_name = tokenizer
+        self._tokenizer: Tokenizer | None = None
+        self._train_loader: BatchLoader[Any] | None = None
+        self._pending: dict[str, int] | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, opened when first asked for (a constructor must not touch files: the command line could not
+        tell why).
+
+        Raises:
+            UserError: It cannot be opened.
+        """
+        if self._tokenizer is None:
+            self._tokenizer = self.open_tokenizer()
+        return self._tokenizer
+
+    def open_tokenizer(self) -> Tokenizer:
+        """Opens or makes the tokenizer; `tokenizer` calls it once."""
+        return Tokenizer.load(self.tokenizer_name)
+
+    def sharding(self) -> tuple[int, int]:
+        """(rank, world) among the processes that see different data; (0, 1) without a Trainer."""
+        kwargs = getattr(self.trainer, "distributed_sampler_kwargs", None) if self.trainer is not None else None
+        return (int(kwargs["rank"]), int(kwargs["num_replicas"])) if kwargs else (0, 1)
+
+    def training_loader(self, examples: Examples[BatchT], batch_size: int, seed: int) -> BatchLoader[BatchT]:
+        """A shuffled loader whose place this module saves; it goes on where the last one, or a checkpoint, stopped."""
+        rank, world = self.sharding()
+        loader = BatchLoader(examples, batch_size, seed, rank=rank, world=world)
+        state = self._pending or (self._train_loader.state() if self._train_loader is not None else None)
+        if state is not None:
+            loader.restore(state)
+        loader.limit = self._limit(len(loader))
+        self._train_loader, self._pending = loader, None
+        return loader
+
+    def validation_loader(self, examples: Examples[BatchT], batch_size: int) -> BatchLoader[BatchT]:
+        """Every example once, in a fixed order."""
+        rank, world = self.sharding()
+        return BatchLoader(examples, batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+
+    def _limit(self, length: int) -> int | None:
+        """Where the Trainer ends an epoch early (`limit_train_batches`), so that a state saved there opens the next
+        epoch.
+        """
+        limit = getattr(self.trainer, "limit_train_batches", None) if self.trainer is not None else None
+        return int(limit * length) if isinstance(limit, float) else limit
+
+    def forget_loader(self) -> None:
+        """For `setup`: another fit with this module begins at the first epoch again, unless a checkpoint says
+        otherwise.
+        """
+        self._train_loader = None
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._train_loader is not None:
+            return {"loader": self._train_loader.state()}
+        return {"loader": self._pending} if self._pending is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._pending = state_dict.get("loader")
+        if self._train_loader is not None and self._pending is not None:
+            self._train_loader.restore(self._pending)
+            self._pending = None

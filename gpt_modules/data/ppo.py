@@ -1,0 +1,137 @@
+"""PPO data: prompts to answer. The answers come from the policy, so the training batches come from the
+LightningModule.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_modules.data.batches import PromptBatch
+from gpt_modules.data.collate import collate_prompts
+from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.schemas import Row
+from gpt_modules.data.sources import REVIEWS, load_splits
+from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Prompts(Examples[PromptBatch]):
+    """Encoded prompts. A row that counts for nothing is asked for only where ranks share the last validation batch:
+    they answer the first prompt once more.
+    """
+
+    def __init__(self, tokens: Sequence[NDArray[np.int64]]) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> PromptBatch:
+        return collate_prompts([self.tokens[max(i, 0)] for i in indices.tolist()])
+
+
+def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | None, source: str) -> Prompts:
+    """Rows as prompts of at most `max_tokens` tokens; longer ones are left out and counted in the log: half a
+    question is another.
+
+    Raises:
+        UserError: None is left.
+    """
+    encoded = tokenizer.encode_batch([row["prompt"] for row in rows])
+    kept = [np.array(ids, dtype=np.int64) for ids in encoded if max_tokens is None or len(ids) <= max_tokens]
+    if len(kept) < len(rows):
+        message = "%s: of %d prompts, %d longer than %s tokens are left out"
+        log.warning(message, source, len(rows), len(rows) - len(kept), max_tokens)
+    if not kept:
+        raise UserError(f"{source}: found no prompt of at most {max_tokens} tokens, expected at least one")
+    return Prompts(kept)
+
+
+class PPODataModule(ResumableDataModule):
+    """Prompts for reinforcement learning from human feedback (Ouyang et al. 2022, section 3.5).
+
+    Args:
+        train: "reviews" (embedded; the openings of sentences), files, folders or globs of {"prompt"} rows or .txt
+        with one prompt a
+            line, or a data set's name on the hub.
+        validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
+        tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
+        batch_size: Prompts a rollout, of each process.
+        val_batch_size: Prompts a validation batch; None: `batch_size`.
+        max_prompt_tokens: Longer prompts are left out; None: all are kept.
+        seed: Seed of the order.
+        cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
+        validation_fraction: See `validation`.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] = REVIEWS,
+        validation: str | list[str] | None = None,
+        tokenizer: str = "gpt2",
+        batch_size: int = 64,
+        val_batch_size: int | None = None,
+        max_prompt_tokens: int | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        validation_fraction: float = 0.05,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.train_source, self.validation_source = train, validation
+        self.batch_size, self.val_batch_size, self.max_prompt_tokens = batch_size, val_batch_size, max_prompt_tokens
+        self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
+        self.train_examples: Prompts | None = None
+        self.validation_examples: Prompts | None = None
+        self._loaders: dict[tuple[int, int], BatchLoader[PromptBatch]] = {}
+
+    def prepare_data(self) -> None:
+        """Fills the cache of downloads, once for all processes of a machine."""
+        self._rows()
+
+    def setup(self, stage: str) -> None:
+        """Encodes."""
+        if self.train_examples is None:
+            train, validation = self._rows()
+            self.train_examples = encode_prompts(train, self.tokenizer, self.max_prompt_tokens, "train")
+            self.validation_examples = encode_prompts(validation, self.tokenizer, self.max_prompt_tokens, "validation")
+
+    def prompts(self, iteration: int, rank: int = 0, world: int = 1) -> PromptBatch:
+        """The prompts of one rollout on one rank, a pure function: all prompts once in random order, then in another
+        order.
+
+        Args:
+            iteration: From 0.
+            rank: This process.
+            world: Processes; together they answer `batch_size * world` different prompts.
+        """
+        assert self.train_examples is not None, "setup comes first"
+        if (rank, world) not in self._loaders:
+            loader = BatchLoader(self.train_examples, self.batch_size, self.seed, rank=rank, world=world)
+            self._loaders[rank, world] = loader
+        loader = self._loaders[rank, world]
+        return loader.batch_at(*divmod(iteration, len(loader)))
+
+    def train_dataloader(self) -> Any:
+        """The module's own loader over the answers it has collected."""
+        assert self.trainer is not None, "only a Trainer asks for it"
+        module: Any = self.trainer.lightning_module
+        return module.experience_loader()
+
+    def val_dataloader(self) -> BatchLoader[PromptBatch]:
+        """The validation prompts, each once."""
+        assert self.validation_examples is not None, "setup comes first"
+        return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+
+    def _rows(self) -> tuple[list[Row], list[Row]]:
+        return load_splits(
+            self.train_source,
+            self.validation_source,
+            "ppo",
+            cache_dir=self.cache_dir,
+            fraction=self.validation_fraction,
+        )

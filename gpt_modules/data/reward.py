@@ -1,0 +1,148 @@
+"""Reward model data: answers to a prompt, ranked by people."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_modules.data.batches import RankingBatch
+from gpt_modules.data.collate import RankedAnswers, collate_rankings
+from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.reviews import reward_rows
+from gpt_modules.data.schemas import Row
+from gpt_modules.data.sources import REVIEWS, load_splits
+from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Comparisons(Examples[RankingBatch]):
+    """Ranked answers, encoded as prompt + answer + eos; `draw(epoch)` gives an epoch's rows, each text is encoded once.
+
+    An answer that does not fit the context is left out, and a row without two answers of different rank with it: a
+    cut answer was not what people ranked. An epoch has as many rows as the first one: a later draw of fewer repeats
+    some, one of more leaves some out.
+
+    Raises:
+        UserError: No row is left.
+    """
+
+    def __init__(self, draw: Callable[[int], Sequence[Row]], tokenizer: Tokenizer, context: int, source: str) -> None:
+        self.draw, self.tokenizer, self.context = draw, tokenizer, context
+        self._ids: dict[str, list[int]] = {}
+        rows = draw(0)
+        self._epoch, self._examples = 0, self._encode(rows)
+        self._count = len(self._examples)
+        if not self._count:
+            raise UserError(f"{source}: found no row that fits a context of {context} tokens, expected at least one")
+        if self._count < len(rows):
+            message = "%s: of %d rows, %d are left out: too few of their answers fit a context of %d tokens"
+            log.warning(message, source, len(rows), len(rows) - self._count, context)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def lengths(self, epoch: int) -> NDArray[np.int64]:
+        rows = self._of(epoch)
+        longest = [max(len(answer) for answer in row.answers) for row in rows]
+        return np.resize(np.array(longest, dtype=np.int64), self._count)
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> RankingBatch:
+        rows = self._of(epoch)
+        return collate_rankings([rows[i % len(rows)] if i >= 0 else RankedAnswers([], []) for i in indices.tolist()])
+
+    def _of(self, epoch: int) -> list[RankedAnswers]:
+        if epoch != self._epoch:
+            self._examples = self._encode(self.draw(epoch))
+            self._epoch = epoch
+        return self._examples
+
+    def _encode(self, rows: Sequence[Row]) -> list[RankedAnswers]:
+        texts = {text: None for row in rows for text in (row["prompt"], *row["responses"]) if text not in self._ids}
+        self._ids.update(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
+        ranked = [self._answers(row) for row in rows]
+        return [row for row in ranked if len(set(row.ranks)) > 1]
+
+    def _answers(self, row: Row) -> RankedAnswers:
+        answers = [self._ids[row["prompt"]] + self._ids[text] + [self.tokenizer.eos_id] for text in row["responses"]]
+        pairs = [(np.array(a), rank) for a, rank in zip(answers, row["ranking"], strict=True) if len(a) <= self.context]
+        return RankedAnswers([answer for answer, _ in pairs], [rank for _, rank in pairs])
+
+
+class RewardDataModule(ResumableDataModule):
+    """Comparisons for a reward model (Ouyang et al. 2022, section 3.5): all answers to a prompt come in one batch.
+
+    Args:
+        train: "reviews" (embedded; sentences that people rated, grouped anew every epoch), files, folders or globs of
+            {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} rows, or a data set's name on the
+            hub.
+        validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
+        tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub.
+        context: Tokens of prompt, answer and eos.
+        k: For the reviews: answers a prompt, their ratings 1 point apart. Rows of your own bring as many as they have.
+        batch_size: Prompts a batch, of each process.
+        val_batch_size: The same for validation; None: `batch_size`.
+        seed: Seed of the order, and of the groups of reviews. The validation groups do not depend on it.
+        cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
+        validation_fraction: See `validation`.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] = REVIEWS,
+        validation: str | list[str] | None = None,
+        tokenizer: str = "gpt2",
+        context: int = 128,
+        k: int = 2,
+        batch_size: int = 16,
+        val_batch_size: int | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        validation_fraction: float = 0.05,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.train_source, self.validation_source = train, validation
+        self.context, self.k, self.batch_size, self.val_batch_size = context, k, batch_size, val_batch_size
+        self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
+        self.train_examples: Comparisons | None = None
+        self.validation_examples: Comparisons | None = None
+
+    def prepare_data(self) -> None:
+        """Fills the cache of downloads, once for all processes of a machine."""
+        self._rows()
+
+    def setup(self, stage: str) -> None:
+        """Encodes."""
+        self.forget_loader()
+        if self.train_examples is None:
+            train, validation = self._rows()
+            draw = self._regroup if self.train_source == REVIEWS else lambda epoch: train
+            self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train")
+            held_out = Comparisons(lambda epoch: validation, self.tokenizer, self.context, "validation")
+            self.validation_examples = held_out
+
+    def train_dataloader(self) -> BatchLoader[RankingBatch]:
+        """Batches of `batch_size` prompts with all their answers."""
+        assert self.train_examples is not None, "setup comes first"
+        return self.training_loader(self.train_examples, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> BatchLoader[RankingBatch]:
+        """The same, every row once."""
+        assert self.validation_examples is not None, "setup comes first"
+        return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+
+    def _rows(self) -> tuple[list[Row], list[Row]]:
+        return load_splits(
+            self.train_source,
+            self.validation_source,
+            "reward",
+            cache_dir=self.cache_dir,
+            fraction=self.validation_fraction,
+            k=self.k,
+        )
+
+    def _regroup(self, epoch: int) -> list[Row]:
+        seed = int(np.random.SeedSequence((self.seed, epoch, 2)).generate_state(1)[0])
+        return reward_rows("train", self.k, seed)

@@ -1,0 +1,189 @@
+"""Supervised finetuning data: prompts to read and answers to learn.
+
+Prompt and response are joined verbatim: no template, no separator. Conversations become a plain transcript
+(`transcript`). Every answer is closed by `<|endoftext|>`, which is learned too: it is how the model says that it is
+done.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_modules.data.batches import PackedBatch, TokenBatch
+from gpt_modules.data.collate import (
+    TokenExample,
+    collate_packed,
+    collate_tokens,
+    empty_example,
+    make_example,
+    pack_examples,
+    truncate_example,
+)
+from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.schemas import Row
+from gpt_modules.data.sources import REVIEWS, load_splits
+from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+
+
+def transcript(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
+    """A conversation as (text, learned) turns, to be encoded one by one and joined.
+
+    The text reads "User: <content>", a line break, "Assistant: <content>" and so on. What the assistant says is
+    learned, from the space after "Assistant:" on; all else is read.
+    """
+    turns: list[tuple[str, bool]] = []
+    pending = ""
+    for message in messages:
+        if message["role"] == "assistant":
+            turns += [(pending + "Assistant:", False), (" " + message["content"], True)]
+            pending = "\n"
+        else:
+            pending += f"{_NAMES[message['role']]}: {message['content']}\n"
+    return turns
+
+
+def chat_prompt(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
+    """As `transcript`, ending where the assistant is to speak next."""
+    return transcript([*messages, {"role": "assistant", "content": ""}])[:-1]
+
+
+def encode_demonstrations(rows: Sequence[Row], tokenizer: Tokenizer, context: int, source: str) -> list[TokenExample]:
+    """Rows as token examples of at most `context` inputs.
+
+    A longer one is cut at the end and keeps no eos; one whose prompt alone fills the context is left out. How many is
+    logged once.
+
+    Raises:
+        UserError: None is left.
+    """
+    turns = [transcript(row["messages"]) if "messages" in row else _plain(row) for row in rows]
+    encoded = iter(tokenizer.encode_batch([text for row in turns for text, _ in row]))
+    whole = [make_example([(next(encoded), learned) for _, learned in row], tokenizer.eos_id) for row in turns]
+    kept = [cut for example in whole if (cut := truncate_example(example, context)) is not None]
+    shortened = sum(example.cells > context for example in whole) - (len(whole) - len(kept))
+    if shortened or len(kept) < len(whole):
+        message = "%s: of %d rows, %d are cut to the context of %d tokens, %d whose prompt fills it are left out"
+        log.warning(message, source, len(whole), shortened, context, len(whole) - len(kept))
+    if not kept:
+        raise UserError(f"{source}: found no row that fits a context of {context} tokens, expected at least one")
+    return kept
+
+
+def _plain(row: Row) -> list[tuple[str, bool]]:
+    return [(row["prompt"], False), (row["response"], True)]
+
+
+class PackedRows(Examples[PackedBatch]):
+    """Rows of `context` cells, each filled with as many whole examples as fit; an epoch shuffles rows, not what is in
+    them.
+    """
+
+    def __init__(self, examples: Sequence[TokenExample], context: int) -> None:
+        self.examples, self.context = examples, context
+        self.rows = pack_examples([example.cells for example in examples], context)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> PackedBatch:
+        rows = [self.rows[i] if i >= 0 else [] for i in indices.tolist()]
+        return collate_packed([[self.examples[j] for j in row] for row in rows], self.context)
+
+
+class SingleRows(Examples[TokenBatch]):
+    """One example a row, padded to the longest of its batch; alike lengths meet in a batch."""
+
+    def __init__(self, examples: Sequence[TokenExample]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def lengths(self, epoch: int) -> NDArray[np.int64]:
+        return np.array([example.cells for example in self.examples])
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
+        return collate_tokens([self.examples[i] if i >= 0 else empty_example() for i in indices.tolist()])
+
+
+class SFTDataModule(ResumableDataModule):
+    """Demonstrations (Ouyang et al. 2022, section 3.2: the labelers' answers).
+
+    Args:
+        train: "reviews" (embedded), files, folders or globs of {"prompt", "response"} or {"messages"} rows, or a data
+        set's name on
+            the hub.
+        validation: The same; None: the reviews' own split, else `validation_fraction` of the rows by hash.
+        tokenizer: The folder of the pretrained model, a tokenizer file, "gpt2", or a name on the hub.
+        context: Tokens a row.
+        batch_size: Rows a batch, of each process.
+        val_batch_size: The same for validation; None: `batch_size`.
+        packing: True: several examples a row (`PackedBatch`); False: one (`TokenBatch`).
+        seed: Seed of the order.
+        cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
+        validation_fraction: See `validation`.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] = REVIEWS,
+        validation: str | list[str] | None = None,
+        tokenizer: str = "gpt2",
+        context: int = 128,
+        batch_size: int = 16,
+        val_batch_size: int | None = None,
+        packing: bool = True,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        validation_fraction: float = 0.05,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.train_source, self.validation_source = train, validation
+        self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
+        self.packing, self.seed, self.cache_dir = packing, seed, cache_dir
+        self.validation_fraction = validation_fraction
+        self.train_examples: Examples[Any] | None = None
+        self.validation_examples: Examples[Any] | None = None
+
+    def prepare_data(self) -> None:
+        """Fills the cache of downloads, once for all processes of a machine."""
+        self._rows()
+
+    def setup(self, stage: str) -> None:
+        """Encodes and packs."""
+        self.forget_loader()
+        if self.train_examples is None:
+            train, validation = self._rows()
+            self.train_examples = self._examples(train, "train")
+            self.validation_examples = self._examples(validation, "validation")
+
+    def train_dataloader(self) -> BatchLoader[Any]:
+        """Batches (B, context) if packed, else (B, longest)."""
+        assert self.train_examples is not None, "setup comes first"
+        return self.training_loader(self.train_examples, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> BatchLoader[Any]:
+        """The same, every example once."""
+        assert self.validation_examples is not None, "setup comes first"
+        return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+
+    def _rows(self) -> tuple[list[Row], list[Row]]:
+        return load_splits(
+            self.train_source,
+            self.validation_source,
+            "sft",
+            cache_dir=self.cache_dir,
+            fraction=self.validation_fraction,
+        )
+
+    def _examples(self, rows: list[Row], name: str) -> Examples[Any]:
+        examples = encode_demonstrations(rows, self.tokenizer, self.context, name)
+        return PackedRows(examples, self.context) if self.packing else SingleRows(examples)

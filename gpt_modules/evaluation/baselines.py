@@ -1,0 +1,109 @@
+"""What a simple method reaches on the same data: a trained model that does not beat it has learned nothing worth the time."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ngram = tuple[int, ...]
+
+
+class KneserNey:
+    """Interpolated n-gram model with modified Kneser-Ney discounts (Chen and Goodman 1999, section 3).
+
+    Args:
+        tokens: the training stream, documents separated by an end-of-text token like any other.
+        vocab_size: tokens of the uniform distribution below the unigrams.
+        order: length of the n-grams.
+    """
+
+    def __init__(self, tokens: NDArray[np.integer], vocab_size: int, order: int = 3) -> None:
+        self.order, self.vocab_size = order, vocab_size
+        stream = tokens.tolist()
+        highest = Counter(zip(*(stream[k:] for k in range(order)), strict=False))
+        counts: list[Counter[Ngram]] = [highest]
+        for _ in range(order - 1):  # below the highest order, an n-gram counts once for each word it was seen after
+            counts.insert(0, Counter(ngram[1:] for ngram in counts[0]))
+        self.counts = counts
+        self.discounts = [_discounts(level.values()) for level in counts]
+        self.totals: list[dict[Ngram, int]] = []
+        self.reserved: list[dict[Ngram, float]] = []
+        for level, discounts in zip(counts, self.discounts, strict=True):
+            totals: dict[Ngram, int] = defaultdict(int)
+            reserved: dict[Ngram, float] = defaultdict(float)
+            for ngram, count in level.items():
+                totals[ngram[:-1]] += count
+                reserved[ngram[:-1]] += discounts[min(count, 3)]
+            self.totals.append(totals)
+            self.reserved.append(reserved)
+
+    def probability(self, ngram: Ngram) -> float:
+        """P(last token | the ones before it), summing to 1 over the vocabulary."""
+        if not ngram:
+            return 1.0 / self.vocab_size
+        level, context = len(ngram) - 1, ngram[:-1]
+        lower = self.probability(ngram[1:]) if level else 1.0 / self.vocab_size
+        total = self.totals[level].get(context, 0)
+        if total == 0:
+            return lower
+        count = self.counts[level].get(ngram, 0)
+        kept = max(0.0, count - self.discounts[level][min(count, 3)])
+        return (kept + self.reserved[level][context] * lower) / total
+
+    def perplexity(self, tokens: NDArray[np.integer]) -> float:
+        """exp of the mean negative log-probability of every token that has a full context."""
+        stream = tokens.tolist()
+        ngrams = list(zip(*(stream[k:] for k in range(self.order)), strict=False))
+        return math.exp(-sum(math.log(self.probability(ngram)) for ngram in ngrams) / len(ngrams))
+
+
+def _discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
+    """D(0), D(1), D(2), D(3+) from counts of counts; kept within [0, count] where these are too few or too odd to estimate from."""
+    of_counts = Counter(counts)
+    n1, n2, n3, n4 = (of_counts[k] for k in (1, 2, 3, 4))
+    y = n1 / (n1 + 2 * n2) if n1 else 0.5
+    raw = (1 - 2 * y * n2 / max(n1, 1), 2 - 3 * y * n3 / max(n2, 1), 3 - 4 * y * n4 / max(n3, 1))
+    d1, d2, d3 = (min(max(value, 0.0), float(k)) for k, value in enumerate(raw, start=1))
+    return 0.0, d1, d2, d3
+
+
+class BagOfWords:
+    """A linear scorer over the words of a text, fitted to pairs by logistic regression (Bradley and Terry 1952).
+
+    Args:
+        pairs: (better, worse) texts.
+        decay: L2 penalty on the weights.
+        epochs: passes of Adam over all pairs at once.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], decay: float = 1e-3, epochs: int = 150) -> None:
+        seen = Counter(word for pair in pairs for text in pair for word in _words(text))
+        self.index = {word: i for i, (word, count) in enumerate(seen.items()) if count > 1}
+        difference = (self._features([better for better, _ in pairs]) - self._features([worse for _, worse in pairs])).coalesce()
+        self.weights = torch.zeros(len(self.index), 1, requires_grad=True)
+        optimizer = torch.optim.Adam([self.weights], lr=0.05)
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            margins = torch.sparse.mm(difference, self.weights)
+            loss = torch.nn.functional.softplus(-margins).mean() + decay * self.weights.square().sum() / 2
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    def _features(self, texts: Sequence[str]) -> torch.Tensor:
+        cells = [(row, self.index[word]) for row, text in enumerate(texts) for word in _words(text) if word in self.index]
+        places = torch.tensor(cells, dtype=torch.long).view(-1, 2).T
+        return torch.sparse_coo_tensor(places, torch.ones(places.shape[1]), (len(texts), len(self.index)))
+
+    @torch.no_grad()
+    def accuracy(self, pairs: Sequence[tuple[str, str]]) -> float:
+        """Share of the pairs whose better text scores higher; a tie counts half."""
+        better, worse = (torch.sparse.mm(self._features(texts), self.weights) for texts in zip(*pairs, strict=True))
+        return float(((better > worse).float() + 0.5 * (better == worse).float()).mean())
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"[a-z']+|[!?]", text.lower()))

@@ -1,0 +1,135 @@
+"""Losses of the reward model, the policy and the critic, with the statistics that tell whether they are healthy.
+
+`normaliser`: a loss is a mean over tokens, and a mean of micro-batch means is not the batch's mean. Given the number of counted tokens of
+the *whole* batch, each micro-batch returns its share, so that losses and gradients of micro-batches (or ranks, summed) add up exactly.
+The statistics beside the loss are detached means over the micro-batch's own counted tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gpt_modules.functional.masking import masked_mean
+
+# exp(20) is 5e8: one broken token must not overflow the loss of a batch.
+_LOG_RATIO_LIMIT = 20.0
+
+
+class PolicyLoss(NamedTuple):
+    """What `ppo_clip_loss` returns; scalars, all but `loss` detached."""
+
+    loss: Float[Tensor, ""]
+    approx_kl: Float[Tensor, ""]  # ½ E[(log π - log π_old)²], nats per token
+    clip_fraction: Float[Tensor, ""]  # share of tokens whose clipped term is the larger loss: they get no gradient
+    ratio_mean: Float[Tensor, ""]  # E[π / π_old]; 1 in expectation
+
+
+class ValueLoss(NamedTuple):
+    """What `clipped_value_loss` returns; scalars, `clip_fraction` detached."""
+
+    loss: Float[Tensor, ""]
+    clip_fraction: Float[Tensor, ""]
+
+
+def ranking_pairs(
+    scores: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
+) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
+    """Margin score_better - score_worse of each pair of a prompt's counted answers that are not tied, and the pair's prompt.
+
+    `ranks`: lower is better, equal is a tie. `mask`: answers that exist. The accuracy of a reward model is the share of margins above 0.
+    """
+    better = ranks.unsqueeze(2) < ranks.unsqueeze(1)
+    prompt, winner, loser = (better & mask.unsqueeze(2) & mask.unsqueeze(1)).nonzero(as_tuple=True)
+    return scores[prompt, winner] - scores[prompt, loser], prompt
+
+
+def ranking_loss(
+    scores: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
+) -> Float[Tensor, ""]:
+    """Reward-model loss: a mean over a prompt's untied pairs, then over the prompts that have one; 0 if none has.
+
+    loss = E_prompt [ 1/|pairs| Σ_(w,l) -log σ(r_w - r_l) ]
+
+    A prompt weighs the same however many answers it has: its K(K-1)/2 comparisons are correlated and count as one example.
+    Source: Ouyang et al. 2022 (InstructGPT), eq. 1; Bradley & Terry 1952.
+    """
+    margins, prompt = ranking_pairs(scores.float(), ranks, mask)
+    zeros = margins.new_zeros(scores.shape[0])
+    totals = zeros.index_add(0, prompt, -F.logsigmoid(margins))
+    pairs = zeros.index_add(0, prompt, torch.ones_like(margins))
+    return masked_mean(totals / pairs.clamp(min=1.0), pairs > 0)
+
+
+def ppo_clip_loss(
+    logprobs: Float[Tensor, "B R"],
+    old_logprobs: Float[Tensor, "B R"],
+    advantages: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    clip: float = 0.2,
+    normaliser: float | Tensor | None = None,
+) -> PolicyLoss:
+    """Clipped surrogate objective, as a loss per counted token.
+
+    loss = E[ max(-Â ρ, -Â clip(ρ, 1-ε, 1+ε)) ],   ρ = π(a|s) / π_old(a|s)
+
+    The log-ratio is limited to ±20 before the exponential. Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7.
+    """
+    log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
+    ratio = log_ratio.exp()
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    loss = _token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
+    with torch.no_grad():
+        approx_kl = 0.5 * masked_mean(log_ratio.square(), mask)
+        return PolicyLoss(loss, approx_kl, _fraction(clipped > unclipped, mask), masked_mean(ratio, mask))
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "B R"],
+    old_values: Float[Tensor, "B R"],
+    returns: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    clip: float = 0.2,
+    normaliser: float | Tensor | None = None,
+) -> ValueLoss:
+    """Critic loss per counted token that removes the reward for moving further than `clip` from the old value.
+
+    loss = ½ E[ max((V - R)², (clip(V, V_old-ε, V_old+ε) - R)²) ]
+
+    The maximum is pessimistic: a value that moved too far *away* from its return keeps its gradient and is pulled back.
+    Source: the code of Ziegler et al. 2019 and of OpenAI baselines' ppo2 (no paper has the equation).
+    """
+    limited = values.clamp(old_values - clip, old_values + clip)
+    unclipped, clipped = (torch.where(mask, v - returns, 0.0).square() for v in (values, limited))
+    loss = 0.5 * _token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
+    return ValueLoss(loss, _fraction(clipped > unclipped, mask))
+
+
+@torch.no_grad()
+def explained_variance(
+    values: Float[Tensor, "B R"], returns: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]
+) -> Float[Tensor, ""]:
+    """Share of the returns' variance that the critic explains: 1 perfect, 0 a constant's, below 0 worse than a constant.
+
+    EV = 1 - Var(R - V) / Var(R);   0 where the returns do not vary.
+    """
+    unexplained, total = (_variance(x, mask) for x in (returns - values, returns))
+    return torch.where(total > 0, 1.0 - unexplained / total, 0.0)
+
+
+def _token_mean(
+    losses: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], normaliser: float | Tensor | None
+) -> Float[Tensor, ""]:
+    if normaliser is None:
+        return masked_mean(losses, mask)
+    return torch.where(mask, losses, 0.0).sum() / normaliser
+
+
+def _fraction(condition: Bool[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, ""]:
+    return masked_mean(condition.float(), mask)
+
+
+def _variance(values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, ""]:
+    return masked_mean((values - masked_mean(values, mask)).square(), mask)

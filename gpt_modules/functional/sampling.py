@@ -1,0 +1,57 @@
+"""From logits to the next token: temperature, top-k, top-p, and the draw."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_BLOCK = 256
+
+
+def filter_logits(
+    logits: Float[Tensor, "B V"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> Float[Tensor, "B V"]:
+    """Logits of the distribution to sample from: temperature, then top-k, then top-p; float32, -inf for what is cut.
+
+    `top_k` keeps the k most likely tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"; ties with the k-th stay). `top_p`
+    keeps the smallest set of most likely tokens whose probability reaches p (Holtzman et al. 2020, "The Curious Case of Neural Text
+    Degeneration"), of what top-k left. Log-probs of samples must be taken from the returned logits. Greedy decoding is not sampling and
+    has no temperature here. Raises ValueError for a temperature ≤ 0, a k < 1, or a p outside (0, 1].
+    """
+    if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        found = f"{temperature=}, {top_k=}, {top_p=}"
+        raise ValueError(f"found {found}; expected temperature > 0, top_k >= 1, 0 < top_p <= 1")
+    filtered = logits.float() / temperature
+    if top_k is not None and top_k < filtered.shape[1]:
+        kth = filtered.topk(top_k, dim=1).values[:, -1:]
+        filtered = filtered.masked_fill(filtered < kth, -torch.inf)
+    return filtered if top_p is None or top_p == 1 else _nucleus(filtered, top_p)
+
+
+def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]:
+    ordered, order = logits.sort(dim=1, descending=True)
+    probs = ordered.softmax(dim=1)
+    # A token goes when those before it already reach p, so the one that crosses p, and always the first, stays.
+    beyond = probs.cumsum(dim=1) - probs >= top_p
+    return logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
+
+
+def sample_tokens(logits: Float[Tensor, "B V"], generator: torch.Generator | None = None) -> Int[Tensor, "B"]:
+    """One token id per row, drawn from softmax(logits) by inverting its distribution function.
+
+    First a block of 256 ids is drawn by its mass, then an id within it: two uniform numbers a row in place of V, as `torch.multinomial`
+    draws, and V / 256 + 256 terms to accumulate in place of V. An id with logit -inf is never drawn. `generator` is on the logits' device.
+    """
+    batch, vocab = logits.shape
+    probs = F.pad(logits.float().softmax(dim=1), (0, -vocab % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    uniform = torch.rand(batch, 2, generator=generator, device=logits.device, dtype=torch.float64)
+    block = _invert(probs.sum(dim=2), uniform[:, :1])
+    within = probs.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1)
+    return (block * _BLOCK + _invert(within, uniform[:, 1:])).squeeze(1)
+
+
+def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1"]:
+    """First index whose cumulated weight exceeds that share of the total; its own weight is then above 0."""
+    # float64, for in float32 two orders of summation may differ by more than an id's weight, and an id of weight 0 could be hit.
+    cumulated = weights.cumsum(dim=1, dtype=torch.float64)
+    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)

@@ -1,0 +1,71 @@
+"""How weights enter and leave a procedure: from a configuration or a folder, to a folder with its tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+
+def open_gpt(config: DecoderConfig | None, init_from: str | None, **changes: Any) -> GPT:
+    """A new model of `config`, or the one in the folder `init_from`, whose own configuration then holds.
+
+    Args:
+        changes: configuration fields to change on loading, such as dropout.
+    """
+    if (config is None) == (init_from is None):
+        found = "neither" if config is None else "both"
+        raise UserError(f"model.init_args: found {found} of config and init_from, expected exactly one")
+    if config is not None:
+        return GPT(config)
+    assert init_from is not None
+    model = load_pretrained(init_from, kind="gpt", **changes)
+    assert isinstance(model, GPT)
+    return model
+
+
+def datamodule_tokenizer(module: L.LightningModule) -> Tokenizer:
+    """The tokenizer of the run's data; it travels with the weights."""
+    tokenizer: Tokenizer = module.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+    return tokenizer
+
+
+def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
+    """A token id beyond the embedding would be an index error on the CPU and a dead context on a GPU: say it before.
+
+    Raises:
+        UserError: when the tokenizer has more tokens than the model.
+    """
+    size = datamodule_tokenizer(module).vocab_size
+    if size > config.vocab_size:
+        raise UserError(
+            f"model.init_args.config.vocab_size: found {config.vocab_size}, expected at least the tokenizer's {size} tokens"
+        )
+
+
+def export(module: L.LightningModule, model: GPT | RewardModel, folder: Path) -> None:
+    """Write the artefact folder from rank 0; other ranks wait."""
+    if module.trainer.is_global_zero:
+        save_pretrained(folder, model, tokenizer_json=datamodule_tokenizer(module).to_json())
+    module.trainer.strategy.barrier()
+
+
+def sampling_generator(module: L.LightningModule, purpose: int) -> torch.Generator:
+    """A generator of its own for sampling, a function of (seed, step, purpose), so that showing samples changes no training draw."""
+    seed = int(module.hparams.get("seed", 0) or 0)
+    return torch.Generator(module.device).manual_seed((seed * 1_000_003 + module.global_step) * 64 + purpose)
+
+
+def dropout_changes(dropout: float | None) -> dict[str, float]:
+    """One dropout for embeddings, attention and residuals, as changes to a stored configuration."""
+    return {} if dropout is None else {"embd_pdrop": dropout, "attn_pdrop": dropout, "resid_pdrop": dropout}
+
+
+def open_scorer(folder: str, **changes: Any) -> RewardModel:
+    """A reward model from its folder, or a new head on the trunk of a language model's folder."""
+    model = load_pretrained(folder, **changes)
+    return model if isinstance(model, RewardModel) else RewardModel.from_gpt(model)

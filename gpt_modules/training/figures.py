@@ -1,0 +1,48 @@
+"""Figures for TensorBoard; matplotlib is imported when one is drawn, and never opens a window."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def _figure() -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.0), layout="constrained")
+    return figure, figure.subplots()
+
+
+def reliability_figure(preferences: NDArray[np.floating[Any]], bins: int = 10) -> "Figure":
+    """Predicted probability that the first answer is better against how often it was (Guo et al. 2017, figure 1).
+
+    Args:
+        preferences: (N,) predicted probability of the preference that people stated. Each pair counts in both orders, (p, right) and
+            (1 - p, wrong), as the order of a pair means nothing.
+    """
+    predicted = np.concatenate([preferences, 1 - preferences])
+    stated = np.concatenate([np.ones_like(preferences), np.zeros_like(preferences)])
+    cell = np.minimum((predicted * bins).astype(int), bins - 1)
+    filled = [b for b in range(bins) if (cell == b).any()]
+    figure, axes = _figure()
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
+    axes.plot([predicted[cell == b].mean() for b in filled], [stated[cell == b].mean() for b in filled], marker="o", label="model")
+    axes.set(xlabel="predicted preference", ylabel="stated preference", xlim=(0, 1), ylim=(0, 1), title="Reliability")
+    axes.legend()
+    return figure
+
+
+def frontier_figure(kl: list[float], score: list[float]) -> "Figure":
+    """Score against the square root of the sequence KL (Bai et al. 2022; Gao et al. 2023): how much reward a nat buys.
+
+    Args:
+        kl: nats a sequence, one value a validation, in order.
+        score: mean reward at the same points.
+    """
+    figure, axes = _figure()
+    axes.plot(np.sqrt(np.maximum(kl, 0.0)), score, marker="o")
+    axes.set(xlabel="sqrt(KL to the SFT model), nats a sequence", ylabel="mean score", title="Reward against KL")
+    return figure

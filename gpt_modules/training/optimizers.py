@@ -1,0 +1,97 @@
+"""Optimizers and learning-rate schedules: AdamW with decay on matrices only, schedules counted in tokens or in steps."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from gpt_modules.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019).
+
+    Args:
+        lr: peak learning rate.
+        betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
+        eps: added to the root of the second moment; RLHF codes use 1e-5.
+        weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed (GPT-1, section 4.1).
+    """
+
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Warm-up from 0, then a shape down to `final` times the peak.
+
+    Args:
+        shape: what follows the warm-up.
+        warmup: length of the linear warm-up, in `unit`.
+        total: where the shape ends, in `unit`, counted from the start of the run; left out: the length of the run.
+        final: the fraction of the peak that is left at `total` and after it.
+        unit: `tokens` (GPT-3, appendix B) or optimizer `steps`.
+    """
+
+    shape: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = 0
+    total: float | None = None
+    final: float = 0.1
+    unit: Literal["tokens", "steps"] = "steps"
+
+
+def lr_factor(progress: float, schedule: ScheduleConfig, total: float) -> float:
+    """Multiple of the peak learning rate after `progress` of `total` tokens or steps."""
+    if progress < schedule.warmup:
+        return progress / schedule.warmup
+    if schedule.shape == "constant":
+        return 1.0
+    done = min(1.0, (progress - schedule.warmup) / max(1.0, total - schedule.warmup))
+    remaining = 1.0 - done if schedule.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return schedule.final + (1.0 - schedule.final) * remaining
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, **options: Any) -> list[dict[str, Any]]:
+    """Two groups, with and without decay; shared tensors are counted once."""
+    parameters = list({id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values())
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay, **options},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, **options},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def configure(
+    groups: list[dict[str, Any]],
+    optimizer: OptimizerConfig,
+    schedule: ScheduleConfig,
+    total_steps: float,
+    tokens_per_step: Callable[[], int] | None = None,
+) -> dict[str, Any]:
+    """What `configure_optimizers` returns: fused AdamW and a schedule that Lightning steps after each optimizer step.
+
+    Args:
+        groups: parameter groups; a group's own `lr` wins over the optimizer's.
+        total_steps: optimizer steps of the run, `inf` when only time ends it.
+        tokens_per_step: tokens of one optimizer step over all devices; needed when the schedule counts tokens.
+    """
+    per_step = 1
+    if schedule.unit == "tokens":
+        if tokens_per_step is None:
+            raise UserError("schedule.unit: found 'tokens', expected 'steps': this procedure has no fixed number of tokens in a step")
+        per_step = tokens_per_step()
+    total = schedule.total if schedule.total is not None else total_steps * per_step
+    if not math.isfinite(total) and schedule.shape != "constant":
+        raise UserError("schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them")
+    adamw = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+    # The factor of a step counts that step's own tokens, so that the first step of a warm-up moves.
+    scheduler = LambdaLR(adamw, lambda step: lr_factor((step + 1) * per_step, schedule, total))
+    return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

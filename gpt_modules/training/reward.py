@@ -1,0 +1,150 @@
+"""The reward model: step 2 of InstructGPT (Ouyang et al. 2022, section 3.5 and appendix C.2)."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torchmetrics import CatMetric, MeanMetric
+from torchmetrics.classification import BinaryAccuracy, BinaryCalibrationError
+
+from gpt_modules.backbone import RewardModel
+from gpt_modules.data.batches import RankingBatch
+from gpt_modules.functional import ranking_loss, ranking_pairs
+from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.callbacks import tensorboard
+from gpt_modules.training.figures import reliability_figure
+from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+
+CALIBRATION_BINS = 10
+
+
+class RewardModule(L.LightningModule):
+    """Learns a scalar from ranked answers: every pair of a prompt's K answers, one forward an answer, each prompt weighing the same.
+
+    The exported folder carries the bias that makes demonstrations score 0 on average (appendix C.2).
+
+    Args:
+        init_from: folder of the SFT (or pretrained) model, or of a reward model to train further.
+        dropout: residual, embedding and attention dropout; left out: as stored.
+        unit_scale: also divide by the standard deviation of the demonstrations' scores, as Ziegler et al. 2019 (section 2.2) normalise.
+        optimizer: AdamW's settings; InstructGPT's rate is 9e-6.
+        schedule: InstructGPT has a cosine to 10 % over one epoch.
+        compile: compile each block with `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        init_from: str,
+        dropout: float | None = None,
+        unit_scale: bool = False,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=9e-6, weight_decay=0.0),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        compile: bool = False,
+    ) -> None:
+        given = arguments(locals())
+        super().__init__()
+        self.optimizer_config = typed(OptimizerConfig, optimizer)
+        self.schedule_config = typed(ScheduleConfig, schedule)
+        self.save_hyperparameters(given)
+        self.val_loss = MeanMetric()
+        self.val_margin = MeanMetric()
+        self.val_accuracy = BinaryAccuracy()
+        self.val_calibration = BinaryCalibrationError(n_bins=CALIBRATION_BINS)
+        self.val_preferences = CatMetric()
+        self.model: RewardModel
+
+    def configure_model(self) -> None:
+        """Open the trunk."""
+        if hasattr(self, "model"):
+            return
+        self.model = artefacts.open_scorer(self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"]))
+        if self.hparams["compile"]:
+            self.model.decoder.compile_blocks()
+
+    def on_fit_start(self) -> None:
+        """Refuse a tokenizer with more tokens than the model."""
+        artefacts.check_vocabulary(self, self.model.config)
+
+    def prompt_scores(self, batch: RankingBatch) -> Tensor:
+        """Scores as (P, K); a cell that holds no answer gets that of row 0 and is masked by the caller."""
+        scores = self.model(batch.tokens, batch.lengths)
+        return scores[batch.index.clamp(min=0)]
+
+    def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
+        """-log sigmoid of the margin, over the pairs of each prompt, then over prompts."""
+        scores = self.prompt_scores(batch)
+        loss = ranking_loss(scores, batch.ranks, batch.mask)
+        self.log("train/loss", loss, prog_bar=True)
+        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
+            self.log("train/accuracy", (margins > 0).float().mean())
+        return loss
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        """Accuracy and calibration over all untied pairs."""
+        scores = self.prompt_scores(batch)
+        margins, _ = ranking_pairs(scores, batch.ranks, batch.mask)
+        if margins.numel() == 0:
+            return
+        preference = torch.sigmoid(margins)
+        confidence, correct = torch.maximum(preference, 1 - preference), (margins > 0).long()
+        self.val_loss.update(ranking_loss(scores, batch.ranks, batch.mask), batch.mask.any(1).sum())
+        self.val_margin.update(margins)
+        self.val_accuracy.update(preference, torch.ones_like(correct))
+        self.val_calibration.update(confidence, correct)
+        self.val_preferences.update(preference)
+
+    def on_validation_epoch_end(self) -> None:
+        """Accuracy, margin, expected calibration error, and the reliability figure."""
+        metrics = {
+            "val/loss": self.val_loss,
+            "val/accuracy": self.val_accuracy,
+            "val/margin": self.val_margin,
+            "val/calibration_error": self.val_calibration,
+        }
+        values = {name: metric.compute() for name, metric in metrics.items()}
+        preferences = torch.as_tensor(self.val_preferences.compute())
+        for metric in (*metrics.values(), self.val_preferences):
+            metric.reset()
+        self.log_dict(values, prog_bar=True)
+        writer = tensorboard(self.trainer)
+        if writer is not None and not self.trainer.sanity_checking:
+            figure = reliability_figure(preferences.float().cpu().numpy(), CALIBRATION_BINS)
+            writer.add_figure("val/reliability", figure, self.global_step)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and the schedule."""
+        return optimizers.configure(
+            optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay),
+            self.optimizer_config,
+            self.schedule_config,
+            self.trainer.estimated_stepping_batches,
+        )
+
+    def work(self, batch: RankingBatch) -> tuple[int, str]:
+        """Answers of a batch, for the throughput."""
+        return batch.tokens.shape[0], "answers"
+
+    @torch.no_grad()
+    def centre(self) -> None:
+        """Set the model's bias (and scale) so that demonstrations score 0 (with standard deviation 1)."""
+        training = self.model.training
+        self.model.eval()
+        self.model.bias.zero_()
+        self.model.scale.fill_(1.0)
+        batches = self.trainer.datamodule.demonstrations()  # type: ignore[attr-defined]
+        scores = torch.cat([self.model(b.tokens.to(self.device), b.lengths.to(self.device)) for b in batches])
+        self.model.bias.copy_(-scores.mean())
+        if self.hparams["unit_scale"]:
+            self.model.scale.copy_(1.0 / scores.std())
+        self.model.train(training)
+
+    def export(self, folder: Path) -> None:
+        """Centre, then write the folder; bias and scale are part of it."""
+        self.centre()
+        artefacts.export(self, self.model, folder)
+        self.model.bias.zero_()
+        self.model.scale.fill_(1.0)

@@ -1,0 +1,104 @@
+"""Supervised fine-tuning on demonstrations: step 1 of InstructGPT (Ouyang et al. 2022, section 3.5 and appendix C.1)."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from gpt_modules.backbone import GPT
+from gpt_modules.data.batches import PackedBatch
+from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+
+
+class SFTModule(L.LightningModule):
+    """Trains a pretrained GPT on prompt and response, with the loss on the response and its end-of-text token only.
+
+    Args:
+        init_from: folder (or hub name) of the pretrained model.
+        dropout: residual, embedding and attention dropout; InstructGPT used 0.2 on the residual path. Left out: as pretrained.
+        optimizer: AdamW's settings; InstructGPT's rate is 9.65e-6 at 1.3B and 6B.
+        schedule: InstructGPT has no warm-up and a cosine to 10 %.
+        compile: compile each block with `torch.compile`.
+        sample_prompts: prompts to answer after each validation.
+        sample_tokens: longest answer shown.
+        seed: of the samples.
+    """
+
+    def __init__(
+        self,
+        init_from: str,
+        dropout: float | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5),
+        schedule: ScheduleConfig = ScheduleConfig(),
+        compile: bool = False,
+        sample_prompts: list[str] | None = None,
+        sample_tokens: int = 48,
+        seed: int = 0,
+    ) -> None:
+        given = arguments(locals())
+        super().__init__()
+        self.optimizer_config = typed(OptimizerConfig, optimizer)
+        self.schedule_config = typed(ScheduleConfig, schedule)
+        self.save_hyperparameters(given)
+        self.val_loss = MeanMetric()
+        self.model: GPT
+
+    def configure_model(self) -> None:
+        """Open the pretrained folder."""
+        if hasattr(self, "model"):
+            return
+        self.model = artefacts.open_gpt(None, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"]))
+        if self.hparams["compile"]:
+            self.model.decoder.compile_blocks()
+
+    def on_fit_start(self) -> None:
+        """Refuse a tokenizer with more tokens than the model."""
+        artefacts.check_vocabulary(self, self.model.config)
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the batch's response tokens."""
+        total, count = next_token_loss(self.model, batch)
+        loss = total / count.clamp(min=1)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        """Weighted by response tokens."""
+        total, count = next_token_loss(self.model, batch)
+        self.val_loss.update(total / count.clamp(min=1), count)
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss` in nats a response token and `val/perplexity`."""
+        loss = self.val_loss.compute()
+        self.val_loss.reset()
+        self.log_dict({"val/loss": loss, "val/perplexity": perplexity(loss)}, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and the schedule, in steps: packed rows hold a varying number of response tokens."""
+        return optimizers.configure(
+            optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay),
+            self.optimizer_config,
+            self.schedule_config,
+            self.trainer.estimated_stepping_batches,
+        )
+
+    def work(self, batch: PackedBatch) -> tuple[int, str]:
+        """Cells of the packed rows; what packing leaves empty is a few per cent."""
+        return batch.inputs.numel(), "tokens"
+
+    def flops_per_token(self) -> float:
+        """Of a training step."""
+        return self.model.config.flops_per_token(self.trainer.datamodule.context)  # type: ignore[attr-defined]
+
+    def sample_rows(self) -> list[dict[str, str]]:
+        """Answers to the recipe's prompts."""
+        return continuation_rows(self, self.model, self.hparams["sample_prompts"], self.hparams["sample_tokens"])
+
+    def export(self, folder: Path) -> None:
+        """Write config.json, model.safetensors and the tokenizer."""
+        artefacts.export(self, self.model, folder)
