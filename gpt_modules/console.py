@@ -48,14 +48,18 @@ class Speaker:
         return self.model.config.n_positions
 
     def answer(self, prompts: Sequence[str]) -> list[str]:
-        """One continuation a prompt; over-long prompts keep their end."""
+        """One continuation a prompt."""
+        return self.continue_ids([self.tokenizer.encode(prompt) for prompt in prompts])
+
+    def continue_ids(self, prompts: Sequence[list[int]]) -> list[str]:
+        """The same from token ids; over-long prompts keep their end, empty ones begin with the end-of-text token."""
         from gpt_modules.backbone import generate
 
         options = self.options
         room = self.context - options.max_new_tokens
         if room < 1:
             raise UserError(f"--max-new-tokens: found {options.max_new_tokens}, expected fewer than the context of {self.context}")
-        ids = [(self.tokenizer.encode(prompt) or [self.tokenizer.eos_id])[-room:] for prompt in prompts]
+        ids = [(prompt or [self.tokenizer.eos_id])[-room:] for prompt in prompts]
         drawn = generate(
             self.model,
             ids,
@@ -96,13 +100,13 @@ def chat_main(words: list[str]) -> None:
 
 
 def _transcript(speaker: Speaker) -> Callable[[str], str]:
-    from gpt_modules.data.chat import render_conversation
+    from gpt_modules.data.chat import encode_conversation
 
     messages: list[dict[str, str]] = []
 
     def respond(line: str) -> str:
         messages.append({"role": "user", "content": line})
-        text = speaker.answer([render_conversation(messages)])[0].strip()
+        text = speaker.continue_ids([encode_conversation(messages, speaker.tokenizer)])[0].strip()
         messages.append({"role": "assistant", "content": text})
         return text
 

@@ -17,13 +17,16 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_modules import data, training
+from gpt_modules.data import PPODataModule, PretrainingDataModule, RewardDataModule, SFTDataModule
 from gpt_modules.errors import UserError
+from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.callbacks import ExportBest, FiniteLossGuard, PredictionFile, RunSummary, SampleTable, Throughput
 from gpt_modules.training.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO, newest_checkpoint
 from gpt_modules.training.progress import StepBar
 
-KNOWN = (data, training)  # imported so that recipes may write `class_path: SFTModule`
+# Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short name.
+MODULES = (PretrainingModule, SFTModule, RewardModule, PPOModule)
+DATA_MODULES = (PretrainingDataModule, SFTDataModule, RewardDataModule, PPODataModule)
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.
 TRAINER_DEFAULTS = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": -1, "log_every_n_steps": 10}

@@ -1,18 +1,26 @@
-"""One step of decoding: forward, filter, draw. The same function everywhere; on CUDA it is captured once and replayed."""
+"""One step of decoding: forward, filter, draw. The same function everywhere; on CUDA it is captured and replayed.
 
-from collections.abc import Callable
+Nothing in a step waits for the device, and with a static cache nothing in it changes shape or address.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gpt_modules.backbone.kvcache import KVCache
 from gpt_modules.backbone.models import GPT
-def filter_logits(l, t, k, p): return l.float() if t == 1.0 else l.float() / t
+from gpt_modules.functional.sampling import filter_logits
 
 Advance: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# Ids to a block of the two-stage draw: about the square root of a usual vocabulary.
+BLOCK = 256
+# From this many steps on, copies of the weights in another layout pay for themselves on a CPU (`input_major`).
+LONG_ENOUGH = 64
 
 
 class SamplingRule(NamedTuple):
@@ -26,41 +34,82 @@ class SamplingRule(NamedTuple):
 class DecodeStep:
     """Forward, filter and draw for one token of each row. Reads and fills the cache."""
 
-    def __init__(self, model: GPT, cache: KVCache, rule: SamplingRule) -> None:
+    def __init__(self, model: GPT, cache: KVCache, rule: SamplingRule, head: Float[Tensor, "C V"]) -> None:
         self.model = model
         self.cache = cache
         self.rule = rule
+        self.head = head
 
     def prefill(
-        self, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None, uniform: Float[Tensor, "B"]
+        self, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None, uniform: Float[Tensor, "2 B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """Read the prompts and choose the first new token of each; only the last position meets the head."""
         hidden = self.model.hidden(tokens, attention_mask=mask, cache=self.cache)[:, -1]
-        return choose(F.linear(hidden, self.model.head_weight), uniform, self.rule)
+        return choose(hidden @ self.head, uniform, self.rule)
 
     def __call__(
-        self, token: Int[Tensor, "B"], uniform: Float[Tensor, "B"]
+        self, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         hidden = self.model.hidden(token[:, None], cache=self.cache)[:, 0]
-        return choose(F.linear(hidden, self.model.head_weight), uniform, self.rule)
+        return choose(hidden @ self.head, uniform, self.rule)
+
+
+@contextmanager
+def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
+    """Lend the linear layers copies of their weights that lie in memory as (in, out); yields the output matrix so.
+
+    A CPU multiplies few rows by such a matrix up to twice as fast, and nothing else takes longer in a small batch.
+    Parameters keep their shape and identity and get their own memory back. Elsewhere, and for few steps, does nothing.
+    """
+    weight = model.head_weight
+    if weight.device.type != "cpu" or steps < LONG_ENOUGH or type(weight) is not nn.Parameter:
+        yield weight.t()
+        return
+    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    own = [parameter.data for parameter in linears]
+    try:
+        for parameter in linears:
+            parameter.data = parameter.data.t().contiguous().t()
+        yield weight.t().contiguous()
+    finally:
+        for parameter, data in zip(linears, own, strict=True):
+            parameter.data = data
 
 
 def choose(
-    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"], rule: SamplingRule
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"], rule: SamplingRule
 ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-    """One token (B,) a row and its log-probability (B,): the first whose cumulative probability exceeds `uniform`."""
+    """One token (B,) a row and its log-probability (B,); what is drawn is a function of `uniform` alone."""
     if rule.temperature == 0.0:
-        best, token = logits.float().max(dim=-1)
-        return token, best - logits.float().logsumexp(dim=-1)
-    logits = filter_logits(logits, rule.temperature, rule.top_k, rule.top_p)
-    top = logits.amax(dim=-1, keepdim=True)
-    cumulative = (logits - top).exp_().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    # Rounding may carry the threshold up to the total itself, beyond every token.
-    threshold = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    token = torch.searchsorted(cumulative, threshold, right=True)
-    logprob = logits.gather(1, token) - top - total.log()
-    return token[:, 0], logprob[:, 0]
+        token = logits.argmax(dim=-1)
+        probs = logits.float().softmax(dim=-1)
+    else:
+        probs = filter_logits(logits, rule.temperature, rule.top_k, rule.top_p).softmax(dim=-1)
+        token = draw(probs, uniform)
+    # The log of a float32 probability is as exact as a log-softmax down to 1e-38, and saves a pass over the vocabulary.
+    return token, probs.gather(1, token[:, None])[:, 0].log()
+
+
+def draw(probs: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"]) -> Int[Tensor, "B"]:
+    """A token (B,) a row by inverting the distribution function: first a block of ids by its mass, then one within it.
+
+    Two uniform numbers a row and V / 256 + 256 terms to accumulate, in place of V of each. An id of probability 0 is
+    never drawn.
+    """
+    vocab = probs.shape[1]
+    whole = vocab // BLOCK * BLOCK
+    masses = [probs[:, :whole].view(len(probs), -1, BLOCK).sum(dim=2)] if whole else []
+    masses += [probs[:, whole:].sum(dim=1, keepdim=True)] if whole < vocab else []
+    block = _invert(torch.cat(masses, dim=1), uniform[0])
+    ids = block * BLOCK + torch.arange(BLOCK, device=probs.device)
+    within = probs.gather(1, ids.clamp_max(vocab - 1)).masked_fill(ids >= vocab, 0.0)
+    return (block * BLOCK + _invert(within, uniform[1]))[:, 0]
+
+
+def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B 1"]:
+    # float64 where it exists: rounding in the sum must not reach into an id of weight 0.
+    cumulative = weights.cumsum(dim=1, dtype=uniform.dtype)
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
 
 
 def can_capture(model: GPT) -> bool:
@@ -70,7 +119,7 @@ def can_capture(model: GPT) -> bool:
     return weight.is_cuda and type(weight) is nn.Parameter and hasattr(torch.cuda, "CUDAGraph")
 
 
-def accelerated(step: DecodeStep, token: Int[Tensor, "B"], uniform: Float[Tensor, "B"], compile: bool) -> Advance:
+def accelerated(step: DecodeStep, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], compile: bool) -> Advance:
     advance: Advance = torch.compile(step, dynamic=False) if compile else step
     return CapturedStep(advance, step.cache, token, uniform) if can_capture(step.model) else advance
 
@@ -82,10 +131,12 @@ class CapturedStep:
     here.
     """
 
-    def __init__(self, advance: Advance, cache: KVCache, token: Int[Tensor, "B"], uniform: Float[Tensor, "B"]) -> None:
+    def __init__(
+        self, advance: Advance, cache: KVCache, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
+    ) -> None:
         self.token, self.uniform = token.clone(), uniform.clone()
         # Libraries allocate and choose kernels on first use, which a capture forbids: warm up on a side stream.
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
             advance(self.token, self.uniform)
@@ -96,7 +147,7 @@ class CapturedStep:
             self.chosen = advance(self.token, self.uniform)
 
     def __call__(
-        self, token: Int[Tensor, "B"], uniform: Float[Tensor, "B"]
+        self, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         self.token.copy_(token)
         self.uniform.copy_(uniform)

@@ -1,8 +1,8 @@
 """Sampling from a language model: unequal prompts in one batch, tokens with the log-probabilities they were drawn with.
 
-Keys and values are cached, only the last position meets the head, finished rows leave the batch, and one uniform number
-a token decides what is drawn (inverse of the cumulative distribution). All of these numbers are drawn at the start, so
-what a row says does not depend on when another one finishes.
+Keys and values are cached, only the last position meets the head, finished rows leave the batch, and two uniform
+numbers decide a token. All of these are drawn at the start, so what a row says does not depend on when another one
+finishes.
 
 How one step is made, and made fast, is in `decoding.py`.
 """
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from gpt_modules.backbone.decoding import Advance, DecodeStep, SamplingRule, accelerated, can_capture
+from gpt_modules.backbone.decoding import Advance, DecodeStep, SamplingRule, accelerated, can_capture, input_major
 from gpt_modules.backbone.kvcache import KVCache
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
@@ -64,16 +64,14 @@ def generate(
     """
     tokens, lengths = left_padded(prompts, model.head_weight.device)
     _check(model, tokens, lengths, max_new_tokens, temperature)
-    uniforms = torch.rand(
-        max_new_tokens, len(lengths), generator=generator, device=generator.device if generator else tokens.device
-    ).to(tokens.device)
+    uniforms = _uniforms((max_new_tokens, 2, len(lengths)), generator, tokens.device)
     mask = None
     if min(lengths) < max(lengths):
         starts = tokens.shape[1] - torch.tensor(lengths, device=tokens.device)
         mask = torch.arange(tokens.shape[1], device=tokens.device) >= starts[:, None]
-    with _inference(model):
+    with _inference(model), input_major(model, max_new_tokens) as head:
         cache = _new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, compile)
-        step = DecodeStep(model, cache, SamplingRule(temperature, top_k, top_p))
+        step = DecodeStep(model, cache, SamplingRule(temperature, top_k, top_p), head)
         return _decode(step, tokens, mask, uniforms, eos_id, compile)
 
 
@@ -90,6 +88,14 @@ def left_padded(prompts: Prompts, device: torch.device) -> tuple[Int[Tensor, "B 
     width = max(lengths, default=0)
     rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     return torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), width), lengths
+
+
+def _uniforms(
+    shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device
+) -> Float[Tensor, "N 2 B"]:
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's devices have no float64
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, dtype=dtype, device=source).to(device)
 
 
 def _check(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], max_new_tokens: int, temperature: float) -> None:
@@ -141,11 +147,11 @@ def _decode(
     step: DecodeStep,
     tokens: Int[Tensor, "B T"],
     mask: Bool[Tensor, "B T"] | None,
-    uniforms: Float[Tensor, "N B"],
+    uniforms: Float[Tensor, "N 2 B"],
     eos_id: int | None,
     compile: bool,
 ) -> Generation:
-    written = _Transcript(uniforms, eos_id)
+    written = _Transcript(len(uniforms), tokens, eos_id)
     interval = CUDA_STEPS_BETWEEN_CHECKS if tokens.is_cuda else 1
     token, logprob = step.prefill(tokens, mask, uniforms[0])
     advance: Advance | None = None
@@ -158,7 +164,7 @@ def _decode(
             if survivors is not None:
                 step.cache.keep(survivors)
                 token, advance = token[survivors], None
-        uniform = written.of_rows(uniforms[index])
+        uniform = uniforms[index][:, written.rows]
         advance = advance or accelerated(step, token, uniform, compile)
         token, logprob = advance(token, uniform)
     written.record(len(uniforms) - 1, token, logprob)
@@ -168,12 +174,12 @@ def _decode(
 class _Transcript:
     """What every row has said, and which rows still speak. Written (N, B): a step then fills one contiguous row."""
 
-    def __init__(self, like: Float[Tensor, "N B"], eos_id: int | None) -> None:
+    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], eos_id: int | None) -> None:
         self.eos_id = eos_id
-        self.tokens = torch.zeros_like(like, dtype=torch.long)
-        self.logprobs = torch.zeros_like(like)
-        self.mask = torch.zeros_like(like, dtype=torch.bool)
-        self.rows = torch.arange(like.shape[1], device=like.device)
+        self.tokens = prompts.new_zeros(steps, len(prompts))
+        self.logprobs = torch.zeros_like(self.tokens, dtype=torch.float32)
+        self.mask = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.rows = torch.arange(len(prompts), device=prompts.device)
         self.finished = torch.zeros_like(self.rows, dtype=torch.bool)
 
     def record(self, index: int, token: Int[Tensor, "B"], logprob: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
@@ -195,10 +201,6 @@ class _Transcript:
         survivors = (~self.finished).nonzero()[:, 0]
         self.rows, self.finished = self.rows[survivors], self.finished[survivors]
         return survivors
-
-    def of_rows(self, values: Float[Tensor, "B"]) -> Float[Tensor, "K"]:
-        """The values that belong to the rows still in the batch."""
-        return values[self.rows]
 
     def result(self) -> Generation:
         return Generation(self.tokens.t().contiguous(), self.logprobs.t().contiguous(), self.mask.t().contiguous())

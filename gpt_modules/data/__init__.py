@@ -4,25 +4,57 @@ Names are looked up when they are first used, so that a part which needs only th
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt_modules.data.batches import PackedBatch, PromptBatch, RankingBatch, TokenBatch
+    from gpt_modules.data.chat import encode_conversation, render_conversation, transcript
+    from gpt_modules.data.loader import BatchLoader
+    from gpt_modules.data.ppo import PPODataModule
+    from gpt_modules.data.pretraining import PretrainingDataModule
+    from gpt_modules.data.reviews import Review, load_reviews
+    from gpt_modules.data.reward import RewardDataModule
+    from gpt_modules.data.sft import SFTDataModule
+    from gpt_modules.data.sources import load_rows
+    from gpt_modules.data.tokenizers import Tokenizer
+
+__all__ = [
+    "BatchLoader",
+    "PPODataModule",
+    "PackedBatch",
+    "PretrainingDataModule",
+    "PromptBatch",
+    "RankingBatch",
+    "Review",
+    "RewardDataModule",
+    "SFTDataModule",
+    "TokenBatch",
+    "Tokenizer",
+    "encode_conversation",
+    "load_reviews",
+    "load_rows",
+    "render_conversation",
+    "transcript",
+]
 
 _HOMES = {
-    "PackedBatch": "batches",
-    "PromptBatch": "batches",
-    "RankingBatch": "batches",
-    "TokenBatch": "batches",
     "BatchLoader": "loader",
     "PPODataModule": "ppo",
+    "PackedBatch": "batches",
     "PretrainingDataModule": "pretraining",
+    "PromptBatch": "batches",
+    "RankingBatch": "batches",
     "Review": "reviews",
-    "load_reviews": "reviews",
     "RewardDataModule": "reward",
     "SFTDataModule": "sft",
+    "TokenBatch": "batches",
     "Tokenizer": "tokenizers",
+    "encode_conversation": "chat",
+    "render_conversation": "chat",
+    "load_reviews": "reviews",
     "load_rows": "sources",
+    "transcript": "chat",
 }
-
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -106,7 +106,7 @@ def _open_file(path: Path, folder: str, streaming: bool) -> Iterable[Any]:
     if path.suffix == ".csv":  # cells are text, whatever they look like
         with path.open(encoding="utf-8-sig", newline="") as file:
             columns = next(csv.reader(file), [])
-        options["converters"] = dict.fromkeys(columns, str)
+        options = {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "na_filter": False}
     with quiet_datasets() as datasets:
         kind, name = _BUILDERS[path.suffix], glob.escape(str(path))
         rows: Iterable[Any] = datasets.load_dataset(

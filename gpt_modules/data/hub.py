@@ -14,17 +14,21 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 @contextmanager
 def quiet_datasets() -> Iterator[Any]:
-    """The library (imported only now: it takes a second), without bars outside a terminal and without its error log."""
+    """The library (imported only now: it takes a second), without bars outside a terminal, without its error log, and
+    without the request by which it counts every load on its server, that of a local file too.
+    """
     import datasets
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    before = datasets.logging.get_verbosity()
+    before = datasets.logging.get_verbosity(), datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.logging.set_verbosity(logging.CRITICAL)
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         yield datasets
     finally:
-        datasets.logging.set_verbosity(before)
+        datasets.logging.set_verbosity(before[0])
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before[1]
 
 
 def open_hub(source: str, split: str, folder: str, streaming: bool) -> Any:

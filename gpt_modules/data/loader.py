@@ -120,10 +120,17 @@ class BatchLoader(Generic[BatchT]):
         self.position = state["examples"] // (self.batch_size * self.world)
         self._restored = True
 
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the place travels with the DataModule. Without this pair of names Lightning warns at every resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Does nothing; see `state_dict`."""
+
     def _begin(self) -> None:
         last = min(len(self), self.limit or len(self))
         if self.position >= last or (self.position > 0 and not self._restored):
-            self.epoch, self.position = self.epoch + 1, 0
+            self.epoch, self.position = self.epoch + int(self.shuffle), 0  # unshuffled, all epochs are the first
         self._restored = False
 
     def _grid(self, epoch: int) -> NDArray[np.int64]:
@@ -149,9 +156,8 @@ class BatchLoader(Generic[BatchT]):
     ) -> NDArray[np.int64]:
         """Sorts by length inside pools of batches, then shuffles whole batches: random order, little padding."""
         size = self.batch_size * self.world
-        full = (
-            len(order) // size * size
-        )  # the remainder is cut off before sorting, or the longest would always be left out
+        # The remainder is cut off before sorting, or the longest examples would be left out more often than others.
+        full = len(order) // size * size
         pools = [order[i : min(i + POOL * size, full)] for i in range(0, full, POOL * size)]
         by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
         batches = generator.permutation(np.concatenate([order[:0], *by_length]).reshape(-1, size))

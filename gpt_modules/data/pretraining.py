@@ -1,6 +1,7 @@
 """Pretraining data: a corpus as one stream of tokens, cut into windows."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -115,6 +116,7 @@ class PretrainingDataModule(ResumableDataModule):
         self.train_tokens: NDArray[Any] | None = None
         self.validation_tokens: NDArray[Any] | None = None
         self._few: bool | None = None
+        self._content: list[str] | None = None
 
     def open_tokenizer(self) -> Tokenizer:
         if self.tokenizer_name != "train":
@@ -166,11 +168,12 @@ class PretrainingDataModule(ResumableDataModule):
 
     def _key(self, *parts: str) -> str:
         """A folder name that changes with the content and with all that decides what is made of it."""
-        content = fingerprint(self.train_source, "train")
-        held_out = str(self.validation_fraction)
-        if self.validation_source is not None or self.train_source == REVIEWS:
-            held_out = fingerprint(self.validation_source or REVIEWS, "validation")
-        return hashlib.sha256(json_line(content, held_out, self.text_field, *parts).encode()).hexdigest()[:24]
+        if self._content is None:
+            own = self.validation_source is None and self.train_source != REVIEWS
+            held_out = None if own else fingerprint(self.validation_source or REVIEWS, "validation")
+            self._content = [fingerprint(self.train_source, "train"), held_out or str(self.validation_fraction)]
+        parts = (*self._content, self.text_field, *parts)
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
     def _splits_by_hash(self) -> bool:
         return self.validation_source is None and self.train_source != REVIEWS and not self._cuts_stream()
@@ -206,8 +209,3 @@ class PretrainingDataModule(ResumableDataModule):
             yield row["text"]
         if not found:
             raise UserError(f"{name_of(source)}: found no row, expected text")
-
-
-def json_line(*parts: str) -> str:
-    """Parts joined so that no two lists of parts look alike."""
-    return "\x00".join(part.replace("\x00", "\x00\x00") for part in parts)

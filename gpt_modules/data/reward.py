@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.batches import RankingBatch
-from gpt_modules.data.collate import RankedAnswers, collate_rankings
+from gpt_modules.data.batches import PromptBatch, RankingBatch
+from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.reviews import reward_rows
+from gpt_modules.data.reviews import instruction, reward_rows, sft_rows
 from gpt_modules.data.schemas import Row
-from gpt_modules.data.sources import REVIEWS, load_splits
+from gpt_modules.data.sources import REVIEWS, load_rows, load_splits
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
@@ -33,7 +33,7 @@ class Comparisons(Examples[RankingBatch]):
         self.draw, self.tokenizer, self.context = draw, tokenizer, context
         self._ids: dict[str, list[int]] = {}
         rows = draw(0)
-        self._epoch, self._examples = 0, self._encode(rows)
+        self._epoch, self._rows, self._examples = 0, rows, self._encode(rows)
         self._count = len(self._examples)
         if not self._count:
             raise UserError(f"{source}: found no row that fits a context of {context} tokens, expected at least one")
@@ -55,7 +55,9 @@ class Comparisons(Examples[RankingBatch]):
 
     def _of(self, epoch: int) -> list[RankedAnswers]:
         if epoch != self._epoch:
-            self._examples = self._encode(self.draw(epoch))
+            rows = self.draw(epoch)
+            if rows is not self._rows:
+                self._rows, self._examples = rows, self._encode(rows)
             self._epoch = epoch
         return self._examples
 
@@ -87,6 +89,10 @@ class RewardDataModule(ResumableDataModule):
         seed: Seed of the order, and of the groups of reviews. The validation groups do not depend on it.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
         validation_fraction: See `validation`.
+        demonstrations: Rows as for SFT that shall score 0 on average; None: for the reviews the positive sentences
+        about films, else
+            the best-ranked answers of the training rows.
+        max_demonstrations: At most so many of them.
     """
 
     def __init__(
@@ -101,8 +107,11 @@ class RewardDataModule(ResumableDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
         validation_fraction: float = 0.05,
+        demonstrations: str | list[str] | None = None,
+        max_demonstrations: int = 512,
     ) -> None:
         super().__init__(tokenizer)
+        self.demonstration_source, self.max_demonstrations = demonstrations, max_demonstrations
         self.train_source, self.validation_source = train, validation
         self.context, self.k, self.batch_size, self.val_batch_size = context, k, batch_size, val_batch_size
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
@@ -132,6 +141,32 @@ class RewardDataModule(ResumableDataModule):
         """The same, every row once."""
         assert self.validation_examples is not None, "setup comes first"
         return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+
+    def demonstrations(self) -> list[PromptBatch]:
+        """Prompts with good answers and eos, for the reward's zero point (Ouyang et al. 2022, section 3.5): the same
+        on every rank.
+
+        Raises:
+            UserError: None fits the context.
+        """
+        rows = self._demonstration_rows()[: self.max_demonstrations]
+        pairs = self.tokenizer.encode_batch([text for row in rows for text in (row["prompt"], row["response"])])
+        joined = [np.array([*p, *r, self.tokenizer.eos_id]) for p, r in zip(pairs[::2], pairs[1::2], strict=True)]
+        kept = sorted((tokens for tokens in joined if len(tokens) <= self.context), key=len)
+        if not kept:
+            raise UserError(f"demonstrations: found none that fits a context of {self.context} tokens, expected some")
+        size = self.val_batch_size or self.batch_size
+        return [collate_prompts(kept[i : i + size]) for i in range(0, len(kept), size)]
+
+    def _demonstration_rows(self) -> list[Row]:
+        if self.demonstration_source is not None:
+            rows = load_rows(self.demonstration_source, "train", "sft", cache_dir=self.cache_dir)
+            return [row for row in rows if "prompt" in row]
+        if self.train_source == REVIEWS:
+            return [row for row in sft_rows("train") if row["prompt"] == instruction("film")]
+        train, _ = self._rows()
+        best = [min(range(len(row["ranking"])), key=row["ranking"].__getitem__) for row in train]
+        return [{"prompt": row["prompt"], "response": row["responses"][i]} for row, i in zip(train, best, strict=True)]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

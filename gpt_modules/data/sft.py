@@ -1,7 +1,7 @@
 """Supervised finetuning data: prompts to read and answers to learn.
 
 Prompt and response are joined verbatim: no template, no separator. Conversations become a plain transcript
-(`transcript`). Every answer is closed by `<|endoftext|>`, which is learned too: it is how the model says that it is
+(`chat`). Every answer is closed by `<|endoftext|>`, which is learned too: it is how the model says that it is
 done.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_modules.data.batches import PackedBatch, TokenBatch
+from gpt_modules.data.chat import transcript
 from gpt_modules.data.collate import (
     TokenExample,
     collate_packed,
@@ -29,30 +30,6 @@ from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)
-
-_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
-
-
-def transcript(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """A conversation as (text, learned) turns, to be encoded one by one and joined.
-
-    The text reads "User: <content>", a line break, "Assistant: <content>" and so on. What the assistant says is
-    learned, from the space after "Assistant:" on; all else is read.
-    """
-    turns: list[tuple[str, bool]] = []
-    pending = ""
-    for message in messages:
-        if message["role"] == "assistant":
-            turns += [(pending + "Assistant:", False), (" " + message["content"], True)]
-            pending = "\n"
-        else:
-            pending += f"{_NAMES[message['role']]}: {message['content']}\n"
-    return turns
-
-
-def chat_prompt(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """As `transcript`, ending where the assistant is to speak next."""
-    return transcript([*messages, {"role": "assistant", "content": ""}])[:-1]
 
 
 def encode_demonstrations(rows: Sequence[Row], tokenizer: Tokenizer, context: int, source: str) -> list[TokenExample]:

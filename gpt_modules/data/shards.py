@@ -13,6 +13,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def write_shard(folder: Path, documents: Iterable[str], tokenizer: Tokenizer) ->
     except OSError as error:
         raise UserError(f"{folder}: found no way to write token shards ({error.strerror}), expected room") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return open_shard(folder, tokenizer, verify=False)
 
 

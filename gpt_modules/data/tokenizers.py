@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,12 @@ class Tokenizer:
         """The text of ids; bytes that are no valid UTF-8 become U+FFFD. `skip_special` leaves out the end token."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id: the rows that an embedding needs."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer's JSON and its end token: equal for tokenizers that behave alike."""
         return hashlib.sha256(f"{self.eos}\n{self.to_json()}".encode()).hexdigest()
@@ -97,11 +98,7 @@ class Tokenizer:
         """GPT-2's and GPT-3's tokenizer, ids as OpenAI's (50,257 of them), rebuilt from the merges that ship with
         this package.
         """
-        merges = _gpt2_merges()
-        alphabet = _gpt2_alphabet()
-        symbols = alphabet + [left + right for left, right in merges]
-        vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-        return cls(_byte_level(models.BPE(vocab=vocabulary, merges=merges)))
+        return _gpt2()
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -147,6 +144,15 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
     return backend
+
+
+@cache
+def _gpt2() -> Tokenizer:
+    """Built once a process: it takes half a second, and nothing changes a tokenizer."""
+    merges = _gpt2_merges()
+    symbols = _gpt2_alphabet() + [left + right for left, right in merges]
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    return Tokenizer(_byte_level(models.BPE(vocab=vocabulary, merges=merges)))
 
 
 def _gpt2_alphabet() -> list[str]:

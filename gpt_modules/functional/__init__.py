@@ -1,4 +1,4 @@
-"""The mathematics: tensors in, tensors out; one function an equation. No module, no state, and no argument is ever written to."""
+"""The mathematics: tensors in, tensors out; one function an equation. No module, no state, no argument written to."""
 
 from gpt_modules.functional.advantages import generalized_advantage_estimation
 from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_rewards

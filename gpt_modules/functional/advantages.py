@@ -17,10 +17,12 @@ def generalized_advantage_estimation(
 
     δₜ = rₜ + γ V(sₜ₊₁) - V(sₜ);   Âₜ = δₜ + γλ Âₜ₊₁;   Rₜ = Âₜ + V(sₜ)
 
-    `values[:, t]` is the critic's estimate before token t was chosen. "t+1" is the next *counted* token: a masked cell hands the recursion
-    through unchanged, so holes and padding, and whatever they contain, alter nothing. After the last counted token the value is 0.
+    `values[:, t]` is the critic's estimate before token t was chosen. "t+1" is the next *counted* token: a masked cell
+    hands the recursion through unchanged, so holes and padding, and whatever they contain, alter nothing. After the
+    last counted token the value is 0.
 
-    Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq. 11-16.
+    Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation", eq.
+    16.
     """
     advantages = torch.zeros_like(values)
     advantage = next_value = values.new_zeros(values.shape[0])

@@ -19,9 +19,11 @@ def kl_estimate(
 
     k1 = d  (signed, unbiased);   k2 = d²/2  (biased, ≥ 0);   k3 = e⁻ᵈ - 1 + d  (unbiased, ≥ 0)
 
-    As a term of the reward use k1. As a term of the *loss* only k2 has the KL's gradient. A sequence's KL is the sum over its tokens.
+    As a term of the reward use k1. As a term of the *loss* only k2 has the KL's gradient. A sequence's KL is the sum
+    over its tokens.
 
-    Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html). Raises ValueError for another kind.
+    Source: Schulman 2020, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html). Raises ValueError for another
+    kind.
     """
     difference = logprobs - ref_logprobs
     if kind == "k1":
@@ -54,8 +56,9 @@ def adaptive_kl_coef(coef: Scalar, kl: Scalar, target: float, horizon: float, n_
 
     e = clip(KL / target - 1, -0.2, 0.2);   β ← β (1 + e · n_episodes / horizon)
 
-    `kl` is the sum over a sequence's tokens, averaged over sequences, and `target` is in the same unit; `horizon` counts episodes.
-    Source: Ziegler et al. 2019, section 2.2 (there K_β = 1 / horizon per episode). A fixed weight is not calling this.
+    `kl` is the sum over a sequence's tokens, averaged over sequences, and `target` is in the same unit; `horizon`
+    counts episodes. Source: Ziegler et al. 2019, section 2.2, with K_β = n_episodes / horizon as in its code. To keep β
+    fixed, do not call this.
     """
     error = kl / target - 1.0
     clipped = error.clamp(-0.2, 0.2) if isinstance(error, Tensor) else min(max(error, -0.2), 0.2)

@@ -1,8 +1,9 @@
 """Log-probabilities of tokens, from logits or straight from hidden states.
 
-The logits of one batch of GPT-2 are the largest tensor of its training step: B x T x 50257. `linear_cross_entropy` and `linear_logprobs`
-multiply by the head a few rows at a time and never hold more than one chunk of logits. Both compute the softmax in float32 and the matrix
-products in autocast's type when that is bfloat16; gradients of the head's weight add up in float32 either way.
+The logits of one batch of GPT-2 are the largest tensor of its training step: B x T x 50257. `linear_cross_entropy` and
+`linear_logprobs` multiply by the head a few rows at a time and never hold more than one chunk of logits. Both compute
+the softmax in float32 and the matrix products in autocast's type when that is bfloat16; gradients of the head's weight
+add up in float32 either way.
 """
 
 from collections.abc import Iterator
@@ -11,9 +12,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-# Logits held at a time. CPU: 64 MiB of float32, where the products already run at full speed. An accelerator needs larger products.
+# Logits held at a time. CPU: 64 MiB of float32, where the products already run at full speed. An accelerator needs
+# larger products.
 _CPU_CHUNK_ELEMENTS = 2**24
 _ACCELERATOR_CHUNK_ELEMENTS = 2**27
 
@@ -25,7 +26,8 @@ def token_logprobs(
 
     log π(a) = z_a - log Σᵥ exp(zᵥ),   z = logits / temperature
 
-    The temperature of the sampler belongs in the old, the new and the reference pass alike (Ziegler et al. 2019, `policy.py` of its code).
+    The temperature of the sampler belongs in the old, the new and the reference pass alike (Ziegler et al. 2019,
+    `policy.py` of its code).
     """
     scaled = _at_least_float32(logits) / temperature
     return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
@@ -48,23 +50,25 @@ def linear_cross_entropy(
     ignore_index: int = -100,
     chunk: int | None = None,
 ) -> Float[Tensor, ""]:
-    """Sum, in float32 nats, of the cross-entropies of softmax(hidden · weightᵀ) at the labels that are not `ignore_index`.
+    """Sum, in float32 nats, of the cross-entropies of softmax(hidden · weightᵀ) at labels other than `ignore_index`.
 
     loss = Σₙ [ log Σᵥ exp(hₙ·wᵥ) - hₙ·w_yₙ ];   ∂loss/∂logits = π - onehot(y)
 
-    Equal to `F.cross_entropy(hidden @ weight.T, labels, reduction="sum")`. Ignored rows are dropped before the product and cost nothing;
-    no label that counts gives 0. The gradients are formed along with the loss, chunk by chunk, so nothing is recomputed: a loss is a
-    scalar, and backward only scales them. `chunk` is the number of rows at a time, by default as many as fit the device. Finding the
-    counted rows waits for the device once. Second derivatives raise. Source of the method: Wijmans et al. 2024, "Cut Your Losses in
-    Large-Vocabulary Language Models", section 4; Hsu et al. 2024, "Liger Kernel", section 3.2.
+    Equal to `F.cross_entropy(hidden @ weight.T, labels, reduction="sum")`. Ignored rows are dropped before the product
+    and cost nothing; no label that counts gives 0. The gradients are formed along with the loss, chunk by chunk, so
+    nothing is recomputed: a loss is a scalar, and backward only scales them. `chunk` is the number of rows at a time,
+    by default as many as fit the device. Finding the counted rows waits for the device once. Second derivatives raise.
+    Source of the method: Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training".
     """
     rows = (labels != ignore_index).nonzero().squeeze(1)
     counted = hidden.index_select(0, rows)
     # Under no_grad a tensor still says requires_grad, and a Function still sees it.
-    hidden_wanted, weight_wanted = (torch.is_grad_enabled() and tensor.requires_grad for tensor in (hidden, weight))
-    loss: Tensor = _LinearCrossEntropy.apply(
-        counted, weight, labels.index_select(0, rows), chunk, (hidden_wanted, weight_wanted)
-    )  # type: ignore[no-untyped-call]
+    wanted = (torch.is_grad_enabled() and hidden.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
+    dtype = _compute_dtype(hidden)
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            counted, weight, labels.index_select(0, rows), chunk, dtype, wanted
+        )
     return loss
 
 
@@ -80,21 +84,30 @@ def linear_logprobs(
 
     ∂log π(a)/∂z = onehot(a) - π;   ∂H/∂zᵥ = -πᵥ (log πᵥ + H)
 
-    Backward computes each chunk's logits again, because here every token has a gradient of its own that is not known before. The entropy
-    is a statistic, without gradient, unless `differentiable_entropy`. `chunk`: as in `linear_cross_entropy`. Second derivatives raise.
+    Backward computes each chunk's logits again, because here every token has a gradient of its own that is not known
+    before. The entropy is a statistic, without gradient, unless `differentiable_entropy`. `chunk`: as in
+    `linear_cross_entropy`. Second derivatives raise.
     """
-    logprobs, entropies = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, -2), weight, tokens.flatten(), temperature, chunk, differentiable_entropy
-    )
+    settings = (temperature, chunk, _compute_dtype(hidden), differentiable_entropy)
+    with torch.autocast(hidden.device.type, enabled=False):
+        logprobs, entropies = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
+            hidden.flatten(0, -2), weight, tokens.flatten(), *settings
+        )
     return logprobs.view(tokens.shape), entropies.view(tokens.shape)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunk: int | None, wanted: tuple[bool, bool]
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        chunk: int | None,
+        dtype: torch.dtype,
+        wanted: tuple[bool, bool],
     ) -> Tensor:
-        head = _ChunkedHead(hidden, weight, chunk, _compute_dtype(hidden), wanted)
+        head = _ChunkedHead(hidden, weight, wanted, chunk, dtype)
         loss = torch.zeros((), dtype=head.wide, device=hidden.device)
         for rows, logits in head:
             label = labels[rows].unsqueeze(1)
@@ -107,11 +120,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         # Not in place: a graph that is retained may be walked again.
         hidden, weight = (None if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
-        return hidden, weight, None, None, None
+        return hidden, weight, None, None, None, None
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -123,14 +136,16 @@ class _LinearLogprobs(torch.autograd.Function):
         tokens: Tensor,
         temperature: float,
         chunk: int | None,
+        dtype: torch.dtype,
         differentiable_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        ctx.settings = (temperature, chunk, _compute_dtype(hidden), differentiable_entropy)
-        head = _ChunkedHead(hidden, weight, chunk, _compute_dtype(hidden))
+        ctx.settings = (chunk, dtype, temperature)
+        ctx.differentiable_entropy = differentiable_entropy
+        head = _ChunkedHead(hidden, weight, (False, False), *ctx.settings)
         logprobs, entropies, normalisers = (torch.empty_like(tokens, dtype=head.wide) for _ in range(3))
         probs_buffer = torch.empty_like(head.buffer)
         for rows, logits in head:
-            largest = logits.div_(temperature).amax(1, keepdim=True)
+            largest = logits.amax(1, keepdim=True)
             target = logits.gather(1, tokens[rows].unsqueeze(1)).squeeze(1)
             weights = torch.exp(logits.sub_(largest), out=probs_buffer[: len(logits)])
             total = weights.sum(1)
@@ -143,39 +158,40 @@ class _LinearLogprobs(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_second_derivatives()
         hidden, weight, *by_row = ctx.saved_tensors
-        temperature, chunk, dtype, differentiable_entropy = ctx.settings
-        head = _ChunkedHead(hidden, weight, chunk, dtype, ctx.needs_input_grad[:2])
+        head = _ChunkedHead(hidden, weight, ctx.needs_input_grad[:2], *ctx.settings)
         for rows, logits in head:
             of_rows = (tensor[rows].unsqueeze(1) for tensor in (*by_row, grad_logprobs, grad_entropies))
             token, normaliser, entropies, by_logprob, by_entropy = of_rows
-            logprobs = logits.div_(temperature).sub_(normaliser)
-            if differentiable_entropy:
+            logprobs = logits.sub_(normaliser)
+            if ctx.differentiable_entropy:
                 probs = logprobs.exp()
                 slopes = logprobs.add_(entropies).mul_(by_entropy).add_(by_logprob).mul_(probs)
             else:
                 slopes = logprobs.exp_().mul_(by_logprob)
             head.backward_(rows, slopes.scatter_add_(1, token, -by_logprob))
         # The slopes have the sign of -∂/∂z: one scaling of the sums is cheaper than one of every chunk.
-        grads = (None if g is None else g.mul_(-1.0 / temperature) for g in (head.grad_hidden, head.grad_weight))
-        return *grads, None, None, None, None
+        grads = (None if g is None else g.mul_(-1.0 / head.temperature) for g in (head.grad_hidden, head.grad_weight))
+        return *grads, None, None, None, None, None
 
 
 class _ChunkedHead:
-    """Working memory of one pass over hidden · weightᵀ: iterating yields (rows, their logits) in one buffer that is used again."""
+    """One pass over hidden · weightᵀ / temperature: iterating yields (rows, their logits), in one buffer throughout."""
 
     def __init__(
         self,
         hidden: Tensor,
         weight: Tensor,
+        wanted: tuple[bool, bool],
         chunk: int | None,
         dtype: torch.dtype,
-        wanted: tuple[bool, bool] = (False, False),
+        temperature: float = 1.0,
     ) -> None:
         self.wide = torch.promote_types(hidden.dtype, torch.float32)
         self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
+        self.temperature = temperature
         self.chunk = _balanced_chunk(hidden, weight, chunk)
         # One buffer throughout: fresh memory for every chunk costs the operating system more than the softmax costs us.
         self.buffer = torch.empty(self.chunk, len(weight), dtype=self.wide, device=hidden.device)
@@ -190,10 +206,10 @@ class _ChunkedHead:
                 torch.mm(self.hidden[rows], self.weight.T, out=logits)
             else:
                 logits.copy_(self.hidden[rows] @ self.weight.T)
-            yield rows, logits
+            yield rows, logits if self.temperature == 1 else logits.div_(self.temperature)
 
     def backward_(self, rows: slice, grad_logits: Tensor) -> None:
-        """Add these rows' share to the gradients that are wanted."""
+        """Add these rows' share to the gradients that are wanted, as if the temperature were 1."""
         grad_logits = grad_logits.to(self.hidden.dtype)
         if self.grad_hidden is not None:
             _add_product_(self.grad_hidden[rows], grad_logits, self.weight)
@@ -202,11 +218,17 @@ class _ChunkedHead:
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right. In-place and `out=` products are outside autocast's reach: the type is ours to choose."""
+    """total += left @ right, rounded to the operands' type only where total's is wider."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:
         total.add_(left @ right)
+
+
+def _refuse_second_derivatives() -> None:
+    # autograd's own once_differentiable would let constants through in place of gradients, and nobody would notice.
+    if torch.is_grad_enabled():
+        raise RuntimeError("create_graph=True: the chunked head has no second derivatives, use the full logits")
 
 
 def _balanced_chunk(hidden: Tensor, weight: Tensor, chunk: int | None) -> int:
@@ -218,9 +240,10 @@ def _balanced_chunk(hidden: Tensor, weight: Tensor, chunk: int | None) -> int:
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Type of the matrix products: autocast's when that is bfloat16, else at least float32 under autocast, else `hidden`'s own.
+    """Type of the matrix products: `hidden`'s own, or under autocast bfloat16 where that is its type, else float32.
 
-    float16 cannot hold most of a softmax over 50,000 ids, and what is formed in the forward pass no loss scaling can rescue.
+    float16 cannot hold most of a softmax over 50,000 ids, and what is formed in the forward pass no loss scaling can
+    rescue.
     """
     device = hidden.device.type
     if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):

@@ -1,8 +1,9 @@
 """Losses of the reward model, the policy and the critic, with the statistics that tell whether they are healthy.
 
-`normaliser`: a loss is a mean over tokens, and a mean of micro-batch means is not the batch's mean. Given the number of counted tokens of
-the *whole* batch, each micro-batch returns its share, so that losses and gradients of micro-batches (or ranks, summed) add up exactly.
-The statistics beside the loss are detached means over the micro-batch's own counted tokens.
+`normaliser`: a loss is a mean over tokens, and a mean of micro-batch means is not the batch's mean. Given the number of
+counted tokens of the *whole* batch, each micro-batch returns its share, so that losses and gradients of micro-batches
+(or ranks, summed) add up exactly. The statistics beside the loss are detached means over the micro-batch's own counted
+tokens.
 """
 
 from typing import NamedTuple
@@ -37,9 +38,10 @@ class ValueLoss(NamedTuple):
 def ranking_pairs(
     scores: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
 ) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
-    """Margin score_better - score_worse of each pair of a prompt's counted answers that are not tied, and the pair's prompt.
+    """Margin score_better - score_worse of each untied pair of a prompt's counted answers, and the pair's prompt.
 
-    `ranks`: lower is better, equal is a tie. `mask`: answers that exist. The accuracy of a reward model is the share of margins above 0.
+    `ranks`: lower is better, equal is a tie. `mask`: answers that exist. The accuracy of a reward model is the share of
+    margins above 0.
     """
     better = ranks.unsqueeze(2) < ranks.unsqueeze(1)
     prompt, winner, loser = (better & mask.unsqueeze(2) & mask.unsqueeze(1)).nonzero(as_tuple=True)
@@ -53,8 +55,8 @@ def ranking_loss(
 
     loss = E_prompt [ 1/|pairs| Σ_(w,l) -log σ(r_w - r_l) ]
 
-    A prompt weighs the same however many answers it has: its K(K-1)/2 comparisons are correlated and count as one example.
-    Source: Ouyang et al. 2022 (InstructGPT), eq. 1; Bradley & Terry 1952.
+    A prompt weighs the same however many answers it has: its K(K-1)/2 comparisons are correlated and count as one
+    example. Source: Ouyang et al. 2022 (InstructGPT), eq. 1; Bradley & Terry 1952.
     """
     margins, prompt = ranking_pairs(scores.float(), ranks, mask)
     zeros = margins.new_zeros(scores.shape[0])
@@ -75,7 +77,8 @@ def ppo_clip_loss(
 
     loss = E[ max(-Â ρ, -Â clip(ρ, 1-ε, 1+ε)) ],   ρ = π(a|s) / π_old(a|s)
 
-    The log-ratio is limited to ±20 before the exponential. Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7.
+    The log-ratio is limited to ±20 before the exponential. Source: Schulman et al. 2017, "Proximal Policy Optimization
+    Algorithms", eq. 7.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
@@ -111,7 +114,7 @@ def clipped_value_loss(
 def explained_variance(
     values: Float[Tensor, "B R"], returns: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]
 ) -> Float[Tensor, ""]:
-    """Share of the returns' variance that the critic explains: 1 perfect, 0 a constant's, below 0 worse than a constant.
+    """Share of the returns' variance that the critic explains: 1 perfect, 0 a constant's, below 0 worse.
 
     EV = 1 - Var(R - V) / Var(R);   0 where the returns do not vary.
     """

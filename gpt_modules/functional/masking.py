@@ -1,7 +1,7 @@
 """Statistics over the positions that count.
 
-A mask is bool and True means "this position counts". What lies outside it is selected away, never multiplied by zero: padding may hold
-NaN or infinity, and NaN times zero is NaN.
+A mask is bool and True means "this position counts". What lies outside it is selected away, never multiplied by zero:
+padding may hold NaN or infinity, and NaN times zero is NaN.
 """
 
 import torch
@@ -28,8 +28,9 @@ def masked_whiten(
 
     x ← (x - μ) / √(σ² + ε), plus μ again when `shift_mean` is False; σ² is the biased variance of the counted values.
 
-    Advantages lose their mean. Rewards keep it (`shift_mean=False`): a constant reward per token is a length bonus, and removing it
-    would change the task. Source: Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", `whiten` of its code.
+    Advantages lose their mean. Rewards keep it (`shift_mean=False`): a constant reward per token is a length bonus, and
+    removing it would change the task. Source: Ziegler et al. 2019, "Fine-Tuning Language Models from Human
+    Preferences", `whiten` of its code.
     """
     mean = masked_mean(values, mask)
     variance = masked_mean((values - mean).square(), mask)

@@ -8,8 +8,9 @@ from torch import Tensor
 def response_positions(prompt_lengths: Int[Tensor, "B"], R: int) -> Int[Tensor, "B R"]:
     """Position of the state that predicts response token t: prompt_length - 1 + t, for t = 0 … R-1.
 
-    A causal decoder's state at position i has read tokens 0 … i and predicts token i+1, so the first response token is predicted at the
-    prompt's last position. Prompts have at least one token. The positions are not limited to the row's width.
+    A causal decoder's state at position i has read tokens 0 … i and predicts token i+1, so the first response token is
+    predicted at the prompt's last position. Prompts have at least one token. The positions are not limited to the row's
+    width.
     """
     steps = torch.arange(R, device=prompt_lengths.device, dtype=prompt_lengths.dtype)
     return prompt_lengths.unsqueeze(1) - 1 + steps
@@ -20,10 +21,11 @@ def gather_responses(
 ) -> Shaped[Tensor, "B {R} *C"]:
     """The R states of each row that predict its response, from `hidden` (B, T, C) or (B, T); differentiable.
 
-    Responses shorter than R read the row's last state in their missing cells: finite, and for the response mask to drop.
+    Responses shorter than R read the row's last state in their missing cells: finite, and for the response mask to
+    drop.
     """
     batch, width = hidden.shape[:2]
     positions = response_positions(prompt_lengths, R).clamp(max=width - 1)
     rows = torch.arange(batch, device=hidden.device).unsqueeze(1) * width
     # index_select, for its backward adds whole rows where that of advanced indexing adds single elements.
-    return hidden.flatten(0, 1).index_select(0, (rows + positions).flatten()).unflatten(0, (batch, R))
+    return hidden.flatten(0, 1).index_select(0, (rows + positions).flatten()).view(batch, R, *hidden.shape[2:])

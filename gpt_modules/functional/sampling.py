@@ -13,10 +13,11 @@ def filter_logits(
 ) -> Float[Tensor, "B V"]:
     """Logits of the distribution to sample from: temperature, then top-k, then top-p; float32, -inf for what is cut.
 
-    `top_k` keeps the k most likely tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"; ties with the k-th stay). `top_p`
-    keeps the smallest set of most likely tokens whose probability reaches p (Holtzman et al. 2020, "The Curious Case of Neural Text
-    Degeneration"), of what top-k left. Log-probs of samples must be taken from the returned logits. Greedy decoding is not sampling and
-    has no temperature here. Raises ValueError for a temperature ≤ 0, a k < 1, or a p outside (0, 1].
+    `top_k` keeps the k most likely tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"; ties with the k-th
+    stay). `top_p` keeps the smallest set of most likely tokens whose probability reaches p (Holtzman et al. 2020, "The
+    Curious Case of Neural Text Degeneration"), of what top-k left. Log-probs of samples must be taken from the returned
+    logits. Greedy decoding is not sampling and has no temperature here. Raises ValueError for a temperature ≤ 0, a k <
+    1, or a p outside (0, 1].
     """
     if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         found = f"{temperature=}, {top_k=}, {top_p=}"
@@ -39,11 +40,12 @@ def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]
 def sample_tokens(logits: Float[Tensor, "B V"], generator: torch.Generator | None = None) -> Int[Tensor, "B"]:
     """One token id per row, drawn from softmax(logits) by inverting its distribution function.
 
-    First a block of 256 ids is drawn by its mass, then an id within it: two uniform numbers a row in place of V, as `torch.multinomial`
-    draws, and V / 256 + 256 terms to accumulate in place of V. An id with logit -inf is never drawn. `generator` is on the logits' device.
+    First a block of 256 ids is drawn by its mass, then an id within it: two uniform numbers a row in place of V, as
+    `torch.multinomial` draws, and V / 256 + 256 terms to accumulate in place of V. An id with logit -inf is never
+    drawn. `generator` is on the logits' device.
     """
     batch, vocab = logits.shape
-    probs = F.pad(logits.float().softmax(dim=1), (0, -vocab % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    probs = F.pad(logits.float().softmax(dim=1), (0, -vocab % _BLOCK)).view(batch, -1, _BLOCK)
     uniform = torch.rand(batch, 2, generator=generator, device=logits.device, dtype=torch.float64)
     block = _invert(probs.sum(dim=2), uniform[:, :1])
     within = probs.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1)
@@ -52,6 +54,7 @@ def sample_tokens(logits: Float[Tensor, "B V"], generator: torch.Generator | Non
 
 def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1"]:
     """First index whose cumulated weight exceeds that share of the total; its own weight is then above 0."""
-    # float64, for in float32 two orders of summation may differ by more than an id's weight, and an id of weight 0 could be hit.
+    # float64, for in float32 two orders of summation may differ by more than an id's weight, and an id of weight 0
+    # could be hit.
     cumulated = weights.cumsum(dim=1, dtype=torch.float64)
     return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)

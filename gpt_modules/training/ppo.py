@@ -29,7 +29,7 @@ from gpt_modules.training.experience import Experience, ExperienceLoader
 from gpt_modules.training.figures import frontier_figure
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.rewards import Reward, RewardSource, texts
+from gpt_modules.training.rewards import Reward, RewardSource, reward_sources, texts
 from gpt_modules.training.rollout import (
     Rollout,
     Sampling,
@@ -83,7 +83,7 @@ class PPOModule(L.LightningModule):
 
     Args:
         init_from: folder of the SFT model: the policy to begin with, and the reference of the KL penalty.
-        rewards: terms of the reward.
+        rewards: folder of a reward model, or `package.module:function`, or a list of terms to be summed.
         value_from: folder the critic begins from; left out: the first reward folder, or the SFT model with a new head.
         monitors: further scores of the validation texts, logged as `val/<name>` and never optimised.
         max_new_tokens: longest response.
@@ -108,7 +108,7 @@ class PPOModule(L.LightningModule):
     def __init__(
         self,
         init_from: str,
-        rewards: list[RewardSource],
+        rewards: str | list[RewardSource],
         value_from: str | None = None,
         monitors: dict[str, RewardSource] | None = None,
         max_new_tokens: int = 24,
@@ -132,7 +132,7 @@ class PPOModule(L.LightningModule):
         given = arguments(locals())
         super().__init__()
         self.save_hyperparameters(given)
-        self.reward_sources = [typed(RewardSource, source) for source in rewards]
+        self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)

@@ -1,9 +1,10 @@
 """Where a reward comes from: a reward-model folder, any Python callable, or a weighted sum of both."""
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +13,7 @@ from torch import Tensor
 from gpt_modules.backbone import RewardModel, load_pretrained
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.training.hyperparameters import typed
 
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 
@@ -42,6 +44,14 @@ class RewardSource:
     folder: str | None = None
     function: str | None = None
     weight: float = 1.0
+
+
+def reward_sources(rewards: str | Sequence[RewardSource | Mapping[str, Any]]) -> list[RewardSource]:
+    """A recipe's `rewards` as terms; a single string is a folder, or a function when it has the form `package.module:name`."""
+    if isinstance(rewards, str):
+        is_function = ":" in rewards and not Path(rewards).exists()
+        return [RewardSource(function=rewards) if is_function else RewardSource(folder=rewards)]
+    return [typed(RewardSource, source) for source in rewards]
 
 
 class Reward:

@@ -1,0 +1,110 @@
+"""What a token may see, in every way of laying rows out; how weights start; names after compiling."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt_modules.backbone import Decoder, DecoderConfig
+from gpt_modules.errors import UserError
+
+VOCAB = 61
+
+
+def make(norm: str = "pre", **sizes: int) -> Decoder:
+    values = {"vocab_size": VOCAB, "n_positions": 24, "n_layer": 2, "n_head": 2, "n_embd": 16, **sizes}
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig.from_dict({**values, "norm": norm})).eval()
+    with torch.no_grad():  # zero biases would hide a bias in the wrong place
+        for parameter in decoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return decoder
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_no_token_sees_a_later_one(norm: str) -> None:
+    decoder, tokens = make(norm), rows(1, 12)
+    before = decoder(tokens)
+    for changed in range(12):
+        other = tokens.clone()
+        other[0, changed] = (other[0, changed] + 1) % VOCAB
+        same = (decoder(other) - before).abs().amax(dim=2)[0] < 1e-6
+        assert same[:changed].all()
+        assert not same[changed:].any()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_packed_segments_equal_separate_forwards(norm: str) -> None:
+    decoder = make(norm)
+    parts = [rows(1, 5), rows(1, 3) + 0, rows(1, 4)]
+    tokens = torch.cat([*parts, torch.zeros(1, 2, dtype=torch.long)], dim=1)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 0, 0]])
+    segments = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 0, 0]])
+    packed = decoder(tokens, positions, segments)
+    torch.testing.assert_close(packed[:, :12], torch.cat([decoder(part) for part in parts], dim=1))
+    assert packed.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_left_right_and_no_padding_agree(norm: str) -> None:
+    decoder, tokens = make(norm), rows(1, 6)
+    alone = decoder(tokens)
+    padding = torch.full((1, 4), 7)
+    left = torch.cat([padding, tokens], dim=1)
+    mask = torch.arange(10)[None] >= 4
+    torch.testing.assert_close(decoder(left, attention_mask=mask)[:, 4:], alone)
+    torch.testing.assert_close(decoder(torch.cat([tokens, padding], dim=1))[:, :6], alone)
+
+
+def test_nothing_but_padding_is_finite_with_finite_gradients() -> None:
+    decoder, tokens = make(), rows(2, 5)
+    mask = torch.tensor([[False] * 5, [True] * 5])
+    hidden = decoder(tokens, attention_mask=mask)
+    hidden.sum().backward()
+    assert hidden.isfinite().all()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in decoder.parameters())
+
+
+def test_mixed_precision_stays_close() -> None:
+    decoder, tokens = make(), rows(2, 6)
+    mask = torch.arange(6)[None] >= torch.tensor([[0], [2]])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = decoder(tokens, attention_mask=mask)
+    assert ((mixed.float() - decoder(tokens, attention_mask=mask))[mask].abs() < 0.15).all()
+
+
+def test_row_longer_than_the_positions_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^tokens: found rows of 25, expected at most n_positions = 24$"):
+        make()(rows(1, 25))
+
+
+@pytest.mark.parametrize(("init", "scale"), [("gpt1", 1.0), ("gpt2", 1 / math.sqrt(6))])
+def test_initial_spread(init: str, scale: float) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig.from_dict({"vocab_size": 900, "n_layer": 3, "n_embd": 96, "n_head": 2, "init": init}))
+    for name, parameter in decoder.named_parameters():
+        if parameter.ndim == 2:
+            expected = 0.02 * scale if name.endswith("proj.weight") else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05)
+        else:
+            assert (parameter == (1.0 if "ln_" in name and name.endswith("weight") else 0.0)).all()
+
+
+def test_dropout_works_in_training_only() -> None:
+    decoder, tokens = make(), rows(1, 8)
+    assert torch.equal(decoder(tokens), decoder(tokens))
+    decoder.train()
+    assert not torch.equal(decoder(tokens), decoder(tokens))
+
+
+def test_compiled_blocks_keep_their_names() -> None:
+    decoder = make()
+    names = list(decoder.state_dict())
+    decoder.compile_blocks()
+    assert list(decoder.state_dict()) == names
+    assert not any("_orig_mod" in name for name, _ in decoder.named_modules())

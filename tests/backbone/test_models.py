@@ -1,0 +1,45 @@
+"""The tied head, the score at the last real token, and a trunk copied from a language model."""
+
+import torch
+
+from gpt_modules.backbone import GPT, DecoderConfig, RewardModel
+
+CONFIG = DecoderConfig(vocab_size=31, n_positions=12, n_layer=2, n_head=2, n_embd=16).without_dropout()
+
+
+def test_logits_follow_the_embedding_and_both_uses_share_its_gradient() -> None:
+    model, tokens = GPT(CONFIG), torch.tensor([[1, 2, 3]])
+    expected = model.hidden(tokens) @ model.decoder.wte.weight.t()
+    torch.testing.assert_close(model(tokens), expected)
+    model(tokens).logsumexp(2).sum().backward()
+    gradient = model.head_weight.grad
+    assert gradient is not None
+    assert (gradient.abs().amax(dim=1) > 0).all()  # rows that were never read learn through the head
+    assert len(list(model.parameters())) == 2 + 2 * 12 + 2
+
+
+def test_score_is_read_at_the_last_real_token_whatever_the_padding() -> None:
+    model = RewardModel(CONFIG)
+    rows = [torch.tensor([[4, 5, 6]]), torch.tensor([[7, 8, 9, 10, 11]])]
+    alone = torch.cat([model.token_values(row)[:, -1] for row in rows])
+    block = torch.tensor([[4, 5, 6, 0, 0], [7, 8, 9, 10, 11]])
+    torch.testing.assert_close(model(block, torch.tensor([3, 5])), alone)
+
+
+def test_bias_comes_before_scale_and_leaves_the_values_alone() -> None:
+    model, tokens, lengths = RewardModel(CONFIG), torch.tensor([[4, 5, 6]]), torch.tensor([3])
+    raw, values = model(tokens, lengths), model.token_values(tokens)
+    model.bias.fill_(-1.5)
+    model.scale.fill_(2.0)
+    torch.testing.assert_close(model(tokens, lengths), 2.0 * raw - 3.0)
+    assert torch.equal(model.token_values(tokens), values)
+    assert {"bias", "scale"} <= set(model.state_dict())
+
+
+def test_trunk_of_a_language_model_is_copied_not_shared() -> None:
+    gpt, tokens = GPT(CONFIG), torch.tensor([[1, 2, 3]])
+    model = RewardModel.from_gpt(gpt)
+    assert torch.equal(model.decoder(tokens), gpt.hidden(tokens))
+    with torch.no_grad():
+        gpt.head_weight.zero_()
+    assert model.decoder.wte.weight.abs().sum() > 0

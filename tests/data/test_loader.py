@@ -1,0 +1,207 @@
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+
+LIGHTNING = ["ignore:.isinstance.treespec, LeafSpec.:FutureWarning"]  # its own, on newer torch
+
+
+class Numbers(Examples):
+    """Batches are (epoch, indices): what was asked for."""
+
+    def __init__(self, count, lengths=None):
+        self.count, self._lengths = count, lengths
+
+    def __len__(self):
+        return self.count
+
+    def lengths(self, epoch):
+        return self._lengths
+
+    def batch(self, epoch, indices):
+        return torch.tensor([[epoch, i] for i in indices.tolist()])
+
+
+def draw(loader, count):
+    """The next batches, over ends of epochs."""
+    batches = []
+    while len(batches) < count:
+        for batch in loader:
+            batches.append(batch.tolist())
+            if len(batches) == count:
+                break
+    return batches
+
+
+def indices(batches):
+    return [i for batch in batches for _, i in batch]
+
+
+def test_an_epoch_sees_everything_once_in_an_order_of_its_own():
+    loader = BatchLoader(Numbers(20), 5, seed=1)
+    epochs = [[b.tolist() for b in loader] for _ in range(2)]
+    assert [sorted(indices(epoch)) for epoch in epochs] == [list(range(20))] * 2
+    assert indices(epochs[0]) != indices(epochs[1]) != list(range(20))
+    assert {e for batch in epochs[1] for e, _ in batch} == {1}
+
+
+def test_batches_are_a_function_of_seed_epoch_index():
+    loader, other = BatchLoader(Numbers(20), 4, seed=7), BatchLoader(Numbers(20), 4, seed=7)
+    played = [[b.tolist() for b in loader] for _ in range(3)]
+    assert other.batch_at(2, 3).tolist() == played[2][3]
+    assert other.batch_at(0, 1).tolist() == played[0][1]
+    assert BatchLoader(Numbers(20), 4, seed=8).batch_at(0, 1).tolist() != played[0][1]
+
+
+@pytest.mark.parametrize("used", [0, 1, 3, 4, 5, 8, 11])
+def test_restored_loader_goes_on_where_the_first_stopped(used):
+    whole = draw(BatchLoader(Numbers(17), 4, seed=3), 16)
+    first = BatchLoader(Numbers(17), 4, seed=3)
+    assert draw(first, used) == whole[:used]
+    second = BatchLoader(Numbers(17), 4, seed=3)
+    early = iter(second)  # asked for before the state is known, as Lightning does
+    second.restore(first.state())
+    rest = [batch.tolist() for batch in early]
+    assert rest + draw(second, 16 - used - len(rest)) == whole[used:]
+
+
+def test_iterating_anew_begins_the_next_epoch():
+    loader = BatchLoader(Numbers(8), 2)
+    next(iter(loader))
+    assert next(iter(loader))[0, 0] == 1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_ranks_share_the_global_batch(world, drop_last):
+    def loader(rank, of, size):
+        return BatchLoader(Numbers(26), size, seed=5, drop_last=drop_last, rank=rank, world=of)
+
+    alone = [batch.tolist() for batch in loader(0, 1, 2 * world)]
+    ranks = [[batch.tolist() for batch in loader(rank, world, 2)] for rank in range(world)]
+    assert {len(batches) for batches in ranks} == {len(alone)}
+    for i, batch in enumerate(alone):
+        parts = [row for rank in ranks for row in rank[i] if row[1] >= 0]
+        assert sorted(parts) == sorted(batch)
+        assert len({len(rank[i]) for rank in ranks}) == 1
+
+
+def test_state_survives_another_number_of_ranks():
+    two = BatchLoader(Numbers(24), 2, rank=1, world=2)
+    draw(two, 4)
+    one = BatchLoader(Numbers(24), 4)
+    one.restore(two.state())
+    expected = BatchLoader(Numbers(24), 4).batch_at(0, 4)
+    assert next(iter(one)).tolist() == expected.tolist()
+
+
+def test_validation_keeps_every_example_and_its_order():
+    loader = BatchLoader(Numbers(7), 3, shuffle=False, drop_last=False)
+    for _ in range(2):
+        batches = [batch.tolist() for batch in loader]
+        assert indices(batches) == list(range(7))
+        assert {e for batch in batches for e, _ in batch} == {0}
+    assert len(loader) == len(batches) == 3
+
+
+def test_fewer_examples_than_a_batch_are_repeated():
+    (batch,) = BatchLoader(Numbers(3), 8)
+    assert len(batch) == 8
+    assert set(batch[:, 1].tolist()) == {0, 1, 2}
+
+
+def test_alike_lengths_meet_and_nothing_is_lost():
+    lengths = np.random.default_rng(0).integers(1, 500, size=1024)
+    batches = [batch[:, 1].numpy() for batch in BatchLoader(Numbers(1024, lengths), 16)]
+    cells = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert cells < 1.15 * lengths.sum()
+    assert sorted(np.concatenate(batches)) == list(range(1024))
+    order = [lengths[batch].max() for batch in batches]
+    assert order != sorted(order)
+
+
+def test_lengths_do_not_decide_who_is_left_out():
+    lengths = np.arange(19)
+    seen = [i for _ in range(1) for epoch in range(200) for i in _epoch(BatchLoader(Numbers(19, lengths), 4), epoch)]
+    counts = np.bincount(seen, minlength=19)
+    assert counts.min() > 140  # 16 of 19 places, 200 times: 168 expected
+
+
+def _epoch(loader, epoch):
+    return [i for index in range(len(loader)) for i in loader.batch_at(epoch, index)[:, 1].tolist()]
+
+
+def test_wrong_numbers_are_refused():
+    with pytest.raises(ValueError, match="found batch_size 0"):
+        BatchLoader(Numbers(3), 0)
+    with pytest.raises(ValueError, match="rank 2, world 2"):
+        BatchLoader(Numbers(3), 1, rank=2, world=2)
+
+
+class NumbersData(ResumableDataModule):
+    def __init__(self):
+        super().__init__("gpt2")
+
+    def setup(self, stage):
+        self.forget_loader()
+
+    def train_dataloader(self):
+        return self.training_loader(Numbers(23), 4, seed=2)
+
+    def val_dataloader(self):
+        return self.validation_loader(Numbers(5), 4)
+
+
+class Recorder(L.LightningModule):
+    """Notes its batches, and learns just enough to have a global step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch.tolist())
+        return self.weight * 1.0
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        steps = self.trainer.estimated_stepping_batches  # makes Lightning build the loader before it restores
+        assert steps
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder, steps, checkpoint=None, **kwargs):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+    module = Recorder()
+    trainer.fit(module, datamodule=NumbersData(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
+    return module.seen
+
+
+@pytest.mark.filterwarnings(*LIGHTNING)
+@pytest.mark.parametrize(("stop", "limit"), [(3, 1.0), (5, 1.0), (7, 1.0), (2, 2), (3, 2)])
+def test_a_resumed_trainer_sees_the_same_batches(tmp_path, stop, limit):
+    whole = fit(tmp_path, 12, limit_train_batches=limit)
+    first = fit(tmp_path, stop, limit_train_batches=limit)
+    second = fit(tmp_path, 12, tmp_path / f"{stop}.ckpt", limit_train_batches=limit)
+    assert first + second == whole
+
+
+@pytest.mark.filterwarnings(*LIGHTNING)
+def test_reloading_the_loader_does_not_start_over(tmp_path):
+    assert fit(tmp_path, 12, reload_dataloaders_every_n_epochs=1) == fit(tmp_path, 12)

@@ -1,0 +1,77 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from gpt_modules.data.ppo import PPODataModule, encode_prompts
+from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def data():
+    module = PPODataModule(batch_size=16)
+    module.setup("fit")
+    return module
+
+
+def rows(batch):
+    return [tuple(row[:n]) for row, n in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)]
+
+
+def test_rollouts_visit_every_prompt_once_before_any_twice(data):
+    iterations = len(data.train_examples) // 16
+    seen = [row for i in range(iterations) for row in rows(data.prompts(i))]
+    assert len(seen) == len(set(seen)) == iterations * 16
+    assert rows(data.prompts(0)) != rows(data.prompts(iterations))
+
+
+def test_prompts_are_a_function_of_the_iteration(data):
+    late = rows(data.prompts(700))
+    other = PPODataModule(batch_size=16)
+    other.setup("fit")
+    assert rows(other.prompts(700)) == late
+    other = PPODataModule(batch_size=16, seed=1)
+    other.setup("fit")
+    assert rows(other.prompts(700)) != late
+
+
+def test_ranks_answer_different_prompts(data):
+    ranks = [rows(data.prompts(3, rank, 4)) for rank in range(4)]
+    assert len({row for rank in ranks for row in rank}) == 64
+
+
+def test_padding_is_no_token(data):
+    batch = data.prompts(0)
+    text = data.tokenizer.decode(rows(batch)[0])
+    assert text.startswith("Write a positive sentence about a film.\n")
+    assert int(batch.lengths.max()) == batch.tokens.shape[1]
+
+
+def test_validation_prompts_come_once(data):
+    seen = [row for batch in data.val_dataloader() for row in rows(batch)]
+    assert len(seen) == len(set(seen)) == len(data.validation_examples)
+
+
+def test_the_module_gives_the_training_batches():
+    data = PPODataModule()
+    data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(experience_loader=lambda: "batches"))
+    assert data.train_dataloader() == "batches"
+
+
+def test_long_prompts_are_left_out(caplog):
+    tokenizer = Tokenizer.gpt2()
+    prompts = [{"prompt": " a" * n} for n in (1, 5, 9)]
+    assert [len(tokens) for tokens in encode_prompts(prompts, tokenizer, 5, "train").tokens] == [1, 5]
+    assert "train: of 3 prompts, 1 longer than 5 tokens are left out" in caplog.text
+    with pytest.raises(UserError, match="found no prompt of at most 5 tokens"):
+        encode_prompts(prompts[2:], tokenizer, 5, "train")
+
+
+def test_a_file_of_prompts(tmp_path):
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(40)))
+    data = PPODataModule(str(source), cache_dir=str(tmp_path), batch_size=8, validation_fraction=0.1)
+    data.prepare_data()
+    data.setup("fit")
+    assert (len(data.train_examples), len(data.validation_examples)) == (36, 4)

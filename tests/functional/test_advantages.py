@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from gpt_modules.functional import generalized_advantage_estimation
+
+
+def prefix_mask(lengths: list[int], width: int) -> torch.Tensor:
+    return torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+
+
+@pytest.fixture
+def episode() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(4, 6).double(), torch.randn(4, 6).double(), prefix_mask([6, 4, 1, 0], 6)
+
+
+def discounted_sum_of_td_errors(rewards, values, mask, gamma, lam):
+    """Row by row over the counted cells alone, as the definition reads: A_t = sum_l (gamma lam)^l delta_{t+l}."""
+    advantages = torch.zeros_like(values)
+    for row in range(len(values)):
+        cells = mask[row].nonzero().flatten().tolist()
+        following = [values[row, cell].item() for cell in cells[1:]] + [0.0]
+        deltas = [rewards[row, c] + gamma * v - values[row, c] for c, v in zip(cells, following, strict=False)]
+        for i, cell in enumerate(cells):
+            advantages[row, cell] = sum((gamma * lam) ** k * delta for k, delta in enumerate(deltas[i:]))
+    return advantages
+
+
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 0.95), (0.9, 0.7), (1.0, 0.0), (0.99, 1.0)])
+def test_equals_the_definition(episode, gamma, lam):
+    advantages, returns = generalized_advantage_estimation(*episode, gamma, lam)
+    expected = discounted_sum_of_td_errors(*episode, gamma, lam)
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(returns, torch.where(episode[2], expected + episode[1], 0.0))
+
+
+def test_hand_worked_literal():
+    rewards, values = torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([[0.5, 0.25, 9.0]])
+    # delta_1 = 1 - 0.25; delta_0 = 0 + 0.25 - 0.5; A_0 = -0.25 + 0.5 * 0.75
+    advantages, returns = generalized_advantage_estimation(rewards, values, prefix_mask([2], 3), 1.0, 0.5)
+    torch.testing.assert_close(advantages, torch.tensor([[0.125, 0.75, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[0.625, 1.0, 0.0]]))
+
+
+def test_lambda_one_is_monte_carlo_minus_value(episode):
+    rewards, values, mask = episode
+    advantages, returns = generalized_advantage_estimation(rewards, values, mask, 1.0, 1.0)
+    to_go = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(returns, torch.where(mask, to_go, 0.0))
+    torch.testing.assert_close(advantages, torch.where(mask, to_go - values, 0.0))
+
+
+def test_lambda_zero_is_one_step_temporal_difference(episode):
+    rewards, values, mask = episode
+    advantages, _ = generalized_advantage_estimation(rewards, values, mask, 0.9, 0.0)
+    following = torch.where(mask, values, 0.0).roll(-1, dims=1)
+    following[:, -1] = 0.0
+    torch.testing.assert_close(advantages, torch.where(mask, rewards + 0.9 * following - values, 0.0))
+
+
+def test_perfect_values_have_no_advantage():
+    rewards, mask = torch.randn(3, 5).double(), prefix_mask([5, 3, 2], 5)
+    values = torch.where(mask, rewards, 0.0).flip(1).cumsum(1).flip(1)
+    advantages, _ = generalized_advantage_estimation(rewards, values, mask)
+    torch.testing.assert_close(advantages, torch.zeros_like(advantages))
+
+
+def test_masked_cells_and_holes_are_as_if_they_were_not_there(episode):
+    rewards, values, _ = episode
+    keep = torch.tensor([0, 2, 3, 5])
+    mask = torch.zeros(4, 6, dtype=torch.bool).index_fill(1, keep, True)
+    dirty = [torch.where(mask, tensor, torch.nan) for tensor in (rewards, values)]
+    whole = generalized_advantage_estimation(*dirty, mask)
+    compact = generalized_advantage_estimation(rewards[:, keep], values[:, keep], mask[:, keep])
+    for holed, dense in zip(whole, compact, strict=True):
+        torch.testing.assert_close(holed[:, keep], dense)
+        assert torch.count_nonzero(holed[~mask]) == 0
+
+
+def test_targets_carry_no_gradient_and_inputs_stay():
+    rewards, values = torch.randn(2, 3), torch.randn(2, 3, requires_grad=True)
+    before = rewards.clone(), values.detach().clone()
+    advantages, returns = generalized_advantage_estimation(rewards, values, prefix_mask([3, 2], 3))
+    assert not advantages.requires_grad
+    assert not returns.requires_grad
+    assert torch.equal(rewards, before[0])
+    assert torch.equal(values, before[1])

@@ -1,0 +1,192 @@
+import math
+from itertools import combinations
+
+import pytest
+import torch
+
+from gpt_modules.functional import clipped_value_loss, explained_variance, ppo_clip_loss, ranking_loss, ranking_pairs
+
+ALL = torch.ones(1, 3, dtype=torch.bool)
+
+
+def row(*values: float) -> torch.Tensor:
+    return torch.tensor([values])
+
+
+def softplus(x: float) -> float:
+    return math.log1p(math.exp(x))
+
+
+# Ranking
+
+
+def test_ranking_loss_by_hand_for_four_answers_with_a_tie():
+    scores, ranks = row(2.0, 0.5, 1.0, -1.0), torch.tensor([[0, 1, 1, 2]])
+    # Five of the six pairs: the two tied answers are not compared. -log sigmoid(m) = softplus(-m).
+    expected = sum(softplus(-m) for m in (1.5, 1.0, 3.0, 1.5, 2.0)) / 5
+    loss = ranking_loss(scores, ranks, torch.ones(1, 4, dtype=torch.bool))
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_ranking_loss_against_a_naive_loop_with_missing_answers():
+    scores, ranks, mask = torch.randn(6, 5), torch.randint(0, 4, (6, 5)), torch.rand(6, 5) < 0.8
+    per_prompt = []
+    for p in range(6):
+        pairs = [
+            (a, b) for a, b in combinations(range(5), 2) if mask[p, a] and mask[p, b] and ranks[p, a] != ranks[p, b]
+        ]
+        signs = [1 if ranks[p, a] < ranks[p, b] else -1 for a, b in pairs]
+        terms = [softplus(-s * (scores[p, a] - scores[p, b]).item()) for s, (a, b) in zip(signs, pairs, strict=True)]
+        per_prompt += [sum(terms) / len(terms)] if terms else []
+    assert ranking_loss(scores, ranks, mask).item() == pytest.approx(sum(per_prompt) / len(per_prompt), rel=1e-5)
+
+
+def test_ranking_loss_is_blind_to_a_shift_of_a_prompts_scores():
+    scores, ranks, mask = torch.randn(3, 4).double(), torch.randint(0, 3, (3, 4)), torch.ones(3, 4, dtype=torch.bool)
+    shifted = scores + torch.randn(3, 1)
+    torch.testing.assert_close(ranking_loss(shifted, ranks, mask), ranking_loss(scores, ranks, mask))
+
+
+def test_a_prompt_with_two_answers_weighs_as_much_as_one_with_four():
+    scores = torch.randn(2, 4)
+    ranks, mask = torch.tensor([[1, 0, 9, 9], [2, 0, 3, 1]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+    alone = [ranking_loss(scores[p : p + 1], ranks[p : p + 1], mask[p : p + 1]) for p in range(2)]
+    torch.testing.assert_close(ranking_loss(scores, ranks, mask), (alone[0] + alone[1]) / 2)
+
+
+def test_equal_scores_cost_ln_2_whatever_the_number_of_answers():
+    for k in (2, 5, 9):
+        loss = ranking_loss(torch.zeros(3, k), torch.arange(k).expand(3, k), torch.ones(3, k, dtype=torch.bool))
+        assert loss.item() == pytest.approx(math.log(2))
+
+
+def test_no_pair_gives_zero_and_a_zero_gradient():
+    scores = torch.randn(2, 3, requires_grad=True)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    loss = ranking_loss(scores, torch.tensor([[4, 4, 4], [0, 1, 2]]), mask)
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.equal(scores.grad, torch.zeros(2, 3))
+
+
+def test_missing_answers_may_hold_anything():
+    scores = torch.tensor([[1.0, math.nan, 0.0]], requires_grad=True)
+    loss = ranking_loss(scores, torch.tensor([[0, 1, 2]]), torch.tensor([[True, False, True]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(softplus(-1.0))
+    assert scores.grad[0, 1] == 0
+    assert scores.grad[0, 0] < 0 < scores.grad[0, 2]
+
+
+def test_pairs_name_their_prompt():
+    margins, prompt = ranking_pairs(
+        torch.tensor([[3.0, 1.0], [2.0, 7.0]]), torch.tensor([[0, 1], [0, 1]]), torch.ones(2, 2, dtype=torch.bool)
+    )
+    assert margins.tolist() == [2.0, -5.0]
+    assert prompt.tolist() == [0, 1]
+
+
+# Policy
+
+
+def test_unmoved_policy_has_ratio_one_and_the_policy_gradient():
+    logprobs, advantages = torch.randn(2, 3).requires_grad_(), torch.randn(2, 3)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    loss, approx_kl, clip_fraction, ratio_mean = ppo_clip_loss(logprobs, logprobs.detach(), advantages, mask)
+    assert (approx_kl.item(), clip_fraction.item(), ratio_mean.item()) == (0.0, 0.0, 1.0)
+    loss.backward()
+    torch.testing.assert_close(loss, -advantages[mask].mean())
+    torch.testing.assert_close(logprobs.grad, torch.where(mask, -advantages / 3, 0.0))
+
+
+def test_clipping_by_hand():
+    ratios, advantages = row(1.5, 1.5, 0.5, 0.5, 1.1, 0.9), row(1.0, -1.0, 1.0, -1.0, 2.0, 2.0)
+    logprobs = ratios.log().requires_grad_()
+    stats = ppo_clip_loss(logprobs, torch.zeros(1, 6), advantages, torch.ones(1, 6, dtype=torch.bool))
+    # Gains stop at 1.2, losses do not; the mirror image below 1.
+    assert stats.loss.item() == pytest.approx((-1.2 + 1.5 - 0.5 + 0.8 - 2.2 - 1.8) / 6)
+    assert stats.clip_fraction.item() == pytest.approx(2 / 6)
+    assert stats.ratio_mean.item() == pytest.approx(1.0)
+    assert stats.approx_kl.item() == pytest.approx(sum(math.log(r) ** 2 for r in ratios[0].tolist()) / 12)
+    stats.loss.backward()
+    assert (logprobs.grad == 0).tolist() == [[True, False, False, True, False, False]]
+
+
+def test_only_the_policy_loss_has_a_gradient():
+    stats = ppo_clip_loss(torch.randn(1, 3, requires_grad=True), torch.randn(1, 3), torch.randn(1, 3), ALL)
+    assert [field.requires_grad for field in stats] == [True, False, False, False]
+
+
+def test_a_broken_token_neither_overflows_nor_leaks_out_of_the_mask():
+    logprobs = row(0.0, -1.0, math.nan).requires_grad_()
+    old, advantages = row(-1000.0, -1.0, 0.0), row(-1.0, 1.0, math.nan)
+    stats = ppo_clip_loss(logprobs, old, advantages, torch.tensor([[True, True, False]]))
+    stats.loss.backward()
+    assert all(field.isfinite() for field in stats)
+    assert logprobs.grad.isfinite().all()
+    assert logprobs.grad[0, 2] == 0
+
+
+# Value
+
+
+def test_value_loss_by_hand_with_its_gradient_outside_the_clip_range():
+    # Old value 0, range 0.2. Moved past the return's side: clipped. Moved away from it: not clipped, pulled back.
+    values = row(0.5, 0.5, 0.1).requires_grad_()
+    loss, clip_fraction = clipped_value_loss(values, row(0.0, 0.0, 0.0), row(1.0, -1.0, 0.0), ALL)
+    assert loss.item() == pytest.approx(0.5 * (0.8**2 + 1.5**2 + 0.1**2) / 3)
+    assert clip_fraction.item() == pytest.approx(1 / 3)
+    loss.backward()
+    torch.testing.assert_close(values.grad, row(0.0, 1.5 / 3, 0.1 / 3))
+
+
+def test_values_inside_the_range_give_half_the_squared_error_and_count_as_unclipped():
+    old, values = 0.19 * torch.rand(2, 40, 50)
+    returns, mask = torch.randn(40, 50), torch.rand(40, 50) < 0.7
+    loss, clip_fraction = clipped_value_loss(values, old, returns, mask)
+    torch.testing.assert_close(loss, 0.5 * (values - returns)[mask].square().mean())
+    assert clip_fraction == 0
+
+
+def test_value_loss_ignores_what_padding_holds():
+    values = row(1.0, math.nan, 1.0).requires_grad_()
+    mask = torch.tensor([[True, False, False]])
+    loss, _ = clipped_value_loss(values, row(1.0, 0.0, math.inf), row(3.0, 0.0, math.nan), mask)
+    loss.backward()
+    assert loss.item() == 2.0
+    assert values.grad.tolist() == [[-2.0, 0.0, 0.0]]
+
+
+# Both
+
+
+@pytest.mark.parametrize("loss_function", [ppo_clip_loss, clipped_value_loss])
+def test_micro_batches_add_up_to_the_batch(loss_function):
+    new = torch.randn(6, 5).double().requires_grad_()
+    old, targets = new.detach() + 0.3 * torch.randn(6, 5), torch.randn(6, 5).double()
+    mask = torch.arange(5) < torch.tensor([[5], [1], [2], [4], [0], [3]])
+    whole = loss_function(new, old, targets, mask).loss
+    parts = [
+        loss_function(new[i], old[i], targets[i], mask[i], normaliser=mask.sum()).loss
+        for i in (slice(0, 1), slice(1, 5), slice(5, 6))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    of_parts, of_whole = (torch.autograd.grad(loss, new, retain_graph=True)[0] for loss in (sum(parts), whole))
+    torch.testing.assert_close(of_parts, of_whole)
+
+
+@pytest.mark.parametrize("loss_function", [ppo_clip_loss, clipped_value_loss])
+def test_empty_mask_gives_zero_and_inputs_stay(loss_function):
+    tensors = [torch.randn(2, 3) for _ in range(3)]
+    before = [tensor.clone() for tensor in tensors]
+    assert loss_function(*tensors, torch.zeros(2, 3, dtype=torch.bool)).loss == 0
+    assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
+
+
+def test_explained_variance():
+    returns, mask = torch.randn(4, 6), torch.rand(4, 6) < 0.6
+    values = torch.where(mask, returns, torch.nan)
+    assert explained_variance(values, returns, mask).item() == pytest.approx(1.0)
+    assert explained_variance(torch.full((4, 6), 3.0), returns, mask).item() == pytest.approx(0.0, abs=1e-5)
+    assert explained_variance(-values, returns, mask).item() == pytest.approx(-3.0, rel=1e-5)
+    assert explained_variance(returns, torch.ones(4, 6), mask) == 0

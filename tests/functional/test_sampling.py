@@ -1,0 +1,79 @@
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from gpt_modules.functional import filter_logits, sample_tokens
+from gpt_modules.functional.sampling import _invert
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.7, None, None), (1.0, 5, None), (1.3, None, 0.8), (0.5, 20, 0.9)]
+)
+def test_agrees_with_transformers(temperature, top_k, top_p):
+    logits = torch.randn(8, 100)
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    expected = expected if top_k is None else TopKLogitsWarper(top_k)(None, expected)
+    expected = expected if top_p is None else TopPLogitsWarper(top_p)(None, expected)
+    torch.testing.assert_close(filter_logits(logits, temperature, top_k, top_p), expected)
+
+
+def test_nucleus_by_hand():
+    probs = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
+    kept = filter_logits(probs.log(), top_p=0.7).isfinite()
+    assert kept.tolist() == [[False, True, False, True]]
+    assert filter_logits(probs.log(), top_p=1e-6).isfinite().tolist() == [[False, True, False, False]]
+
+
+def test_top_p_counts_what_top_k_left():
+    probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
+    # Of the two that top-k leaves the first has 4/7, which reaches 0.5; of all four it would not.
+    assert filter_logits(probs.log(), top_k=2, top_p=0.5).isfinite().tolist() == [[True, False, False, False]]
+
+
+def test_no_filter_is_the_logits_in_float32_and_they_stay():
+    logits = torch.randn(2, 9).bfloat16()
+    before = logits.clone()
+    assert torch.equal(filter_logits(logits, top_k=50, top_p=1.0), logits.float())
+    filter_logits(logits, 0.5, 2, 0.5)
+    assert torch.equal(logits, before)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="expected temperature > 0, top_k >= 1, 0 < top_p <= 1"):
+        filter_logits(torch.randn(1, 4), **wrong)
+
+
+@pytest.mark.parametrize("vocab", [7, 256, 700])
+def test_frequencies_follow_the_distribution(vocab):
+    logits = torch.randn(vocab) * 2
+    tokens = sample_tokens(logits.expand(20_000, vocab), torch.Generator().manual_seed(1))
+    expected = logits.softmax(0) * 20_000
+    observed = torch.bincount(tokens, minlength=vocab)
+    # Chi-square of V - 1 degrees of freedom, over cells that expect at least five: mean df, deviation sqrt(2 df).
+    often = expected >= 5
+    statistic = ((observed - expected)[often] ** 2 / expected[often]).sum()
+    freedom = often.sum() - 1
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_cut_tokens_are_never_drawn_and_certain_ones_always():
+    logits = torch.full((5000, 600), -torch.inf)
+    logits[:, [3, 300, 599]] = torch.tensor([0.0, 1.0, 2.0])
+    assert set(sample_tokens(logits).tolist()) == {3, 300, 599}
+    logits[:, [3, 300]] = -torch.inf
+    assert (sample_tokens(logits) == 599).all()
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.24, 1), (0.25, 3), (1 - 2**-53, 3)])
+def test_inversion_skips_weight_zero_at_both_ends(uniform, token):
+    weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]])
+    assert _invert(weights, torch.tensor([[uniform]], dtype=torch.float64)).item() == token
+
+
+def test_the_generator_alone_decides():
+    logits = torch.randn(32, 600)
+    first = sample_tokens(logits, torch.Generator().manual_seed(5))
+    torch.manual_seed(123)
+    assert torch.equal(first, sample_tokens(logits, torch.Generator().manual_seed(5)))
+    assert not torch.equal(first, sample_tokens(logits, torch.Generator().manual_seed(6)))

@@ -1,0 +1,75 @@
+"""Schedules against values worked by hand; decay where the papers put it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gpt_modules.errors import UserError
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig, configure, lr_factor, parameter_groups
+
+
+@pytest.mark.parametrize(("progress", "expected"), [(0, 0.0), (50, 0.5), (100, 1.0), (600, 0.55), (1100, 0.1), (5000, 0.1)])
+def test_cosine_after_warmup(progress, expected):
+    schedule = ScheduleConfig(shape="cosine", warmup=100, final=0.1)
+    assert lr_factor(progress, schedule, total=1100) == pytest.approx(expected)
+
+
+def test_linear_reaches_its_end_and_constant_stays():
+    assert lr_factor(500, ScheduleConfig(shape="linear", final=0.0), 1000) == pytest.approx(0.5)
+    assert lr_factor(10**9, ScheduleConfig(shape="constant", warmup=10), math.inf) == 1.0
+
+
+def test_gpt3_small_in_tokens():
+    schedule = ScheduleConfig(shape="cosine", warmup=375e6, total=260e9, final=0.1, unit="tokens")
+    assert lr_factor(187.5e6, schedule, 260e9) == pytest.approx(0.5)
+    assert lr_factor(130e9, schedule, 260e9) == pytest.approx(0.55, abs=2e-3)
+    assert lr_factor(290e9, schedule, 260e9) == pytest.approx(0.1)
+
+
+def rates(optimizer_and_scheduler, steps):
+    optimizer, scheduler = optimizer_and_scheduler["optimizer"], optimizer_and_scheduler["lr_scheduler"]["scheduler"]
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_tokens_and_steps_give_the_same_rates():
+    groups = lambda: parameter_groups([nn.Linear(2, 2)], 0.1)  # noqa: E731
+    by_steps = configure(groups(), OptimizerConfig(lr=1.0), ScheduleConfig(warmup=4, unit="steps"), 10)
+    by_tokens = configure(groups(), OptimizerConfig(lr=1.0), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, lambda: 512)
+    assert rates(by_steps, 10) == pytest.approx(rates(by_tokens, 10))
+    assert rates(configure(groups(), OptimizerConfig(lr=1.0), ScheduleConfig(warmup=4), 10), 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_an_endless_run_needs_a_total():
+    with pytest.raises(UserError, match=r"schedule\.total"):
+        configure(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(), ScheduleConfig(shape="cosine"), math.inf)
+
+
+def test_decay_spares_biases_and_gains_and_counts_shared_tensors_once():
+    module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    decayed, spared = parameter_groups([module, module[0]], 0.1)
+    assert [p.ndim for p in decayed["params"]] == [2]
+    assert decayed["weight_decay"] == 0.1
+    assert sorted(p.ndim for p in spared["params"]) == [1, 1, 1]
+    assert spared["weight_decay"] == 0.0
+
+
+def test_frozen_parameters_are_left_out():
+    module = nn.Linear(3, 3).requires_grad_(False)
+    assert parameter_groups([module], 0.1) == []
+
+
+def test_decay_is_decoupled_from_the_gradient():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = configure(
+        [{"params": [weight], "weight_decay": 0.5}], OptimizerConfig(lr=0.1), ScheduleConfig(shape="constant"), 10
+    )["optimizer"]
+    weight.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert torch.allclose(weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
