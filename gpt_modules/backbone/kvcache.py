@@ -112,7 +112,7 @@ class KVCache:
         """Drop every row but `rows`, one layer at a time so that memory stays flat."""
         kept, filled = len(rows), self.capacity if self.static else self.length
         for storage in (self.keys, self.values):
-            for layer in storage:
-                layer[:kept, :, :filled] = layer[rows, :, :filled]
+            for layer in range(len(storage)):
+                storage[layer, :kept, :, :filled] = storage[layer, rows, :, :filled]
         self.keys, self.values = self.keys[:, :kept], self.values[:, :kept]
         self.bias, self.counts = self.bias[rows], self.counts[rows]

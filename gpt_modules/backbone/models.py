@@ -84,6 +84,15 @@ class RewardModel(nn.Module):
         scores: Tensor = (self.head(last).float() + self.bias) * self.scale
         return scores
 
+    @torch.no_grad()
+    def fold_scale(self) -> "RewardModel":
+        """Move `bias` and `scale` into the head, so that `token_values` are in units of the score: how a critic begins."""
+        self.head.linear.weight.mul_(self.scale)
+        self.head.linear.bias.add_(self.bias).mul_(self.scale)
+        self.bias.zero_()
+        self.scale.fill_(1.0)
+        return self
+
     @classmethod
     def from_gpt(cls, gpt: GPT) -> "RewardModel":
         """A reward model whose trunk is a copy of `gpt`'s and whose head is fresh; same device and type."""

@@ -65,12 +65,12 @@ class ClipConfig:
 
     Args:
         ratio: epsilon of the policy's clipped objective.
-        value: how far the critic may move from its old value; None leaves it free.
+        value: how far the critic may move from its old value before the loss stops pulling it on.
         value_coef: weight of the value loss in the sum.
     """
 
     ratio: float = 0.2
-    value: float | None = 0.2
+    value: float = 0.2
     value_coef: float = 0.1
 
 
