@@ -91,7 +91,9 @@ def _lightning(subcommand: str, words: list[str]) -> None:
 
 
 def _check_recipes(words: list[str]) -> None:
-    """What the recipe parser would accept silently: a duplicate key (the last would win) and a URL (it would be fetched)."""
+    """What the recipe parser would accept silently: a duplicate key (the last would win) and a URL (it would be
+    fetched).
+    """
     from gpt_modules.recipe_files import read_recipe
 
     for word, value in zip(words, [*words[1:], ""], strict=True):

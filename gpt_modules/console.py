@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from gpt_modules.errors import UserError
 
 if TYPE_CHECKING:
-    from gpt_modules.backbone import GPT
-    from gpt_modules.data.tokenizers import Tokenizer
+    pass
 
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -19,7 +18,9 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
     parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P")
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
     return parser
@@ -58,7 +59,9 @@ class Speaker:
         options = self.options
         room = self.context - options.max_new_tokens
         if room < 1:
-            raise UserError(f"--max-new-tokens: found {options.max_new_tokens}, expected fewer than the context of {self.context}")
+            raise UserError(
+                f"--max-new-tokens: found {options.max_new_tokens}, expected fewer than the context of {self.context}"
+            )
         ids = [(prompt or [self.tokenizer.eos_id])[-room:] for prompt in prompts]
         drawn = generate(
             self.model,
@@ -76,7 +79,11 @@ class Speaker:
 def generate_main(words: list[str]) -> None:
     """`gpt generate --model FOLDER --prompt TEXT`: print each prompt with its continuation."""
     parser = _parser("generate", "Continue prompts with a model folder.")
-    parser.add_argument("--prompt", action="append", help=r"may be given several times; \n is a new line; default: the lines of standard input")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        help=r"may be given several times; \n is a new line; default: the lines of standard input",
+    )
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="continuations of each prompt")
     options = parser.parse_args(words)
     prompts = options.prompt or [line.rstrip("\n") for line in sys.stdin if line.strip()]
@@ -90,7 +97,9 @@ def generate_main(words: list[str]) -> None:
 def chat_main(words: list[str]) -> None:
     """`gpt chat --model FOLDER`: read a line, answer it, until end of input."""
     parser = _parser("chat", "Talk to a model folder. Ends with Ctrl-D.")
-    parser.add_argument("--transcript", action="store_true", help="send the whole conversation in the form SFT gives chat-style rows")
+    parser.add_argument(
+        "--transcript", action="store_true", help="send the whole conversation in the form SFT gives chat-style rows"
+    )
     options = parser.parse_args(words)
     speaker = Speaker(options)
     respond = _transcript(speaker) if options.transcript else lambda line: speaker.answer([line + "\n"])[0]
@@ -127,6 +136,12 @@ def _lines() -> Iterator[str]:
 def folder_texts(folder: Path, prompts: Sequence[str], max_new_tokens: int, seed: int) -> list[str]:
     """What a stage's model says to these prompts; the same noise for every stage."""
     options = argparse.Namespace(
-        model=str(folder), device="cpu", seed=seed, max_new_tokens=max_new_tokens, temperature=0.7, top_k=None, top_p=None
+        model=str(folder),
+        device="cpu",
+        seed=seed,
+        max_new_tokens=max_new_tokens,
+        temperature=0.7,
+        top_k=None,
+        top_p=None,
     )
     return Speaker(options).answer(prompts)

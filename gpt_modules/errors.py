@@ -4,6 +4,7 @@
 class UserError(RuntimeError):
     """A mistake in a recipe, a file or an argument.
 
-    The message is one line that names the file, the row or field, what was found and what was expected. The command line prints it
+    The message is one line that names the file, the row or field, what was found and what was expected. The command
+    line prints it
     without a traceback and exits with status 2.
     """

@@ -1,4 +1,6 @@
-"""`gpt run`: stages in order, each a recipe in a process of its own; finished ones are skipped, a cut-off one is resumed."""
+"""`gpt run`: stages in order, each a recipe in a process of its own; finished ones are skipped, a cut-off one is
+resumed.
+"""
 
 import argparse
 import hashlib
@@ -80,7 +82,10 @@ def read_pipeline(path: Path, root: str | None = None) -> Pipeline:
         earlier = [stage.name for stage in stages]
         for key, source in entry.get("feeds", {}).items():
             if source not in earlier:
-                raise UserError(f"{path}: {where}feeds.{key}: found {source!r}, expected an earlier stage: {', '.join(earlier) or 'none'}")
+                raise UserError(
+                    f"{path}: {where}feeds.{key}: found {source!r}, "
+                    f"expected an earlier stage: {', '.join(earlier) or 'none'}"
+                )
         stages.append(Stage(**{**entry, "config": config}))
     rest = {key: content[key] for key in ("prompts", "sample_tokens") if key in content}
     return Pipeline(root=Path(root or content["root"]), stages=stages, **rest)
@@ -98,10 +103,18 @@ def _check_keys(path: Path, where: str, entry: Any, known: set[str], required: s
 
 def main(words: list[str]) -> None:
     """`gpt run PIPELINE [--root DIR] [--config OVERLAY]... [--KEY VALUE]...`."""
-    parser = argparse.ArgumentParser(prog="gpt run", description="Run recipes in order, each stage's folder feeding the next.")
+    parser = argparse.ArgumentParser(
+        prog="gpt run", description="Run recipes in order, each stage's folder feeding the next."
+    )
     parser.add_argument("pipeline", type=Path, help="a file of recipes/pipelines/")
     parser.add_argument("--root", help="folder for the stages, in place of the file's")
-    parser.add_argument("--config", action="append", default=[], metavar="OVERLAY", help="recipe laid over every stage, e.g. hardware/gpu.yaml")
+    parser.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="OVERLAY",
+        help="recipe laid over every stage, e.g. hardware/gpu.yaml",
+    )
     options = parser.parse_args(words)
     pipeline = read_pipeline(options.pipeline, options.root)
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -118,7 +131,9 @@ def stage_arguments(pipeline: Pipeline, stage: Stage, overlays: list[str]) -> li
     words = [word for recipe in [*stage.config, *overlays] for word in ("--config", recipe)]
     words += [f"--trainer.default_root_dir={pipeline.folder(stage)}"]
     words += [f"--{key}={pipeline.export(source)}" for key, source in stage.feeds.items()]
-    return words + [f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in stage.set.items()]
+    return words + [
+        f"--{key}={json.dumps(value) if not isinstance(value, str) else value}" for key, value in stage.set.items()
+    ]
 
 
 def fingerprint(pipeline: Pipeline, stage: Stage, overlays: list[str]) -> str:
@@ -141,7 +156,10 @@ def run_stage(pipeline: Pipeline, stage: Stage, overlays: list[str], label: str,
     folder = pipeline.folder(stage)
     mark, current = folder / "stage.sha256", fingerprint(pipeline, stage, overlays)
     if mark.is_file() and mark.read_text().strip() != current:
-        raise UserError(f"{folder}: made by another version of {', '.join(stage.config)} or of what it builds on; remove the folder to run it anew")
+        raise UserError(
+            f"{folder}: made by another version of {', '.join(stage.config)} or of what it builds on; "
+            "remove the folder to run it anew"
+        )
     if (folder / "summary.json").is_file():
         console.print(f"{label} {stage.name}: done before, skipped", highlight=False)
         return
@@ -155,12 +173,16 @@ def run_stage(pipeline: Pipeline, stage: Stage, overlays: list[str], label: str,
     mark.write_text(current + "\n")
     status = run_process([sys.executable, "-m", "gpt_modules", "fit", *words])
     if status:
-        console.print(f"{label} {stage.name}: ended with status {status}; the same command goes on from there", highlight=False)
+        console.print(
+            f"{label} {stage.name}: ended with status {status}; the same command goes on from there", highlight=False
+        )
         raise SystemExit(status)
 
 
 def run_process(command: list[str]) -> int:
-    """Run a stage; hand on the signals that ask to stop, and wait for it to save. Returns its exit status, 128 + n for signal n."""
+    """Run a stage; hand on the signals that ask to stop, and wait for it to save. Returns its exit status, 128 + n
+    for signal n.
+    """
     process = subprocess.Popen(command)
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -205,7 +227,10 @@ def sample_table(pipeline: Pipeline) -> Table:
     table = Table(title="What each stage's model says", title_justify="left", show_lines=True)
     for column in ("prompt", *(stage.name for stage in speaking)):
         table.add_column(column)
-    answers = [folder_texts(pipeline.export(stage.name), pipeline.prompts, pipeline.sample_tokens, seed=0) for stage in speaking]
+    answers = [
+        folder_texts(pipeline.export(stage.name), pipeline.prompts, pipeline.sample_tokens, seed=0)
+        for stage in speaking
+    ]
     for row in zip(pipeline.prompts, *answers, strict=True):
         table.add_row(*(cell.strip() for cell in row))
     return table
@@ -213,4 +238,4 @@ def sample_table(pipeline: Pipeline) -> Table:
 
 def _is_language_model(folder: Path) -> bool:
     config = json.loads((folder / "config.json").read_text())
-    return config.get("gpt_modules", {}).get("kind") == "gpt"
+    return bool(config.get("gpt_modules", {}).get("kind") == "gpt")

@@ -17,7 +17,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice, on lines {seen[key]} and {line}", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands twice, on lines {seen[key]} and {line}", key_node.start_mark
+                )
             if isinstance(key, str):
                 seen[key] = line
         return super().construct_mapping(node, deep)
@@ -30,7 +32,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         UserError: for a missing file, one that is no YAML mapping, or a duplicate key; with the line.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe") from None
     except (OSError, UnicodeDecodeError) as error:

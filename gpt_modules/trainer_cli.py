@@ -14,26 +14,42 @@ from jsonargparse import ArgumentError as RecipeError
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_modules.data import PPODataModule, PretrainingDataModule, RewardDataModule, SFTDataModule
 from gpt_modules.errors import UserError
 from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
-from gpt_modules.training.callbacks import ExportBest, FiniteLossGuard, PredictionFile, RunSummary, SampleTable, Throughput
+from gpt_modules.training.callbacks import (
+    ExportBest,
+    FiniteLossGuard,
+    PredictionFile,
+    RunSummary,
+    SampleTable,
+    Throughput,
+)
 from gpt_modules.training.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO, newest_checkpoint
 from gpt_modules.training.progress import StepBar
 
-# Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short name.
+# Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
+# name.
 MODULES = (PretrainingModule, SFTModule, RewardModule, PPOModule)
 DATA_MODULES = (PretrainingDataModule, SFTDataModule, RewardDataModule, PPODataModule)
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.
-TRAINER_DEFAULTS = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": -1, "log_every_n_steps": 10}
+TRAINER_DEFAULTS = {
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 10,
+}
 
 
 class TrainerCLI(LightningCLI):
-    """Adds our callbacks as recipe keys, keeps a checkpoint's hyper-parameters out of the recipe, and resumes only what verifies."""
+    """Adds our callbacks as recipe keys, keeps a checkpoint's hyper-parameters out of the recipe, and resumes only
+    what verifies.
+    """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Recipe keys beside `model`, `data` and `trainer`."""
@@ -44,7 +60,9 @@ class TrainerCLI(LightningCLI):
         parser.add_lightning_class_args(StepBar, "progress")
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would let a checkpoint's hyper-parameters override the recipe and the command line, the model's class included."""
+        """Lightning would let a checkpoint's hyper-parameters override the recipe and the command line, the model's
+        class included.
+        """
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A fixed run directory, TensorBoard in it, verified checkpoints."""
@@ -91,7 +109,9 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips and "max_steps reached" at every start
         logging.getLogger(name).setLevel(logging.WARNING)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    usage = {name: {"parser_mode": "omegaconf+", "exit_on_error": False} for name in ("fit", "validate", "test", "predict")}
+    usage = {
+        name: {"parser_mode": "omegaconf+", "exit_on_error": False} for name in ("fit", "validate", "test", "predict")
+    }
     sys.argv = ["gpt", subcommand, *words]  # Lightning's launcher starts the other ranks with it
     try:
         TrainerCLI(
@@ -131,5 +151,7 @@ def lock(root: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UserError(f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir") from error
+        raise UserError(
+            f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir"
+        ) from error
     return file

@@ -57,7 +57,7 @@ def generate(
         prompts: token ids, one sequence a row, or a pair (tokens (B, T), mask (B, T)) padded on either side.
         temperature: divides the logits; 0 is greedy. `top_k` and `top_p` as of `filter_logits`.
         generator: the source of randomness; the same state gives the same tokens.
-        compile: `torch.compile` the step: slow to start, faster for long runs.
+        compile: `torch.compile` the step: half a minute to start, so for long runs of one shape.
 
     Dropout is off meanwhile, whatever mode the model is in. Raises `UserError` for an empty prompt, a token outside the
     vocabulary, or a prompt that with `max_new_tokens` exceeds `n_positions`.
@@ -158,7 +158,8 @@ def _decode(
     for index in range(1, len(uniforms)):
         token = written.record(index - 1, token, logprob)
         if eos_id is not None and index % interval == 0:
-            survivors = written.survivors()
+            # Another batch size would be compiled anew, which costs more than rows that say nothing.
+            survivors = written.survivors(1.0 if compile else RETIRED_PART)
             if survivors is not None and len(survivors) == 0:
                 return written.result()
             if survivors is not None:
@@ -193,10 +194,10 @@ class _Transcript:
             self.finished |= token == self.eos_id
         return token
 
-    def survivors(self) -> Int[Tensor, "K"] | None:
-        """Indices of the rows to go on with where enough have finished, else None. Waits for the device."""
+    def survivors(self, part: float) -> Int[Tensor, "K"] | None:
+        """Indices of the rows to go on with where this part of them has finished, else None. Waits for it."""
         finished = int(self.finished.sum())
-        if finished < max(1, RETIRED_PART * len(self.rows)):
+        if finished < max(1, part * len(self.rows)):
             return None
         survivors = (~self.finished).nonzero()[:, 0]
         self.rows, self.finished = self.rows[survivors], self.finished[survivors]

@@ -86,7 +86,9 @@ class RewardModel(nn.Module):
 
     @torch.no_grad()
     def fold_scale(self) -> "RewardModel":
-        """Move `bias` and `scale` into the head, so that `token_values` are in units of the score: how a critic begins."""
+        """Move `bias` and `scale` into the head, so that `token_values` are in units of the score: how a critic
+        begins.
+        """
         self.head.linear.weight.mul_(self.scale)
         self.head.linear.bias.add_(self.bias).mul_(self.scale)
         self.bias.zero_()

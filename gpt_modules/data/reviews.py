@@ -82,8 +82,8 @@ def reward_rows(split: Split, k: int = 2, seed: int = 0, domains: Sequence[Domai
     people's ratings.
 
     Ratings within a row are at least 1 apart. No sentence is used twice in one call; another seed groups them anew.
-    For k = 2 these are plain random pairs, those too close dropped. For more, what was dropped is drawn again until
-    no further row comes out.
+    For k = 2 these are plain random pairs, those too close dropped. For more, what was dropped is drawn again, and what
+    is left then makes rows of fewer sentences, so that a pass sees nearly every sentence.
 
     Raises:
         ValueError: `k` is not 2 to 8 (nine ratings 1 apart fill the scale).
@@ -125,15 +125,16 @@ def _of(split: Split, domains: Sequence[Domain]) -> list[Review]:
 
 
 def _draw_groups(ratings: NDArray[np.float64], k: int, generator: np.random.Generator) -> list[list[int]]:
-    """Random disjoint groups of k indices whose ratings are all MIN_GAP apart."""
+    """Random disjoint groups of k indices, or fewer once no k are left, whose ratings are all MIN_GAP apart."""
     pool = generator.permutation(len(ratings))
     groups: list[list[int]] = []
-    for _ in range(1 if k == 2 else MAX_ROUNDS):
-        candidates = pool[: len(pool) // k * k].reshape(-1, k)
-        gaps = np.diff(np.sort(ratings[candidates], axis=1), axis=1)
-        apart = (gaps >= MIN_GAP).all(axis=1)
-        groups += candidates[apart].tolist()
-        pool = generator.permutation(np.concatenate([candidates[~apart].reshape(-1), pool[candidates.size :]]))
+    for size in range(k, 1, -1):
+        for _ in range(1 if k == 2 else MAX_ROUNDS):
+            candidates = pool[: len(pool) // size * size].reshape(-1, size)
+            gaps = np.diff(np.sort(ratings[candidates], axis=1), axis=1)
+            apart = (gaps >= MIN_GAP).all(axis=1)
+            groups += candidates[apart].tolist()
+            pool = generator.permutation(np.concatenate([candidates[~apart].reshape(-1), pool[candidates.size :]]))
     return groups
 
 

@@ -17,6 +17,8 @@ from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)
 
+VALIDATION_PAIRINGS = 4
+
 
 class Comparisons(Examples[RankingBatch]):
     """Ranked answers, encoded as prompt + answer + eos; `draw(epoch)` gives an epoch's rows, each text is encoded once.
@@ -83,7 +85,8 @@ class RewardDataModule(ResumableDataModule):
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub.
         context: Tokens of prompt, answer and eos.
-        k: For the reviews: answers a prompt, their ratings 1 point apart. Rows of your own bring as many as they have.
+        k: For the reviews: most answers a prompt, their ratings 1 point apart; validation has pairs. Rows of your own
+            bring as many as they have.
         batch_size: Prompts a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
         seed: Seed of the order, and of the groups of reviews. The validation groups do not depend on it.
@@ -169,6 +172,10 @@ class RewardDataModule(ResumableDataModule):
         return [{"prompt": row["prompt"], "response": row["responses"][i]} for row, i in zip(train, best, strict=True)]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
+        if self.train_source == REVIEWS and self.validation_source is None:
+            # Plain random pairs, as the published accuracies are counted; several pairings, for a smaller error.
+            held_out = [row for seed in range(VALIDATION_PAIRINGS) for row in reward_rows("validation", 2, seed)]
+            return reward_rows("train", self.k, self.seed), held_out
         return load_splits(
             self.train_source,
             self.validation_source,

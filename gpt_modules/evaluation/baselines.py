@@ -1,4 +1,6 @@
-"""What a simple method reaches on the same data: a trained model that does not beat it has learned nothing worth the time."""
+"""What a simple method reaches on the same data: a trained model that does not beat it has learned nothing worth the
+time.
+"""
 
 import math
 import re
@@ -62,7 +64,9 @@ class KneserNey:
 
 
 def _discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
-    """D(0), D(1), D(2), D(3+) from counts of counts; kept within [0, count] where these are too few or too odd to estimate from."""
+    """D(0), D(1), D(2), D(3+) from counts of counts; kept within [0, count] where these are too few or too odd to
+    estimate from.
+    """
     of_counts = Counter(counts)
     n1, n2, n3, n4 = (of_counts[k] for k in (1, 2, 3, 4))
     y = n1 / (n1 + 2 * n2) if n1 else 0.5
@@ -83,7 +87,9 @@ class BagOfWords:
     def __init__(self, pairs: Sequence[tuple[str, str]], decay: float = 1e-3, epochs: int = 150) -> None:
         seen = Counter(word for pair in pairs for text in pair for word in _words(text))
         self.index = {word: i for i, (word, count) in enumerate(seen.items()) if count > 1}
-        difference = (self._features([better for better, _ in pairs]) - self._features([worse for _, worse in pairs])).coalesce()
+        difference = (
+            self._features([better for better, _ in pairs]) - self._features([worse for _, worse in pairs])
+        ).coalesce()
         self.weights = torch.zeros(len(self.index), 1, requires_grad=True)
         optimizer = torch.optim.Adam([self.weights], lr=0.05)
         for _ in range(epochs):
@@ -94,7 +100,9 @@ class BagOfWords:
             optimizer.step()
 
     def _features(self, texts: Sequence[str]) -> torch.Tensor:
-        cells = [(row, self.index[word]) for row, text in enumerate(texts) for word in _words(text) if word in self.index]
+        cells = [
+            (row, self.index[word]) for row, text in enumerate(texts) for word in _words(text) if word in self.index
+        ]
         places = torch.tensor(cells, dtype=torch.long).view(-1, 2).T
         return torch.sparse_coo_tensor(places, torch.ones(places.shape[1]), (len(texts), len(self.index)))
 

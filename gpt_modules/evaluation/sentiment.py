@@ -11,7 +11,9 @@ def _analyzer() -> Any:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise UserError("vader: the package vaderSentiment is not installed; pip install 'gpt-modules[demo]'") from error
+        raise UserError(
+            "vader: the package vaderSentiment is not installed; pip install 'gpt-modules[demo]'"
+        ) from error
     return SentimentIntensityAnalyzer()
 
 

@@ -43,7 +43,8 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
     size = datamodule_tokenizer(module).vocab_size
     if size > config.vocab_size:
         raise UserError(
-            f"model.init_args.config.vocab_size: found {config.vocab_size}, expected at least the tokenizer's {size} tokens"
+            f"model.init_args.config.vocab_size: found {config.vocab_size}, "
+            f"expected at least the tokenizer's {size} tokens"
         )
 
 
@@ -55,7 +56,9 @@ def export(module: L.LightningModule, model: GPT | RewardModel, folder: Path) ->
 
 
 def sampling_generator(module: L.LightningModule, purpose: int) -> torch.Generator:
-    """A generator of its own for sampling, a function of (seed, step, purpose), so that showing samples changes no training draw."""
+    """A generator of its own for sampling, a function of (seed, step, purpose), so that showing samples changes no
+    training draw.
+    """
     seed = int(module.hparams.get("seed", 0) or 0)
     return torch.Generator(module.device).manual_seed((seed * 1_000_003 + module.global_step) * 64 + purpose)
 

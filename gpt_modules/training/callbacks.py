@@ -1,4 +1,6 @@
-"""What watches a run: the finite-loss guard, throughput, sample texts, the export of the best weights, the run's summary."""
+"""What watches a run: the finite-loss guard, throughput, sample texts, the export of the best weights, the run's
+summary.
+"""
 
 import json
 import time
@@ -36,6 +38,11 @@ def tensorboard(trainer: L.Trainer) -> Any | None:
     return logger.experiment if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero else None
 
 
+def log_interval(trainer: L.Trainer) -> int:
+    """Steps between log steps; a connector of Lightning's sets the attribute, so type checkers do not see it."""
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+
 def markdown_table(rows: list[dict[str, str]]) -> str:
     """Rows as the Markdown that TensorBoard's text tab renders."""
     if not rows:
@@ -51,8 +58,10 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
 class FiniteLossGuard(L.Callback):
     """Stops the run at the first loss that is not a finite number, before it reaches the weights.
 
-    On the CPU the loss is looked at before every optimizer step. On a GPU that would wait for the device each step, so there the fused
-    optimizer is handed the flag (`found_inf`, the mechanism of gradient scaling): it skips the update on the device, and the host reads
+    On the CPU the loss is looked at before every optimizer step. On a GPU that would wait for the device each step,
+    so there the fused
+    optimizer is handed the flag (`found_inf`, the mechanism of gradient scaling): it skips the update on the device,
+    and the host reads
     the flag at log steps and before each checkpoint.
     """
 
@@ -61,9 +70,13 @@ class FiniteLossGuard(L.Callback):
         self._first = 0
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fold the gradient's finiteness into a flag on its device: a finite loss may still have an infinite gradient."""
+        """Fold the gradient's finiteness into a flag on its device: a finite loss may still have an infinite
+        gradient.
+        """
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        if not gradients or getattr(trainer.precision_plugin, "scaler", None):  # fp16's scaler has its own way with infinities
+        if not gradients or getattr(
+            trainer.precision_plugin, "scaler", None
+        ):  # fp16's scaler has its own way with infinities
             return
         total = torch.stack(torch._foreach_norm(gradients)).sum()
         total = total.full_tensor() if hasattr(total, "full_tensor") else total
@@ -74,14 +87,15 @@ class FiniteLossGuard(L.Callback):
         """Refuse the step on the CPU, let the device refuse it elsewhere."""
         if self._flag is None:
             return
-        if self._flag.device.type == "cpu":
+        fused = all(group.get("fused") for group in optimizer.param_groups)
+        if self._flag.device.type == "cpu" or not fused:
             self._raise_if_set(trainer)
         else:
             optimizer.grad_scale, optimizer.found_inf = None, self._flag
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Read the flag where reading is free: at log steps, whose metrics wait for the device anyway."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % log_interval(trainer) == 0:
             self._raise_if_set(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, *_: Any) -> None:
@@ -91,8 +105,9 @@ class FiniteLossGuard(L.Callback):
     def _raise_if_set(self, trainer: L.Trainer) -> None:
         if self._flag is not None and bool(self._flag):
             raise UserError(
-                f"step {trainer.global_step}: the loss or its gradient is not finite; nothing of it reached the weights. "
-                f"Lower model.init_args.optimizer.lr or set trainer.gradient_clip_val, then resume with --ckpt_path last"
+                f"step {trainer.global_step}: the loss or its gradient is not finite; nothing of it reached the "
+                "weights. Lower model.init_args.optimizer.lr or set trainer.gradient_clip_val, then go on with "
+                "--ckpt_path last"
             )
 
 
@@ -117,7 +132,7 @@ class Throughput(L.Callback):
         """Count without a look at the device; divide at log steps."""
         count, unit = pl_module.work(batch)
         self._count += count * trainer.world_size
-        if trainer.global_step == 0 or trainer.global_step % trainer.log_every_n_steps or self._count == 0:
+        if trainer.global_step == 0 or trainer.global_step % log_interval(trainer) or self._count == 0:
             return
         rate = self._count / (time.perf_counter() - self._since)
         pl_module.log(f"perf/{unit}_per_s", rate, prog_bar=True)
@@ -130,7 +145,9 @@ class Throughput(L.Callback):
         """Validation is no training time: drop the window it would stretch."""
         self._restart()
 
-    on_validation_end = on_validation_start
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """The next window begins here."""
+        self._restart()
 
     def _restart(self) -> None:
         self._count, self._since = 0, time.perf_counter()
@@ -188,7 +205,7 @@ class ExportBest(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Without a metric, or when no validation has run, the last weights are the artefact."""
-        if self.best is None and not trainer.fast_dev_run:
+        if self.best is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -197,9 +214,11 @@ class ExportBest(L.Callback):
 
 
 class RunSummary(L.Callback):
-    """Keeps the first and the latest value of every validation metric and writes `<root>/summary.json` when the run is complete.
+    """Keeps the first and the latest value of every validation metric and writes `<root>/summary.json` when the run
+    is complete.
 
-    The file is what says that a stage is done: `gpt run` skips a stage that has one. TensorBoard's HPARAMS tab gets the same values.
+    The file is what says that a stage is done: `gpt run` skips a stage that has one. TensorBoard's HPARAMS tab gets
+    the same values.
     """
 
     def __init__(self) -> None:
@@ -210,7 +229,11 @@ class RunSummary(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The values so far and the time spent, over all attempts."""
-        return {"before": self.before, "after": self.after, "seconds": self.seconds + time.perf_counter() - self._started}
+        return {
+            "before": self.before,
+            "after": self.after,
+            "seconds": self.seconds + time.perf_counter() - self._started,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
@@ -231,10 +254,12 @@ class RunSummary(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file and the hyper-parameters with their outcome."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.log_hyperparams(pl_module.hparams, {f"final/{key.removeprefix('val/')}": v for key, v in self.after.items()})
+            trainer.logger.log_hyperparams(
+                dict(pl_module.hparams), {f"final/{key.removeprefix('val/')}": v for key, v in self.after.items()}
+            )
         summary = json.dumps({**self.state_dict(), "steps": trainer.global_step}, indent=2)
         path = Path(trainer.default_root_dir) / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)

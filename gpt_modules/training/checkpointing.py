@@ -1,6 +1,7 @@
 """Checkpoints that survive: atomic, verified, resumed exactly, and written when the run is told to stop.
 
-Lightning stages a checkpoint in TMPDIR and moves it, which is not atomic across file systems; it reads a flipped bit without noticing;
+Lightning stages a checkpoint in TMPDIR and moves it, which is not atomic across file systems; it reads a flipped bit
+without noticing;
 it stores no random state; and it ends with status 0 on SIGTERM. Each class here closes one of these gaps.
 """
 
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from gpt_modules.errors import UserError
 
@@ -58,11 +59,15 @@ def newest_checkpoint(folder: Path) -> Path:
         if verifies(path):
             return path
         rank_zero_warn(f"{path}: damaged (digest does not match); trying the one before it")
-    raise UserError(f"{folder}: {len(found)} checkpoints found, none of them intact; expected at least one to resume from")
+    raise UserError(
+        f"{folder}: {len(found)} checkpoints found, none of them intact; expected at least one to resume from"
+    )
 
 
 def write_durably(path: Path, write: Any) -> None:
-    """Call `write(temporary path)` in the same directory, sync, then rename: `path` is whole or absent at any moment."""
+    """Call `write(temporary path)` in the same directory, sync, then rename: `path` is whole or absent at any
+    moment.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -72,16 +77,22 @@ def write_durably(path: Path, write: Any) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about file positions
         temporary.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
-        raise UserError(f"{path}: could not be written, {free / 1e6:.1f} MB free: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path}: could not be written, {free / 1e6:.1f} MB free: {str(error).splitlines()[0]}"
+        ) from error
     directory = os.open(path.parent, os.O_RDONLY)
     os.fsync(directory)
     os.close(directory)
 
 
 class VerifiedCheckpointIO(TorchCheckpointIO):
-    """Writes in place of the final name only what is complete, with its digest; reads only what verifies, and only plain data."""
+    """Writes in place of the final name only what is complete, with its digest; reads only what verifies, and only
+    plain data.
+    """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
         """Write the file and its digest; the digest appears first, so a visible checkpoint can always be judged."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +134,8 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
 class ExactCheckpoint(Checkpoint):
     """Saves every n optimizer steps and when a signal asks the run to stop; keeps the newest few.
 
-    On SIGTERM, SIGINT, SIGHUP or SIGUSR1 the step in flight is finished and saved, then the process exits with 128 + the signal's
+    On SIGTERM, SIGINT, SIGHUP or SIGUSR1 the step in flight is finished and saved, then the process exits with 128 +
+    the signal's
     number. A second signal ends it at once.
 
     Args:
@@ -178,7 +190,9 @@ class ExactCheckpoint(Checkpoint):
 
 
 class RandomState(L.Callback):
-    """Stores the random state of torch, CUDA, numpy and Python of every rank, and puts it back before the first resumed step."""
+    """Stores the random state of torch, CUDA, numpy and Python of every rank, and puts it back before the first
+    resumed step.
+    """
 
     def __init__(self) -> None:
         self._pending: list[dict[str, Any]] | None = None

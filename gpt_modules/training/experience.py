@@ -1,7 +1,7 @@
 """The loader over an iteration's rollout: epochs of minibatches in a seeded order, resumable in the middle."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,8 @@ class Experience(NamedTuple):
     """A micro-batch of a rollout.
 
     rollout: its rows.
-    normaliser: scalar, what a sum over the micro-batch's tokens is divided by, so that the micro-batches of all ranks average to the
+    normaliser: scalar, what a sum over the micro-batch's tokens is divided by, so that the micro-batches of all ranks
+        average to the
         mean over the whole minibatch's tokens.
     """
 
@@ -22,6 +23,7 @@ class Experience(NamedTuple):
     normaliser: Tensor
 
 
+@runtime_checkable
 class Owner(Protocol):
     """What the loader asks of the procedure."""
 
@@ -36,8 +38,10 @@ class Owner(Protocol):
 class ExperienceLoader:
     """Yields `epochs x minibatches x accumulate` micro-batches of the owner's current rollout.
 
-    It is a plain iterable with a length: a DataLoader would be given a distributed sampler that drops experience, and an iterable
-    without a length is prefetched, which takes a batch of the rollout before the update that should precede it. Iteration is lazy, as
+    It is a plain iterable with a length: a DataLoader would be given a distributed sampler that drops experience, and
+    an iterable
+    without a length is prefetched, which takes a batch of the rollout before the update that should precede it.
+    Iteration is lazy, as
     Lightning calls `iter` before the rollout exists.
     """
 

@@ -20,7 +20,8 @@ def reliability_figure(preferences: NDArray[np.floating[Any]], bins: int = 10) -
     """Predicted probability that the first answer is better against how often it was (Guo et al. 2017, figure 1).
 
     Args:
-        preferences: (N,) predicted probability of the preference that people stated. Each pair counts in both orders, (p, right) and
+        preferences: (N,) predicted probability of the preference that people stated. Each pair counts in both orders,
+            (p, right) and
             (1 - p, wrong), as the order of a pair means nothing.
     """
     predicted = np.concatenate([preferences, 1 - preferences])
@@ -29,7 +30,12 @@ def reliability_figure(preferences: NDArray[np.floating[Any]], bins: int = 10) -
     filled = [b for b in range(bins) if (cell == b).any()]
     figure, axes = _figure()
     axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
-    axes.plot([predicted[cell == b].mean() for b in filled], [stated[cell == b].mean() for b in filled], marker="o", label="model")
+    axes.plot(
+        [predicted[cell == b].mean() for b in filled],
+        [stated[cell == b].mean() for b in filled],
+        marker="o",
+        label="model",
+    )
     axes.set(xlabel="predicted preference", ylabel="stated preference", xlim=(0, 1), ylim=(0, 1), title="Reliability")
     axes.legend()
     return figure

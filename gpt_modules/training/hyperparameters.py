@@ -1,6 +1,7 @@
 """Hyper-parameters as plain data.
 
-A checkpoint that holds a dataclass or a path is refused by `torch.load(weights_only=True)`, hours later, when the run is resumed. So what
+A checkpoint that holds a dataclass or a path is refused by `torch.load(weights_only=True)`, hours later, when the run
+is resumed. So what
 a module stores is dicts, lists, strings and numbers only, and what it is given may be either form.
 """
 

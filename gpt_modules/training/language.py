@@ -13,8 +13,10 @@ from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_genera
 
 def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies in nats and the number of tokens that count; logits are never stored whole."""
-    packed = {"positions": batch.positions, "segments": batch.segments} if isinstance(batch, PackedBatch) else {}
-    hidden = model.hidden(batch.inputs, **packed)
+    if isinstance(batch, PackedBatch):
+        hidden = model.hidden(batch.inputs, batch.positions, batch.segments)
+    else:
+        hidden = model.hidden(batch.inputs)
     total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.labels.flatten())
     return total, (batch.labels != -100).sum()
 
@@ -23,8 +25,8 @@ def continuation_rows(
     module: L.LightningModule, model: GPT, prompts: list[str] | None, max_new_tokens: int
 ) -> list[dict[str, str]]:
     """Each prompt with a sampled continuation (temperature 1 and 0.7), for the sample table."""
-    tokenizer = datamodule_tokenizer(module)
-    ids = [tokenizer.encode(prompt) for prompt in prompts or []]
+    tokenizer, prompts = datamodule_tokenizer(module), prompts or []
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
     room = model.decoder.config.n_positions - max((len(row) for row in ids), default=0)
     if not ids or room < 1:
         return []

@@ -1,4 +1,6 @@
-"""Optimizers and learning-rate schedules: AdamW with decay on matrices only, schedules counted in tokens or in steps."""
+"""Optimizers and learning-rate schedules: AdamW with decay on matrices only, schedules counted in tokens or in
+steps.
+"""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,23 +9,28 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.muon import MuonAdamW
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019).
+    """AdamW (Loshchilov and Hutter 2019), or Muon for the blocks' matrices with AdamW for the rest.
 
     Args:
-        lr: peak learning rate.
+        lr: peak learning rate of AdamW.
+        muon_lr: peak learning rate of Muon; None leaves every parameter to AdamW.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
-        weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed (GPT-1, section 4.1).
+        weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed
+            (GPT-1, section 4.1).
     """
 
     lr: float = 3e-4
+    muon_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -69,29 +76,51 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, **option
     return [group for group in groups if group["params"]]
 
 
+def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterable[nn.Module] = ()) -> Optimizer:
+    """The optimizer of a configuration.
+
+    Args:
+        groups: parameter groups; a group's own `lr` wins over the configuration's.
+        hidden: modules whose matrices go to Muon where the configuration asks for it: the decoder's blocks, never
+            embeddings or heads.
+    """
+    matrices = {id(p): p for module in hidden for p in module.parameters() if p.ndim == 2 and p.requires_grad}
+    if config.muon_lr is not None:
+        groups = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in groups]
+    kept = [group for group in groups if group["params"]]
+    adamw = torch.optim.AdamW(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    if config.muon_lr is None:
+        return adamw
+    if not matrices:
+        raise UserError("optimizer.muon_lr: given, but this procedure has no block matrices for Muon; leave it out")
+    return MuonAdamW(torch.optim.Muon(matrices.values(), lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
+
+
 def configure(
-    groups: list[dict[str, Any]],
-    optimizer: OptimizerConfig,
+    optimizer: Optimizer,
     schedule: ScheduleConfig,
     total_steps: float,
     tokens_per_step: Callable[[], int] | None = None,
 ) -> dict[str, Any]:
-    """What `configure_optimizers` returns: fused AdamW and a schedule that Lightning steps after each optimizer step.
+    """What `configure_optimizers` returns: an optimizer and a schedule that Lightning steps after each optimizer step.
 
     Args:
-        groups: parameter groups; a group's own `lr` wins over the optimizer's.
         total_steps: optimizer steps of the run, `inf` when only time ends it.
         tokens_per_step: tokens of one optimizer step over all devices; needed when the schedule counts tokens.
     """
     per_step = 1
     if schedule.unit == "tokens":
         if tokens_per_step is None:
-            raise UserError("schedule.unit: found 'tokens', expected 'steps': this procedure has no fixed number of tokens in a step")
+            raise UserError(
+                "schedule.unit: found 'tokens', expected 'steps': "
+                "this procedure has no fixed number of tokens in a step"
+            )
         per_step = tokens_per_step()
     total = schedule.total if schedule.total is not None else total_steps * per_step
     if not math.isfinite(total) and schedule.shape != "constant":
-        raise UserError("schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them")
-    adamw = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps, fused=True)
+        raise UserError(
+            "schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them"
+        )
     # The factor of a step counts that step's own tokens, so that the first step of a warm-up moves.
-    scheduler = LambdaLR(adamw, lambda step: lr_factor((step + 1) * per_step, schedule, total))
-    return {"optimizer": adamw, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    scheduler = LambdaLR(optimizer, lambda step: lr_factor((step + 1) * per_step, schedule, total))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

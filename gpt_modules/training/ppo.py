@@ -1,4 +1,6 @@
-"""Reinforcement learning from a reward: step 3 of InstructGPT (Ouyang et al. 2022, section 3.5), PPO (Schulman et al. 2017)."""
+"""Reinforcement learning from a reward: step 3 of InstructGPT (Ouyang et al. 2022, section 3.5), PPO (Schulman et al.
+2017).
+"""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, MetricCollection
 
 from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PromptBatch
@@ -23,7 +25,7 @@ from gpt_modules.functional import (
     ppo_clip_loss,
 )
 from gpt_modules.training import artefacts, optimizers
-from gpt_modules.training.callbacks import tensorboard
+from gpt_modules.training.callbacks import log_interval, tensorboard
 from gpt_modules.training.dashboard import PPO_LAYOUT
 from gpt_modules.training.experience import Experience, ExperienceLoader
 from gpt_modules.training.figures import frontier_figure
@@ -50,7 +52,8 @@ class KLConfig:
 
     Args:
         coef: beta, reward per nat; InstructGPT 0.02, Stiennon et al. 0.05, Ziegler et al. 0.15 to start from.
-        target: nats a sequence that an adaptive coefficient steers to (Ziegler et al. 2019, section 2.2: 6); None keeps it fixed.
+        target: nats a sequence that an adaptive coefficient steers to (Ziegler et al. 2019, section 2.2: 6); None
+            keeps it fixed.
         horizon: episodes over which the adaptive coefficient reacts.
     """
 
@@ -77,8 +80,10 @@ class ClipConfig:
 class PPOModule(L.LightningModule):
     """PPO under automatic optimisation: one Lightning epoch is one iteration.
 
-    `on_train_epoch_start` samples responses to a batch of prompts and scores them; the training batches are minibatches of that
-    rollout; one optimizer holds the policy and the critic as groups. The reference and the reward are frozen, read from their folders,
+    `on_train_epoch_start` samples responses to a batch of prompts and scores them; the training batches are
+    minibatches of that
+    rollout; one optimizer holds the policy and the critic as groups. The reference and the reward are frozen, read
+    from their folders,
     and not part of any checkpoint.
 
     Args:
@@ -139,7 +144,8 @@ class PPOModule(L.LightningModule):
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
         self.register_buffer("kl_coef", torch.tensor(float(self.kl_config.coef)))
         self.register_buffer("iteration", torch.tensor(-1))
-        self.val_metrics = torch.nn.ModuleDict({name: MeanMetric() for name in self._val_names()})
+        names = ["score", "kl", "length", "ended", *self.monitor_sources]
+        self.val_metrics = MetricCollection({name: MeanMetric() for name in names}, prefix="val/", compute_groups=False)
         self.rollout: Rollout | None = None
         self.frontier: list[list[float]] = []
         self.policy: GPT
@@ -147,10 +153,7 @@ class PPOModule(L.LightningModule):
         self.kl_coef: Tensor
         self.iteration: Tensor
 
-    def _val_names(self) -> list[str]:
-        return ["score", "kl", "length", "ended", *self.monitor_sources]
-
-    # --- models -------------------------------------------------------------------------------------------------------------------
+    # --- models ---
 
     def configure_model(self) -> None:
         """Policy, critic and the frozen reference; dropout is off in all of them, or the first ratio would not be 1."""
@@ -189,10 +192,12 @@ class PPOModule(L.LightningModule):
             raise UserError("model.init_args.rewards: found none, expected at least one source")
         self.reference.to(self.device)
         self.reward = Reward(self.reward_sources, tokenizer, self.device)
-        self.monitors = {name: Reward([source], tokenizer, self.device) for name, source in self.monitor_sources.items()}
+        self.monitors = {
+            name: Reward([source], tokenizer, self.device) for name, source in self.monitor_sources.items()
+        }
         self.sampling = Sampling(self.hparams["max_new_tokens"], self.hparams["temperature"], tokenizer.eos_id)
 
-    # --- rollout ------------------------------------------------------------------------------------------------------------------
+    # --- rollout ---
 
     def experience_loader(self) -> ExperienceLoader:
         """What the datamodule hands to the Trainer."""
@@ -201,7 +206,9 @@ class PPOModule(L.LightningModule):
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """The run's precision with cached casts: without gradients every decode step may reuse the same bf16 weights."""
+        """The run's precision with cached casts: without gradients every decode step may reuse the same bf16
+        weights.
+        """
         training = self.training
         self.eval()
         half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.trainer.precision))
@@ -215,21 +222,29 @@ class PPOModule(L.LightningModule):
             return score_responses(self.policy, self.reference, self.reward, prompts, self.sampling, generator, rows)
 
     def on_train_epoch_start(self) -> None:
-        """Collect the iteration's rollout. Not called when a run resumes inside an iteration: its rollout was stored."""
+        """Collect the iteration's rollout. Not called when a run resumes inside an iteration: its rollout was
+        stored.
+        """
         started = time.perf_counter()
         self.iteration += 1
         iteration, rank = int(self.iteration), self.global_rank
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        prompts = PromptBatch(*(field.to(self.device) for field in data.prompts(iteration, rank, self.trainer.world_size)))
+        prompts = PromptBatch(
+            *(field.to(self.device) for field in data.prompts(iteration, rank, self.trainer.world_size))
+        )
         seed = (self.hparams["seed"] * 1_000_003 + iteration) * 4096 + rank
         scored = self._score(prompts, torch.Generator(self.device).manual_seed(seed))
         with self._inference():
-            self.rollout, rewards = shape_rollout(scored, self.critic, self.kl_coef, self.shaping, self.hparams["score_rows"])
+            self.rollout, rewards = shape_rollout(
+                scored, self.critic, self.kl_coef, self.shaping, self.hparams["score_rows"]
+            )
         kl = self.trainer.strategy.reduce(scored.sequence_kl().mean(), reduce_op="mean")
         self._log_objective(scored, rewards, kl, started)
         if self.kl_config.target is not None:
             episodes = len(scored.scores) * self.trainer.world_size
-            self.kl_coef.copy_(adaptive_kl_coef(self.kl_coef, kl, self.kl_config.target, self.kl_config.horizon, episodes))
+            self.kl_coef.copy_(
+                adaptive_kl_coef(self.kl_coef, kl, self.kl_config.target, self.kl_config.horizon, episodes)
+            )
 
     def _log_objective(self, scored: Scored, rewards: Tensor, kl: Tensor, started: float) -> None:
         """Straight to the logger: values logged for the epoch's end would be lost if the run is cut off before it."""
@@ -251,25 +266,29 @@ class PPOModule(L.LightningModule):
         shown = {"score": values["objective/score"], "kl": kl}
         self.log_dict(shown, prog_bar=True, logger=False, on_step=False, on_epoch=True, batch_size=len(lengths))
         if self.logger is not None:
-            numbers = {name: float(value) for name, value in values.items()}  # waits for the device: the rollout is complete
+            numbers = {
+                name: float(value) for name, value in values.items()
+            }  # waits for the device: the rollout is complete
             numbers["perf/rollout_seconds"] = time.perf_counter() - started
             self.logger.log_metrics(numbers, step=self.global_step)
 
-    # --- update -------------------------------------------------------------------------------------------------------------------
+    # --- update ---
 
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         """Clipped policy loss plus the clipped value loss, over response tokens."""
         rollout, normaliser = batch
         width = rollout.responses.shape[1]
         temperature = self.hparams["temperature"]
-        logprobs, entropy = response_logprobs(self.policy, rollout.tokens, rollout.prompt_lengths, rollout.responses, temperature)
+        logprobs, entropy = response_logprobs(
+            self.policy, rollout.tokens, rollout.prompt_lengths, rollout.responses, temperature
+        )
         values = response_values(self.critic, rollout.tokens, rollout.prompt_lengths, width)
         clip, mask = self.clip_config, rollout.mask
         policy = ppo_clip_loss(logprobs, rollout.logprobs, rollout.advantages, mask, clip.ratio, normaliser)
         value = clipped_value_loss(values, rollout.values, rollout.returns, mask, clip.value, normaliser)
         loss: Tensor = policy.loss + clip.value_coef * value.loss
         self.log("train/loss", loss)
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % log_interval(self.trainer) == 0:
             self.log_dict(
                 {
                     "loss/policy": policy.loss,
@@ -291,17 +310,22 @@ class PPOModule(L.LightningModule):
             *optimizers.parameter_groups([self.policy], config.weight_decay, lr=config.lr, name="policy"),
             *optimizers.parameter_groups([self.critic], config.weight_decay, lr=value_lr, name="value"),
         ]
-        return optimizers.configure(groups, config, self.schedule_config, self.trainer.estimated_stepping_batches)
+        optimizer = optimizers.build(groups, config)
+        return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 
     def work(self, batch: Experience) -> tuple[float, str]:
         """Episodes: each is visited once an epoch, and counts a share each time."""
         return len(batch.rollout.tokens) / self.hparams["ppo_epochs"], "episodes"
 
-    # --- validation ---------------------------------------------------------------------------------------------------------------
+    # --- validation ---
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Sample answers to held-out prompts with the same noise each time; score them with the reward and the monitors."""
-        generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] * 1_000_003 + batch_idx * 4096 + self.global_rank)
+        """Sample answers to held-out prompts with the same noise each time; score them with the reward and the
+        monitors.
+        """
+        generator = torch.Generator(self.device).manual_seed(
+            self.hparams["seed"] * 1_000_003 + batch_idx * 4096 + self.global_rank
+        )
         scored = self._score(batch, generator)
         values = {
             "score": scored.scores,
@@ -314,9 +338,8 @@ class PPOModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Means over the held-out prompts, and the reward-against-KL figure."""
-        values = {f"val/{name}": metric.compute() for name, metric in self.val_metrics.items()}
-        for metric in self.val_metrics.values():
-            metric.reset()
+        values = self.val_metrics.compute()
+        self.val_metrics.reset()
         self.log_dict(values)
         if not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
             self.frontier.append([float(values[name]) for name in FRONTIER])
@@ -346,7 +369,7 @@ class PPOModule(L.LightningModule):
             columns[f"{name} score"] = [f"{score:.2f}" for score in scored.scores.tolist()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    # --- artefacts ----------------------------------------------------------------------------------------------------------------
+    # --- artefacts ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The figure's points belong to the run."""

@@ -81,9 +81,10 @@ class PretrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""
+        groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
+        optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
         return optimizers.configure(
-            optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay),
-            self.optimizer_config,
+            optimizer,
             self.schedule_config,
             self.trainer.estimated_stepping_batches,
             self._tokens_per_step,

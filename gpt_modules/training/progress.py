@@ -5,7 +5,17 @@ from typing import Any
 
 import lightning.pytorch as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from gpt_modules.training.callbacks import log_interval
 
 LINES_PER_RUN = 10
 
@@ -43,14 +53,16 @@ class StepBar(L.Callback):
                 console=self._console,
             )
             self._progress.start()
-            self._task = self._progress.add_task(self._label, total=self._total, completed=trainer.global_step, metrics="")
+            self._task = self._progress.add_task(
+                self._label, total=self._total, completed=trainer.global_step, metrics=""
+            )
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Move the bar; metrics are read at log steps only, as reading waits for the device."""
         step = trainer.global_step
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step)
-            if step % trainer.log_every_n_steps == 0:
+            if step % log_interval(trainer) == 0:
                 self._progress.update(self._task, metrics=self._metrics(trainer))
         elif trainer.is_global_zero and step >= self._line_due:
             self._line_due = step + max(1, (self._total or 1000) // LINES_PER_RUN)
@@ -61,17 +73,21 @@ class StepBar(L.Callback):
         left = ""
         if self._total and step > self._first:
             left = f", {(self._total - step) * elapsed / (step - self._first):.0f} s left"
-        self._console.print(f"{self._label} step {step}/{self._total or '?'}{left}  {self._metrics(trainer)}", highlight=False)
+        self._console.print(
+            f"{self._label} step {step}/{self._total or '?'}{left}  {self._metrics(trainer)}", highlight=False
+        )
 
     @staticmethod
     def _metrics(trainer: L.Trainer) -> str:
         shown = {key: value for key, value in trainer.progress_bar_metrics.items() if key != "v_num"}
         return "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
 
-    def _close(self, *_: Any) -> None:
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
-    on_train_end = _close
-    on_exception = _close
+    def on_exception(self, *_: Any) -> None:
+        """Give the terminal back before the message."""
+        self.on_train_end()

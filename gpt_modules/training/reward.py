@@ -13,7 +13,7 @@ from gpt_modules.backbone import RewardModel
 from gpt_modules.data.batches import RankingBatch
 from gpt_modules.functional import ranking_loss, ranking_pairs
 from gpt_modules.training import artefacts, optimizers
-from gpt_modules.training.callbacks import tensorboard
+from gpt_modules.training.callbacks import log_interval, tensorboard
 from gpt_modules.training.figures import reliability_figure
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -22,14 +22,16 @@ CALIBRATION_BINS = 10
 
 
 class RewardModule(L.LightningModule):
-    """Learns a scalar from ranked answers: every pair of a prompt's K answers, one forward an answer, each prompt weighing the same.
+    """Learns a scalar from ranked answers: every pair of a prompt's K answers, one forward an answer, each prompt
+    weighing the same.
 
     The exported folder carries the bias that makes demonstrations score 0 on average (appendix C.2).
 
     Args:
         init_from: folder of the SFT (or pretrained) model, or of a reward model to train further.
         dropout: residual, embedding and attention dropout; left out: as stored.
-        unit_scale: also divide by the standard deviation of the demonstrations' scores, as Ziegler et al. 2019 (section 2.2) normalise.
+        unit_scale: also divide by the standard deviation of the demonstrations' scores, as Ziegler et al. 2019
+            (section 2.2) normalise.
         optimizer: AdamW's settings; InstructGPT's rate is 9e-6.
         schedule: InstructGPT has a cosine to 10 % over one epoch.
         compile: compile each block with `torch.compile`.
@@ -60,7 +62,9 @@ class RewardModule(L.LightningModule):
         """Open the trunk."""
         if hasattr(self, "model"):
             return
-        self.model = artefacts.open_scorer(self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"]))
+        self.model = artefacts.open_scorer(
+            self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
+        )
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
@@ -70,7 +74,7 @@ class RewardModule(L.LightningModule):
 
     def prompt_scores(self, batch: RankingBatch) -> Tensor:
         """Scores as (P, K); a cell that holds no answer gets that of row 0 and is masked by the caller."""
-        scores = self.model(batch.tokens, batch.lengths)
+        scores: Tensor = self.model(batch.tokens, batch.lengths)
         return scores[batch.index.clamp(min=0)]
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
@@ -78,7 +82,7 @@ class RewardModule(L.LightningModule):
         scores = self.prompt_scores(batch)
         loss = ranking_loss(scores, batch.ranks, batch.mask)
         self.log("train/loss", loss, prog_bar=True)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % log_interval(self.trainer) == 0:
             margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
             self.log("train/accuracy", (margins > 0).float().mean())
         return loss
@@ -117,9 +121,10 @@ class RewardModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""
+        groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
+        optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
         return optimizers.configure(
-            optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay),
-            self.optimizer_config,
+            optimizer,
             self.schedule_config,
             self.trainer.estimated_stepping_batches,
         )

@@ -47,7 +47,9 @@ class RewardSource:
 
 
 def reward_sources(rewards: str | Sequence[RewardSource | Mapping[str, Any]]) -> list[RewardSource]:
-    """A recipe's `rewards` as terms; a single string is a folder, or a function when it has the form `package.module:name`."""
+    """A recipe's `rewards` as terms; a single string is a folder, or a function when it has the form
+    `package.module:name`.
+    """
     if isinstance(rewards, str):
         is_function = ":" in rewards and not Path(rewards).exists()
         return [RewardSource(function=rewards) if is_function else RewardSource(folder=rewards)]
@@ -108,7 +110,10 @@ def open_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
     model = load_pretrained(folder, kind="reward", **{f"{part}_pdrop": 0.0 for part in ("embd", "attn", "resid")})
     assert isinstance(model, RewardModel)
     if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder}/tokenizer.json: differs from the policy's tokenizer, expected the same: token ids are scored as they are")
+        raise UserError(
+            f"{folder}/tokenizer.json: differs from the policy's tokenizer, expected the same: "
+            "token ids are scored as they are"
+        )
     return model.requires_grad_(False).eval()
 
 
@@ -122,7 +127,9 @@ def import_reward(name: str) -> TextReward:
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"rewards.function: found {name!r}, expected 'package.module:name' of a callable: {error}") from error
+        raise UserError(
+            f"rewards.function: found {name!r}, expected 'package.module:name' of a callable: {error}"
+        ) from error
     if not callable(function):
         raise UserError(f"rewards.function: {name!r} is no callable")
     return function  # type: ignore[no-any-return]

@@ -21,7 +21,8 @@ from gpt_modules.training.rewards import Sequences
 
 
 class Rollout(NamedTuple):
-    """What the update needs of an iteration, or of a minibatch of it. R counts response tokens, the end-of-text token included.
+    """What the update needs of an iteration, or of a minibatch of it. R counts response tokens, the end-of-text token
+    included.
 
     tokens: (B, T) prompt and response, right-padded.
     prompt_lengths: (B,) tokens of the prompt.
@@ -79,15 +80,21 @@ class Sampling(NamedTuple):
 def assemble(prompts: PromptBatch, responses: Tensor, mask: Tensor) -> Sequences:
     """Prompt and response of each row side by side without a gap, right-padded to the longest row."""
     lengths = prompts.lengths + mask.sum(1)
-    rows = torch.zeros(len(lengths), prompts.tokens.shape[1] + responses.shape[1], dtype=torch.long, device=responses.device)
+    rows = torch.zeros(
+        len(lengths), prompts.tokens.shape[1] + responses.shape[1], dtype=torch.long, device=responses.device
+    )
     rows[:, : prompts.tokens.shape[1]] = prompts.tokens
     places = prompts.lengths[:, None] + torch.arange(responses.shape[1], device=responses.device)
     rows.scatter_(1, places, torch.where(mask, responses, 0))
     return Sequences(rows[:, : int(lengths.max())], prompts.lengths, lengths)
 
 
-def sample(policy: GPT, prompts: PromptBatch, sampling: Sampling, generator: torch.Generator) -> tuple[Sequences, Tensor, Tensor]:
-    """Draw one response a prompt from the policy itself: no top-k, no top-p. Returns sequences, responses (B, R) and mask (B, R)."""
+def sample(
+    policy: GPT, prompts: PromptBatch, sampling: Sampling, generator: torch.Generator
+) -> tuple[Sequences, Tensor, Tensor]:
+    """Draw one response a prompt from the policy itself: no top-k, no top-p. Returns sequences, responses (B, R) and
+    mask (B, R).
+    """
     columns = torch.arange(prompts.tokens.shape[1], device=prompts.tokens.device)
     drawn = generate(
         policy,
@@ -105,7 +112,9 @@ def sample(policy: GPT, prompts: PromptBatch, sampling: Sampling, generator: tor
 def response_logprobs(
     model: GPT, tokens: Tensor, prompt_lengths: Tensor, responses: Tensor, temperature: float
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
-    """Log-probabilities of the response tokens and the entropies there; logits are formed at response positions only."""
+    """Log-probabilities of the response tokens and the entropies there; logits are formed at response positions
+    only.
+    """
     states = gather_responses(model.hidden(tokens), prompt_lengths, responses.shape[1])
     logprobs, entropy = linear_logprobs(states, model.head_weight, responses, temperature)
     return logprobs, entropy
@@ -117,8 +126,10 @@ def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor,
 
 
 def in_pieces(function: Callable[..., tuple[Tensor, ...]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Apply a function to `size` rows at a time and join the results: bounds the memory of a forward over a whole iteration."""
-    pieces = [function(*piece) for piece in zip(*(tensor.split(size) for tensor in tensors), strict=True)]
+    """Apply a function to `size` rows at a time and join the results: bounds the memory of a forward over a whole
+    iteration.
+    """
+    pieces = [function(*piece) for piece in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
 
@@ -162,8 +173,12 @@ class Shaping(NamedTuple):
 
 
 @torch.no_grad()
-def shape_rollout(scored: Scored, critic: RewardModel, kl_coef: Tensor, shaping: Shaping, rows: int) -> tuple[Rollout, Tensor]:
-    """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token), values and GAE. Returns the rollout and the shaped rewards (B, R)."""
+def shape_rollout(
+    scored: Scored, critic: RewardModel, kl_coef: Tensor, shaping: Shaping, rows: int
+) -> tuple[Rollout, Tensor]:
+    """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token), values and GAE. Returns the rollout and the shaped
+    rewards (B, R).
+    """
     tokens, prompt_lengths, _ = scored.sequences
     width = scored.responses.shape[1]
     (values,) = in_pieces(lambda t, n: (response_values(critic, t, n, width),), rows, tokens, prompt_lengths)
@@ -178,5 +193,7 @@ def shape_rollout(scored: Scored, critic: RewardModel, kl_coef: Tensor, shaping:
     advantages, returns = generalized_advantage_estimation(rewards, values, scored.mask, shaping.gamma, shaping.lam)
     if shaping.whiten_advantages:
         advantages = masked_whiten(advantages, scored.mask)
-    rollout = Rollout(tokens, prompt_lengths, scored.responses, scored.mask, scored.logprobs, values, advantages, returns)
+    rollout = Rollout(
+        tokens, prompt_lengths, scored.responses, scored.mask, scored.logprobs, values, advantages, returns
+    )
     return rollout, rewards

@@ -1,4 +1,6 @@
-"""Supervised fine-tuning on demonstrations: step 1 of InstructGPT (Ouyang et al. 2022, section 3.5 and appendix C.1)."""
+"""Supervised fine-tuning on demonstrations: step 1 of InstructGPT (Ouyang et al. 2022, section 3.5 and appendix
+C.1).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ class SFTModule(L.LightningModule):
 
     Args:
         init_from: folder (or hub name) of the pretrained model.
-        dropout: residual, embedding and attention dropout; InstructGPT used 0.2 on the residual path. Left out: as pretrained.
+        dropout: residual, embedding and attention dropout; InstructGPT used 0.2 on the residual path. Left out: as
+            pretrained.
         optimizer: AdamW's settings; InstructGPT's rate is 9.65e-6 at 1.3B and 6B.
         schedule: InstructGPT has no warm-up and a cosine to 10 %.
         compile: compile each block with `torch.compile`.
@@ -52,7 +55,9 @@ class SFTModule(L.LightningModule):
         """Open the pretrained folder."""
         if hasattr(self, "model"):
             return
-        self.model = artefacts.open_gpt(None, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"]))
+        self.model = artefacts.open_gpt(
+            None, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
+        )
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
@@ -80,9 +85,10 @@ class SFTModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule, in steps: packed rows hold a varying number of response tokens."""
+        groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
+        optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
         return optimizers.configure(
-            optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay),
-            self.optimizer_config,
+            optimizer,
             self.schedule_config,
             self.trainer.estimated_stepping_batches,
         )

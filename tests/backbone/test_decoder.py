@@ -86,7 +86,9 @@ def test_row_longer_than_the_positions_is_refused() -> None:
 @pytest.mark.parametrize(("init", "scale"), [("gpt1", 1.0), ("gpt2", 1 / math.sqrt(6))])
 def test_initial_spread(init: str, scale: float) -> None:
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig.from_dict({"vocab_size": 900, "n_layer": 3, "n_embd": 96, "n_head": 2, "init": init}))
+    decoder = Decoder(
+        DecoderConfig.from_dict({"vocab_size": 900, "n_layer": 3, "n_embd": 96, "n_head": 2, "init": init})
+    )
     for name, parameter in decoder.named_parameters():
         if parameter.ndim == 2:
             expected = 0.02 * scale if name.endswith("proj.weight") else 0.02
@@ -102,6 +104,8 @@ def test_dropout_works_in_training_only() -> None:
     assert not torch.equal(decoder(tokens), decoder(tokens))
 
 
+# torch's own words on importing its compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 def test_compiled_blocks_keep_their_names() -> None:
     decoder = make()
     names = list(decoder.state_dict())

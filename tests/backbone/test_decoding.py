@@ -51,7 +51,7 @@ def test_greedy_reports_the_models_own_log_probability() -> None:
 
 @pytest.mark.parametrize("steps", [1, LONG_ENOUGH])
 def test_weights_come_back_to_their_own_memory(steps: int) -> None:
-    model = GPT(DecoderConfig(vocab_size=31, n_positions=12, n_layer=1, n_head=2, n_embd=16))
+    model = GPT(DecoderConfig(vocab_size=31, n_positions=12, n_layer=1, n_head=2, n_embd=16)).eval()
     before = [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()]
     logits = model(torch.tensor([[1, 2]])).detach()
 

@@ -1,4 +1,4 @@
-"""Tokens given in any pieces, padded or not, equal one forward over all of them, in both ways of addressing the cache."""
+"""Tokens given in any pieces, padded or not, equal one forward over all, in both ways of addressing the cache."""
 
 import pytest
 import torch
@@ -33,7 +33,9 @@ def test_one_token_at_a_time(static: bool, padded: bool, first: int) -> None:
 def test_pieces_of_several_tokens(cut: int) -> None:
     model, cache = make(), KVCache(CONFIG, 3, 10)
     whole = model(TOKENS, attention_mask=MASK)
-    pieces = [model(TOKENS[:, part], attention_mask=MASK[:, part], cache=cache) for part in (slice(cut), slice(cut, 10))]
+    pieces = [
+        model(TOKENS[:, part], attention_mask=MASK[:, part], cache=cache) for part in (slice(cut), slice(cut, 10))
+    ]
     torch.testing.assert_close(torch.cat(pieces, dim=1)[MASK], whole[MASK])
 
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,9 @@ from gpt_modules.training.checkpointing import (
 @pytest.fixture
 def folder(tmp_path):
     for step in (1, 2, 3):
-        VerifiedCheckpointIO().save_checkpoint({"step": step, "weights": torch.arange(100.0)}, tmp_path / f"step={step:08d}.ckpt")
+        VerifiedCheckpointIO().save_checkpoint(
+            {"step": step, "weights": torch.arange(100.0)}, tmp_path / f"step={step:08d}.ckpt"
+        )
     return tmp_path
 
 
@@ -114,7 +117,10 @@ except Exception as error:
 def test_a_full_disk_keeps_the_earlier_checkpoint(folder):
     before = (folder / "step=00000003.ckpt").read_bytes()
     answer = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folder / "step=00000003.ckpt")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", FULL_DISK, str(folder / "step=00000003.ckpt")],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert answer.startswith("UserError")
     assert "MB free" in answer
@@ -141,18 +147,12 @@ def draws():
     return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]  # noqa: NPY002
 
 
-class FakeTrainer:
-    global_rank = 0
-
-
 def test_random_state_round_trip_survives_weights_only(tmp_path):
     VerifiedCheckpointIO().save_checkpoint({"state": RandomState().state_dict()}, tmp_path / "step=1.ckpt")
     expected = draws()
-    restored = RandomState()
+    restored, trainer = RandomState(), L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     restored.load_state_dict(VerifiedCheckpointIO().load_checkpoint(tmp_path / "step=1.ckpt")["state"])
-    restored.on_train_batch_start(FakeTrainer())
+    restored.on_train_batch_start(trainer)
     assert draws() == expected
-    restored.on_train_batch_start(FakeTrainer())  # a second step does not restore again
+    restored.on_train_batch_start(trainer)  # a second step does not restore again
     assert draws() != expected
-
-

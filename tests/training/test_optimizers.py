@@ -7,10 +7,19 @@ import torch
 from torch import nn
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig, configure, lr_factor, parameter_groups
+from gpt_modules.training.optimizers import (
+    OptimizerConfig,
+    ScheduleConfig,
+    build,
+    configure,
+    lr_factor,
+    parameter_groups,
+)
 
 
-@pytest.mark.parametrize(("progress", "expected"), [(0, 0.0), (50, 0.5), (100, 1.0), (600, 0.55), (1100, 0.1), (5000, 0.1)])
+@pytest.mark.parametrize(
+    ("progress", "expected"), [(0, 0.0), (50, 0.5), (100, 1.0), (600, 0.55), (1100, 0.1), (5000, 0.1)]
+)
 def test_cosine_after_warmup(progress, expected):
     schedule = ScheduleConfig(shape="cosine", warmup=100, final=0.1)
     assert lr_factor(progress, schedule, total=1100) == pytest.approx(expected)
@@ -38,17 +47,20 @@ def rates(optimizer_and_scheduler, steps):
     return found
 
 
+def adamw():
+    return build(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(lr=1.0))
+
+
 def test_tokens_and_steps_give_the_same_rates():
-    groups = lambda: parameter_groups([nn.Linear(2, 2)], 0.1)  # noqa: E731
-    by_steps = configure(groups(), OptimizerConfig(lr=1.0), ScheduleConfig(warmup=4, unit="steps"), 10)
-    by_tokens = configure(groups(), OptimizerConfig(lr=1.0), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, lambda: 512)
+    by_steps = configure(adamw(), ScheduleConfig(warmup=4, unit="steps"), 10)
+    by_tokens = configure(adamw(), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, lambda: 512)
     assert rates(by_steps, 10) == pytest.approx(rates(by_tokens, 10))
-    assert rates(configure(groups(), OptimizerConfig(lr=1.0), ScheduleConfig(warmup=4), 10), 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert rates(configure(adamw(), ScheduleConfig(warmup=4), 10), 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 
 def test_an_endless_run_needs_a_total():
     with pytest.raises(UserError, match=r"schedule\.total"):
-        configure(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(), ScheduleConfig(shape="cosine"), math.inf)
+        configure(adamw(), ScheduleConfig(shape="cosine"), math.inf)
 
 
 def test_decay_spares_biases_and_gains_and_counts_shared_tensors_once():
@@ -67,9 +79,57 @@ def test_frozen_parameters_are_left_out():
 
 def test_decay_is_decoupled_from_the_gradient():
     weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = configure(
-        [{"params": [weight], "weight_decay": 0.5}], OptimizerConfig(lr=0.1), ScheduleConfig(shape="constant"), 10
-    )["optimizer"]
+    optimizer = build([{"params": [weight], "weight_decay": 0.5}], OptimizerConfig(lr=0.1))
     weight.grad = torch.zeros(2, 2)
     optimizer.step()
     assert torch.allclose(weight.detach(), torch.full((2, 2), 1 - 0.1 * 0.5))
+
+
+def muon_case():
+    torch.manual_seed(0)
+    embedding, block = nn.Embedding(5, 4), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    config = OptimizerConfig(lr=0.1, muon_lr=0.02)
+    optimizer = build(parameter_groups([embedding, block], 0.1), config, hidden=[block])
+    return embedding, block, optimizer
+
+
+def one_step(embedding, block, optimizer):
+    optimizer.zero_grad()
+    block(embedding(torch.arange(5))).square().sum().backward()
+    optimizer.step()
+
+
+def test_muon_takes_the_blocks_matrices_and_adamw_the_rest():
+    embedding, block, optimizer = muon_case()
+    of_muon = [p for group in optimizer.parts["muon"].param_groups for p in group["params"]]
+    of_adamw = [p for group in optimizer.parts["adamw"].param_groups for p in group["params"]]
+    assert [p is block[0].weight for p in of_muon] == [True]
+    assert {id(p) for p in of_adamw} == {id(p) for p in (embedding.weight, block[0].bias, *block[1].parameters())}
+    before = [p.detach().clone() for p in (*embedding.parameters(), *block.parameters())]
+    one_step(embedding, block, optimizer)
+    assert all(
+        not torch.equal(old, new)
+        for old, new in zip(before, (*embedding.parameters(), *block.parameters()), strict=True)
+    )
+
+
+def test_a_schedule_reaches_both_and_a_restored_state_goes_on_exactly():
+    embedding, block, optimizer = muon_case()
+    configure(optimizer, ScheduleConfig(shape="constant", warmup=2), 10)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.05, 0.05])
+    one_step(embedding, block, optimizer)
+    twin_embedding, twin_block, twin = muon_case()
+    twin_embedding.load_state_dict(embedding.state_dict())
+    twin_block.load_state_dict(block.state_dict())
+    twin.load_state_dict(optimizer.state_dict())
+    for case in ((embedding, block, optimizer), (twin_embedding, twin_block, twin)):
+        one_step(*case)
+    assert torch.equal(embedding.weight, twin_embedding.weight)
+    assert torch.equal(block[0].weight, twin_block[0].weight)
+    twin.param_groups[0]["lr"] = 0.0
+    assert twin.parts["muon"].param_groups[0]["lr"] == 0.0
+
+
+def test_muon_without_blocks_is_a_users_mistake():
+    with pytest.raises(UserError, match="muon_lr"):
+        build(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(muon_lr=0.02))
