@@ -12,14 +12,15 @@ from typing import IO, Any
 import lightning.pytorch as L
 from jsonargparse import ArgumentError as RecipeError
 from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_modules.data import PPODataModule, PretrainingDataModule, RewardDataModule, SFTDataModule
 from gpt_modules.errors import UserError
+from gpt_modules.evaluation import BagOfWordsBaseline, NgramBaseline
 from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.callbacks import (
     ExportBest,
@@ -35,6 +36,7 @@ from gpt_modules.training.progress import StepBar
 # Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
 # name.
 MODULES = (PretrainingModule, SFTModule, RewardModule, PPOModule)
+BASELINES = (NgramBaseline, BagOfWordsBaseline)
 DATA_MODULES = (PretrainingDataModule, SFTDataModule, RewardDataModule, PPODataModule)
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.

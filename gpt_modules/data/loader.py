@@ -219,6 +219,14 @@ class ResumableDataModule(L.LightningDataModule):
         rank, world = self.sharding()
         return BatchLoader(examples, batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
 
+    def test_dataloader(self) -> Any:
+        """What `gpt test` reads: the validation source, so name your test file with `--data.validation`."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Any:
+        """What `gpt predict` reads: the validation source."""
+        return self.val_dataloader()
+
     def _limit(self, length: int) -> int | None:
         """Where the Trainer ends an epoch early (`limit_train_batches`), so that a state saved there opens the next
         epoch.

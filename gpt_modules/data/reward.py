@@ -123,13 +123,13 @@ class RewardDataModule(ResumableDataModule):
 
     def prepare_data(self) -> None:
         """Fills the cache of downloads, once for all processes of a machine."""
-        self._rows()
+        self.rows()
 
     def setup(self, stage: str) -> None:
         """Encodes."""
         self.forget_loader()
         if self.train_examples is None:
-            train, validation = self._rows()
+            train, validation = self.rows()
             draw = self._regroup if self.train_source == REVIEWS else lambda epoch: train
             self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train")
             held_out = Comparisons(lambda epoch: validation, self.tokenizer, self.context, "validation")
@@ -167,11 +167,12 @@ class RewardDataModule(ResumableDataModule):
             return [row for row in rows if "prompt" in row]
         if self.train_source == REVIEWS:
             return [row for row in sft_rows("train") if row["prompt"] == instruction("film")]
-        train, _ = self._rows()
+        train, _ = self.rows()
         best = [min(range(len(row["ranking"])), key=row["ranking"].__getitem__) for row in train]
         return [{"prompt": row["prompt"], "response": row["responses"][i]} for row, i in zip(train, best, strict=True)]
 
-    def _rows(self) -> tuple[list[Row], list[Row]]:
+    def rows(self) -> tuple[list[Row], list[Row]]:
+        """The ranked answers as text: what the first epoch trains on, and what validates."""
         if self.train_source == REVIEWS and self.validation_source is None:
             # Plain random pairs, as the published accuracies are counted; several pairings, for a smaller error.
             held_out = [row for seed in range(VALIDATION_PAIRINGS) for row in reward_rows("validation", 2, seed)]

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ngram = tuple[int, ...]
 
@@ -84,32 +86,33 @@ class BagOfWords:
         epochs: passes of Adam over all pairs at once.
     """
 
-    def __init__(self, pairs: Sequence[tuple[str, str]], decay: float = 1e-3, epochs: int = 150) -> None:
+    def __init__(self, pairs: Sequence[tuple[str, str]], decay: float = 1e-4, epochs: int = 150) -> None:
         seen = Counter(word for pair in pairs for text in pair for word in _words(text))
-        self.index = {word: i for i, (word, count) in enumerate(seen.items()) if count > 1}
-        difference = (
-            self._features([better for better, _ in pairs]) - self._features([worse for _, worse in pairs])
-        ).coalesce()
+        repeated = (word for word, count in seen.items() if count > 1)
+        self.index = {word: number for number, word in enumerate(repeated)}
         self.weights = torch.zeros(len(self.index), 1, requires_grad=True)
+        better, worse = (self._bags(texts) for texts in zip(*pairs, strict=True))
         optimizer = torch.optim.Adam([self.weights], lr=0.05)
         for _ in range(epochs):
             optimizer.zero_grad()
-            margins = torch.sparse.mm(difference, self.weights)
-            loss = torch.nn.functional.softplus(-margins).mean() + decay * self.weights.square().sum() / 2
+            margins = self._score(*better) - self._score(*worse)
+            loss = F.softplus(-margins).mean() + decay * self.weights.square().sum() / 2
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
-    def _features(self, texts: Sequence[str]) -> torch.Tensor:
-        cells = [
-            (row, self.index[word]) for row, text in enumerate(texts) for word in _words(text) if word in self.index
-        ]
-        places = torch.tensor(cells, dtype=torch.long).view(-1, 2).T
-        return torch.sparse_coo_tensor(places, torch.ones(places.shape[1]), (len(texts), len(self.index)))
+    def _bags(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Word numbers of all texts in a row, and where each text begins."""
+        bags = [[self.index[word] for word in _words(text) if word in self.index] for text in texts]
+        starts = np.cumsum([0, *(len(bag) for bag in bags)])[:-1]
+        return torch.tensor([number for bag in bags for number in bag]), torch.from_numpy(starts)
+
+    def _score(self, words: Tensor, starts: Tensor) -> Tensor:
+        return F.embedding_bag(words, self.weights, starts, mode="sum")
 
     @torch.no_grad()
     def accuracy(self, pairs: Sequence[tuple[str, str]]) -> float:
         """Share of the pairs whose better text scores higher; a tie counts half."""
-        better, worse = (torch.sparse.mm(self._features(texts), self.weights) for texts in zip(*pairs, strict=True))
+        better, worse = (self._score(*self._bags(texts)) for texts in zip(*pairs, strict=True))
         return float(((better > worse).float() + 0.5 * (better == worse).float()).mean())
 
 

@@ -213,6 +213,11 @@ class ExportBest(L.Callback):
             pl_module.export(Path(trainer.default_root_dir) / "export")
 
 
+def found_baselines(callback: Any) -> dict[str, dict[str, Any]]:
+    """Metric -> {"name", "value"} of what a simple method reaches, from a callback that has measured it."""
+    return getattr(callback, "baselines", {})
+
+
 class RunSummary(L.Callback):
     """Keeps the first and the latest value of every validation metric and writes `<root>/summary.json` when the run
     is complete.
@@ -260,7 +265,8 @@ class RunSummary(L.Callback):
             trainer.logger.log_hyperparams(
                 dict(pl_module.hparams), {f"final/{key.removeprefix('val/')}": v for key, v in self.after.items()}
             )
-        summary = json.dumps({**self.state_dict(), "steps": trainer.global_step}, indent=2)
+        baselines = {name: value for callback in trainer.callbacks for name, value in found_baselines(callback).items()}  # type: ignore[attr-defined]
+        summary = json.dumps({**self.state_dict(), "steps": trainer.global_step, "baselines": baselines}, indent=2)
         path = Path(trainer.default_root_dir) / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, lambda file: file.write_text(summary + "\n"))

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gpt_modules.errors import UserError
 from gpt_modules.training.rollout import Rollout
 
 
@@ -59,12 +60,21 @@ class ExperienceLoader:
         start, self._resumed = (self.position if self._resumed else 0), False
         rollout = self.owner.rollout
         assert rollout is not None, "the rollout is collected in on_train_epoch_start"
+        self._check_size(len(rollout.tokens))
         plan = self._plan(len(rollout.tokens))
         normalisers = self._normalisers(rollout, plan)
         for index in range(start, len(self)):
             self.position = index + 1
             rows = plan[index].to(rollout.tokens.device)
             yield Experience(Rollout(*(field[rows] for field in rollout)), normalisers[index // self.accumulate])
+
+    def _check_size(self, episodes: int) -> None:
+        parts = self.minibatches * self.accumulate
+        if episodes < parts:
+            raise UserError(
+                f"data.init_args.batch_size: found {episodes} prompts a rollout, expected at least "
+                f"minibatches x accumulate_grad_batches = {parts}"
+            )
 
     def _plan(self, episodes: int) -> list[Tensor]:
         """Row numbers of each micro-batch, a function of (seed, iteration)."""

@@ -1,5 +1,7 @@
 """What pretraining and SFT have in common: the next-token loss of a batch, and samples from prompts."""
 
+from typing import Any
+
 import lightning.pytorch as L
 import torch
 from torch import Tensor
@@ -19,6 +21,17 @@ def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor
         hidden = model.hidden(batch.inputs)
     total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.labels.flatten())
     return total, (batch.labels != -100).sum()
+
+
+@torch.no_grad()
+def row_losses(model: GPT, batch: TokenBatch | PackedBatch) -> list[dict[str, Any]]:
+    """For each row of a batch: its nats (the sum) and how many tokens they are of."""
+    rows = []
+    for row in range(len(batch.inputs)):
+        total, count = next_token_loss(model, type(batch)(*(field[row : row + 1] for field in batch)))
+        if int(count):
+            rows.append({"nats": float(total), "tokens": int(count)})
+    return rows
 
 
 def continuation_rows(

@@ -145,7 +145,7 @@ class PPOModule(L.LightningModule):
         self.register_buffer("kl_coef", torch.tensor(float(self.kl_config.coef)))
         self.register_buffer("iteration", torch.tensor(-1))
         names = ["score", "kl", "length", "ended", *self.monitor_sources]
-        self.val_metrics = MetricCollection({name: MeanMetric() for name in names}, prefix="val/", compute_groups=False)
+        self.val_metrics = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
         self.rollout: Rollout | None = None
         self.frontier: list[list[float]] = []
         self.policy: GPT
@@ -182,6 +182,8 @@ class PPOModule(L.LightningModule):
     def on_validation_start(self) -> None:
         """For `gpt validate`, which has no fit."""
         self._open_frozen()
+
+    on_test_start = on_predict_start = on_validation_start
 
     def _open_frozen(self) -> None:
         if hasattr(self, "reward"):
@@ -305,7 +307,7 @@ class PPOModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One AdamW, a group for the policy and one for the critic."""
         config = self.optimizer_config
-        value_lr = self.hparams["value_lr"] or config.lr
+        value_lr = config.lr if self.hparams["value_lr"] is None else self.hparams["value_lr"]
         groups = [
             *optimizers.parameter_groups([self.policy], config.weight_decay, lr=config.lr, name="policy"),
             *optimizers.parameter_groups([self.critic], config.weight_decay, lr=value_lr, name="value"),
@@ -338,15 +340,35 @@ class PPOModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Means over the held-out prompts, and the reward-against-KL figure."""
-        values = self.val_metrics.compute()
-        self.val_metrics.reset()
-        self.log_dict(values)
+        values = self._log_means("val")
         if not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
             self.frontier.append([float(values[name]) for name in FRONTIER])
         writer = tensorboard(self.trainer)
         if writer is not None and self.frontier:
             kl, score = zip(*self.frontier, strict=True)
             writer.add_figure("val/score_against_kl", frontier_figure(list(kl), list(score)), self.global_step)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The same means as `test/...`."""
+        self._log_means("test")
+
+    def _log_means(self, stage: str) -> dict[str, Tensor]:
+        values = {f"{stage}/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.val_metrics.reset()
+        self.log_dict(values)
+        return values
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Prompt, response and score of each row."""
+        generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] * 1_000_003 + batch_idx)
+        scored = self._score(batch, generator)
+        prompts, responses = texts(scored.sequences, artefacts.datamodule_tokenizer(self))
+        rows = zip(prompts, responses, scored.scores.tolist(), strict=True)
+        return [{"prompt": prompt, "response": response, "score": score} for prompt, response, score in rows]
 
     def on_train_start(self) -> None:
         """A PPO run opens as a dashboard in TensorBoard's custom scalars."""

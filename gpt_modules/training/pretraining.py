@@ -11,7 +11,7 @@ from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.hyperparameters import arguments, typed
-from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity
+from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
 
@@ -75,9 +75,24 @@ class PretrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """`val/loss` in nats a token and `val/perplexity`."""
+        self._log_perplexity("val")
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """`test/loss` and `test/perplexity`."""
+        self._log_perplexity("test")
+
+    def _log_perplexity(self, stage: str) -> None:
         loss = self.val_loss.compute()
         self.val_loss.reset()
-        self.log_dict({"val/loss": loss, "val/perplexity": perplexity(loss)}, prog_bar=True)
+        self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}, prog_bar=True)
+
+    def predict_step(self, batch: TokenBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Nats and counted tokens of each row."""
+        return row_losses(self.model, batch)
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""

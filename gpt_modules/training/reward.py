@@ -82,7 +82,7 @@ class RewardModule(L.LightningModule):
         scores = self.prompt_scores(batch)
         loss = ranking_loss(scores, batch.ranks, batch.mask)
         self.log("train/loss", loss, prog_bar=True)
-        if self.global_step % log_interval(self.trainer) == 0:
+        if (self.global_step + 1) % log_interval(self.trainer) == 0:
             margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
             self.log("train/accuracy", (margins > 0).float().mean())
         return loss
@@ -103,11 +103,27 @@ class RewardModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy, margin, expected calibration error, and the reliability figure."""
+        self._log_preferences("val")
+
+    def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The same metrics as `test/...`."""
+        self._log_preferences("test")
+
+    def predict_step(self, batch: RankingBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Each prompt's scores beside the ranks that people gave (1 is best)."""
+        rows = zip(self.prompt_scores(batch), batch.ranks, batch.mask, strict=True)
+        return [{"scores": scores[kept].tolist(), "ranks": ranks[kept].tolist()} for scores, ranks, kept in rows]
+
+    def _log_preferences(self, stage: str) -> None:
         metrics = {
-            "val/loss": self.val_loss,
-            "val/accuracy": self.val_accuracy,
-            "val/margin": self.val_margin,
-            "val/calibration_error": self.val_calibration,
+            f"{stage}/loss": self.val_loss,
+            f"{stage}/accuracy": self.val_accuracy,
+            f"{stage}/margin": self.val_margin,
+            f"{stage}/calibration_error": self.val_calibration,
         }
         values = {name: metric.compute() for name, metric in metrics.items()}
         preferences = torch.as_tensor(self.val_preferences.compute())
@@ -117,7 +133,7 @@ class RewardModule(L.LightningModule):
         writer = tensorboard(self.trainer)
         if writer is not None and not self.trainer.sanity_checking:
             figure = reliability_figure(preferences.float().cpu().numpy(), CALIBRATION_BINS)
-            writer.add_figure("val/reliability", figure, self.global_step)
+            writer.add_figure(f"{stage}/reliability", figure, self.global_step)
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""

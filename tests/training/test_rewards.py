@@ -115,5 +115,5 @@ def test_a_language_model_is_no_reward(micro):
 
 
 def test_a_function_must_give_one_score_a_response(functions, micro, sequences):
-    with pytest.raises(UserError, match=r"users_rewards:matrix gave shape \(2, 1\), expected \(2\)"):
+    with pytest.raises(UserError, match=r"users_rewards:matrix gave shape \(2, 1\), expected \(2,\)"):
         Reward([RewardSource(function="users_rewards:matrix")], micro.tokenizer, CPU)(sequences)

@@ -1,0 +1,272 @@
+"""PPO from end to end on a micro model: what must hold exactly, and that reward rises."""
+
+import random
+import sys
+import types
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from gpt_modules.training.hyperparameters import typed
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.ppo import KLConfig
+from gpt_modules.training.rewards import RewardSource
+
+FLAT = ScheduleConfig(shape="constant")
+
+
+def adam(lr):
+    return OptimizerConfig(lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """Rewards of the user's own, on texts."""
+    module = types.ModuleType("toy_rewards")
+    module.share_of_g = lambda prompts, responses: [r.count("g") / max(1, len(r)) for r in responses]
+    module.length = lambda prompts, responses: [float(len(r)) for r in responses]
+    monkeypatch.setitem(sys.modules, "toy_rewards", module)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def distance(one, other):
+    return sum((one[name] - other[name]).square().sum().item() for name in one) ** 0.5
+
+
+class AtStart(L.Callback):
+    """What the models are before the first step."""
+
+    def on_train_start(self, trainer, module):
+        self.policy, self.critic, self.reference = (weights(m) for m in (module.policy, module.critic, module.reference))
+        self.reward = [weights(term.__closure__[0].cell_contents) for _, term in module.reward.terms]
+
+
+def test_the_first_minibatch_has_ratio_one(fit, ppo):
+    """Although the folder stores dropout 0.3, and at a temperature that is not 1."""
+    trainer = fit(*ppo(batch_size=16, minibatches=4, temperature=0.5))
+    first = {name: trainer.logger.values(f"policy/{name}")[0] for name in ("ratio", "approx_kl", "clip_fraction")}
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7)
+    assert first["clip_fraction"] == 0.0
+    assert trainer.logger.values("value/clip_fraction")[0] == 0.0
+
+
+def test_kl_is_zero_at_the_first_iteration_and_not_afterwards(fit, ppo):
+    trainer = fit(*ppo(optimizer=adam(1e-2)), max_epochs=2)
+    first, second = trainer.logger.values("objective/kl")
+    assert first == 0.0
+    assert abs(second) > 1e-4
+
+
+def test_before_training_the_policy_is_the_reference(fit, ppo):
+    module, data = ppo()
+    trainer = fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
+    assert trainer.global_step == 0
+    assert distance(weights(module.policy), weights(module.reference)) == 0.0
+    assert not any(m.p for m in module.modules() if isinstance(m, torch.nn.Dropout))
+    assert not any(m.p for m in module.reference.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_the_frozen_models_neither_change_nor_reach_optimizer_or_checkpoint(fit, ppo, tmp_path):
+    module, data = ppo(optimizer=adam(1e-2))
+    start = AtStart()
+    trainer = fit(module, data, callbacks=[start], max_epochs=2)
+    assert distance(weights(module.policy), start.policy) > 0.1
+    assert distance(weights(module.critic), start.critic) > 0.1
+    assert distance(weights(module.reference), start.reference) == 0.0
+    reward = module.reward.terms[0][1].__closure__[0].cell_contents
+    assert distance(weights(reward), start.reward[0]) == 0.0
+    frozen = [*module.reference.parameters(), *reward.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+    trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert trained == {id(p) for model in (module.policy, module.critic) for p in model.parameters()}
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    count = sum(value.numel() for name, value in stored["state_dict"].items() if "val_metrics" not in name)
+    trainable = sum(p.numel() for model in (module.policy, module.critic) for p in model.parameters())
+    assert count == trainable + 4, "beyond what is trained: kl_coef, iteration, the critic's bias and scale"
+
+
+def test_the_critic_begins_as_the_reward(fit, ppo):
+    module, data = ppo()
+    module.configure_model()
+    fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
+    batch = data.prompts(0)
+    scored = module._score(batch, torch.Generator().manual_seed(0))
+    ends = scored.sequences.lengths[:, None] - 1
+    with torch.no_grad():
+        last = module.critic.eval().token_values(scored.sequences.tokens).gather(1, ends)[:, 0]
+    assert torch.allclose(last, scored.scores, atol=1e-4)
+    assert scored.scores.std() > 0
+
+
+def test_without_a_reward_folder_the_critic_gets_a_new_head(fit, ppo, functions, micro):
+    module, data = ppo(rewards="toy_rewards:length")
+    start = AtStart()
+    start.on_train_start = lambda trainer, module: setattr(start, "critic", weights(module.critic.decoder))  # type: ignore[method-assign]
+    fit(module, data, callbacks=[start])
+    assert distance(start.critic, weights(module.reference.decoder)) == 0.0
+
+
+def test_value_from_names_the_critics_folder(ppo, functions, micro):
+    module, _ = ppo(rewards="toy_rewards:length", value_from=str(micro.reward))
+    module.configure_model()
+    other, _ = ppo()
+    other.configure_model()
+    assert distance(weights(module.critic), weights(other.critic)) == 0.0
+
+
+def test_functions_are_summed_with_models_and_monitors_are_only_watched(fit, ppo, functions):
+    twice, once = (RewardSource(function="toy_rewards:length", weight=weight) for weight in (2.0, 1.0))
+    trainer = fit(*ppo(rewards=[twice], monitors={"letters": once}, missing_eos_score=None))
+    assert trainer.callback_metrics["val/score"].item() == pytest.approx(2 * trainer.callback_metrics["val/letters"].item())
+
+
+def test_two_critic_rates(fit, ppo):
+    module, data = ppo(optimizer=adam(1e-3), value_lr=0.0, schedule=FLAT)
+    trainer = fit(module, data)
+    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates["policy"] == 1e-3
+    assert rates["value"] == 0.0, "a rate of 0 freezes the critic"
+
+
+@pytest.mark.parametrize(("target", "direction"), [(1e6, -1), (1e-6, 1)])
+def test_an_adaptive_coefficient_steers_towards_its_target(fit, ppo, target, direction):
+    """At the first iteration the KL is 0, below any target; then the coefficient follows the measured KL."""
+    kl = KLConfig(coef=0.1, target=target, horizon=100)
+    trainer = fit(*ppo(kl=kl, optimizer=adam(3e-2), schedule=FLAT, batch_size=16), max_epochs=3)
+    used, measured = (trainer.logger.values(f"objective/{name}") for name in ("kl_coef", "kl"))
+    assert used[0] == pytest.approx(0.1)
+    assert used[1] == pytest.approx(0.1 * (1 - 0.2 * 16 / 100))
+    assert measured[1] > 0.01, "the policy has moved"
+    assert used[2] == pytest.approx(used[1] * (1 + direction * 0.2 * 16 / 100))
+
+
+def test_a_fixed_coefficient_stays(fit, ppo):
+    trainer = fit(*ppo(kl=KLConfig(coef=0.07), optimizer=adam(3e-2)), max_epochs=3)
+    assert trainer.logger.values("objective/kl_coef") == pytest.approx([0.07] * 3)
+
+
+def test_the_coefficient_and_the_iteration_are_restored(fit, ppo, tmp_path):
+    settings = {"kl": KLConfig(coef=0.1, target=1e6, horizon=100), "schedule": FLAT}
+    module, data = ppo(**settings)
+    fit(module, data, max_epochs=2).save_checkpoint(tmp_path / "x.ckpt")
+    again, data = ppo(**settings)
+    trainer = fit(again, data, max_epochs=3, ckpt_path=tmp_path / "x.ckpt")
+    assert trainer.logger.values("objective/iteration") == [2.0]
+    assert trainer.logger.values("objective/kl_coef") == pytest.approx([0.1 * (1 - 0.2 * 8 / 100) ** 2])
+
+
+def test_more_ppo_epochs_move_the_policy_further(fit, ppo):
+    moved = []
+    for epochs in (1, 2, 4):
+        module, data = ppo(ppo_epochs=epochs, optimizer=adam(1e-3), schedule=FLAT)
+        fit(module, data)
+        moved.append(distance(weights(module.policy), weights(module.reference)))
+    assert moved[0] < moved[1] < moved[2]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_optimizer_steps_are_iterations_times_epochs_times_minibatches(fit, ppo, accumulate):
+    trainer = fit(*ppo(ppo_epochs=2, minibatches=3, batch_size=12), max_epochs=2, accumulate_grad_batches=accumulate)
+    assert trainer.global_step == 2 * 2 * 3
+    assert trainer.estimated_stepping_batches == 2 * 2 * 3
+    assert trainer.logger.values("objective/iteration") == [0.0, 1.0]
+
+
+class Gradients(L.Callback):
+    """The gradient of every optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.steps.append([p.grad.clone() for p in module.parameters()])
+
+
+def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo):
+    """Answers differ in length, so a mean of micro-batch means would not be the mean over tokens."""
+    found = []
+    for accumulate in (1, 2):
+        seen = Gradients()
+        module, data = ppo(minibatches=2, batch_size=16, temperature=2.0, max_new_tokens=16)
+        trainer = fit(module, data, callbacks=[seen], accumulate_grad_batches=accumulate)
+        found.append(seen.steps)
+        lengths = module.rollout.mask.sum(1)
+        assert trainer.global_step == 2
+    assert lengths.min() < lengths.max()
+    for whole, parts in zip(found[0][0], found[1][0], strict=True):
+        assert torch.allclose(whole, parts, atol=1e-5)
+
+
+def test_dropout_stays_off_while_training(fit, ppo):
+    module, data = ppo()
+    states = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            states.append(any(m.p > 0 for m in module.modules() if isinstance(m, torch.nn.Dropout)))
+
+    fit(module, data, callbacks=[Watch()])
+    assert states == [False]
+
+
+def test_the_reward_rises_on_a_toy_task(fit, ppo, functions):
+    module, data = ppo(
+        batch_size=32,
+        rewards="toy_rewards:share_of_g",
+        kl=KLConfig(coef=0.0),
+        missing_eos_score=None,
+        minibatches=2,
+        ppo_epochs=2,
+        optimizer=adam(5e-3),
+        schedule=FLAT,
+    )
+    scores = fit(module, data, max_epochs=25, limit_val_batches=0).logger.values("objective/score")
+    assert sum(scores[-3:]) / 3 > 3 * sum(scores[:3]) / 3 + 0.1, scores
+
+
+def test_validation_means_are_over_prompts(fit, ppo, functions):
+    """A last batch of another size weighs by its prompts: compare with one batch of all."""
+    module, data = ppo(monitors={"letters": RewardSource(function="toy_rewards:length")})
+    data.validation_fraction, data.val_batch_size = 0.1, 5
+    trainer = fit(module, data)
+    names = ("score", "kl", "length", "ended", "letters")
+    totals, count = dict.fromkeys(names, 0.0), 0
+    for index, batch in enumerate(data.val_dataloader()):
+        scored = module._score(batch, torch.Generator().manual_seed(index * 4096))
+        values = (scored.scores, scored.sequence_kl(), scored.mask.sum(1), scored.ended, module.monitors["letters"](scored.sequences))
+        totals = {name: totals[name] + value.double().sum().item() for name, value in zip(names, values, strict=True)}
+        count += len(batch.lengths)
+    assert count % 5, "the last batch is smaller"
+    for name in names:
+        assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(totals[name] / count, abs=1e-4)
+
+
+def test_samples_show_both_models_on_the_same_prompts(fit, ppo):
+    module, data = ppo(sample_prompts=3)
+    fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
+    rows = module.sample_rows()
+    assert len(rows) == 3
+    assert all(row["SFT"] == row["policy"] and row["SFT score"] == row["policy score"] for row in rows)
+
+
+def test_a_checkpoint_built_in_python_is_plain_data(fit, ppo, tmp_path):
+    fit(*ppo(kl=KLConfig(target=6.0))).save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert stored["hyper_parameters"]["kl"] == {"coef": 0.05, "target": 6.0, "horizon": 10_000}
+    assert typed(KLConfig, stored["hyper_parameters"]["kl"]) == KLConfig(target=6.0)
+
+
+def test_random_numbers_of_the_process_do_not_matter(fit, ppo):
+    """Sampling and the order of minibatches have generators of their own."""
+    scores = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        scores.append(fit(*ppo(optimizer=adam(1e-3)), max_epochs=2).logger.values("train/loss"))
+    assert scores[0] == scores[1]
