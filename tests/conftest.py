@@ -2,8 +2,13 @@
 world to train in.
 """
 
+import dataclasses
 import json
+import os
 import random
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +58,45 @@ class Micro:
         return DecoderConfig(**{**sizes, **dropout, **changes})
 
 
+    def recipe(self, word: str, root: Path, **changes: Any) -> dict[str, Any]:
+        """A recipe of some thirty steps that logs each of them and saves every second one.
+
+        Args:
+            changes: `section__key=value`, laid over the sections `trainer`, `model`, `data`, `checkpoint` and `export`.
+        """
+        trainer = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1, "limit_val_batches": 2, "max_epochs": 3}
+        recipe: dict[str, Any] = {
+            "seed_everything": 0,
+            "trainer": {"default_root_dir": str(root), "gradient_clip_val": 1.0, **trainer},
+            "model": {"optimizer": {"lr": 1e-2}, **self._model(word)},
+            "data": {"tokenizer": str(self.gpt), "cache_dir": str(root.parent / "cache"), **self._data(word)},
+            "checkpoint": {"every_n_steps": 2},
+            "export": {"monitor": {"reward": "val/margin", "ppo": "val/score"}.get(word, "val/loss")},
+        }
+        recipe["export"]["mode"] = "max" if word in ("reward", "ppo") else "min"
+        for place, value in changes.items():
+            section, _, key = place.partition("__")
+            recipe[section][key] = value
+        name = {"pretraining": "Pretraining", "sft": "SFT", "reward": "Reward", "ppo": "PPO"}[word]
+        for section, suffix in (("model", "Module"), ("data", "DataModule")):
+            recipe[section] = {"class_path": name + suffix, "init_args": recipe[section]}
+        return recipe
+
+    def _model(self, word: str) -> dict[str, Any]:
+        if word == "pretraining":
+            return {"config": dataclasses.asdict(self.config()), "sample_prompts": ["the film"], "sample_tokens": 4}
+        if word == "ppo":
+            sizes = {"max_new_tokens": 6, "ppo_epochs": 2, "minibatches": 2}
+            kl = {"coef": 0.1, "target": 1.0, "horizon": 100.0}
+            return {"init_from": str(self.gpt), "rewards": str(self.reward), "kl": kl, **sizes}
+        return {"init_from": str(self.gpt)}
+
+    def _data(self, word: str) -> dict[str, Any]:
+        files = {"pretraining": self.pretraining, "sft": self.sft, "reward": self.comparisons, "ppo": self.prompts}
+        sizes: dict[str, Any] = {"ppo": {"batch_size": 8}, "reward": {"batch_size": 10}}
+        return {"train": str(files[word]), **sizes.get(word, {"context": 16 if word == "pretraining" else 32, "batch_size": 4})}
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -71,6 +115,56 @@ def shaken(model: torch.nn.Module, seed: int) -> Any:
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended. status: its exit status, or minus the signal that killed it."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Gpt:
+    """The `gpt` command in processes of its own, forked from one that has imported everything."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        command = [sys.executable, str(Path(__file__).with_name("forkserver.py"))]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.server = subprocess.Popen(command, text=True, env=environment, **pipes)
+
+    def start(self, *words: object, stdin: str = "", cwd: Path | None = None, **environment: str) -> int:
+        """Begin a command; its process id."""
+        (self.folder / "stdin").write_text(stdin)
+        request = {"words": list(map(str, words)), "folder": str(self.folder), "environment": environment}
+        assert self.server.stdin is not None
+        self.server.stdin.write(json.dumps({**request, "cwd": str(cwd or self.folder)}) + "\n")
+        self.server.stdin.flush()
+        return self._answer()
+
+    def wait(self) -> Ended:
+        """Until the command has ended."""
+        return Ended(self._answer(), *((self.folder / name).read_text() for name in ("stdout", "stderr")))
+
+    def run(self, *words: object, **options: Any) -> Ended:
+        self.start(*words, **options)
+        return self.wait()
+
+    def _answer(self) -> int:
+        assert self.server.stdout is not None
+        return int(self.server.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def gpt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpt]:
+    command = Gpt(tmp_path_factory.mktemp("gpt"))
+    yield command
+    assert command.server.stdin is not None
+    command.server.stdin.close()
+    command.server.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

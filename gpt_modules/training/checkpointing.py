@@ -134,9 +134,8 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
 class ExactCheckpoint(Checkpoint):
     """Saves every n optimizer steps and when a signal asks the run to stop; keeps the newest few.
 
-    On SIGTERM, SIGINT, SIGHUP or SIGUSR1 the step in flight is finished and saved, then the process exits with 128 +
-    the signal's
-    number. A second signal ends it at once.
+    On SIGTERM, SIGINT, SIGHUP or SIGUSR1 the step in flight is finished, with its validation if it has one, and saved;
+    then the process exits with 128 + the signal's number. A second signal ends it at once.
 
     Args:
         every_n_steps: optimizer steps between checkpoints.
@@ -148,13 +147,15 @@ class ExactCheckpoint(Checkpoint):
         self.keep = max(2, keep)
         self._requested: int | None = None
         self._saved_step = -1
+        self._after_validation = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remove what a killed save left behind."""
-        self.folder = Path(trainer.default_root_dir) / "checkpoints"
+        root = Path(trainer.default_root_dir)
+        self.folder = root / "checkpoints"
         if trainer.is_global_zero and stage == "fit":
-            for leftover in self.folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+            for leftover in (*self.folder.glob(".*.tmp"), *root.glob(".*.tmp"), *root.glob(".*.old")):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals; Lightning restores the earlier handlers when the run ends."""
@@ -172,12 +173,30 @@ class ExactCheckpoint(Checkpoint):
         """Save when due, never inside an accumulation window; leave when asked to."""
         if trainer.global_step == self._saved_step:
             return
+        if not self._asked_to_stop(trainer) and trainer.global_step % self.every_n_steps:
+            return
+        loop = trainer.fit_loop
+        self._after_validation = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        if not self._after_validation:
+            # Lightning logs the step only after this hook: a run killed between the two would leave a gap in the curve.
+            trainer._logger_connector.update_train_step_metrics()
+            self._save_and_leave(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A step that is validated is saved here: a run that resumes from a step does not validate it again."""
+        if self._after_validation:
+            self._after_validation = False
+            self._save_and_leave(trainer)
+
+    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
         stop = self._requested is not None
         if trainer.world_size > 1:  # one rank may have been signalled alone, and a save is collective
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop or trainer.global_step % self.every_n_steps == 0:
-            self.save(trainer)
-        if stop:
+        return stop
+
+    def _save_and_leave(self, trainer: L.Trainer) -> None:
+        self.save(trainer)
+        if self._asked_to_stop(trainer):
             raise SystemExit(128 + (self._requested or signal.SIGTERM))
 
     def save(self, trainer: L.Trainer) -> None:

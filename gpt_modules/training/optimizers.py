@@ -22,7 +22,7 @@ class OptimizerConfig:
 
     Args:
         lr: peak learning rate of AdamW.
-        muon_lr: peak learning rate of Muon; None leaves every parameter to AdamW.
+        muon_lr: peak learning rate of Muon; None leaves every parameter to AdamW. With Muon, only its matrices decay.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
         weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed
@@ -85,10 +85,14 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
             embeddings or heads.
     """
     matrices = {id(p): p for module in hidden for p in module.parameters() if p.ndim == 2 and p.requires_grad}
-    if config.muon_lr is not None:
-        groups = [{**group, "params": [p for p in group["params"] if id(p) not in matrices]} for group in groups]
+    if config.muon_lr is not None:  # what is left has rates at which a decay per step would keep it from growing
+        rest = ([p for p in group["params"] if id(p) not in matrices] for group in groups)
+        groups = [{**group, "params": params, "weight_decay": 0.0} for group, params in zip(groups, rest, strict=True)]
     kept = [group for group in groups if group["params"]]
     adamw = torch.optim.AdamW(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision. Without the mark
+    # gradients are unscaled before the clip, which is what clipping needs.
+    adamw._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     if config.muon_lr is None:
         return adamw
     if not matrices:

@@ -159,13 +159,15 @@ def main() -> None:
     """Measure and print."""
     parser = measure.parser(__doc__, rounds=9)
     parser.add_argument("--shape", choices=SHAPES, default="4x256", help="layers x width")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps a burst")
     options = parser.parse_args()
     if options.tiny:
         options.shape = "tiny"
-    results = measure.measure(SYSTEMS, options, options.steps)
+    results = measure.measure({name: SYSTEMS[name] for name in options.systems}, options, options.steps)
     print(f"Training, {options.shape}: {SHAPES[options.shape]}\n")
-    print(measure.comparison(results, "tokens", "transformers"), measure.provenance(options), sep="\n\n")
+    baseline = "transformers" if "transformers" in results else None
+    print(measure.comparison(results, "tokens", baseline), measure.provenance(options), sep="\n\n")
 
 
 if __name__ == "__main__":

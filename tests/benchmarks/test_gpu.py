@@ -1,0 +1,144 @@
+"""What only a CUDA device can show: graphs, mixed precision, memory, and the guard that does not wait for the device.
+
+python -m pytest tests/benchmarks/test_gpu.py
+"""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt_modules.backbone import GPT, DecoderConfig, generate
+from gpt_modules.data import PretrainingDataModule, TokenBatch
+from gpt_modules.errors import UserError
+from gpt_modules.functional import linear_cross_entropy
+from gpt_modules.training import PretrainingModule
+from gpt_modules.training.callbacks import FiniteLossGuard
+
+DEVICE = "cuda"
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+CONFIG = DecoderConfig(vocab_size=320, n_positions=64, n_layer=2, n_head=2, n_embd=32).without_dropout()
+PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]
+
+
+@pytest.fixture(autouse=True)
+def _no_checker_around_compiled_code(request: pytest.FixtureRequest) -> None:
+    if "compiled" in request.node.name and request.config.getoption("jaxtyping_packages", default=None):
+        pytest.skip("the checker of types is on")
+
+
+def wide_model() -> GPT:
+    """Weights five times as large as at initialisation: far from uniform, so that a near tie is unlikely."""
+    model = GPT(CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    return model
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["graph", "compiled"])
+@pytest.mark.parametrize("eos_id", [None, 17], ids=["to the end", "rows retire"])
+def test_decoding_says_on_the_gpu_what_it_says_on_the_cpu(compile: bool, eos_id: int | None) -> None:
+    model = wide_model()
+    length: dict[str, Any] = {"max_new_tokens": 24, "eos_id": eos_id, "temperature": 0.0}
+    expected = generate(model, PROMPTS, **length)
+    found = generate(model.to(DEVICE), PROMPTS, **length, compile=compile)
+    assert torch.equal(found.tokens.cpu(), expected.tokens)
+    assert torch.equal(found.mask.cpu(), expected.mask)
+    torch.testing.assert_close(found.logprobs.cpu(), expected.logprobs, atol=1e-3, rtol=1e-3)
+
+
+def test_the_same_generator_state_draws_the_same_tokens_from_graph_after_graph() -> None:
+    model = wide_model().to(DEVICE)
+    drawn = [
+        generate(
+            model, PROMPTS, max_new_tokens=16, eos_id=None, generator=torch.Generator(DEVICE).manual_seed(3)
+        ).tokens
+        for _ in range(2)
+    ]
+    assert torch.equal(*drawn)
+
+
+def test_the_chunked_head_never_holds_the_logits() -> None:
+    rows, width, vocab = 16_384, 64, 50_304
+    hidden = torch.randn(rows, width, device=DEVICE, requires_grad=True)
+    weight = torch.randn(vocab, width, device=DEVICE, requires_grad=True)
+    labels = torch.randint(vocab, (rows,), device=DEVICE)
+    torch.cuda.reset_peak_memory_stats()
+    with torch.autocast(DEVICE, torch.bfloat16):
+        loss = linear_cross_entropy(hidden, weight, labels)
+    loss.backward()
+    assert torch.cuda.max_memory_allocated() < 0.5 * rows * vocab * 4
+    few = slice(0, 256)
+    exact = F.cross_entropy(hidden[few].double() @ weight.double().T, labels[few], reduction="sum")
+    with torch.autocast(DEVICE, torch.bfloat16):
+        found = linear_cross_entropy(hidden[few], weight, labels[few])
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=0.0)
+
+
+class Losses(L.Callback):
+    """Keeps the training loss of each step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.values.append(float(trainer.callback_metrics["train/loss"]))
+
+
+def fit(module: PretrainingModule, folder: Path, accelerator: str, precision: Any, *callbacks: L.Callback) -> None:
+    trainer = L.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        default_root_dir=folder,
+        logger=False,
+        callbacks=list(callbacks),
+        gradient_clip_val=1.0,
+        max_steps=6,
+        log_every_n_steps=1,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    data = PretrainingDataModule(tokenizer="train", vocab_size=320, context=32, batch_size=8, cache_dir=str(folder))
+    trainer.fit(module, datamodule=data)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
+def test_bfloat16_training_follows_float32_on_the_cpu(tmp_path: Path, compile: bool) -> None:
+    losses = []
+    for accelerator, precision, compiled in (("cpu", "32-true", False), ("gpu", "bf16-mixed", compile)):
+        L.seed_everything(0, verbose=False)
+        kept = Losses()
+        fit(PretrainingModule(CONFIG, compile=compiled), tmp_path, accelerator, precision, FiniteLossGuard(), kept)
+        losses.append(kept.values)
+    assert losses[1] == pytest.approx(losses[0], abs=0.03)
+
+
+class Poisoned(PretrainingModule):
+    """The third step's loss is infinite."""
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx == 2:
+            self.before = [parameter.detach().clone() for parameter in self.parameters()]
+            return loss * torch.inf
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_bad_step_is_refused_on_the_device(tmp_path: Path) -> None:
+    module = Poisoned(CONFIG)
+    with pytest.raises(UserError, match="not finite"):
+        fit(module, tmp_path, "gpu", "bf16-mixed", FiniteLossGuard())
+    assert all(
+        torch.equal(kept, parameter.cpu()) for kept, parameter in zip(module.before, module.parameters(), strict=True)
+    )

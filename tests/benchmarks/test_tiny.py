@@ -1,0 +1,31 @@
+"""Every benchmark runs through at toy sizes and prints a table with a row for each system, and its provenance."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = {
+    "train_throughput.py --systems ours transformers": ["ours", "transformers"],
+    "generate.py --control": ["ours", "transformers", "ours, entered twice"],
+    "gpu_pretrain.py --modes eager": ["eager"],
+    "gpu_generate.py --modes graph": ["graph"],
+    "gpu_ppo.py --modes eager": ["eager"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_prints_a_row_for_each_system(command: str) -> None:
+    script, *words = command.split()
+    line = [sys.executable, str(Path(__file__).parent / script), *words, "--tiny", "--rounds", "2"]
+    done = subprocess.run(
+        line, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [row.split("|")[1].strip() for row in done.stdout.splitlines() if row.startswith("| ")]
+    assert rows == ["system", "---", *BENCHMARKS[command]]
+    assert "torch" in done.stdout.splitlines()[-2]
+    assert done.stdout.splitlines()[-1].endswith("--tiny --rounds 2`")

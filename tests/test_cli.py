@@ -1,0 +1,281 @@
+"""The command line: quick to answer, one line for a user's mistake, and what a recipe says is what runs."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from gpt_modules import cli
+from gpt_modules.backbone import load_pretrained
+from gpt_modules.errors import UserError
+from gpt_modules.recipe_files import read_recipe
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def sft(micro, tmp_path):
+    """A recipe of three steps, its parts open to change."""
+    return micro.recipe("sft", tmp_path / "run", trainer__max_steps=3, trainer__limit_val_batches=1)
+
+
+def assert_refused(ended, *parts):
+    """One line on standard error, exit status 2."""
+    assert ended.status == 2, ended.stderr
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, ended.stderr
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = "import sys; from gpt_modules.cli import main; main(['--help']); print(sorted({'torch', 'lightning', 'yaml'} & set(sys.modules)))"
+    started = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 2.0
+    assert ended.stdout.endswith("[]\n")
+    for command in cli.COMMANDS:
+        assert f"  {command} " in ended.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_no_command_prints_the_help(capsys, words):
+    cli.main(words)
+    assert capsys.readouterr().out == cli.HELP + "\n"
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "run", "generate", "chat"])
+def test_commands_explain_themselves(gpt, command):
+    ended = gpt.run(command, "--help")
+    assert ended.status == 0
+    assert "usage: gpt" in ended.stdout
+
+
+def test_an_unknown_command(gpt):
+    assert_refused(gpt.run("train"), "'train'", "fit, validate")
+
+
+DUPLICATE = "trainer:\n  max_steps: 10\n  max_epochs: 1\n  max_steps: 1000000\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (DUPLICATE, [":4", "'max_steps'", "lines 2 and 4"]),
+        ("trainer: [", ["bad.yaml:"]),
+        ("- a\n- b\n", ["found list, expected a mapping"]),
+        ("a: !!python/object/apply:os.system ['true']\n", ["bad.yaml:1"]),
+        ("", ["found NoneType"]),
+    ],
+)
+def test_a_broken_recipe_is_named_with_its_line(gpt, tmp_path, content, parts):
+    path = write(tmp_path / "bad.yaml", content)
+    assert_refused(gpt.run("fit", "--config", path), "bad.yaml", *parts)
+    with pytest.raises(UserError):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize("form", [["--config"], ["-c"], ["--config="]])
+def test_a_missing_recipe(gpt, form):
+    words = ["--config=no/such.yaml"] if form == ["--config="] else [*form, "no/such.yaml"]
+    assert_refused(gpt.run("fit", *words), "no/such.yaml", "no such recipe")
+
+
+def test_a_recipe_is_never_fetched(gpt):
+    assert_refused(gpt.run("fit", "--config", "http://127.0.0.1:9/recipe.yaml"), "local file")
+
+
+def test_no_recipe_at_all(gpt):
+    ended = gpt.run("fit")
+    assert_refused(ended)
+
+
+def test_an_unknown_key(gpt, sft, tmp_path):
+    sft["trainer"]["max_stepz"] = 3
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "max_stepz")
+
+
+def test_an_unknown_key_of_a_module(gpt, sft, tmp_path):
+    sft["model"]["init_args"]["drop_out"] = 0.1
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "drop_out")
+
+
+def test_a_wrong_type(gpt, sft, tmp_path):
+    sft["trainer"]["max_steps"] = "many"
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "max_steps", "many")
+
+
+def test_an_unknown_class(gpt, sft, tmp_path):
+    sft["model"]["class_path"] = "STFModule"
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "STFModule")
+
+
+def test_a_missing_folder_to_begin_from(gpt, sft, tmp_path):
+    sft["model"]["init_args"]["init_from"] = str(tmp_path / "absent")
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "absent", "expected a model folder")
+
+
+def test_a_bad_size_of_a_model(gpt, micro, tmp_path):
+    recipe = micro.recipe("pretraining", tmp_path / "run")
+    recipe["model"]["init_args"]["config"]["n_head"] = 3
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", recipe)), "n_head")
+
+
+def test_a_bad_row_of_data(gpt, sft, tmp_path):
+    rows = [{"prompt": "a", "response": "b"}, {"prompt": "a"}]
+    data = write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    sft["data"]["init_args"]["train"] = str(data)
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "rows.jsonl:2", "response")
+
+
+def test_no_folder_for_the_run(gpt, sft, tmp_path):
+    del sft["trainer"]["default_root_dir"]
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "trainer.default_root_dir")
+
+
+def test_a_monitor_that_nobody_logs(gpt, sft, tmp_path):
+    sft["export"]["monitor"] = "val/los"
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "val/los", "val/loss")
+
+
+def test_too_few_prompts_for_the_minibatches(gpt, micro, tmp_path):
+    recipe = micro.recipe("ppo", tmp_path / "run", data__batch_size=3, model__minibatches=4)
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", recipe)), "found 3", "minibatches")
+
+
+def test_a_run_from_its_first_step_to_its_second_life(gpt, sft, micro, tmp_path):
+    """One run, and all that may be asked of it afterwards."""
+    root, recipe = tmp_path / "run", write(tmp_path / "r.yaml", sft)
+    assert_refused(gpt.run("fit", "--config", recipe, "--ckpt_path", "last"), "0 checkpoints found")
+    ended = gpt.run("fit", "--config", recipe)
+    assert ended.status == 0, ended.stderr
+    assert json.loads((root / "summary.json").read_text())["steps"] == 3
+    assert load_pretrained(root / "export", kind="gpt").config.vocab_size == micro.vocab_size
+    assert_refused(gpt.run("fit", "--config", recipe), "earlier run", "--ckpt_path last")
+    # The class and the rate are the recipe's, not the checkpoint's.
+    saved = sorted((root / "checkpoints").glob("*.ckpt"))[-1]
+    other = micro.recipe("pretraining", tmp_path / "other")
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "o.yaml", other), "--ckpt_path", saved))
+    words = ["fit", "--config", recipe, "--ckpt_path", "last", "--trainer.max_steps", "4"]
+    assert gpt.run(*words, "--model.init_args.optimizer.lr", "0.5").status == 0
+    config = yaml.safe_load((root / "config.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["lr"] == 0.5
+    assert config["model"]["class_path"].endswith("SFTModule")
+    # The saved recipe runs again, elsewhere.
+    again = gpt.run("fit", "--config", root / "config.yaml", "--trainer.default_root_dir", tmp_path / "again")
+    assert again.status == 0, again.stderr
+    assert json.loads((tmp_path / "again" / "summary.json").read_text())["steps"] == 4
+    # Validation of what was trained.
+    for path in (saved, "last"):
+        validated = gpt.run("validate", "--config", recipe, "--ckpt_path", path)
+        assert validated.status == 0, validated.stderr
+
+
+def test_interpolation_follows_an_override(gpt, sft, micro, tmp_path):
+    sft["data"]["init_args"]["tokenizer"] = "${model.init_args.init_from}"
+    sft["model"]["init_args"]["init_from"] = str(tmp_path / "nowhere")
+    ended = gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft), "--model.init_args.init_from", micro.gpt)
+    assert ended.status == 0, ended.stderr
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert config["data"]["init_args"]["tokenizer"] in (str(micro.gpt), "${model.init_args.init_from}")
+
+
+def test_a_later_recipe_is_laid_over_an_earlier_one(gpt, sft, tmp_path):
+    overlay = write(tmp_path / "overlay.yaml", {"trainer": {"max_steps": 1}})
+    ended = gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft), "--config", overlay)
+    assert ended.status == 0, ended.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 1
+
+
+def test_secrets_of_the_environment_do_not_reach_the_disk(gpt, sft, tmp_path):
+    sft["data"]["init_args"]["cache_dir"] = "${oc.env:REL_SECRET}"
+    ended = gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft), REL_SECRET=str(tmp_path / "s3cr3t"))
+    assert_refused(ended, "r.yaml", "oc.env")
+    assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file() and b"s3cr3t" in path.read_bytes()]
+
+
+def test_a_second_process_in_the_same_folder_is_refused(gpt, sft, tmp_path):
+    from gpt_modules.trainer_cli import lock
+
+    held = lock(tmp_path / "run")
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "another run writes here")
+    held.close()
+    assert gpt.run("fit", "--config", tmp_path / "r.yaml").status == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(gpt, sft, tmp_path):
+    """And no checkpoint holds what came of it."""
+    import torch
+
+    sft["trainer"] |= {"max_steps": 50, "gradient_clip_val": None, "max_epochs": -1}
+    sft["model"]["init_args"]["optimizer"]["lr"] = 1e30
+    sft["checkpoint"]["every_n_steps"] = 1
+    assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "not finite", "step ")
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        weights = torch.load(path, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in weights.values())
+
+
+def test_generate_continues_a_prompt(gpt, micro):
+    words = ["generate", "--model", micro.gpt, "--max-new-tokens", 5, "--prompt", "the film", "--samples", 2]
+    ended = gpt.run(*words)
+    assert ended.status == 0, ended.stderr
+    assert ended.stdout.startswith("the film")
+    assert gpt.run(*words).stdout == ended.stdout, "the seed is fixed"
+    assert gpt.run(*words, "--seed", 1).stdout != ended.stdout
+    piped = gpt.run("generate", "--model", micro.gpt, "--max-new-tokens", 5, stdin="a story\n\nthis plot\n")
+    assert piped.stdout.startswith("a story")
+    assert "this plot" in piped.stdout
+
+
+def test_chat_answers_each_line(gpt, micro):
+    for extra in ([], ["--transcript"]):
+        ended = gpt.run("chat", "--model", micro.gpt, "--max-new-tokens", 3, *extra, stdin="hello\n\nagain\n")
+        assert ended.status == 0, ended.stderr
+        assert ended.stdout.count("\n") >= 2
+        assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["generate"], "--model"),
+        (["generate", "--model", "no/such/folder", "--prompt", "x"], "no/such/folder"),
+        (["generate", "--model", "GPT", "--prompt", "x", "--max-new-tokens", "many"], "many"),
+        (["generate", "--model", "GPT", "--prompt", "x", "--max-new-tokens", "1000"], "--max-new-tokens"),
+        (["generate", "--model", "GPT", "--prompt", "x", "--device", "abacus"], "abacus"),
+        (["generate", "--model", "GPT"], "--prompt"),
+        (["chat", "--model", "GPT", "--no-such-option"], "--no-such-option"),
+        (["run"], "pipeline"),
+        (["run", "no/such.yaml"], "no/such.yaml"),
+    ],
+)
+def test_mistakes_at_the_console(gpt, micro, words, part):
+    assert_refused(gpt.run(*(str(micro.gpt) if word == "GPT" else word for word in words)), part)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike_and_leave_no_mark_on_names(micro, tmp_path):
+    """In a process of its own: the run-time type checks of these tests are no food for the compiler."""
+    import torch
+
+    losses = []
+    for compiled in (False, True):
+        root = tmp_path / f"run-{compiled}"
+        recipe = micro.recipe("pretraining", root, model__compile=compiled, trainer__max_steps=2, trainer__limit_val_batches=1)
+        command = [sys.executable, "-m", "gpt_modules", "fit", "--config", str(write(tmp_path / "r.yaml", recipe))]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert ended.returncode == 0, ended.stderr
+        losses.append(json.loads((root / "summary.json").read_text())["after"]["val/loss"])
+        names = torch.load(next((root / "checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
+        assert not [name for name in names if "_orig_mod" in name]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)

@@ -1,0 +1,63 @@
+"""Each notebook runs from top to bottom on a demo folder of tiny random models, and draws what it promises."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+from nbclient import NotebookClient
+
+from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, save_pretrained
+from gpt_modules.data.reviews import pretraining_rows
+from gpt_modules.data.tokenizers import Tokenizer
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+FIGURES = {"pretraining": 2, "sft": 3, "reward": 3, "ppo": 4}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make demo` leaves behind, from models that have learned nothing."""
+    root = tmp_path_factory.mktemp("demo")
+    tokenizer = Tokenizer.train([row["text"] for row in pretraining_rows("validation")], 512)
+    sizes = {"vocab_size": tokenizer.vocab_size, "n_positions": 128, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    config = DecoderConfig(**sizes).without_dropout()
+    torch.manual_seed(0)
+    kinds = {"pretraining/export": GPT, "sft/export": GPT, "reward/export": RewardModel}
+    for folder, kind in (kinds | {"ppo/export": GPT, "ppo/export-critic": RewardModel}).items():
+        save_pretrained(root / folder, kind(config), tokenizer_json=tokenizer.to_json())
+    return root
+
+
+@pytest.fixture
+def environment(demo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few steps, one core, and a cache that the notebooks share and nobody else has."""
+    cache = tmp_path_factory.getbasetemp() / "notebook-cache"
+    settings = {"GPT_DEMO": demo, "GPT_NOTEBOOK_STEPS": 4, "GPT_MODULES_CACHE": cache, "OMP_NUM_THREADS": 1}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))  # where mkdtemp puts the runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_runs_and_draws(name: str, environment: None) -> None:
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}})
+    client.execute()  # raises at the first cell that fails
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]
+    assert not [output for output in outputs if output.output_type == "error"]
+
+
+def test_there_is_a_notebook_for_every_procedure_and_none_untested() -> None:
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_is_stored_without_output(name: str) -> None:
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
+    assert notebook.metadata.kernelspec.name == "python3"
