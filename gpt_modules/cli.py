@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -91,12 +92,13 @@ def _lightning(subcommand: str, words: list[str]) -> None:
 
 
 def _check_recipes(words: list[str]) -> None:
-    """What the recipe parser would accept silently: a duplicate key (the last would win) and a URL (it would be
-    fetched).
+    """What the recipe parser would accept silently: a duplicate key (the last would win), a URL (it would be fetched)
+    and a resolver (it would copy what it finds into the run's folder).
     """
-    from gpt_modules.recipe_files import read_recipe
+    from gpt_modules.recipe_files import read_recipe, refuse_resolvers
 
-    for word, value in zip(words, [*words[1:], ""], strict=True):
+    refuse_resolvers("command line", words)
+    for word, value in pairwise([*words, ""]):
         option, _, attached = word.partition("=")
         if option in ("--config", "-c") and (name := attached or value):
             if "://" in name:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gpt_modules.arguments import Arguments
 from gpt_modules.errors import UserError
 
 if TYPE_CHECKING:
     pass
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"gpt {command}", description=description)
+def _parser(command: str, description: str) -> Arguments:
+    parser = Arguments(prog=f"gpt {command}", description=description)
     parser.add_argument("--model", required=True, help="an exported folder, a transformers folder, or a hub name")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
     parser.add_argument("--temperature", type=float, default=1.0, help="0 takes the likeliest token (default 1)")
@@ -22,7 +23,7 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
         "--top-p", type=float, metavar="P", help="sample from the smallest set of tokens with probability P"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     return parser
 
 

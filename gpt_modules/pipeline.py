@@ -2,7 +2,6 @@
 resumed.
 """
 
-import argparse
 import hashlib
 import json
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gpt_modules.arguments import Arguments
 from gpt_modules.errors import UserError
 from gpt_modules.recipe_files import read_recipe
 
@@ -103,7 +103,7 @@ def _check_keys(path: Path, where: str, entry: Any, known: set[str], required: s
 
 def main(words: list[str]) -> None:
     """`gpt run PIPELINE [--root DIR] [--config OVERLAY]... [--KEY VALUE]...`."""
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="gpt run", description="Run recipes in order, each stage's folder feeding the next."
     )
     parser.add_argument("pipeline", type=Path, help="a file of recipes/pipelines/")

@@ -1,11 +1,14 @@
 """Reading YAML that people wrote: no code, no duplicate keys, errors with file and line."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gpt_modules.errors import UserError
+
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -44,4 +47,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {type(content).__name__}, expected a mapping of keys")
+    refuse_resolvers(str(path), content)
     return content
+
+
+def refuse_resolvers(where: str, content: Any) -> None:
+    """An interpolation names another key of the recipe; `${oc.env:SECRET}` would be written into the saved recipe, the
+    checkpoints and the event files.
+
+    Raises:
+        UserError: for a `${resolver:...}` in any text.
+    """
+    if isinstance(content, str) and (found := _RESOLVER.search(content)):
+        raise UserError(f"{where}: found {found.group()}...}}, expected ${{key}} only: resolvers are not allowed")
+    if isinstance(content, dict):
+        refuse_resolvers(where, [*content, *content.values()])
+    elif isinstance(content, list):
+        for item in content:
+            refuse_resolvers(where, item)

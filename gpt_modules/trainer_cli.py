@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from argparse import ArgumentError
 from pathlib import Path
 from typing import IO, Any
@@ -85,17 +86,38 @@ class TrainerCLI(LightningCLI):
                 f"trainer: found devices x num_nodes = {self.trainer.world_size}, expected the launcher's {world}: "
                 "independent copies would write into one run"
             )
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise UserError(f"--ckpt_path: holds another model than the recipe's: {one_line(str(error))}") from error
+
+    def instantiate_classes(self) -> None:
+        """The parser wraps what a constructor raises in pages about unions: bring the user's mistake back out."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
+
+    def _resolve_last(self) -> None:
+        """`--ckpt_path last` is the newest checkpoint of the run's folder that verifies."""
+        if self.config[self.subcommand].get("ckpt_path") == "last":
+            folder = Path(self.trainer.default_root_dir) / "checkpoints"
+            self.config_init[self.subcommand]["ckpt_path"] = newest_checkpoint(folder)
+
+    before_validate = before_test = before_predict = _resolve_last
 
     def before_fit(self) -> None:
         """Resolve `--ckpt_path last`, and refuse to begin anew in a folder that holds a run."""
         root = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
             self._lock = lock(root)
-        settings = self.config[self.subcommand]
-        if settings.get("ckpt_path") == "last":
-            self.config_init[self.subcommand]["ckpt_path"] = newest_checkpoint(root / "checkpoints")
-        elif settings.get("ckpt_path") is None and any((root / "checkpoints").glob("step=*.ckpt")):
+        self._resolve_last()
+        if self.config[self.subcommand].get("ckpt_path") is None and any((root / "checkpoints").glob("step=*.ckpt")):
             raise UserError(
                 f"{root}: holds the checkpoints of an earlier run; go on with --ckpt_path last, or name another "
                 "--trainer.default_root_dir, or remove the folder"
@@ -114,7 +136,8 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
     usage = {
         name: {"parser_mode": "omegaconf+", "exit_on_error": False} for name in ("fit", "validate", "test", "predict")
     }
-    sys.argv = ["gpt", subcommand, *words]  # Lightning's launcher starts the other ranks with it
+    warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
+    sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
     try:
         TrainerCLI(
             L.LightningModule,
@@ -127,7 +150,7 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
                 **TRAINER_DEFAULTS,
                 "callbacks": [RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
             },
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, **usage},
+            parser_kwargs={"prog": "gpt", "parser_mode": "omegaconf+", "exit_on_error": False, **usage},
             seed_everything_default=0,
         )
     except (ArgumentError, RecipeError, OmegaConfBaseException, MisconfigurationException) as error:

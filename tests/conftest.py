@@ -165,6 +165,8 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpt]:
     assert command.server.stdin is not None
     command.server.stdin.close()
     command.server.wait(timeout=60)
+    assert command.server.stdout is not None
+    command.server.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -154,6 +154,16 @@ def collate_windows(windows: Sequence[IntArray], context: int) -> TokenBatch:
     return TokenBatch(inputs, pad_right([window[1:] for window in windows], context, fill=IGNORE))
 
 
+def isolate_documents(batch: TokenBatch, eos_id: int) -> PackedBatch:
+    """The same windows, in which no token sees beyond its own document: an end token opens a document, and positions
+    restart with it. Padding at the end of a window belongs to the last document, where nothing counts it.
+    """
+    opens = batch.inputs == eos_id
+    columns = torch.arange(batch.inputs.shape[1]).expand_as(batch.inputs)
+    start = torch.where(opens, columns, 0).cummax(1).values
+    return PackedBatch(batch.inputs, batch.labels, columns - start, opens.cumsum(1) + 1)
+
+
 def collate_rankings(prompts: Sequence[RankedAnswers]) -> RankingBatch:
     """The answers of all prompts, one row of tokens each; a prompt without answers is masked out."""
     answers = [answer for prompt in prompts for answer in prompt.answers]

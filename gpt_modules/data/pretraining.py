@@ -12,7 +12,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from gpt_modules.data.batches import TokenBatch
-from gpt_modules.data.collate import collate_windows
+from gpt_modules.data.collate import collate_windows, isolate_documents
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.reviews import Split, hash_fraction
 from gpt_modules.data.shards import FORMAT_VERSION, open_or_write_shard
@@ -79,17 +79,22 @@ class PretrainingDataModule(ResumableDataModule):
 
     Args:
         train: "reviews" (embedded), files, folders or globs (.jsonl, .json, .csv, .parquet with a text field, .txt as
-        one document
-            each), or a data set's name on the hub ("owner/name" or "owner/name:config").
+            one document each), or a data set's name on the hub ("owner/name" or "owner/name:config").
         validation: The same; None: the reviews' own split, else `validation_fraction` of the documents by hash of
-        their text, or,
-            of fewer than 100 documents, the end of the stream.
+            their text, or, of fewer than 100 documents, the end of the stream.
         tokenizer: "gpt2", "train" (byte-level BPE of the training text), a folder or file with a tokenizer, or a name
-        on the hub. vocab_size: For "train": ids in all, the end token among them. context: Tokens a window, T of the
-        batches. batch_size: Windows a batch, of each process. val_batch_size: The same for validation; None:
-        `batch_size`. seed: Seed of the order and the offsets. cache_dir: None: $GPT_MODULES_CACHE or
-        ~/.cache/gpt_modules. streaming: Read the source without storing a copy of it (only its tokens). text_field:
-        The field that holds a row's text. validation_fraction: See `validation`.
+            on the hub.
+        vocab_size: For "train": ids in all, the end token among them.
+        context: Tokens a window, T of the batches.
+        batch_size: Windows a batch, of each process.
+        val_batch_size: The same for validation; None: `batch_size`.
+        seed: Seed of the order and the offsets.
+        cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
+        streaming: Read the source without storing a copy of it (only its tokens).
+        text_field: The field that holds a row's text.
+        validation_fraction: See `validation`.
+        isolate_documents: Let no token see another document, and restart positions with each: better for short
+            documents. False is GPT-2's and GPT-3's way.
     """
 
     def __init__(
@@ -106,8 +111,10 @@ class PretrainingDataModule(ResumableDataModule):
         streaming: bool = False,
         text_field: str = "text",
         validation_fraction: float = 0.05,
+        isolate_documents: bool = False,
     ) -> None:
         super().__init__(tokenizer)
+        self.isolate_documents = isolate_documents
         self.train_source, self.validation_source = train, validation
         self.trained_vocab_size = vocab_size
         self.context, self.batch_size, self.val_batch_size, self.seed = context, batch_size, val_batch_size, seed
@@ -152,6 +159,12 @@ class PretrainingDataModule(ResumableDataModule):
         return self.validation_loader(
             ValidationWindows(self.validation_tokens, self.context), self.val_batch_size or self.batch_size
         )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Documents side by side, or shut off from one another."""
+        if self.isolate_documents and isinstance(batch, TokenBatch):
+            return isolate_documents(batch, self.tokenizer.eos_id)
+        return batch
 
     def _open(self) -> None:
         train = open_or_write_shard(self._shard("train"), self._documents("train"), self.tokenizer).tokens

@@ -193,11 +193,13 @@ class ExportBest(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export when the metric has improved."""
-        if self.monitor is None or trainer.sanity_checking or trainer.state.fn != "fit":
+        if self.monitor is None or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
             raise UserError(f"export.monitor: found {self.monitor!r}, expected one of the logged metrics: {known}")
+        if trainer.sanity_checking:  # a wrong name has been told before the first step; a blank model is no best one
+            return
         value = float(trainer.callback_metrics[self.monitor])
         if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
             self.best = value
@@ -207,6 +209,13 @@ class ExportBest(L.Callback):
         """Without a metric, or when no validation has run, the last weights are the artefact."""
         if self.best is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._export(trainer, pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that was cut off between its last checkpoint and its export has no step left to take when it resumes:
+        then `on_train_end` is not called.
+        """
+        if not (Path(trainer.default_root_dir) / "export").exists():
+            self.on_train_end(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Exports):

@@ -90,9 +90,9 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
         groups = [{**group, "params": params, "weight_decay": 0.0} for group, params in zip(groups, rest, strict=True)]
     kept = [group for group in groups if group["params"]]
     adamw = torch.optim.AdamW(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision. Without the mark
-    # gradients are unscaled before the clip, which is what clipping needs.
-    adamw._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision.
+    # Without the mark gradients are unscaled before the clip, which is what clipping needs.
+    adamw._step_supports_amp_scaling = False
     if config.muon_lr is None:
         return adamw
     if not matrices:

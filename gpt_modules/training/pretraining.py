@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT, DecoderConfig
-from gpt_modules.data.batches import TokenBatch
+from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
@@ -61,14 +61,14 @@ class PretrainingModule(L.LightningModule):
         """Refuse a tokenizer with more tokens than the model."""
         artefacts.check_vocabulary(self, self.model.config)
 
-    def training_step(self, batch: TokenBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the batch's tokens."""
         total, count = next_token_loss(self.model, batch)
         loss = total / count
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
         """Token-weighted, so that a short last window does not weigh more."""
         total, count = next_token_loss(self.model, batch)
         self.val_loss.update(total / count.clamp(min=1), count)
@@ -77,7 +77,7 @@ class PretrainingModule(L.LightningModule):
         """`val/loss` in nats a token and `val/perplexity`."""
         self._log_perplexity("val")
 
-    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+    def test_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
 
@@ -90,7 +90,7 @@ class PretrainingModule(L.LightningModule):
         self.val_loss.reset()
         self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}, prog_bar=True)
 
-    def predict_step(self, batch: TokenBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Nats and counted tokens of each row."""
         return row_losses(self.model, batch)
 
@@ -109,7 +109,7 @@ class PretrainingModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return int(data.batch_size * data.context * self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
-    def work(self, batch: TokenBatch) -> tuple[int, str]:
+    def work(self, batch: TokenBatch | PackedBatch) -> tuple[int, str]:
         """Tokens of a batch, for the throughput."""
         return batch.inputs.numel(), "tokens"
 
