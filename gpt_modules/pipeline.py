@@ -72,10 +72,13 @@ def read_pipeline(path: Path, root: str | None = None) -> Pipeline:
     """
     content = read_recipe(path)
     _check_keys(path, "", content, {"root", "stages", "prompts", "sample_tokens"}, {"root", "stages"})
+    if not isinstance(content["stages"], list):
+        raise UserError(f"{path}: stages: found {type(content['stages']).__name__}, expected a list")
     stages: list[Stage] = []
     for number, entry in enumerate(content["stages"], start=1):
         where = f"stages[{number}]."
         _check_keys(path, where, entry, {"name", "config", "feeds", "set", "metrics"}, {"name", "config"})
+        _check_name(path, f"{where}name", entry["name"], [stage.name for stage in stages])
         config = entry["config"] if isinstance(entry["config"], list) else [entry["config"]]
         for recipe in config:
             read_recipe(Path(recipe))
@@ -91,6 +94,12 @@ def read_pipeline(path: Path, root: str | None = None) -> Pipeline:
     return Pipeline(root=Path(root or content["root"]), stages=stages, **rest)
 
 
+def _check_name(path: Path, where: str, name: Any, earlier: list[str]) -> None:
+    """A stage's name is its folder: of its own, and inside the pipeline's."""
+    if not isinstance(name, str) or Path(name).name != name or name in earlier:
+        raise UserError(f"{path}: {where}: found {name!r}, expected the name of a folder that no earlier stage has")
+
+
 def _check_keys(path: Path, where: str, entry: Any, known: set[str], required: set[str]) -> None:
     if not isinstance(entry, dict):
         raise UserError(f"{path}: {where.rstrip('.')}: found {type(entry).__name__}, expected a mapping")
@@ -103,9 +112,7 @@ def _check_keys(path: Path, where: str, entry: Any, known: set[str], required: s
 
 def main(words: list[str]) -> None:
     """`gpt run PIPELINE [--root DIR] [--config OVERLAY]... [--KEY VALUE]...`."""
-    parser = Arguments(
-        prog="gpt run", description="Run recipes in order, each stage's folder feeding the next."
-    )
+    parser = Arguments(prog="gpt run", description="Run recipes in order, each stage's folder feeding the next.")
     parser.add_argument("pipeline", type=Path, help="a file of recipes/pipelines/")
     parser.add_argument("--root", help="folder for the stages, in place of the file's")
     parser.add_argument(
@@ -123,6 +130,8 @@ def main(words: list[str]) -> None:
     console.print(result_table(pipeline))
     if pipeline.prompts:
         console.print(sample_table(pipeline))
+    draw_result(pipeline, pipeline.root / "result.png")
+    console.print(f"Picture: {pipeline.root / 'result.png'}", highlight=False)
     console.print(f"TensorBoard: tensorboard --logdir {pipeline.root}", highlight=False)
 
 
@@ -142,7 +151,10 @@ def fingerprint(pipeline: Pipeline, stage: Stage, overlays: list[str]) -> str:
     for recipe in [*stage.config, *overlays]:
         digest.update(Path(recipe).read_bytes())
     for source in stage.feeds.values():
-        digest.update((pipeline.export(source) / "config.json").read_bytes())
+        config = pipeline.export(source) / "config.json"
+        if not config.is_file():
+            raise UserError(f"{config}: missing, though its stage is done; remove {config.parent.parent} to run it anew")
+        digest.update(config.read_bytes())
     return digest.hexdigest()
 
 
@@ -155,7 +167,8 @@ def run_stage(pipeline: Pipeline, stage: Stage, overlays: list[str], label: str,
     """
     folder = pipeline.folder(stage)
     mark, current = folder / "stage.sha256", fingerprint(pipeline, stage, overlays)
-    if mark.is_file() and mark.read_text().strip() != current:
+    begun = (folder / "summary.json").is_file() or any((folder / "checkpoints").glob("step=*.ckpt"))
+    if begun and mark.is_file() and mark.read_text().strip() != current:
         raise UserError(
             f"{folder}: made by another version of {', '.join(stage.config)} or of what it builds on; "
             "remove the folder to run it anew"
@@ -217,6 +230,20 @@ def result_table(pipeline: Pipeline) -> Table:
                 f"{summary['seconds'] / 60:.1f}" if row == 0 else "",
             )
     return table
+
+
+def draw_result(pipeline: Pipeline, path: Path) -> None:
+    """Draw the first metric of each stage over its run."""
+    from gpt_modules.report import read_curve, result_figure
+
+    panels = []
+    for stage in pipeline.stages:
+        for metric in stage.metrics[:1]:
+            summary = json.loads((pipeline.folder(stage) / "summary.json").read_text())
+            curve = read_curve(pipeline.folder(stage), metric)
+            panels.append((stage.name, metric.removeprefix("val/"), curve, summary["baselines"].get(metric)))
+    if panels:
+        result_figure(panels).savefig(path, dpi=110)
 
 
 def sample_table(pipeline: Pipeline) -> Table:

@@ -14,7 +14,7 @@ import lightning.pytorch as L
 from jsonargparse import ArgumentError as RecipeError
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
@@ -47,6 +47,15 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,
     "log_every_n_steps": 10,
 }
+
+
+class SavedRecipe(SaveConfigCallback):
+    """Writes `<root>/config.yaml`, without the checkpoint to go on from: the file is the recipe, and runs again."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **options: Any) -> None:
+        config = config.clone()
+        config["ckpt_path"] = None
+        super().__init__(parser, config, **options)
 
 
 class TrainerCLI(LightningCLI):
@@ -145,6 +154,7 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            save_config_callback=SavedRecipe,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 **TRAINER_DEFAULTS,

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import CatMetric, MeanMetric, MetricCollection
 
 from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PromptBatch
@@ -146,6 +146,7 @@ class PPOModule(L.LightningModule):
         self.register_buffer("iteration", torch.tensor(-1))
         names = ["score", "kl", "length", "ended", *self.monitor_sources]
         self.val_metrics = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
+        self.val_scores = CatMetric()
         self.rollout: Rollout | None = None
         self.frontier: list[list[float]] = []
         self.policy: GPT
@@ -335,6 +336,7 @@ class PPOModule(L.LightningModule):
             "length": scored.mask.sum(1).float(),
             "ended": scored.ended.float(),
         } | {name: monitor(scored.sequences) for name, monitor in self.monitors.items()}
+        self.val_scores.update(scored.scores)
         for name, value in values.items():
             self.val_metrics[name].update(value)
 
@@ -357,8 +359,11 @@ class PPOModule(L.LightningModule):
         self._log_means("test")
 
     def _log_means(self, stage: str) -> dict[str, Tensor]:
+        scores = torch.as_tensor(self.val_scores.compute())
         values = {f"{stage}/{name}": value for name, value in self.val_metrics.compute().items()}
+        values[f"{stage}/score_std"] = scores.std(unbiased=False)
         self.val_metrics.reset()
+        self.val_scores.reset()
         self.log_dict(values)
         return values
 
