@@ -153,7 +153,9 @@ def fingerprint(pipeline: Pipeline, stage: Stage, overlays: list[str]) -> str:
     for source in stage.feeds.values():
         config = pipeline.export(source) / "config.json"
         if not config.is_file():
-            raise UserError(f"{config}: missing, though its stage is done; remove {config.parent.parent} to run it anew")
+            raise UserError(
+                f"{config}: missing, though its stage is done; remove {config.parent.parent} to run it anew"
+            )
         digest.update(config.read_bytes())
     return digest.hexdigest()
 

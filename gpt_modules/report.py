@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 Curve = list[tuple[int, float]]
+OUTLIER = 5.0
 
 
 def read_curve(folder: Path, tag: str) -> Curve:
@@ -30,7 +31,7 @@ def result_figure(panels: Sequence[tuple[str, str, Curve, dict[str, Any] | None]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (stage, metric, curve, baseline) in zip(axes, panels, strict=True):
         # An untrained model's perplexity would flatten everything that follows it.
-        shown = curve[1:] if metric == "perplexity" and len(curve) > 2 else curve
+        shown = curve[1:] if len(curve) > 2 and curve[0][1] > OUTLIER * curve[1][1] > 0 else curve
         axis.plot([step for step, _ in shown], [value for _, value in shown], marker="o", markersize=3)
         if baseline is not None:
             axis.axhline(baseline["value"], color="0.5", linestyle="--", label=baseline["name"].strip("()"))

@@ -15,7 +15,6 @@ from jsonargparse import ArgumentError as RecipeError
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -32,6 +31,7 @@ from gpt_modules.training.callbacks import (
     Throughput,
 )
 from gpt_modules.training.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO, newest_checkpoint
+from gpt_modules.training.dashboard import RunLogger
 from gpt_modules.training.progress import StepBar
 
 # Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
@@ -83,7 +83,7 @@ class TrainerCLI(LightningCLI):
         if not root:
             raise UserError("trainer.default_root_dir: not given, expected the run's folder")
         if config.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(save_dir=root, name="", version="", default_hp_metric=False)
+            kwargs["logger"] = RunLogger(save_dir=root, name="", version="", default_hp_metric=False)
         plugins = config.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), VerifiedCheckpointIO()]
         return super().instantiate_trainer(**kwargs)

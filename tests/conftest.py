@@ -57,7 +57,6 @@ class Micro:
         dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.3)
         return DecoderConfig(**{**sizes, **dropout, **changes})
 
-
     def recipe(self, word: str, root: Path, **changes: Any) -> dict[str, Any]:
         """A recipe of some thirty steps that logs each of them and saves every second one.
 
@@ -94,7 +93,10 @@ class Micro:
     def _data(self, word: str) -> dict[str, Any]:
         files = {"pretraining": self.pretraining, "sft": self.sft, "reward": self.comparisons, "ppo": self.prompts}
         sizes: dict[str, Any] = {"ppo": {"batch_size": 8}, "reward": {"batch_size": 10}}
-        return {"train": str(files[word]), **sizes.get(word, {"context": 16 if word == "pretraining" else 32, "batch_size": 4})}
+        return {
+            "train": str(files[word]),
+            **sizes.get(word, {"context": 16 if word == "pretraining" else 32, "batch_size": 4}),
+        }
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -190,7 +192,9 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
         write_rows(root / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts]),
     )
     gpt, reward = shaken(GPT(world.config()), 1), shaken(RewardModel(world.config()), 2)
-    with torch.no_grad():  # the end of a text is about as likely as five other tokens together: some answers end, some do not
+    with (
+        torch.no_grad()
+    ):  # the end of a text is about as likely as five other tokens together: some answers end, some do not
         constant = gpt.decoder.ln_f.bias
         gpt.decoder.wte.weight[tokenizer.eos_id] = 3.0 * constant / constant.square().sum()
     reward.bias.fill_(0.7)

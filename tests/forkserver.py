@@ -1,7 +1,7 @@
-"""Runs `gpt` commands in forks of a process that has imported everything: a start takes no seconds, and a kill is a kill.
+"""Runs `gpt` commands in forks of a process that has imported everything: a start is quick, and a kill is a kill.
 
-One JSON object a line on standard input: `words`, `folder` (for stdin, stdout and stderr), `cwd`, `environment`. Answers with the
-fork's process id, then with its exit status once it has ended.
+One JSON object a line on standard input: `words`, `folder` (for stdin, stdout and stderr), `cwd`, `environment`.
+Answers with the fork's process id, then with its exit status once it has ended.
 """
 
 import json

@@ -22,7 +22,12 @@ def world(tmp_path, monkeypatch):
         (tmp_path / recipe).write_text("trainer: {max_steps: 1}\n")
     stages = [
         Stage("one", [str(tmp_path / "one.yaml")], metrics=["val/loss"]),
-        Stage("two", [str(tmp_path / "two.yaml")], feeds={"model.init_args.init_from": "one"}, set={"trainer.max_steps": 3}),
+        Stage(
+            "two",
+            [str(tmp_path / "two.yaml")],
+            feeds={"model.init_args.init_from": "one"},
+            set={"trainer.max_steps": 3},
+        ),
     ]
     pipeline = Pipeline(tmp_path / "runs", stages)
     commands: list[list[str]] = []
@@ -35,7 +40,9 @@ def world(tmp_path, monkeypatch):
             (folder / "export").mkdir(parents=True, exist_ok=True)
             (folder / "export" / "config.json").write_text("{}")
             summary = {"before": {"val/loss": 2.5}, "after": {"val/loss": 1.25}, "seconds": 90.0}
-            (folder / "summary.json").write_text(json.dumps(summary | {"baselines": {"val/loss": {"name": "(3-gram)", "value": 2.0}}}))
+            (folder / "summary.json").write_text(
+                json.dumps(summary | {"baselines": {"val/loss": {"name": "(3-gram)", "value": 2.0}}})
+            )
         return status["next"]
 
     monkeypatch.setattr(pipelines, "run_process", process)
@@ -158,7 +165,10 @@ GOOD = {"name": "a", "config": "one.yaml"}
         ({"root": "runs", "stages": ["a"]}, r"stages\[1\]: found str"),
         ({"root": "runs", "stages": [{"name": "a"}]}, r"stages\[1\]\.config: missing"),
         ({"root": "runs", "stages": [{**GOOD, "feed": {}}]}, r"stages\[1\]\.feed: unknown key"),
-        ({"root": "runs", "stages": [{**GOOD, "feeds": {"x": "b"}}]}, r"feeds\.x: found 'b', expected an earlier stage: none"),
+        (
+            {"root": "runs", "stages": [{**GOOD, "feeds": {"x": "b"}}]},
+            r"feeds\.x: found 'b', expected an earlier stage: none",
+        ),
         ({"root": "runs", "stages": [GOOD, GOOD]}, r"stages\[2\]\.name: found 'a'"),
         ({"root": "runs", "stages": [{**GOOD, "name": "../a"}]}, r"stages\[1\]\.name: found '\.\./a'"),
         ({"root": "runs", "stages": [{**GOOD, "config": "absent.yaml"}]}, r"absent\.yaml: no such recipe"),
@@ -178,7 +188,9 @@ def test_mistakes_in_a_pipeline_are_one_line(tmp_path, monkeypatch, content, par
 def test_the_root_of_the_command_line_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("one.yaml").write_text("{}")
-    Path("pipeline.yaml").write_text(yaml.safe_dump({"root": "runs", "stages": [GOOD], "prompts": ["x"], "sample_tokens": 3}))
+    Path("pipeline.yaml").write_text(
+        yaml.safe_dump({"root": "runs", "stages": [GOOD], "prompts": ["x"], "sample_tokens": 3})
+    )
     pipeline = read_pipeline(Path("pipeline.yaml"), "elsewhere")
     assert pipeline.folder(pipeline.stages[0]) == Path("elsewhere/a")
     assert (pipeline.prompts, pipeline.sample_tokens) == (["x"], 3)
@@ -199,14 +211,19 @@ sys.exit(run_process([sys.executable, "-c", stage]))
 
 
 def test_a_signal_reaches_the_stage_and_its_status_comes_back():
-    assert subprocess.run([sys.executable, "-c", STOPPED], check=False, timeout=60, capture_output=True).returncode == 143
+    assert (
+        subprocess.run([sys.executable, "-c", STOPPED], check=False, timeout=60, capture_output=True).returncode == 143
+    )
 
 
 @pytest.mark.slow
 def test_two_stages_for_real(micro, gpt, tmp_path):
     """Pretraining feeds SFT; the second time nothing is left to do."""
     names = ("pretraining", "sft")
-    recipes = {word: micro.recipe(word, tmp_path / "unused", trainer__max_steps=2, trainer__limit_val_batches=1) for word in names}
+    recipes = {
+        word: micro.recipe(word, tmp_path / "unused", trainer__max_steps=2, trainer__limit_val_batches=1)
+        for word in names
+    }
     recipes["sft"]["data"]["init_args"]["tokenizer"] = "${model.init_args.init_from}"
     for word, recipe in recipes.items():
         (tmp_path / f"{word}.yaml").write_text(json.dumps(recipe))

@@ -14,7 +14,13 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in ("hardware", "pipelines"))
 OVERLAYS = sorted(FOLDER.glob("hardware/*.yaml"))
 PIPELINES = sorted(FOLDER.glob("pipelines/*.yaml"))
-HERE = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto", "--trainer.precision=32-true"]
+HERE = [
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.num_nodes=1",
+    "--trainer.strategy=auto",
+    "--trainer.precision=32-true",
+]
 
 
 def name(path):

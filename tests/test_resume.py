@@ -1,5 +1,8 @@
-"""A run that is killed, stopped or interrupted, and resumed, is the run that was not: every logged value bit for bit, and the artefact."""
+"""A run that is killed or stopped, and resumed, is the run that was not: every logged value, bit for bit, and the
+artefact.
+"""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -33,7 +36,9 @@ def points(root):
 
 
 def digests(root, word):
-    return {name: hashlib.sha256((root / name / "model.safetensors").read_bytes()).hexdigest() for name in EXPORTS[word]}
+    return {
+        name: hashlib.sha256((root / name / "model.safetensors").read_bytes()).hexdigest() for name in EXPORTS[word]
+    }
 
 
 def write_recipe(micro, word, root, **changes):
@@ -67,7 +72,8 @@ def straight(micro, gpt, tmp_path_factory):
 def elsewhere(tmp_path):
     """A folder for temporary files on another file system than the run's, where there is one."""
     shm = Path("/dev/shm")
-    folder = (shm if shm.is_dir() and shm.stat().st_dev != tmp_path.stat().st_dev else tmp_path) / f"gpt-modules-{os.getpid()}"
+    other = shm.is_dir() and shm.stat().st_dev != tmp_path.stat().st_dev
+    folder = (shm if other else tmp_path) / f"gpt-modules-{os.getpid()}"
     folder.mkdir()
     yield folder
     shutil.rmtree(folder)
@@ -88,46 +94,46 @@ def assert_same_run(root, straight, word):
     assert not litter
 
 
-def wait_for(condition, pid, seconds=60.0):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition() or not Path(f"/proc/{pid}/stat").exists():
-            return
-        time.sleep(0.0005)
-    raise TimeoutError
+def newest(root):
+    return max(checkpoints(root), default=0)
 
 
-def kill_when(gpt, condition, words, sign=signal.SIGKILL, **options):
+def is_writing(root):
+    """A checkpoint or its digest is on its way, or an artefact."""
+    return any(root.glob("checkpoints/.*.tmp")) or any(root.glob(".export*.tmp"))
+
+
+def signal_when(gpt, condition, words, number=signal.SIGKILL, delay=0.0, **options):
     """Start, signal once the condition holds and a delay is over; how it ended."""
-    delay = options.pop("delay", 0.0)
     pid = gpt.start(*words, **options)
-    wait_for(condition, pid)
+    process, end = Path(f"/proc/{pid}"), time.monotonic() + 120
+    while process.exists() and not condition() and time.monotonic() < end:
+        time.sleep(0.001)
     time.sleep(delay)
-    if Path(f"/proc/{pid}/stat").exists():
-        os.kill(pid, sign)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
     return gpt.wait()
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_killed_and_resumed(word, micro, gpt, straight, tmp_path, elsewhere):
     """At moments drawn at random, in training, validation or rollout, and while a checkpoint is being written."""
-    root, rng = tmp_path / "run", random.Random(word)
-    recipe = write_recipe(micro, word, root)
-    resume: list[str] = []
+    root, rng, options = tmp_path / "run", random.Random(word), {"TMPDIR": str(elsewhere)}
+    words = ["fit", "--config", write_recipe(micro, word, root)]
     kills = 0
-    for number in range(5):
-        reached = max(checkpoints(root), default=0) + rng.choice([2, 2, 4])
-        writing = lambda: any((root / "checkpoints").glob(".*.tmp")) and max(checkpoints(root), default=0) >= reached - 2  # noqa: B023, E731
-        arrived = lambda: max(checkpoints(root), default=0) >= reached  # noqa: B023, E731
-        moment = {"condition": writing, "delay": 0.0} if number % 2 else {"condition": arrived, "delay": 0.2 * rng.random()}
-        ended = kill_when(gpt, words=["fit", "--config", recipe, *resume], TMPDIR=str(elsewhere), **moment)
+    for number in range(4):
+        resume = ["--ckpt_path", "last"] if checkpoints(root) else []
+        step = newest(root) + rng.choice([2, 2, 4])
+        arrived = lambda step=step: newest(root) >= step  # noqa: E731
+        between = lambda step=step: newest(root) >= step - 2 and is_writing(root)  # noqa: E731
+        condition, delay = (between, 0.0) if number % 2 else (arrived, 0.2 * rng.random())
+        ended = signal_when(gpt, condition, [*words, *resume], delay=delay, **options)
         assert ended.status in (0, -signal.SIGKILL), ended.stderr
         kills += ended.status != 0
         if ended.status == 0:
             break
-        resume = ["--ckpt_path", "last"] if checkpoints(root) else []
-    else:
-        ended = gpt.run("fit", "--config", recipe, *resume, TMPDIR=str(elsewhere))
+    if ended.status:
+        ended = gpt.run(*words, "--ckpt_path", "last", **options)
     assert ended.status == 0, ended.stderr
     assert kills >= 2
     assert_same_run(root, straight(word), word)
@@ -137,16 +143,30 @@ def test_killed_and_resumed(word, micro, gpt, straight, tmp_path, elsewhere):
 def test_told_to_stop_and_resumed(word, micro, gpt, straight, tmp_path):
     """Saved at the step it was at, which the checkpoint interval would not have done."""
     root = tmp_path / "run"
-    recipe = write_recipe(micro, word, root, checkpoint__every_n_steps=1000)
-    resume: list[str] = []
-    for sign, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        before = max(checkpoints(root), default=0)
-        logged = lambda: max(points(root).get("train/loss", {-1: 0})) >= before + 2  # noqa: B023, E731
-        ended = kill_when(gpt, logged, ["fit", "--config", recipe, *resume], sign)
+    words = ["fit", "--config", write_recipe(micro, word, root, checkpoint__every_n_steps=1000)]
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        resume = ["--ckpt_path", "last"] if checkpoints(root) else []
+        begun = newest(root)
+        logged = lambda begun=begun: max(points(root).get("train/loss", {-1: 0})) >= begun + 2  # noqa: E731
+        ended = signal_when(gpt, logged, [*words, *resume], number)
         assert ended.status == status, ended.stderr
         assert "Traceback" not in ended.stderr
-        (step,) = checkpoints(root)[-1:]
-        assert step == max(points(root)["train/loss"]) + 1, "no step is lost"
-        resume = ["--ckpt_path", "last"]
-    assert gpt.run("fit", "--config", recipe, *resume).status == 0
+        assert newest(root) == max(points(root)["train/loss"]) + 1, "no step is lost"
+    assert gpt.run(*words, "--ckpt_path", "last").status == 0
     assert_same_run(root, straight(word), word)
+
+
+@pytest.mark.parametrize("word", ["pretraining", "ppo"])
+def test_killed_between_the_last_checkpoint_and_the_artefact(word, micro, gpt, tmp_path):
+    """The resumed run has no step left to take, and still writes what the next stage needs."""
+    root = tmp_path / "run"
+    steps = {"trainer__max_steps": 4, "trainer__limit_val_batches": 1, "export__monitor": None}
+    words = ["fit", "--config", write_recipe(micro, word, root, **steps)]
+    assert gpt.run(*words).status == 0
+    assert newest(root) == 4
+    shutil.rmtree(root / "export")
+    (root / "summary.json").unlink()
+    ended = gpt.run(*words, "--ckpt_path", "last")
+    assert ended.status == 0, ended.stderr
+    assert (root / "export" / "model.safetensors").is_file()
+    assert json.loads((root / "summary.json").read_text())["steps"] == 4

@@ -1,4 +1,4 @@
-"""beartype with PEP 484's rule that an int will do where a float is asked for: what jaxtyping checks gpt_modules with."""
+"""What jaxtyping checks gpt_modules with: beartype, and an int will do where a float is asked for (PEP 484)."""
 
 from beartype import BeartypeConf, beartype
 

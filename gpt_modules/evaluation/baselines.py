@@ -104,7 +104,10 @@ class BagOfWords:
         """Word numbers of all texts in a row, and where each text begins."""
         bags = [[self.index[word] for word in _words(text) if word in self.index] for text in texts]
         starts = np.cumsum([0, *(len(bag) for bag in bags)])[:-1]
-        return torch.tensor([number for bag in bags for number in bag]), torch.from_numpy(starts)
+        words = torch.tensor(
+            [number for bag in bags for number in bag], dtype=torch.long
+        )  # int also where there is none
+        return words, torch.from_numpy(starts)
 
     def _score(self, words: Tensor, starts: Tensor) -> Tensor:
         return F.embedding_bag(words, self.weights, starts, mode="sum")

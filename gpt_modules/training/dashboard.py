@@ -1,4 +1,24 @@
-"""TensorBoard's custom-scalars layout: the order in which a PPO run is looked at when something is wrong."""
+"""What a run shows in TensorBoard, and in which order a PPO run is looked at when something is wrong."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard, where the same values told twice are written once: `ExactCheckpoint` has a step logged before it
+    saves it, and Lightning logs it again.
+    """
+
+    _latest: tuple[int | None, Mapping[str, Any]] | None = None
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write scalars, unless they are the latest that were written."""
+        if self._latest != (step, dict(metrics)):
+            self._latest = (step, dict(metrics))
+            super().log_metrics(metrics, step)
+
 
 PPO_LAYOUT = {
     "1 objective": {

@@ -74,7 +74,9 @@ class StepBar(L.Callback):
         if self._total and step > self._first:
             left = f", {(self._total - step) * elapsed / (step - self._first):.0f} s left"
         self._console.print(
-            f"{self._label} step {step}/{self._total or '?'}{left}  {self._metrics(trainer)}", highlight=False
+            f"{self._label} step {step}/{self._total or '?'}{left}  {self._metrics(trainer)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
     @staticmethod

@@ -12,6 +12,7 @@ from gpt_modules.data.collate import (
     collate_tokens,
     collate_windows,
     empty_example,
+    isolate_documents,
     make_example,
     pack_examples,
     pad_right,
@@ -121,3 +122,13 @@ def test_rows_without_an_example_teach_nothing():
     batch = collate_tokens([example, empty_example()])
     assert batch.labels[1].tolist() == [-100, -100]
     assert batch.inputs.dtype == torch.int64
+
+
+def test_isolated_documents_restart_where_an_end_token_stands():
+    eos = 9
+    windows = [np.array([3, 4, eos, 5, 6, 7, 8]), np.array([eos, 1, eos])]
+    batch = isolate_documents(collate_windows(windows, context=6), eos)
+    assert batch.inputs.tolist() == [[3, 4, 9, 5, 6, 7], [9, 1, 0, 0, 0, 0]]
+    assert batch.labels.tolist() == [[4, 9, 5, 6, 7, 8], [1, 9, -100, -100, -100, -100]]
+    assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
+    assert batch.segments.tolist() == [[1, 1, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2]]

@@ -10,12 +10,15 @@ from gpt_modules.evaluation.baselines import BagOfWords, KneserNey
 
 
 def test_kneser_ney_against_a_literal():
-    """Stream a b a b c a. Bigrams: ab twice, ba, bc, ca once: n1 = 3, n2 = 1, Y = 3/5, D1 = 1 - 2(3/5)(1/3) = 0.6, D2 = 2.
-    Continuation counts: a after b and c 2, b 1, c 1: n1 = 2, n2 = 1, Y = 1/2, D1 = 0.5, D2 = 2; 3 of 4 go to the uniform 1/3.
+    """Stream a b a b c a. Bigrams: ab twice; ba, bc, ca once: n1 = 3, n2 = 1, Y = 3/5, D1 = 1 - 2(3/5)(1/3), D2 = 2.
+    Continuation counts: a after b and c 2, b 1, c 1: n1 = 2, n2 = 1, Y = 1/2, D1 = 0.5, D2 = 2; 3 of 4 go to the
+    uniform 1/3.
     """
     model = KneserNey(np.array([0, 1, 0, 1, 2, 0]), vocab_size=3, order=2)
     assert [model.probability((k,)) for k in range(3)] == pytest.approx([0.25, 0.375, 0.375])
-    assert [model.probability((0, k)) for k in range(3)] == pytest.approx([0.25, 0.375, 0.375]), "ab is discounted whole"
+    assert [model.probability((0, k)) for k in range(3)] == pytest.approx([0.25, 0.375, 0.375]), (
+        "ab is discounted whole"
+    )
     assert [model.probability((1, k)) for k in range(3)] == pytest.approx([0.35, 0.225, 0.425])
     assert [model.probability((2, k)) for k in range(3)] == pytest.approx([0.4 + 0.6 * 0.25, 0.6 * 0.375, 0.6 * 0.375])
 
@@ -28,7 +31,10 @@ def test_probabilities_sum_to_one(order):
     model = KneserNey(stream, vocab_size=25, order=order)
     for _ in range(60):
         start = int(rng.integers(len(stream) - order))
-        seen, random_context = tuple(stream[start : start + order - 1].tolist()), tuple(rng.integers(0, 25, order - 1).tolist())
+        seen, random_context = (
+            tuple(stream[start : start + order - 1].tolist()),
+            tuple(rng.integers(0, 25, order - 1).tolist()),
+        )
         for context in (seen, random_context):
             probabilities = [model.probability((*context, k)) for k in range(25)]
             assert sum(probabilities) == pytest.approx(1.0)
@@ -51,7 +57,7 @@ def test_perplexity_is_the_mean_over_tokens_with_a_whole_context():
 
 def pairs(count, seed):
     rng = random.Random(seed)
-    words = lambda kind: " ".join(rng.choices(kind + ["the", "film", "is", "so"], k=6))  # noqa: E731
+    words = lambda kind: " ".join(rng.choices([*kind, "the", "film", "is", "so"], k=6))  # noqa: E731
     return [(words(["good", "great"]) + " good", words(["bad", "poor"]) + " bad") for _ in range(count)]
 
 

@@ -9,7 +9,9 @@ from gpt_modules.evaluation import sentiment
 
 
 def test_praise_is_above_blame_and_the_prompt_is_not_judged():
-    praise, blame, nothing = sentiment.vader(["This is awful."] * 3, ["I love it, wonderful!", "I hate it, terrible!", "the table"])
+    praise, blame, nothing = sentiment.vader(
+        ["This is awful."] * 3, ["I love it, wonderful!", "I hate it, terrible!", "the table"]
+    )
     assert praise > 0.5
     assert blame < -0.5
     assert nothing == 0.0

@@ -22,7 +22,9 @@ class Memory(Logger):
         self.points: list[tuple[str, int, float]] = []
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
-        self.points += [(name, int(step or 0), float(value)) for name, value in metrics.items()]
+        points = [(name, int(step or 0), float(value)) for name, value in metrics.items()]
+        if points != self.points[-len(points) :]:  # a step that is saved is logged twice, see `RunLogger`
+            self.points += points
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         pass

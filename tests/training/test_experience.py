@@ -1,4 +1,4 @@
-"""The loader over a rollout: every episode once an epoch, exact means under accumulation, and resumable in the middle."""
+"""The loader over a rollout: every episode once an epoch, exact means under accumulation, resumable in the middle."""
 
 from types import SimpleNamespace
 
@@ -40,7 +40,7 @@ def test_every_episode_once_an_epoch(accumulate):
     assert len(seen) == len(source) == 2 * 3 * accumulate
     half = len(seen) // 2
     for epoch in (seen[:half], seen[half:]):
-        assert sorted(sum(epoch, [])) == list(range(EPISODES))
+        assert sorted(number for batch in epoch for number in batch) == list(range(EPISODES))
     assert seen[:half] != seen[half:]
 
 

@@ -17,7 +17,11 @@ MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
 def names_read(kind):
     """Constructor arguments that the class reads: by name in `__init__`, or from `self.hparams`."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    read = {node.slice.value for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)}
+    read = {
+        node.slice.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+    }
     constructor = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     loads = (node for statement in constructor.body for node in ast.walk(statement))
     return read | {node.id for node in loads if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}

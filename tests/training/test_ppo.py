@@ -41,7 +41,9 @@ class AtStart(L.Callback):
     """What the models are before the first step."""
 
     def on_train_start(self, trainer, module):
-        self.policy, self.critic, self.reference = (weights(m) for m in (module.policy, module.critic, module.reference))
+        self.policy, self.critic, self.reference = (
+            weights(m) for m in (module.policy, module.critic, module.reference)
+        )
         self.reward = [weights(term.__closure__[0].cell_contents) for _, term in module.reward.terms]
 
 
@@ -123,7 +125,9 @@ def test_value_from_names_the_critics_folder(ppo, functions, micro):
 def test_functions_are_summed_with_models_and_monitors_are_only_watched(fit, ppo, functions):
     twice, once = (RewardSource(function="toy_rewards:length", weight=weight) for weight in (2.0, 1.0))
     trainer = fit(*ppo(rewards=[twice], monitors={"letters": once}, missing_eos_score=None))
-    assert trainer.callback_metrics["val/score"].item() == pytest.approx(2 * trainer.callback_metrics["val/letters"].item())
+    assert trainer.callback_metrics["val/score"].item() == pytest.approx(
+        2 * trainer.callback_metrics["val/letters"].item()
+    )
 
 
 def test_two_critic_rates(fit, ppo):
@@ -239,7 +243,13 @@ def test_validation_means_are_over_prompts(fit, ppo, functions):
     totals, count = dict.fromkeys(names, 0.0), 0
     for index, batch in enumerate(data.val_dataloader()):
         scored = module._score(batch, torch.Generator().manual_seed(index * 4096))
-        values = (scored.scores, scored.sequence_kl(), scored.mask.sum(1), scored.ended, module.monitors["letters"](scored.sequences))
+        values = (
+            scored.scores,
+            scored.sequence_kl(),
+            scored.mask.sum(1),
+            scored.ended,
+            module.monitors["letters"](scored.sequences),
+        )
         totals = {name: totals[name] + value.double().sum().item() for name, value in zip(names, values, strict=True)}
         count += len(batch.lengths)
     assert count % 5, "the last batch is smaller"

@@ -95,7 +95,9 @@ def test_a_schedule_in_tokens_counts_accumulation(fit, data, sizes):
 
 def test_a_tokenizer_larger_than_the_model_is_refused(fit, data, micro):
     module = PretrainingModule(micro.config(vocab_size=100))
-    with pytest.raises(UserError, match=rf"vocab_size: found 100, expected at least the tokenizer's {micro.vocab_size}"):
+    with pytest.raises(
+        UserError, match=rf"vocab_size: found 100, expected at least the tokenizer's {micro.vocab_size}"
+    ):
         fit(module, data)
 
 
@@ -129,4 +131,6 @@ def test_the_work_of_a_batch_is_its_tokens(fit, data, sizes):
     fit(module, data, max_steps=0)
     batch = next(itertools.islice(data.train_dataloader(), 1))
     assert module.work(batch) == (8 * 16, "tokens")
-    assert module.flops_per_token() > 6 * sum(p.numel() for p in module.model.decoder.blocks.parameters() if p.ndim == 2)
+    assert module.flops_per_token() > 6 * sum(
+        p.numel() for p in module.model.decoder.blocks.parameters() if p.ndim == 2
+    )

@@ -54,11 +54,14 @@ def test_it_learns_what_people_prefer(trained):
 def test_validation_against_a_naive_computation(trained, data, micro):
     module, trainer = trained
     pairs = naive_margins(module.model.eval(), held_out(micro), micro.tokenizer)
-    margins = torch.tensor(sum(pairs, []))
+    margins = torch.tensor([margin for row in pairs for margin in row])
     losses = [-torch.nn.functional.logsigmoid(torch.tensor(row)).mean().item() for row in pairs]
     confidence = torch.maximum(margins.sigmoid(), (-margins).sigmoid())
     bins = (confidence * 10).long().clamp(max=9)
-    gaps = [abs((margins[bins == b] > 0).float().mean() - confidence[bins == b].mean()) * (bins == b).float().mean() for b in bins.unique()]
+    gaps = [
+        abs((margins[bins == b] > 0).float().mean() - confidence[bins == b].mean()) * (bins == b).float().mean()
+        for b in bins.unique()
+    ]
     expected = {
         "accuracy": (margins > 0).float().mean().item(),
         "margin": margins.mean().item(),
@@ -78,7 +81,11 @@ def test_the_training_accuracy_is_of_the_logged_step(fit, micro, data):
     def watched(batch):
         scores = original(batch)
         if module.training:
-            better = (batch.ranks.unsqueeze(2) < batch.ranks.unsqueeze(1)) & batch.mask.unsqueeze(2) & batch.mask.unsqueeze(1)
+            better = (
+                (batch.ranks.unsqueeze(2) < batch.ranks.unsqueeze(1))
+                & batch.mask.unsqueeze(2)
+                & batch.mask.unsqueeze(1)
+            )
             seen.append(((scores.unsqueeze(2) > scores.unsqueeze(1)) & better).sum().item() / better.sum().item())
         return scores
 
@@ -106,7 +113,9 @@ def test_centring_changes_no_preference(trained, data, micro, tmp_path):
     module, _ = trained
     module.export(tmp_path / "export")
     exported = load_pretrained(tmp_path / "export", kind="reward").eval()
-    before, after = (naive_margins(model.eval(), held_out(micro)[:5], micro.tokenizer) for model in (module.model, exported))
+    before, after = (
+        naive_margins(model.eval(), held_out(micro)[:5], micro.tokenizer) for model in (module.model, exported)
+    )
     assert torch.allclose(torch.tensor(before), torch.tensor(after), atol=1e-4)
 
 
