@@ -35,6 +35,9 @@ class Owner(Protocol):
     def device(self) -> torch.device:
         """Where the update runs."""
 
+    def collect(self) -> Rollout:
+        """The next iteration's rollout."""
+
 
 class ExperienceLoader:
     """Yields `epochs x minibatches x accumulate` micro-batches of the owner's current rollout.
@@ -57,9 +60,9 @@ class ExperienceLoader:
         return self.epochs * self.minibatches * self.accumulate
 
     def __iter__(self) -> Iterator[Experience]:
-        start, self._resumed = (self.position if self._resumed else 0), False
-        rollout = self.owner.rollout
-        assert rollout is not None, "the rollout is collected in on_train_epoch_start"
+        resumed, self._resumed = self._resumed, False
+        start, rollout = (self.position, self.owner.rollout) if resumed else (0, self.owner.collect())
+        assert rollout is not None
         self._check_size(len(rollout.tokens))
         plan = self._plan(len(rollout.tokens))
         normalisers = self._normalisers(rollout, plan)
@@ -92,8 +95,8 @@ class ExperienceLoader:
             world = dist.get_world_size()
         return counts / (self.accumulate * world)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position and, inside an iteration, every rank's rollout: Lightning stores rank 0's dict only."""
+    def state(self) -> dict[str, Any]:
+        """Position and, inside an iteration, every rank's rollout: a checkpoint holds what rank 0 gives."""
         inside = 0 < self.position < len(self)
         if not inside or self.owner.rollout is None:
             return {"position": 0, "rollouts": None}
@@ -104,10 +107,19 @@ class ExperienceLoader:
             dist.all_gather_object(rollouts, own)
         return {"position": self.position, "rollouts": rollouts}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Go on where the iteration was cut off."""
         if state["rollouts"] is None:
             return
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in state["rollouts"][rank]))
         self.position, self._resumed = state["position"], True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the place travels with the module. Lightning would store it here but not load it, as the length of the
+        run was asked for, and the loader made, before the checkpoint is read. Without this pair of names it warns.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Does nothing; see `state_dict`."""

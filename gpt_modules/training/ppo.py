@@ -80,7 +80,7 @@ class ClipConfig:
 class PPOModule(L.LightningModule):
     """PPO under automatic optimisation: one Lightning epoch is one iteration.
 
-    `on_train_epoch_start` samples responses to a batch of prompts and scores them; the training batches are
+    Its first batch samples responses to a batch of prompts and scores them; the training batches are
     minibatches of that
     rollout; one optimizer holds the policy and the critic as groups. The reference and the reward are frozen, read
     from their folders,
@@ -149,6 +149,9 @@ class PPOModule(L.LightningModule):
         self.val_scores = CatMetric()
         self.rollout: Rollout | None = None
         self.frontier: list[list[float]] = []
+        self._experience: ExperienceLoader | None = None
+        self._cut_off: dict[str, Any] | None = None
+        self.shown: dict[str, Tensor] = {}
         self.policy: GPT
         self.critic: RewardModel
         self.kl_coef: Tensor
@@ -205,7 +208,16 @@ class PPOModule(L.LightningModule):
     def experience_loader(self) -> ExperienceLoader:
         """What the datamodule hands to the Trainer."""
         hparams, accumulate = self.hparams, self.trainer.accumulate_grad_batches
-        return ExperienceLoader(self, hparams["ppo_epochs"], hparams["minibatches"], accumulate, hparams["seed"])
+        sizes = (hparams["ppo_epochs"], hparams["minibatches"], accumulate)
+        self._experience = ExperienceLoader(self, *sizes, hparams["seed"])
+        self._restore_experience()
+        return self._experience
+
+    def _restore_experience(self) -> None:
+        """Once both are there: the loader, and what a checkpoint held of it."""
+        if self._experience is not None and self._cut_off is not None:
+            self._experience.restore(self._cut_off)
+            self._cut_off = None
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
@@ -224,9 +236,9 @@ class PPOModule(L.LightningModule):
         with self._inference():
             return score_responses(self.policy, self.reference, self.reward, prompts, self.sampling, generator, rows)
 
-    def on_train_epoch_start(self) -> None:
-        """Collect the iteration's rollout. Not called when a run resumes inside an iteration: its rollout was
-        stored.
+    def collect(self) -> Rollout:
+        """The next iteration's rollout. The experience loader asks for it when an epoch's first batch is asked of it,
+        for Lightning leaves out `on_train_epoch_start` in the epoch after one at whose end a run was cut off.
         """
         started = time.perf_counter()
         self.iteration += 1
@@ -248,6 +260,7 @@ class PPOModule(L.LightningModule):
             self.kl_coef.copy_(
                 adaptive_kl_coef(self.kl_coef, kl, self.kl_config.target, self.kl_config.horizon, episodes)
             )
+        return self.rollout
 
     def _log_objective(self, scored: Scored, rewards: Tensor, kl: Tensor, started: float) -> None:
         """Straight to the logger: values logged for the epoch's end would be lost if the run is cut off before it."""
@@ -266,8 +279,7 @@ class PPOModule(L.LightningModule):
             "value/explained_variance": explained_variance(self.rollout.values, self.rollout.returns, mask),
             "value/returns": masked_mean(self.rollout.returns, mask),
         }
-        shown = {"score": values["objective/score"], "kl": kl}
-        self.log_dict(shown, prog_bar=True, logger=False, on_step=False, on_epoch=True, batch_size=len(lengths))
+        self.shown = {"score": values["objective/score"], "kl": kl}
         if self.logger is not None:
             numbers = {
                 name: float(value) for name, value in values.items()
@@ -291,6 +303,7 @@ class PPOModule(L.LightningModule):
         value = clipped_value_loss(values, rollout.values, rollout.returns, mask, clip.value, normaliser)
         loss: Tensor = policy.loss + clip.value_coef * value.loss
         self.log("train/loss", loss)
+        self.log_dict(self.shown, prog_bar=True, logger=False)
         if (self.global_step + 1) % log_interval(self.trainer) == 0:
             self.log_dict(
                 {
@@ -399,12 +412,15 @@ class PPOModule(L.LightningModule):
     # --- artefacts ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The figure's points belong to the run."""
+        """The figure's points belong to the run, and inside an iteration its experience."""
         checkpoint["frontier"] = self.frontier
+        checkpoint["experience"] = None if self._experience is None else self._experience.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
         self.frontier = checkpoint["frontier"]
+        self._cut_off = checkpoint["experience"]
+        self._restore_experience()
 
     def export(self, folder: Path) -> None:
         """Write the policy; the critic goes beside it, for a later run that begins from it."""

@@ -1,4 +1,4 @@
-"""Resuming from any step gives the run that was never cut off: inside an epoch, at its end, after its validation."""
+"""Resuming from any step gives the run that was never cut off."""
 
 import lightning.pytorch as L
 import pytest
@@ -29,7 +29,9 @@ def parts(micro, tmp_path):
         if word == "sft":
             return SFTModule(folder, optimizer=FAST), SFTDataModule(str(micro.sft), context=32, batch_size=10, **cache)
         if word == "reward":
-            return RewardModule(folder, optimizer=FAST), RewardDataModule(str(micro.comparisons), batch_size=35, **cache)
+            return RewardModule(folder, optimizer=FAST), RewardDataModule(
+                str(micro.comparisons), batch_size=35, **cache
+            )
         kl = KLConfig(coef=0.1, target=1.0, horizon=100.0)
         module = PPOModule(folder, str(micro.reward), None, None, 6, ppo_epochs=2, minibatches=2, kl=kl, optimizer=FAST)
         return module, PPODataModule(str(micro.prompts), batch_size=8, **cache)

@@ -1,7 +1,5 @@
 """The loader over a rollout: every episode once an epoch, exact means under accumulation, resumable in the middle."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -19,14 +17,18 @@ def rollout(episodes=EPISODES, width=5):
     return Rollout(numbers[:, None].repeat(1, width + 2), numbers + 1, numbers[:, None].repeat(1, width), mask, *cells)
 
 
-def owner(iteration=0, experience=None):
-    return SimpleNamespace(
-        rollout=experience or rollout(), iteration=torch.tensor(iteration), device=torch.device("cpu")
-    )
+class Owner:
+    def __init__(self, iteration=0, episodes=EPISODES):
+        self.iteration, self.device = torch.tensor(iteration), torch.device("cpu")
+        self.rollout, self.episodes, self.collected = None, episodes, 0
+
+    def collect(self):
+        self.rollout, self.collected = rollout(self.episodes), self.collected + 1
+        return self.rollout
 
 
 def loader(epochs=2, minibatches=3, accumulate=1, seed=0, iteration=0):
-    return ExperienceLoader(owner(iteration), epochs, minibatches, accumulate, seed)
+    return ExperienceLoader(Owner(iteration), epochs, minibatches, accumulate, seed)
 
 
 def episodes(batches):
@@ -78,25 +80,26 @@ def test_a_cut_iteration_goes_on_where_it_was(cut, tmp_path):
     batches = iter(source)
     for _ in range(cut):
         next(batches)
-    torch.save(source.state_dict(), tmp_path / "state")
-    resumed = ExperienceLoader(
-        SimpleNamespace(rollout=None, iteration=torch.tensor(0), device=torch.device("cpu")), 2, 3, 1, 0
-    )
-    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    torch.save(source.state(), tmp_path / "state")
+    stranger = Owner()
+    resumed = ExperienceLoader(stranger, 2, 3, 1, 0)
+    resumed.restore(torch.load(tmp_path / "state", weights_only=True))
     rest = list(resumed)
     assert episodes(rest) == episodes(uninterrupted)[cut:]
     assert all(torch.equal(a.normaliser, b.normaliser) for a, b in zip(rest, uninterrupted[cut:], strict=True))
+    assert stranger.collected == 0, "what was stored is used"
     assert len(list(resumed)) == 6, "the next iteration is a whole one"
+    assert stranger.collected == 1
 
 
 def test_between_iterations_nothing_is_stored():
     source = loader()
-    assert source.state_dict() == {"position": 0, "rollouts": None}
+    assert source.state() == {"position": 0, "rollouts": None}
     list(source)
-    assert source.state_dict() == {"position": 0, "rollouts": None}
+    assert source.state() == {"position": 0, "rollouts": None}
 
 
 def test_more_parts_than_episodes_is_the_users_mistake():
-    source = ExperienceLoader(owner(experience=rollout(episodes=3)), 1, 2, 2, 0)
+    source = ExperienceLoader(Owner(episodes=3), 1, 2, 2, 0)
     with pytest.raises(UserError, match=r"found 3 .* expected at least .* 4"):
         list(source)
