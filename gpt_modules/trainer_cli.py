@@ -89,7 +89,7 @@ class TrainerCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        world = int(os.environ.get("WORLD_SIZE", "1"))
+        world = int(os.environ.get("WORLD_SIZE", self.trainer.world_size))  # set by torchrun and the like
         if world != self.trainer.world_size:
             raise UserError(
                 f"trainer: found devices x num_nodes = {self.trainer.world_size}, expected the launcher's {world}: "

@@ -53,6 +53,7 @@ def test_a_recipe_builds_its_module_data_and_trainer(path, tmp_path, monkeypatch
     built = []
     monkeypatch.setattr(trainer_cli.TrainerCLI, "_run_subcommand", lambda cli, subcommand: built.append(cli))
     monkeypatch.setattr("sys.argv", ["gpt"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     trainer_cli.run_trainer("fit", ["--config", str(path), f"--trainer.default_root_dir={tmp_path}", *HERE])
     (cli,) = built
     assert type(cli.model).__name__.removesuffix("Module").lower() == path.parent.name

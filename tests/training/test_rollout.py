@@ -197,7 +197,7 @@ def test_without_a_missing_end_score_the_reward_is_trusted(scored, critic):
 def test_each_token_pays_for_its_own_kl(scored, critic):
     free, paid = (shape_rollout(scored, critic, torch.tensor(coef), Shaping(), rows=5)[1] for coef in (0.0, 0.2))
     difference = torch.where(scored.mask, scored.logprobs - scored.ref_logprobs, 0.0)
-    assert torch.allclose(free - paid, 0.2 * difference, atol=1e-5)
+    assert torch.allclose(free - paid, 0.2 * difference, atol=1e-4)  # scores of 299 round at 3e-5
 
 
 def test_advantages_are_whitened_over_what_counts(scored, critic):
