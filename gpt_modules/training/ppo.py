@@ -20,7 +20,6 @@ from gpt_modules.errors import UserError
 from gpt_modules.functional import (
     adaptive_kl_coef,
     clipped_value_loss,
-    explained_variance,
     masked_mean,
     ppo_clip_loss,
 )
@@ -39,6 +38,7 @@ from gpt_modules.training.rollout import (
     Shaping,
     response_logprobs,
     response_values,
+    rollout_statistics,
     score_responses,
     shape_rollout,
 )
@@ -265,25 +265,16 @@ class PPOModule(L.LightningModule):
     def _log_objective(self, scored: Scored, rewards: Tensor, kl: Tensor, started: float) -> None:
         """Straight to the logger: values logged for the epoch's end would be lost if the run is cut off before it."""
         assert self.rollout is not None
-        mask, lengths = scored.mask, scored.mask.sum(1).float()
         values = {
             "objective/kl": kl,
             "objective/kl_coef": self.kl_coef,
-            "objective/score": scored.scores.mean(),
-            "objective/score_std": scored.scores.std(unbiased=False),
-            "objective/reward": (rewards * mask).sum(1).mean(),
-            "objective/entropy": masked_mean(scored.entropy, mask),
             "objective/iteration": self.iteration,
-            "response/length": lengths.mean(),
-            "response/ended": scored.ended.float().mean(),
-            "value/explained_variance": explained_variance(self.rollout.values, self.rollout.returns, mask),
-            "value/returns": masked_mean(self.rollout.returns, mask),
+            **rollout_statistics(scored, self.rollout, rewards),
         }
         self.shown = {"score": values["objective/score"], "kl": kl}
         if self.logger is not None:
-            numbers = {
-                name: float(value) for name, value in values.items()
-            }  # waits for the device: the rollout is complete
+            # Reading waits for the device, so the clock below stops when the rollout is complete.
+            numbers = {name: float(value) for name, value in values.items()}
             numbers["perf/rollout_seconds"] = time.perf_counter() - started
             self.logger.log_metrics(numbers, step=self.global_step)
 

@@ -10,11 +10,13 @@ from torch import Tensor
 from gpt_modules.backbone import GPT, RewardModel, generate
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.functional import (
+    explained_variance,
     gather_responses,
     generalized_advantage_estimation,
     kl_estimate,
     kl_shaped_rewards,
     linear_logprobs,
+    masked_mean,
     masked_whiten,
 )
 from gpt_modules.training.rewards import Sequences
@@ -197,3 +199,18 @@ def shape_rollout(
         tokens, prompt_lengths, scored.responses, scored.mask, scored.logprobs, values, advantages, returns
     )
     return rollout, rewards
+
+
+def rollout_statistics(scored: Scored, rollout: Rollout, rewards: Tensor) -> dict[str, Tensor]:
+    """What a run is watched by, over response tokens only; `rewards` are the shaped ones, (B, R)."""
+    mask = scored.mask
+    return {
+        "objective/score": scored.scores.mean(),
+        "objective/score_std": scored.scores.std(unbiased=False),
+        "objective/reward": (rewards * mask).sum(1).mean(),
+        "objective/entropy": masked_mean(scored.entropy, mask),
+        "response/length": mask.sum(1).float().mean(),
+        "response/ended": scored.ended.float().mean(),
+        "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
+        "value/returns": masked_mean(rollout.returns, mask),
+    }
