@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt_modules.backbone import load_pretrained
+
 pytestmark = pytest.mark.slow
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "cpu-ddp.yaml"
@@ -34,24 +36,37 @@ def steps(root):
     return json.loads((root / "summary.json").read_text())["steps"]
 
 
-@pytest.mark.parametrize("word", ["pretraining", "ppo"])
-def test_two_processes_take_the_steps_of_one(micro, gpt, tmp_path, word):
-    """The same global batch, so the same number of steps; and a checkpoint in the middle of an iteration is resumed."""
-    roots = [tmp_path / name for name in ("one", "two")]
-    for size, root in zip((8, 4), roots, strict=True):
-        recipe = micro.recipe(
-            word, root, data__batch_size=size, trainer__max_epochs=2, checkpoint__every_n_steps=3, checkpoint__keep=100
-        )
-        root.with_suffix(".yaml").write_text(json.dumps(recipe))
-    assert gpt.run("fit", "--config", roots[0].with_suffix(".yaml")).status == 0
-    launch(roots[1].with_suffix(".yaml"))
-    assert steps(roots[0]) == steps(roots[1])
-    exports = [
-        torch.load(sorted((root / "checkpoints").glob("*.ckpt"))[0], weights_only=True)["global_step"] for root in roots
-    ]
-    assert exports == [3, 3]
+@pytest.fixture
+def runs(micro, gpt, tmp_path):
+    """runs(word): the folders of one process and of two, with the same global batch."""
+
+    def run(word):
+        roots = [tmp_path / name for name in ("one", "two")]
+        changes = {"trainer__max_epochs": 2, "trainer__limit_train_batches": 4, "trainer__limit_val_batches": 1}
+        for size, root in zip((8, 4), roots, strict=True):
+            recipe = micro.recipe(word, root, data__batch_size=size, checkpoint__keep=100, **changes)
+            root.with_suffix(".yaml").write_text(json.dumps(recipe))
+        assert gpt.run("fit", "--config", roots[0].with_suffix(".yaml")).status == 0
+        launch(roots[1].with_suffix(".yaml"))
+        assert steps(roots[0]) == steps(roots[1]) == 8
+        return roots
+
+    return run
+
+
+def test_pretraining_takes_the_steps_of_one_process(runs):
+    for root in runs("pretraining"):
+        assert load_pretrained(root / "export", kind="gpt")
+
+
+def test_ppo_takes_the_steps_of_one_process_and_resumes_inside_an_iteration(runs, tmp_path):
+    """Each process goes on with its own share of the experience."""
+    _, root = runs("ppo")
     again = tmp_path / "again"
-    middle = sorted((roots[1] / "checkpoints").glob("*.ckpt"))[0]
-    launch(roots[1].with_suffix(".yaml"), f"--trainer.default_root_dir={again}", "--ckpt_path", str(middle))
-    digests = [(root / "export" / "model.safetensors").read_bytes() for root in (roots[1], again)]
-    assert digests[0] == digests[1]
+    inside = root / "checkpoints" / "step=00000006.ckpt"
+    launch(root.with_suffix(".yaml"), f"--trainer.default_root_dir={again}", "--ckpt_path", str(inside))
+    last, resumed = (
+        torch.load(folder / "checkpoints" / "step=00000008.ckpt", weights_only=True) for folder in (root, again)
+    )
+    for name, value in last["state_dict"].items():
+        assert torch.equal(resumed["state_dict"][name], value), name

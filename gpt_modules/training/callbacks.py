@@ -211,11 +211,11 @@ class ExportBest(L.Callback):
             self._export(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A run that was cut off between its last checkpoint and its export has no step left to take when it resumes:
-        then `on_train_end` is not called.
+        """No run ends without its artefact: one that was cut off after its last step has none left to take when it
+        resumes, and then `on_train_end` is not called; one that resumes in another folder may find nothing better.
         """
-        if not (Path(trainer.default_root_dir) / "export").exists():
-            self.on_train_end(trainer, pl_module)
+        if not (Path(trainer.default_root_dir) / "export").exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._export(trainer, pl_module)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if isinstance(pl_module, Exports):

@@ -280,3 +280,25 @@ def test_random_numbers_of_the_process_do_not_matter(fit, ppo):
         random.seed(seed)
         scores.append(fit(*ppo(optimizer=adam(1e-3)), max_epochs=2).logger.values("train/loss"))
     assert scores[0] == scores[1]
+
+
+def test_logged_statistics_are_over_counted_tokens(fit, ppo):
+    module, data = ppo(batch_size=16)
+    original, seen = module._score, []
+    module._score = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    logged = {name: value for name, _, value in fit(module, data, limit_val_batches=0).logger.points}
+    (scored,) = seen
+    entropies = [value for row, keep in zip(scored.entropy, scored.mask, strict=True) for value in row[keep].tolist()]
+    assert len(entropies) < scored.mask.numel()
+    assert logged["objective/entropy"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-4)
+    assert logged["response/length"] == pytest.approx(len(entropies) / 16)
+    assert logged["response/ended"] == pytest.approx(scored.ended.float().mean().item())
+    assert logged["objective/score"] == pytest.approx(scored.scores.mean().item(), abs=1e-4)
+
+
+def test_the_defaults_are_those_of_the_rlhf_codes(ppo):
+    """Adam's epsilon 1e-5, a rate that falls linearly to 0, no discount."""
+    module, _ = ppo()
+    assert module.optimizer_config.eps == 1e-5
+    assert (module.schedule_config.shape, module.schedule_config.final) == ("linear", 0.0)
+    assert (module.shaping.gamma, module.shaping.lam, module.shaping.missing_eos_score) == (1.0, 0.95, -1.0)
