@@ -3,22 +3,27 @@
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoder import MLP, Block, CausalSelfAttention, Decoder
 from gpt_modules.backbone.generation import Generation, generate
-from gpt_modules.backbone.heads import ScalarHead
+from gpt_modules.backbone.heads import ClassificationHead, MultipleChoiceHead, ScalarHead, SimilarityHead
 from gpt_modules.backbone.kvcache import KVCache
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.backbone.pretrained import load_pretrained, read_config, read_extra, save_pretrained
+from gpt_modules.backbone.task import TaskModel
 
 __all__ = [
     "GPT",
     "MLP",
     "Block",
     "CausalSelfAttention",
+    "ClassificationHead",
     "Decoder",
     "DecoderConfig",
     "Generation",
     "KVCache",
+    "MultipleChoiceHead",
     "RewardModel",
     "ScalarHead",
+    "SimilarityHead",
+    "TaskModel",
     "generate",
     "load_pretrained",
     "read_config",

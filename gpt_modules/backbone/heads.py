@@ -1,4 +1,8 @@
-"""What stands on top of the decoder. The language-model head is the token embedding, tied, and needs no module."""
+"""What stands on top of the decoder. The language-model head is the token embedding, tied, and needs no module.
+
+The heads of tasks read the states at the extract tokens of an example's S rows, (B, S, C). They have no bias and start
+at N(0, 0.02): softmax(h W_y), Radford et al. 2018, equation 3; dropout before it as in section 4.1.
+"""
 
 import math
 
@@ -24,3 +28,53 @@ class ScalarHead(nn.Module):
     def forward(self, hidden: Float[Tensor, "*S C"]) -> Float[Tensor, "*S"]:
         out: Tensor = self.linear(hidden).squeeze(-1)
         return out
+
+
+class ClassificationHead(nn.Module):
+    """The state of an example's one row -> its `n_outputs` logits (B, L); for regression L is 1."""
+
+    def __init__(self, n_embd: int, n_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.linear = _linear(n_embd, n_outputs)
+
+    def forward(self, states: Float[Tensor, "B 1 C"]) -> Float[Tensor, "B L"]:
+        out: Tensor = self.linear(self.drop(states.squeeze(1)))
+        return out
+
+
+class SimilarityHead(nn.Module):
+    """The states of a pair's two orders, added -> its `n_outputs` logits (B, L), whichever of the two comes first."""
+
+    def __init__(self, n_embd: int, n_outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.linear = _linear(n_embd, n_outputs)
+
+    def forward(self, states: Float[Tensor, "B S C"]) -> Float[Tensor, "B L"]:
+        out: Tensor = self.linear(self.drop(states.sum(1)))
+        return out
+
+
+class MultipleChoiceHead(nn.Module):
+    """The states of an example's S answers -> a score each (B, S).
+
+    Dropout strikes the same channels of all answers of an example, as in the original code: they are compared with one
+    another, and masks of their own would be noise in every difference.
+    """
+
+    def __init__(self, n_embd: int, dropout: float) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.linear = _linear(n_embd, 1)
+
+    def forward(self, states: Float[Tensor, "B S C"]) -> Float[Tensor, "B S"]:
+        kept = self.drop(states.new_ones(len(states), 1, states.shape[2]))
+        out: Tensor = self.linear(states * kept).squeeze(2)
+        return out
+
+
+def _linear(n_embd: int, n_outputs: int) -> nn.Linear:
+    linear = nn.Linear(n_embd, n_outputs, bias=False)
+    nn.init.normal_(linear.weight, std=0.02)
+    return linear

@@ -1,7 +1,9 @@
 """Our names and layouts of weights beside those of `transformers`: one table, read in both directions.
 
 `transformers` keeps linear layers of these two families as `Conv1D`, whose weight is (in, out): the transpose of ours.
-The language-model head is tied to the token embedding and has no tensor of its own in either.
+The language-model head is tied to the token embedding and has no tensor of its own in either. Their multiple-choice
+head has a bias where the paper has none: one number added to all answers of an example, which no softmax sees. It is
+written as 0 and not read.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.errors import UserError
+from gpt_modules.tasks import Task
 
-Kind = Literal["gpt", "reward"]
+Kind = Literal["gpt", "reward", "task"]
 
 _BLOCK_PARTS = (
     ("ln_1", "ln_1", False),
@@ -24,7 +27,11 @@ _BLOCK_PARTS = (
     ("mlp.proj", "mlp.c_proj", True),
 )
 _EMBEDDINGS = {"pre": ("wte", "wpe"), "post": ("tokens_embed", "positions_embed")}
-# Tensors of theirs that carry no weight of the language model: causal masks of old releases, the multiple-choice head.
+SCORE = "score.weight"
+CHOICE = "multiple_choice_head.summary.weight"
+_CHOICE_BIAS = "multiple_choice_head.summary.bias"
+# Tensors of theirs that no model of ours reads unless its table names them: causal masks of old releases, the
+# multiple-choice head of what is opened as a language model, and its bias.
 _IGNORED = (".attn.bias", ".attn.masked_bias", ".position_ids", "multiple_choice_head.")
 
 
@@ -37,8 +44,10 @@ class Entry(NamedTuple):
     transposed: bool
 
 
-def weight_map(config: DecoderConfig, kind: Kind) -> Iterator[Entry]:
-    """Every tensor of a model of this kind. The scalar head's bias is not among them: theirs has none."""
+def weight_map(config: DecoderConfig, kind: Kind, task: Task | None = None) -> Iterator[Entry]:
+    """Every tensor of a model of this kind; "task" needs its `task`. The scalar head's bias is not among them: theirs
+    has none.
+    """
     width = config.n_embd
     tokens, positions = _EMBEDDINGS[config.norm]
     yield Entry("decoder.wte.weight", f"transformer.{tokens}.weight", (config.vocab_size, width), False)
@@ -56,28 +65,39 @@ def weight_map(config: DecoderConfig, kind: Kind) -> Iterator[Entry]:
         yield Entry("decoder.ln_f.weight", "transformer.ln_f.weight", (width,), False)
         yield Entry("decoder.ln_f.bias", "transformer.ln_f.bias", (width,), False)
     if kind == "reward":
-        yield Entry("head.linear.weight", "score.weight", (1, width), False)
+        yield Entry("head.linear.weight", SCORE, (1, width), False)
+    if task is not None:
+        theirs = CHOICE if task.kind == "multiple_choice" else SCORE
+        yield Entry("head.linear.weight", theirs, (task.n_outputs, width), False)
 
 
-def to_transformers(state: Mapping[str, Tensor], config: DecoderConfig, kind: Kind) -> dict[str, Tensor]:
+def to_transformers(
+    state: Mapping[str, Tensor], config: DecoderConfig, kind: Kind, task: Task | None = None
+) -> dict[str, Tensor]:
     """Our `state_dict` under their names and in their layout, on the CPU."""
-    return {
+    tensors = {
         entry.theirs: (state[entry.ours].t() if entry.transposed else state[entry.ours]).detach().cpu().contiguous()
-        for entry in weight_map(config, kind)
+        for entry in weight_map(config, kind, task)
     }
+    if CHOICE in tensors:
+        tensors[_CHOICE_BIAS] = torch.zeros(1, dtype=tensors[CHOICE].dtype)
+    return tensors
 
 
 def from_transformers(
-    tensors: Mapping[str, Tensor], config: DecoderConfig, kind: Kind, source: str
+    tensors: Mapping[str, Tensor], config: DecoderConfig, kind: Kind, source: str, task: Task | None = None
 ) -> dict[str, Tensor]:
     """Their tensors as a `state_dict` of ours, float32, sharing no memory with them.
 
-    Old releases leave out the prefix `transformer.`. Raises `UserError`, naming `source` and the tensor, for one that
+    Old releases leave out the prefix `transformer.`; some models keep the embedding under the name of the head that is
+    tied to it. Raises `UserError`, naming `source` and the tensor, for one that
     is missing, unknown, of another shape, or not finite.
     """
     found = {_full_name(name): tensor for name, tensor in tensors.items()}
+    if "lm_head.weight" in found:
+        found.setdefault(f"transformer.{_EMBEDDINGS[config.norm][0]}.weight", found["lm_head.weight"])
     state = {}
-    for entry in weight_map(config, kind):
+    for entry in weight_map(config, kind, task):
         tensor = found.pop(entry.theirs, None)
         if tensor is None:
             raise UserError(f"{source}: {entry.theirs}: missing, expected a tensor of shape {list(entry.shape)}")

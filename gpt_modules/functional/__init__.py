@@ -15,6 +15,7 @@ from gpt_modules.functional.losses import (
 from gpt_modules.functional.masking import masked_mean, masked_whiten
 from gpt_modules.functional.responses import gather_responses, response_positions
 from gpt_modules.functional.sampling import filter_logits, sample_tokens
+from gpt_modules.functional.tasks import expected_score, row_mean_weights, soft_targets
 
 __all__ = [
     "PolicyLoss",
@@ -22,6 +23,7 @@ __all__ = [
     "adaptive_kl_coef",
     "clipped_value_loss",
     "entropy",
+    "expected_score",
     "explained_variance",
     "filter_logits",
     "gather_responses",
@@ -36,6 +38,8 @@ __all__ = [
     "ranking_loss",
     "ranking_pairs",
     "response_positions",
+    "row_mean_weights",
     "sample_tokens",
+    "soft_targets",
     "token_logprobs",
 ]

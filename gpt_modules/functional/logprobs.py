@@ -49,25 +49,32 @@ def linear_cross_entropy(
     labels: Int[Tensor, "N"],
     ignore_index: int = -100,
     chunk: int | None = None,
+    row_weights: Float[Tensor, "N"] | None = None,
 ) -> Float[Tensor, ""]:
     """Sum, in float32 nats, of the cross-entropies of softmax(hidden · weightᵀ) at labels other than `ignore_index`.
 
-    loss = Σₙ [ log Σᵥ exp(hₙ·wᵥ) - hₙ·w_yₙ ];   ∂loss/∂logits = π - onehot(y)
+    loss = Σₙ aₙ [ log Σᵥ exp(hₙ·wᵥ) - hₙ·w_yₙ ];   ∂loss/∂logits = a (π - onehot(y))
 
-    Equal to `F.cross_entropy(hidden @ weight.T, labels, reduction="sum")`. Ignored rows are dropped before the product
-    and cost nothing; no label that counts gives 0. The gradients are formed along with the loss, chunk by chunk, so
-    nothing is recomputed: a loss is a scalar, and backward only scales them. `chunk` is the number of rows at a time,
-    by default as many as fit the device. Finding the counted rows waits for the device once. Second derivatives raise.
+    Equal to `F.cross_entropy(hidden @ weight.T, labels, reduction="sum")` where no `row_weights` a are given. They are
+    constants; rows that weigh 0 are ignored as well. Ignored rows are dropped before the product and cost nothing; no
+    label that counts gives 0. The gradients are formed along with the loss, chunk by chunk, so nothing is recomputed: a
+    loss is a scalar, and backward only scales them. `chunk` is the number of rows at a time, by default as many as fit
+    the device. Finding the counted rows waits for the device once. Second derivatives raise, and so do weights that
+    want a gradient.
     Source of the method: Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training".
     """
-    rows = (labels != ignore_index).nonzero().squeeze(1)
+    if row_weights is not None and row_weights.requires_grad:
+        raise ValueError("row_weights: found requires_grad, expected constants: they get no gradient")
+    counts = labels != ignore_index
+    rows = (counts if row_weights is None else counts & (row_weights != 0)).nonzero().squeeze(1)
     counted = hidden.index_select(0, rows)
+    weights = None if row_weights is None else row_weights.index_select(0, rows)
     # Under no_grad a tensor still says requires_grad, and a Function still sees it.
     wanted = (torch.is_grad_enabled() and hidden.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
     dtype = _compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            counted, weight, labels.index_select(0, rows), chunk, dtype, wanted
+            counted, weight, labels.index_select(0, rows), weights, chunk, dtype, wanted
         )
     return loss
 
@@ -103,19 +110,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         labels: Tensor,
+        row_weights: Tensor | None,
         chunk: int | None,
         dtype: torch.dtype,
         wanted: tuple[bool, bool],
     ) -> Tensor:
         head = _ChunkedHead(hidden, weight, wanted, chunk, dtype)
         loss = torch.zeros((), dtype=head.wide, device=hidden.device)
+        by_row = loss.new_ones(len(labels)) if row_weights is None else row_weights.to(head.wide)
         for rows, logits in head:
-            label = labels[rows].unsqueeze(1)
+            label, weights = labels[rows].unsqueeze(1), by_row[rows].unsqueeze(1)
             largest, target = logits.amax(1, keepdim=True), logits.gather(1, label)
             total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            loss += (largest + total.log() - target).sum()
+            loss += (weights * (largest + total.log() - target)).sum()
             if any(wanted):
-                head.backward_(rows, logits.div_(total).scatter_add_(1, label, -torch.ones_like(total)))
+                # Weights in the divisor, which is one a row: scaling the slopes would be one more pass over V.
+                head.backward_(rows, logits.div_(total / weights).scatter_add_(1, label, -weights))
         ctx.save_for_backward(head.grad_hidden, head.grad_weight)
         return loss
 
@@ -124,7 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         _refuse_second_derivatives()
         # Not in place: a graph that is retained may be walked again.
         hidden, weight = (None if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
-        return hidden, weight, None, None, None, None
+        return hidden, weight, None, None, None, None, None
 
 
 class _LinearLogprobs(torch.autograd.Function):

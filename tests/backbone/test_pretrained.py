@@ -5,8 +5,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpt_modules.backbone import (
@@ -116,6 +118,43 @@ def test_our_folder_comes_back_exactly(norm: str, make: Any, tmp_path: Path) -> 
     assert again.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
     assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_the_released_gpt1_opens(tmp_path: Path) -> None:
+    model = gpt("post")
+    tensors = pretrained.to_transformers(model.state_dict(), model.config, "gpt")
+    # As on the hub: no prefix, causal masks among the weights, fields of the time, sizes left to be known.
+    released = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    released |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(2)}
+    fields = {"model_type": "openai-gpt", "afn": "gelu", "architectures": ["OpenAIGPTLMHeadModel"], "n_ctx": 16}
+    fields |= {"n_special": 0, "predict_special_tokens": True, "summary_type": "cls_index", "summary_use_proj": True}
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, **fields}))
+    torch.save(released, tmp_path / "pytorch_model.bin")
+    for kind in ("gpt", None):
+        assert torch.equal(load_pretrained(tmp_path, kind).eval()(TOKENS), model(TOKENS))
+    (tmp_path / "pytorch_model.bin").unlink()
+    save_file(released, tmp_path / "model.safetensors")
+    assert torch.equal(load_pretrained(tmp_path, "gpt").eval()(TOKENS), model(TOKENS))
+
+
+def test_the_original_release_opens(tmp_path: Path) -> None:
+    model = gpt("post")
+    state, parts = model.state_dict(), ["decoder.wpe.weight", "decoder.wte.weight"]
+    names = [f"{name}.{kind}" for name in ("attn.qkv", "attn.proj", "ln_1", "mlp.fc", "mlp.proj", "ln_2")
+             for kind in ("weight", "bias")]  # fmt: skip
+    parts += [f"decoder.blocks.{layer}.{name}" for layer in range(2) for name in names]
+    # Their linear layers are convolutions, (1, in, out).
+    linear = [name.split(".")[-2] in ("qkv", "proj", "fc") and name.endswith("weight") for name in parts]
+    arrays = [state[name].T[None] if conv else state[name] for name, conv in zip(parts, linear, strict=True)]
+    (tmp_path / "params_shapes.json").write_text(json.dumps([list(array.shape) for array in arrays]))
+    np.save(tmp_path / "params_0.npy", torch.cat([array.flatten() for array in arrays]).numpy())
+    for kind in ("gpt", None):
+        opened = load_pretrained(tmp_path, kind, n_head=2).eval()  # no file says how many heads there are
+        assert max_difference(opened(TOKENS), model(TOKENS)) < 1e-6
+    assert read_config(tmp_path).n_embd == 16
+    assert read_extra(tmp_path) == {}
+    with pytest.raises(UserError, match=r"found a model of kind 'gpt', expected 'task'$"):
+        load_pretrained(tmp_path, "task")
 
 
 def test_a_loaded_model_can_be_trained_and_speaks(tmp_path: Path) -> None:

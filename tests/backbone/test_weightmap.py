@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from gpt_modules.backbone import GPT, DecoderConfig, RewardModel
+from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, TaskModel
 from gpt_modules.backbone.weightmap import Kind, from_transformers, to_transformers, weight_map
 from gpt_modules.errors import UserError
+from gpt_modules.tasks import Task
 
 SIZES = {"vocab_size": 31, "n_positions": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}
 
@@ -13,6 +14,27 @@ SIZES = {"vocab_size": 31, "n_positions": 12, "n_layer": 2, "n_head": 2, "n_embd
 def make(norm: str, kind: Kind) -> GPT | RewardModel:
     config = DecoderConfig.from_dict({**SIZES, "norm": norm})
     return GPT(config) if kind == "gpt" else RewardModel(config)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("task", [Task("similarity", ("a", "b", "c")), Task("multiple_choice"), Task("regression")])
+def test_the_head_of_a_task_comes_back_too(norm: str, task: Task) -> None:
+    model = TaskModel(DecoderConfig.from_dict({**SIZES, "norm": norm}), task)
+    tensors = to_transformers(model.state_dict(), model.config, "task", task)
+    state = from_transformers(tensors, model.config, "task", "here", task)
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_an_embedding_kept_under_the_name_of_the_tied_head(norm: str) -> None:
+    model = make(norm, "gpt")
+    tensors = to_transformers(model.state_dict(), model.config, "gpt")
+    tensors["lm_head.weight"] = tensors.pop(
+        "transformer.wte.weight" if norm == "pre" else "transformer.tokens_embed.weight"
+    )
+    state = from_transformers(tensors, model.config, "gpt", "here")
+    assert torch.equal(state["decoder.wte.weight"], model.state_dict()["decoder.wte.weight"])
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -169,6 +170,63 @@ def test_a_bfloat16_model_gets_bfloat16_gradients_and_a_float32_loss():
     assert loss.dtype == torch.float32
     assert of_ours[0].dtype == of_ours[1].dtype == torch.bfloat16
     torch.testing.assert_close(of_ours, exact, atol=0.1, rtol=0.05)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_weighted_cross_entropy_equals_that_of_full_logits_with_its_gradients(chunk):
+    hidden, weight, labels = head(10)
+    labels[[0, 5]] = -100
+    row_weights = torch.tensor([1.0, 0.5, 2.0, 0.0, 1e-6, 3.0, -1.0, 0.25, 1.0, 7.0])
+    ours = linear_cross_entropy(hidden, weight, labels, chunk=chunk, row_weights=row_weights)
+    by_row = F.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    theirs = row_weights @ by_row
+    torch.testing.assert_close(ours, theirs)
+    of_ours, of_theirs = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (ours, theirs))
+    torch.testing.assert_close(of_ours, of_theirs)
+
+
+def test_weighted_cross_entropy_gradcheck():
+    hidden, weight, labels = head(5, torch.float64)
+    row_weights = torch.tensor([0.1, 2.0, 1.0, -0.5, 0.3], dtype=torch.float64)
+    loss = partial(linear_cross_entropy, labels=labels, chunk=2, row_weights=row_weights)
+    assert torch.autograd.gradcheck(loss, (hidden, weight))
+
+
+def test_rows_that_weigh_nothing_may_hold_anything():
+    hidden, weight, labels = head(6)
+    dirty = hidden.detach().index_fill(0, torch.tensor([1, 3]), math.nan).requires_grad_()
+    row_weights = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0])
+    loss = linear_cross_entropy(dirty, weight, labels, row_weights=row_weights)
+    keep = [0, 2, 4, 5]
+    torch.testing.assert_close(loss, from_full_logits(hidden[keep], weight, labels[keep]))
+    loss.backward()
+    assert torch.count_nonzero(dirty.grad[[1, 3]]) == 0
+
+
+def test_weights_of_one_change_no_bit():
+    hidden, weight, labels = head(10)
+    plain, weighted = (linear_cross_entropy(hidden, weight, labels, row_weights=w) for w in (None, torch.ones(10)))
+    assert torch.equal(plain, weighted)
+    grads = (torch.autograd.grad(loss, (hidden, weight)) for loss in (plain, weighted))
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+def test_weighted_cross_entropy_under_bfloat16_autocast():
+    hidden, weight, labels = head(64)
+    row_weights = torch.rand(64) / 1000
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = linear_cross_entropy(hidden, weight, labels, chunk=10, row_weights=row_weights)
+        theirs = row_weights @ F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="none")
+    of_ours, of_theirs = (torch.autograd.grad(1000 * loss, (hidden, weight)) for loss in (ours, theirs))
+    assert ours.dtype == of_ours[0].dtype == of_ours[1].dtype == torch.float32
+    torch.testing.assert_close(ours, theirs.float(), atol=1e-4, rtol=1e-2)
+    torch.testing.assert_close(of_ours, of_theirs, atol=0.05, rtol=0.02)
+
+
+def test_weights_that_want_a_gradient_are_refused():
+    hidden, weight, labels = head(3)
+    with pytest.raises(ValueError, match="found requires_grad, expected constants"):
+        linear_cross_entropy(hidden, weight, labels, row_weights=torch.ones(3, requires_grad=True))
 
 
 # linear_logprobs
