@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from gpt_modules.evaluation.baselines import BagOfWords, KneserNey
+from gpt_modules.data.reviews import load_reviews
+from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
 
 
 def test_kneser_ney_against_a_literal():
@@ -70,3 +71,41 @@ def test_bag_of_words_separates_the_obvious():
 def test_words_that_say_nothing_are_a_tie():
     model = BagOfWords(pairs(50, 0))
     assert model.accuracy([("unheard", "unseen")]) == 0.5
+
+
+def test_naive_bayes_against_a_literal():
+    """Class 0 has "good film", class 1 "bad film" and "bad": V = 5 features (good, bad, film, good film, bad film).
+    Class 0 counts 3 features, class 1 has 4. P(0 | film) is as 1/3 · 2/8 to 2/3 · 2/9; "good good" as 1/3 · (2/8)² to
+    2/3 · (1/9)².
+    """
+    model = NaiveBayes(["Good film", "bad film", "BAD"], [0, 1, 1], 2)
+    assert [math.exp(prior) for prior in model.priors] == pytest.approx([1 / 3, 2 / 3])
+    assert [math.exp(logs) for logs in model.evidence["film"]] == pytest.approx([2 / 8, 2 / 9])
+    assert [math.exp(logs) for logs in model.evidence["good film"]] == pytest.approx([2 / 8, 1 / 9])
+    assert [math.exp(logs) for logs in model.evidence["bad"]] == pytest.approx([1 / 8, 3 / 9])
+    assert model.predict(["film", "good", "good good", "unheard of", ""]) == [1, 0, 0, 1, 1]
+    assert model.accuracy(["film", "good"], [0, 0]) == 0.5
+
+
+def test_naive_bayes_reads_word_order_and_leaves_empty_classes_out():
+    texts = ["not good but bad", "not bad but good"] * 5
+    model = NaiveBayes(texts, [0, 2] * 5, 4)
+    assert model.predict(["not bad", "not good"]) == [2, 0]
+    assert set(model.predict(["the", "good", "bad", "but"])) <= {0, 2}
+
+
+def test_naive_bayes_on_the_embedded_ratings():
+    """0.8199 of the 1,027 held-out film sentences that people agree about: what a fine-tuned model has to beat."""
+    rated = [r for r in load_reviews() if r.domain == "film" and abs(r.rating) >= 0.5]
+    train, held_out = ([r for r in rated if r.split == split] for split in ("train", "validation"))
+    sides = [([r.text for r in rows], [int(r.rating > 0) for r in rows]) for rows in (train, held_out)]
+    assert len(held_out) == 1027
+    assert NaiveBayes(*sides[0], 2).accuracy(*sides[1]) == pytest.approx(842 / 1027)
+
+
+def test_scores_add_up_over_words():
+    model = BagOfWords(pairs(50, 0))
+    good, bad, both, nothing = model.scores(["good", "bad", "good bad", "unheard"]).tolist()
+    assert good > 0 > bad
+    assert both == pytest.approx(good + bad)
+    assert nothing == 0.0
