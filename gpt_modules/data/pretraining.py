@@ -17,7 +17,7 @@ from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.reviews import Split, hash_fraction
 from gpt_modules.data.shards import FORMAT_VERSION, open_or_write_shard
 from gpt_modules.data.sources import REVIEWS, cache_folder, fingerprint, iter_rows, name_of
-from gpt_modules.data.tokenizers import TOKENIZER_FILE, Tokenizer
+from gpt_modules.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerKind
 from gpt_modules.errors import UserError
 
 FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the stream validates instead
@@ -82,9 +82,9 @@ class PretrainingDataModule(ResumableDataModule):
             one document each), or a data set's name on the hub ("owner/name" or "owner/name:config").
         validation: The same; None: the reviews' own split, else `validation_fraction` of the documents by hash of
             their text, or, of fewer than 100 documents, the end of the stream.
-        tokenizer: "gpt2", "train" (byte-level BPE of the training text), a folder or file with a tokenizer, or a name
-            on the hub.
+        tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer, or a name on the hub.
         vocab_size: For "train": ids in all, the end token among them.
+        tokenizer_kind: For "train": byte-level BPE like GPT-2's, or lower-cased BPE of words like GPT-1's.
         context: Tokens a window, T of the batches.
         batch_size: Windows a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
@@ -103,6 +103,7 @@ class PretrainingDataModule(ResumableDataModule):
         validation: str | list[str] | None = None,
         tokenizer: str = "gpt2",
         vocab_size: int | None = None,
+        tokenizer_kind: TokenizerKind = "gpt2",
         context: int = 128,
         batch_size: int = 16,
         val_batch_size: int | None = None,
@@ -116,7 +117,7 @@ class PretrainingDataModule(ResumableDataModule):
         super().__init__(tokenizer)
         self.isolate_documents = isolate_documents
         self.train_source, self.validation_source = train, validation
-        self.trained_vocab_size = vocab_size
+        self.trained_vocab_size, self.trained_kind = vocab_size, tokenizer_kind
         self.context, self.batch_size, self.val_batch_size, self.seed = context, batch_size, val_batch_size, seed
         self.cache_dir, self.streaming, self.text_field = cache_dir, streaming, text_field
         self.validation_fraction = validation_fraction
@@ -130,10 +131,11 @@ class PretrainingDataModule(ResumableDataModule):
             return super().open_tokenizer()
         if self.trained_vocab_size is None:
             raise UserError("vocab_size: found none, expected a number of ids for tokenizer: train")
-        key = self._key("tokenizer", str(self.trained_vocab_size), tokenizers.__version__)
+        kind = self.trained_kind
+        key = self._key("tokenizer", kind, str(self.trained_vocab_size), tokenizers.__version__)
         folder = cache_folder(self.cache_dir) / "tokenizers" / key
         if not (folder / TOKENIZER_FILE).exists():
-            Tokenizer.train(self._documents("train"), self.trained_vocab_size).save(folder)
+            Tokenizer.train(self._documents("train"), self.trained_vocab_size, kind).save(folder)
         return Tokenizer.load(folder)
 
     def prepare_data(self) -> None:

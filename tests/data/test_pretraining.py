@@ -91,6 +91,30 @@ def test_a_changed_file_is_encoded_anew(tmp_path):
     assert ready(tmp_path, train=str(path), context=2).train_tokens.tolist() != before
 
 
+def test_the_kind_of_a_trained_tokenizer(tmp_path):
+    (tmp_path / "a.txt").write_text("One line.\nAnother LINE, isn't it?\n" * 30)
+    options = {"train": str(tmp_path / "a.txt"), "tokenizer": "train", "vocab_size": 280, "context": 8}
+    gpt2, gpt1 = (ready(tmp_path, **options, tokenizer_kind=kind).tokenizer for kind in ("gpt2", "gpt1"))
+    assert gpt1.encode("LINE") == gpt1.encode("line")
+    assert gpt2.encode("LINE") != gpt2.encode("line")
+    assert ready(tmp_path, **options).tokenizer.fingerprint == gpt2.fingerprint
+
+
+def test_paragraphs_are_documents_where_the_newline_is_the_end_token(tmp_path):
+    vocabulary = ["<unk>", "a", "a</w>", "\n</w>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({symbol: i for i, symbol in enumerate(vocabulary)}))
+    (tmp_path / "merges.txt").write_text("")
+    (tmp_path / "a.txt").write_text("a aa\n\na\n" * 10)
+    data = ready(tmp_path, train=str(tmp_path / "a.txt"), tokenizer=str(tmp_path), context=6, isolate_documents=True)
+    assert data.tokenizer.eos_id == 3
+    batch = next(iter(data.val_dataloader()))
+    packed = data.on_before_batch_transfer(batch, 0)
+    assert data.train_tokens[:8].tolist() == [3, 2, 1, 2, 3, 2, 3, 2]
+    ends = packed.inputs == 3
+    assert ends.any()
+    assert (packed.positions[ends] == 0).all()
+
+
 def test_training_a_tokenizer_needs_a_size(tmp_path):
     with pytest.raises(UserError, match="vocab_size: found none, expected a number"):
         ready(tmp_path, tokenizer="train")
