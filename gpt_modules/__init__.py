@@ -7,13 +7,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, generate, load_pretrained, save_pretrained
-    from gpt_modules.data import PPODataModule, PretrainingDataModule, RewardDataModule, SFTDataModule, Tokenizer
-    from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
+    from gpt_modules.backbone import (
+        GPT,
+        DecoderConfig,
+        RewardModel,
+        TaskModel,
+        generate,
+        load_pretrained,
+        save_pretrained,
+    )
+    from gpt_modules.data import (
+        FinetuningDataModule,
+        PPODataModule,
+        PretrainingDataModule,
+        RewardDataModule,
+        SFTDataModule,
+        Tokenizer,
+    )
+    from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 
 __all__ = [
     "GPT",
     "DecoderConfig",
+    "FinetuningDataModule",
+    "FinetuningModule",
     "PPODataModule",
     "PPOModule",
     "PretrainingDataModule",
@@ -23,6 +40,7 @@ __all__ = [
     "RewardModule",
     "SFTDataModule",
     "SFTModule",
+    "TaskModel",
     "Tokenizer",
     "generate",
     "load_pretrained",

@@ -18,10 +18,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_modules.data import PPODataModule, PretrainingDataModule, RewardDataModule, SFTDataModule
+from gpt_modules.data import (
+    FinetuningDataModule,
+    PPODataModule,
+    PretrainingDataModule,
+    RewardDataModule,
+    SFTDataModule,
+)
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation import BagOfWordsBaseline, NgramBaseline
-from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.evaluation import BagOfWordsBaseline, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
+from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.callbacks import (
     ExportBest,
     FiniteLossGuard,
@@ -36,9 +42,9 @@ from gpt_modules.training.progress import StepBar
 
 # Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
 # name.
-MODULES = (PretrainingModule, SFTModule, RewardModule, PPOModule)
-BASELINES = (NgramBaseline, BagOfWordsBaseline)
-DATA_MODULES = (PretrainingDataModule, SFTDataModule, RewardDataModule, PPODataModule)
+MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule)
+CALLBACKS = (NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes)
+DATA_MODULES = (PretrainingDataModule, FinetuningDataModule, SFTDataModule, RewardDataModule, PPODataModule)
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.
 TRAINER_DEFAULTS = {

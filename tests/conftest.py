@@ -23,6 +23,7 @@ torch.set_num_threads(1)
 
 GOOD = ["good", "great", "fine", "lovely"]
 BAD = ["bad", "poor", "awful", "dull"]
+LABELLED = [(GOOD, "praise"), (BAD, "blame")]
 REST = ["the film", "a story", "this plot", "its cast"]
 
 
@@ -37,13 +38,14 @@ class Micro:
 
     Args:
         gpt, reward: exported folders that share `tokenizer`; the stored configuration has dropout 0.3.
-        pretraining, sft, comparisons, prompts: .jsonl files of 120 rows each.
+        pretraining, labelled, sft, comparisons, prompts: .jsonl files of 120 rows each.
     """
 
     gpt: Path
     reward: Path
     tokenizer: Tokenizer
     pretraining: Path
+    labelled: Path
     sft: Path
     comparisons: Path
     prompts: Path
@@ -76,7 +78,13 @@ class Micro:
         for place, value in changes.items():
             section, _, key = place.partition("__")
             recipe[section][key] = value
-        name = {"pretraining": "Pretraining", "sft": "SFT", "reward": "Reward", "ppo": "PPO"}[word]
+        name = {
+            "pretraining": "Pretraining",
+            "finetuning": "Finetuning",
+            "sft": "SFT",
+            "reward": "Reward",
+            "ppo": "PPO",
+        }[word]
         for section, suffix in (("model", "Module"), ("data", "DataModule")):
             recipe[section] = {"class_path": name + suffix, "init_args": recipe[section]}
         return recipe
@@ -91,7 +99,8 @@ class Micro:
         return {"init_from": str(self.gpt)}
 
     def _data(self, word: str) -> dict[str, Any]:
-        files = {"pretraining": self.pretraining, "sft": self.sft, "reward": self.comparisons, "ppo": self.prompts}
+        files = {"pretraining": self.pretraining, "finetuning": self.labelled, "sft": self.sft}
+        files |= {"reward": self.comparisons, "ppo": self.prompts}
         sizes: dict[str, Any] = {"ppo": {"batch_size": 8}, "reward": {"batch_size": 10}}
         return {
             "train": str(files[word]),
@@ -182,11 +191,13 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> Micro:
         {"prompt": prompt, "responses": [f" {rng.choice(GOOD)}.", f" {rng.choice(BAD)}.", " so."], "ranking": [1, 3, 2]}
         for prompt in prompts
     ]
+    labelled = [{"text": sentence(rng, words), "label": label} for _ in range(60) for words, label in LABELLED]
     world = Micro(
         root / "gpt",
         root / "reward",
         tokenizer,
         write_rows(root / "pretraining.jsonl", [{"text": text} for text in texts]),
+        write_rows(root / "labelled.jsonl", labelled),
         write_rows(root / "sft.jsonl", sft),
         write_rows(root / "comparisons.jsonl", ranked),
         write_rows(root / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts]),

@@ -74,10 +74,11 @@ def test_an_overlay_lies_over_any_recipe(gpt, overlay):
 @pytest.mark.parametrize("path", PIPELINES, ids=name)
 def test_a_pipeline_names_recipes_and_earlier_stages(path, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
-    pipeline = read_pipeline(path)
-    assert [stage.name for stage in pipeline.stages] == ["pretraining", "sft", "reward", "ppo"]
+    stages = read_pipeline(path).stages
+    assert [Path(stage.config[0]).parent.name for stage in stages] == [stage.name for stage in stages]
+    assert [bool(stage.feeds) for stage in stages] == [False] + [True] * (len(stages) - 1)
 
 
 def test_every_word_has_a_tiny_recipe():
-    for word in ("pretraining", "sft", "reward", "ppo"):
+    for word in ("pretraining", "finetuning", "sft", "reward", "ppo"):
         assert FOLDER / word / "tiny.yaml" in RECIPES

@@ -19,8 +19,14 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 pytestmark = pytest.mark.slow
 
-WORDS = ["pretraining", "sft", "reward", "ppo"]
-EXPORTS = {"pretraining": ["export"], "sft": ["export"], "reward": ["export"], "ppo": ["export", "export-critic"]}
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo"]
+EXPORTS = {
+    "pretraining": ["export"],
+    "finetuning": ["export"],
+    "sft": ["export"],
+    "reward": ["export"],
+    "ppo": ["export", "export-critic"],
+}
 
 
 def points(root):

@@ -7,8 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpt_modules.data.batches import PackedBatch, PromptBatch, RankingBatch, TokenBatch
+    from gpt_modules.data.batches import PackedBatch, PromptBatch, RankingBatch, TaskBatch, TokenBatch
     from gpt_modules.data.chat import encode_conversation, render_conversation, transcript
+    from gpt_modules.data.finetuning import FinetuningDataModule
+    from gpt_modules.data.labelled import Columns
     from gpt_modules.data.loader import BatchLoader
     from gpt_modules.data.ppo import PPODataModule
     from gpt_modules.data.pretraining import PretrainingDataModule
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchLoader",
+    "Columns",
+    "FinetuningDataModule",
     "PPODataModule",
     "PackedBatch",
     "PretrainingDataModule",
@@ -28,6 +32,7 @@ __all__ = [
     "Review",
     "RewardDataModule",
     "SFTDataModule",
+    "TaskBatch",
     "TokenBatch",
     "Tokenizer",
     "encode_conversation",
@@ -39,6 +44,8 @@ __all__ = [
 
 _HOMES = {
     "BatchLoader": "loader",
+    "Columns": "labelled",
+    "FinetuningDataModule": "finetuning",
     "PPODataModule": "ppo",
     "PackedBatch": "batches",
     "PretrainingDataModule": "pretraining",
@@ -47,6 +54,7 @@ _HOMES = {
     "Review": "reviews",
     "RewardDataModule": "reward",
     "SFTDataModule": "sft",
+    "TaskBatch": "batches",
     "TokenBatch": "batches",
     "Tokenizer": "tokenizers",
     "encode_conversation": "chat",

@@ -7,7 +7,7 @@ True counts; a label to ignore is -100. `labels[b, t]` is the token to predict A
 
 from typing import NamedTuple
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 IGNORE = -100
@@ -57,3 +57,18 @@ class PromptBatch(NamedTuple):
 
     tokens: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
+
+
+class TaskBatch(NamedTuple):
+    """B labelled examples (fine-tuning), each of one row of tokens or of several: both orders of a pair, or one row an
+    answer.
+
+    tokens (N, T): [start] ... [extract], right-padded. lengths (N,): tokens that count in each row. index (B, S): the
+    rows of each example in `tokens`, -1 where an example has fewer than S. labels (B,): the class or the right answer
+    (-100: none), or for tasks with numbers the number (NaN: none).
+    """
+
+    tokens: Int[Tensor, "N T"]
+    lengths: Int[Tensor, " N"]
+    index: Int[Tensor, "B S"]  # type: ignore[assignment]
+    labels: Int[Tensor, " B"] | Float[Tensor, " B"]

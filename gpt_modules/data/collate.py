@@ -14,7 +14,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt_modules.data.batches import IGNORE, PackedBatch, PromptBatch, RankingBatch, TokenBatch
+from gpt_modules.data.batches import IGNORE, PackedBatch, PromptBatch, RankingBatch, TaskBatch, TokenBatch
 
 IntArray = NDArray[np.int64]
 
@@ -31,6 +31,13 @@ class TokenExample(NamedTuple):
     def cells(self) -> int:
         """Cells of a row that the example takes: the last token is only ever a target."""
         return len(self.tokens) - 1
+
+
+class TaskExample(NamedTuple):
+    """A labelled example: its rows, each [start] ... [extract], and its class, answer or number (None: not known)."""
+
+    rows: list[IntArray]
+    label: float | None
 
 
 class RankedAnswers(NamedTuple):
@@ -191,3 +198,49 @@ def collate_prompts(prompts: Sequence[IntArray]) -> PromptBatch:
     if bool((lengths == 0).any()):
         raise ValueError("found an empty prompt, expected at least one token")
     return PromptBatch(pad_right(prompts), lengths)
+
+
+def cut_pair(text: Sequence[int], pair: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Both texts in at most `room` tokens: the longer gives way first, and each keeps its beginning."""
+    half = room // 2
+    second = min(len(pair), max(half, room - len(text)))
+    return text[: room - second], pair[:second]
+
+
+def cut_answer(text: Sequence[int], answer: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
+    """A text and an answer to it in at most `room` tokens: the text gives way, from its beginning, for a question or
+    the last sentences stand at its end. An answer loses its end only where it exceeds half of the room.
+    """
+    second = min(len(answer), max(room // 2, room - len(text)))
+    return text[max(0, len(text) - (room - second)) :], answer[:second]
+
+
+def join_row(parts: Sequence[Sequence[int]], task_ids: tuple[int, int, int]) -> IntArray:
+    """[start] text [extract], or [start] text [delimiter] text [extract] (Radford et al. 2018, figure 1)."""
+    start, delimiter, extract = task_ids
+    tokens = [start]
+    for i, part in enumerate(parts):
+        tokens += [delimiter, *part] if i else part
+    return np.array([*tokens, extract], dtype=np.int64)
+
+
+def collate_tasks(examples: Sequence[TaskExample], numeric: bool) -> TaskBatch:
+    """The rows of all examples, padded to the longest; labels are float32 where they are `numeric`.
+
+    A batch that has no row at all (a rank with nothing left to validate) gets one of a token that no example points
+    at, so that a model can run.
+    """
+    rows = [row for example in examples for row in example.rows] or [np.zeros(1, dtype=np.int64)]
+    index = np.full((len(examples), max((len(example.rows) for example in examples), default=0) or 1), -1)
+    row = 0
+    for i, example in enumerate(examples):
+        index[i, : len(example.rows)] = np.arange(row, row + len(example.rows))
+        row += len(example.rows)
+    nothing = float("nan") if numeric else IGNORE
+    labels = [nothing if example.label is None else example.label for example in examples]
+    return TaskBatch(
+        pad_right(rows),
+        torch.tensor([len(row) for row in rows], dtype=torch.int64),
+        torch.from_numpy(index),
+        torch.tensor(labels, dtype=torch.float32 if numeric else torch.int64),
+    )

@@ -9,13 +9,13 @@ import codecs
 import csv
 import glob
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gpt_modules.data.hub import quiet_datasets
-from gpt_modules.data.schemas import FieldError, Row, Schema
+from gpt_modules.data.schemas import Check, FieldError, Row, Schema
 from gpt_modules.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -48,9 +48,7 @@ def find_files(item: str) -> list[Path]:
     return found
 
 
-def file_rows(
-    path: Path, schema: Schema, check: Callable[[object], Row], folder: str, streaming: bool
-) -> Iterator[Row]:
+def file_rows(path: Path, schema: Schema | Check, check: Check, folder: str, streaming: bool) -> Iterator[Row]:
     if path.suffix != ".parquet":
         _check_utf8(path)
     if path.suffix == ".txt":
@@ -122,7 +120,7 @@ def _refuse(path: Path, error: BaseException) -> NoReturn:
     raise UserError(f"{path}: found no readable {path.suffix} file ({reason}), expected rows") from error
 
 
-def _text_rows(path: Path, schema: Schema) -> Iterator[Row]:
+def _text_rows(path: Path, schema: Schema | Check) -> Iterator[Row]:
     """A text file is one document to pretrain on, or one prompt a line."""
     if schema not in ("pretraining", "ppo"):
         raise UserError(f"{path}: found a text file, expected rows with fields ({', '.join(SUFFIXES[:-1])})")
@@ -133,7 +131,7 @@ def _text_rows(path: Path, schema: Schema) -> Iterator[Row]:
     yield from ({"prompt": line} for line in text.splitlines() if line.strip())
 
 
-def _json_rows(path: Path, check: Callable[[object], Row]) -> Iterator[Row]:
+def _json_rows(path: Path, check: Check) -> Iterator[Row]:
     """A JSON file read by Python: slower than the library, and exact about lines."""
     for number, record in _json_records(path):
         try:

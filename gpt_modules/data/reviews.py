@@ -5,8 +5,9 @@ sentences about films (the Rotten Tomatoes snippets of Pang and Lee 2005) and 3,
 (very negative) to 4 (very positive). Do not test on SST-2 or MR what was trained on these: they are the same
 sentences.
 
-Four views, one a procedure, all in the same language: an instruction line, then the sentence, verbatim. So a policy
-taught by `sft_rows`, a reward model taught by `reward_rows` and the prompts of `ppo_rows` fit one another.
+Five views, one a procedure. Those of ChatGPT's three steps are in the same language, an instruction line, then the
+sentence, verbatim: so a policy taught by `sft_rows`, a reward model taught by `reward_rows` and the prompts of
+`ppo_rows` fit one another.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ Domain = Literal["film", "product"]
 Row = dict[str, Any]
 
 VALIDATION_FRACTION = 0.1
+MIN_RATING = 0.5  # rating points from neutral; less is no clear sign
 MIN_GAP = 1.0  # rating points; people's means of less are too close to call a preference
 MAX_ROUNDS = 64
 _FILES: dict[Domain, str] = {"film": "movie.tsv", "product": "amazon.tsv"}
@@ -67,6 +69,17 @@ def normalise(text: str) -> str:
 def pretraining_rows(split: Split) -> list[Row]:
     """`{"text"}`: the sentences of both domains."""
     return [{"text": review.text} for review in _of(split, ("film", "product"))]
+
+
+def finetuning_rows(split: Split, numeric: bool = False) -> list[Row]:
+    """`{"text", "label"}`: the sentences about films that people rated 0.5 or more ("positive"), -0.5 or less
+    ("negative"); `numeric`: all of them, with the rating itself.
+    """
+    films = _of(split, ("film",))
+    if numeric:
+        return [{"text": review.text, "label": review.rating} for review in films]
+    clear = [review for review in films if abs(review.rating) >= MIN_RATING]
+    return [{"text": r.text, "label": "positive" if r.rating > 0 else "negative"} for r in clear]
 
 
 def sft_rows(split: Split) -> list[Row]:

@@ -3,19 +3,22 @@ and expected.
 
 pretraining  {"text": str}
 sft          {"prompt": str, "response": str} or {"messages": [{"role": "system"|"user"|"assistant", "content": str},
-...]} reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (parallel lists; 1 is best, equal
-is a tie)
+             ...]}
+reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (parallel lists; 1 is best, equal is a tie)
              or {"prompt": str, "chosen": str, "rejected": str}
 ppo          {"prompt": str}
+finetuning   columns of any name: `labelled` checks them
 
 Further fields are ignored.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Schema = Literal["pretraining", "sft", "reward", "ppo"]
 Row = dict[str, Any]
+Check = Callable[[object], Row]
+"""A record's row; raises `FieldError` where it does not fit."""
 
 ROLES = ("system", "user", "assistant")
 
@@ -38,12 +41,11 @@ def check_row(record: object, schema: Schema, text_field: str = "text") -> Row:
     Raises:
         FieldError: A field is missing, null, empty or of another type.
     """
-    if not isinstance(record, Mapping):
-        raise FieldError("row", describe(record), "an object with named fields")
+    record = mapping_of(record)
     if schema == "pretraining":
-        return {"text": _text(record, text_field)}
+        return {"text": text_of(record, text_field)}
     if schema == "ppo":
-        return {"prompt": _text(record, "prompt")}
+        return {"prompt": text_of(record, "prompt")}
     return _demonstration(record) if schema == "sft" else _comparison(record)
 
 
@@ -61,10 +63,23 @@ def describe(value: object) -> str:
     return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
 
 
-def _text(record: Mapping[Any, Any], field: str, name: str | None = None) -> str:
+def mapping_of(record: object) -> Mapping[Any, Any]:
+    """The record, if it has named fields."""
+    if not isinstance(record, Mapping):
+        raise FieldError("row", describe(record), "an object with named fields")
+    return record
+
+
+def no_such_field(record: Mapping[Any, Any]) -> str:
+    """What was found in place of a field that is missing."""
+    return f"no such field among {sorted(map(str, record))[:8]}"
+
+
+def text_of(record: Mapping[Any, Any], field: str, name: str | None = None) -> str:
+    """The text in a field, which must have some; `name` is the field's in an error message."""
     name = name or field
     if field not in record:
-        raise FieldError(name, f"no such field among {sorted(map(str, record))[:8]}", "text")
+        raise FieldError(name, no_such_field(record), "text")
     value = record[field]
     if not isinstance(value, str) or not value.strip():
         raise FieldError(name, describe(value), "non-empty text")
@@ -75,19 +90,25 @@ def _text(record: Mapping[Any, Any], field: str, name: str | None = None) -> str
     return value
 
 
-def _items(record: Mapping[Any, Any], field: str) -> list[Any]:
+def items_of(record: Mapping[Any, Any], field: str) -> list[Any]:
+    """The list in a field, which must not be empty."""
     if field not in record:
-        raise FieldError(field, f"no such field among {sorted(map(str, record))[:8]}", "a list")
+        raise FieldError(field, no_such_field(record), "a list")
     value = record[field]
     if not isinstance(value, list) or not value:
         raise FieldError(field, "an empty list" if value == [] else describe(value), "a list")
     return value
 
 
+def texts_of(record: Mapping[Any, Any], field: str) -> list[str]:
+    """The texts in a list, none of them empty."""
+    return [text_of({"": item}, "", f"{field}[{i}]") for i, item in enumerate(items_of(record, field))]
+
+
 def _demonstration(record: Mapping[Any, Any]) -> Row:
     if record.get("messages") is None:
-        return {"prompt": _text(record, "prompt"), "response": _text(record, "response")}
-    messages = [_message(item, i) for i, item in enumerate(_items(record, "messages"))]
+        return {"prompt": text_of(record, "prompt"), "response": text_of(record, "response")}
+    messages = [_message(item, i) for i, item in enumerate(items_of(record, "messages"))]
     if all(message["role"] != "assistant" for message in messages):
         raise FieldError("messages", "no turn of the assistant", "at least one to learn from")
     return {"messages": messages}
@@ -97,26 +118,28 @@ def _message(item: object, i: int) -> dict[str, str]:
     name = f"messages[{i}]"
     if not isinstance(item, Mapping):
         raise FieldError(name, describe(item), "an object with role and content")
-    role = _text(item, "role", f"{name}.role")
+    role = text_of(item, "role", f"{name}.role")
     if role not in ROLES:
         raise FieldError(f"{name}.role", describe(role), " or ".join(ROLES))
-    return {"role": role, "content": _text(item, "content", f"{name}.content")}
+    return {"role": role, "content": text_of(item, "content", f"{name}.content")}
 
 
 def _comparison(record: Mapping[Any, Any]) -> Row:
-    prompt = _text(record, "prompt")
+    prompt = text_of(record, "prompt")
     if record.get("responses") is None and record.get("chosen", record.get("rejected")) is not None:
-        return {"prompt": prompt, "responses": [_text(record, "chosen"), _text(record, "rejected")], "ranking": [1, 2]}
-    responses = _items(record, "responses")
-    for i, response in enumerate(responses):
-        _text({"": response}, "", f"responses[{i}]")
+        return {
+            "prompt": prompt,
+            "responses": [text_of(record, "chosen"), text_of(record, "rejected")],
+            "ranking": [1, 2],
+        }
+    responses = texts_of(record, "responses")
     if len(responses) < 2:
         raise FieldError("responses", "a list of 1", "at least 2 to compare")
-    return {"prompt": prompt, "responses": list(responses), "ranking": _ranking(record, len(responses))}
+    return {"prompt": prompt, "responses": responses, "ranking": _ranking(record, len(responses))}
 
 
 def _ranking(record: Mapping[Any, Any], count: int) -> list[int]:
-    ranking = _items(record, "ranking")
+    ranking = items_of(record, "ranking")
     if len(ranking) != count:
         raise FieldError("ranking", f"{len(ranking)} ranks", f"{count}, one for each response")
     for i, rank in enumerate(ranking):

@@ -14,7 +14,7 @@ from gpt_modules.data import reviews
 from gpt_modules.data.files import file_rows, find_files, is_local
 from gpt_modules.data.hub import hub_version, open_hub
 from gpt_modules.data.reviews import Split, hash_fraction, normalise
-from gpt_modules.data.schemas import FieldError, Row, Schema, check_row
+from gpt_modules.data.schemas import Check, FieldError, Row, Schema, check_row
 from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
 def load_rows(
     source: Source,
     split: Split,
-    schema: Schema,
+    schema: Schema | Check,
     *,
     cache_dir: str | Path | None = None,
     k: int = 2,
@@ -44,7 +44,7 @@ def load_rows(
         source: "reviews", a file, folder or glob (or a list of them), or a data set's name on the hub, "owner/name" or
             "owner/name:config".
         split: Which part of the reviews or of a data set on the hub; files are taken whole.
-        schema: The procedure that is to read the rows.
+        schema: The procedure that is to read the rows, or a check of its own for columns of any name.
         cache_dir: See `cache_folder`.
         k: For the reviews as comparisons: answers a prompt.
         seed: For the reviews as comparisons: which groups are drawn.
@@ -68,18 +68,18 @@ def load_rows(
 def iter_rows(
     source: Source,
     split: Split,
-    schema: Schema,
+    schema: Schema | Check,
     *,
     cache_dir: str | Path | None = None,
     streaming: bool = False,
     text_field: str = "text",
 ) -> Iterator[Row]:
     """As `load_rows`, one row at a time; `streaming` reads files and the hub without storing a copy in the cache."""
-    if source == REVIEWS:
+    if source == REVIEWS and not callable(schema):
         yield from _review_rows(split, schema)
         return
     folder = str(cache_folder(cache_dir) / "datasets")
-    check = partial(check_row, schema=schema, text_field=text_field)
+    check = schema if callable(schema) else partial(check_row, schema=schema, text_field=text_field)
     for item in [source] if isinstance(source, str) else source:
         if not is_local(item):
             yield from _hub_rows(item, split, text_field if schema == "pretraining" else None, check, folder, streaming)
@@ -88,10 +88,11 @@ def iter_rows(
             yield from file_rows(path, schema, check, folder, streaming)
 
 
-def split_rows(rows: Sequence[Row], schema: Schema, fraction: float) -> tuple[list[Row], list[Row]]:
+def split_rows(rows: Sequence[Row], schema: Schema | Check, fraction: float) -> tuple[list[Row], list[Row]]:
     """(training, validation) rows: the `fraction` of texts with the smallest hashes validate, at least one text.
 
-    What is equal stays together: demonstrations by prompt and response, comparisons and prompts by prompt.
+    What is equal stays together: demonstrations by prompt and response, comparisons and prompts by prompt, labelled
+    rows by their text.
 
     Raises:
         UserError: There are fewer than two different texts to part.
@@ -109,7 +110,7 @@ def split_rows(rows: Sequence[Row], schema: Schema, fraction: float) -> tuple[li
 def load_splits(
     train: Source,
     validation: Source | None,
-    schema: Schema,
+    schema: Schema | Check,
     *,
     cache_dir: str | Path | None = None,
     fraction: float = 0.05,
@@ -154,7 +155,7 @@ def _review_rows(split: Split, schema: Schema) -> list[Row]:
 
 
 def _hub_rows(
-    name: str, split: Split, text_field: str | None, check: Callable[[object], Row], folder: str, streaming: bool
+    name: str, split: Split, text_field: str | None, check: Check, folder: str, streaming: bool
 ) -> Iterator[Row]:
     empty = 0
     for number, record in enumerate(open_hub(name, split, folder, streaming), start=1):
@@ -169,8 +170,8 @@ def _hub_rows(
         log.warning("%s[%s]: left out %d empty rows", name, split, empty)
 
 
-def _key(row: Row, schema: Schema) -> str:
-    if schema == "pretraining":
+def _key(row: Row, schema: Schema | Check) -> str:
+    if schema == "pretraining" or callable(schema):
         return str(row["text"])
     if schema == "sft":
         return json.dumps(row["messages"]) if "messages" in row else f"{row['prompt']}\n{row['response']}"

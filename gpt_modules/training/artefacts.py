@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, TaskModel, load_pretrained, save_pretrained
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
@@ -48,7 +48,7 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
         )
 
 
-def export(module: L.LightningModule, model: GPT | RewardModel, folder: Path) -> None:
+def export(module: L.LightningModule, model: GPT | RewardModel | TaskModel, folder: Path) -> None:
     """Write the artefact folder from rank 0; other ranks wait."""
     if module.trainer.is_global_zero:
         save_pretrained(folder, model, tokenizer_json=datamodule_tokenizer(module).to_json())
@@ -70,5 +70,7 @@ def dropout_changes(dropout: float | None) -> dict[str, float]:
 
 def open_scorer(folder: str, **changes: Any) -> RewardModel:
     """A reward model from its folder, or a new head on the trunk of a language model's folder."""
-    model = load_pretrained(folder, **changes)
+    model = load_pretrained(folder, None, **changes)
+    if isinstance(model, TaskModel):
+        raise UserError(f"{folder}: found a model of kind 'task', expected 'reward' or 'gpt'")
     return model if isinstance(model, RewardModel) else RewardModel.from_gpt(model)

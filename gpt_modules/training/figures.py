@@ -1,5 +1,6 @@
 """Figures for TensorBoard; matplotlib is imported when one is drawn, and never opens a window."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,4 +52,24 @@ def frontier_figure(kl: list[float], score: list[float]) -> "Figure":
     figure, axes = _figure()
     axes.plot(np.sqrt(np.maximum(kl, 0.0)), score, marker="o")
     axes.set(xlabel="sqrt(KL to the SFT model), nats a sequence", ylabel="mean score", title="Reward against KL")
+    return figure
+
+
+def confusion_figure(counts: NDArray[np.integer[Any]], labels: Sequence[str]) -> "Figure":
+    """How often each class (row) was taken for each (column); the shade is the share of the row.
+
+    Args:
+        counts: (L, L) examples.
+        labels: L names.
+    """
+    figure, axes = _figure()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    for row, column in np.ndindex(*counts.shape):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color)
+    places = range(len(labels))
+    axes.set(xticks=places, yticks=places, xlabel="predicted", ylabel="label", title="Confusion")
+    axes.set_xticklabels(labels, rotation=30, ha="right")
+    axes.set_yticklabels(labels)
     return figure

@@ -45,23 +45,25 @@ class ScheduleConfig:
         warmup: length of the linear warm-up, in `unit`.
         total: where the shape ends, in `unit`, counted from the start of the run; left out: the length of the run.
         final: the fraction of the peak that is left at `total` and after it.
-        unit: `tokens` (GPT-3, appendix B) or optimizer `steps`.
+        unit: `tokens` (GPT-3, appendix B), optimizer `steps`, or fractions of the `run` (GPT-1's warm-up over 0.2 % of
+            training is 0.002).
     """
 
     shape: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = 0
     total: float | None = None
     final: float = 0.1
-    unit: Literal["tokens", "steps"] = "steps"
+    unit: Literal["tokens", "steps", "run"] = "steps"
 
 
 def lr_factor(progress: float, schedule: ScheduleConfig, total: float) -> float:
-    """Multiple of the peak learning rate after `progress` of `total` tokens or steps."""
+    """Multiple of the peak learning rate after `progress` of `total` tokens, steps or runs."""
     if progress < schedule.warmup:
         return progress / schedule.warmup
     if schedule.shape == "constant":
         return 1.0
-    done = min(1.0, (progress - schedule.warmup) / max(1.0, total - schedule.warmup))
+    rest = total - schedule.warmup
+    done = min(1.0, (progress - schedule.warmup) / rest) if rest > 0 else 1.0
     remaining = 1.0 - done if schedule.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return schedule.final + (1.0 - schedule.final) * remaining
 
@@ -112,15 +114,19 @@ def configure(
         total_steps: optimizer steps of the run, `inf` when only time ends it.
         tokens_per_step: tokens of one optimizer step over all devices; needed when the schedule counts tokens.
     """
-    per_step = 1
-    if schedule.unit == "tokens":
+    per_step = 1.0
+    if schedule.unit == "run":
+        per_step = 1.0 / total_steps
+    elif schedule.unit == "tokens":
         if tokens_per_step is None:
             raise UserError(
-                "schedule.unit: found 'tokens', expected 'steps': "
+                "schedule.unit: found 'tokens', expected 'steps' or 'run': "
                 "this procedure has no fixed number of tokens in a step"
             )
         per_step = tokens_per_step()
-    total = schedule.total if schedule.total is not None else total_steps * per_step
+    total = schedule.total
+    if total is None:
+        total = 1.0 if schedule.unit == "run" else total_steps * per_step
     if not math.isfinite(total) and schedule.shape != "constant":
         raise UserError(
             "schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them"

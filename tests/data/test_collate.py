@@ -6,13 +6,18 @@ from hypothesis import strategies as st
 
 from gpt_modules.data.collate import (
     RankedAnswers,
+    TaskExample,
     collate_packed,
     collate_prompts,
     collate_rankings,
+    collate_tasks,
     collate_tokens,
     collate_windows,
+    cut_answer,
+    cut_pair,
     empty_example,
     isolate_documents,
+    join_row,
     make_example,
     pack_examples,
     pad_right,
@@ -132,3 +137,75 @@ def test_isolated_documents_restart_where_an_end_token_stands():
     assert batch.labels.tolist() == [[4, 9, 5, 6, 7, 8], [1, 9, -100, -100, -100, -100]]
     assert batch.positions.tolist() == [[0, 1, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5]]
     assert batch.segments.tolist() == [[1, 1, 2, 2, 2, 2], [2, 2, 2, 2, 2, 2]]
+
+
+def test_rows_of_a_task_are_those_of_the_paper():
+    assert join_row([[1, 2]], (7, 8, 9)).tolist() == [7, 1, 2, 9]
+    assert join_row([[1, 2], [3]], (7, 8, 9)).tolist() == [7, 1, 2, 8, 3, 9]
+
+
+@pytest.mark.parametrize(
+    ("text", "pair", "room", "cut"),
+    [
+        (b"abc", b"de", 5, (b"abc", b"de")),
+        (b"abcdef", b"gh", 5, (b"abc", b"gh")),  # the longer gives way
+        (b"ab", b"cdefgh", 5, (b"ab", b"cde")),
+        (b"abcdef", b"ghijkl", 6, (b"abc", b"ghi")),
+        (b"abcdef", b"ghijkl", 5, (b"abc", b"gh")),
+        (b"abc", b"ghijklmn", 5, (b"abc", b"gh")),
+        (b"a", b"b", 2, (b"a", b"b")),
+    ],
+)
+def test_of_a_pair_the_longer_gives_way_and_each_keeps_its_beginning(text, pair, room, cut):
+    assert cut_pair(text, pair, room) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "room", "cut"),
+    [
+        (b"abc", b"de", 5, (b"abc", b"de")),
+        (b"abcdef", b"gh", 5, (b"def", b"gh")),  # the question at the end stays
+        (b"abcdef", b"ghi", 6, (b"def", b"ghi")),  # half of the room is the answer's
+        (b"abcdef", b"ghij", 6, (b"def", b"ghi")),
+        (b"a", b"ghijkl", 6, (b"a", b"ghijk")),  # but what the text does not need is too
+        (b"ab", b"cdef", 2, (b"b", b"c")),
+        (b"", b"cdef", 3, (b"", b"cde")),
+    ],
+)
+def test_before_an_answer_the_text_gives_way_from_its_left(text, answer, room, cut):
+    assert cut_answer(text, answer, room) == cut
+
+
+@given(st.text("ab", max_size=12), st.text("cd", max_size=12), st.integers(2, 20))
+def test_cutting_wastes_no_room(text, pair, room):
+    for cut in (cut_pair, cut_answer):
+        first, second = (part.decode() for part in cut(text.encode(), pair.encode(), room))
+        assert len(first) + len(second) == min(room, len(text) + len(pair))
+        assert pair.startswith(second)
+        assert text.startswith(first) if cut is cut_pair else text.endswith(first)
+
+
+def test_tasks_by_hand():
+    examples = [
+        TaskExample([np.array([7, 1, 9]), np.array([7, 1, 2, 9])], 1),
+        TaskExample([], None),
+        TaskExample([np.array([7, 3, 9])] * 3, None),
+    ]
+    batch = collate_tasks(examples, numeric=False)
+    assert batch.tokens.tolist() == [[7, 1, 9, 0], [7, 1, 2, 9], [7, 3, 9, 0], [7, 3, 9, 0], [7, 3, 9, 0]]
+    assert batch.lengths.tolist() == [3, 4, 3, 3, 3]
+    assert batch[2].tolist() == [[0, 1, -1], [-1, -1, -1], [2, 3, 4]]
+    assert batch.labels.tolist() == [1, -100, -100]
+    assert batch.labels.dtype == torch.int64
+    numbers = collate_tasks([examples[0]._replace(label=2.5), examples[1]], numeric=True).labels
+    assert numbers.dtype == torch.float32
+    assert numbers[0] == 2.5
+    assert numbers[1].isnan()
+
+
+def test_a_batch_of_nothing_still_has_a_row_to_run_on():
+    batch = collate_tasks([TaskExample([], None)], numeric=False)
+    assert batch.tokens.shape == (1, 1)
+    assert batch.lengths.tolist() == [1]
+    assert batch[2].tolist() == [[-1]]
+    assert batch.labels.tolist() == [-100]

@@ -83,3 +83,19 @@ def test_parts_encoded_apart_are_the_whole_encoded():
 def test_too_many_answers_are_refused():
     with pytest.raises(ValueError, match="found 9, expected 2 to 8"):
         reviews.reward_rows("train", 9)
+
+
+def test_labelled_sentences_are_about_films_and_clear():
+    films = {review.text: review.rating for review in reviews.load_reviews() if review.domain == "film"}
+    splits = [reviews.finetuning_rows(split) for split in ("train", "validation")]
+    assert [len(rows) for rows in splits] == [9045, 1027]
+    for row in splits[0] + splits[1]:
+        assert max(RATINGS[row["text"]]) >= 0.5 if row["label"] == "positive" else min(RATINGS[row["text"]]) <= -0.5
+        assert row["text"] in films
+    assert not {row["text"].lower() for row in splits[0]} & {row["text"].lower() for row in splits[1]}
+
+
+def test_ratings_of_all_films():
+    rows = reviews.finetuning_rows("train", numeric=True) + reviews.finetuning_rows("validation", numeric=True)
+    assert len(rows) == 10605
+    assert {"text": "Effective but too tepid biopic", "label": -0.6} in rows

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from gpt_modules.data import sources
+from gpt_modules.data.schemas import FieldError, describe
 from gpt_modules.data.sources import fingerprint, iter_rows, load_rows, load_splits, split_rows
 from gpt_modules.errors import UserError
 
@@ -151,6 +152,26 @@ def test_tied_rows_are_left_out_and_counted(tmp_path, cache, caplog):
     only_ties = write_lines(tmp_path / "b.jsonl", rows[:1])
     with pytest.raises(UserError, match="found no usable row"):
         load_rows(only_ties, "train", "reward", cache_dir=cache)
+
+
+def test_columns_of_any_name_with_a_check_of_ones_own(tmp_path, cache):
+    def check(record):
+        if record["n"] != 1:
+            raise FieldError("n", describe(record["n"]), "1")
+        return {"text": record["title"]}
+
+    good = write_lines(tmp_path / "a.jsonl", [{"title": "x", "n": 1}])
+    bad = write_lines(tmp_path / "b.jsonl", [{"title": "x", "n": 1}, {"title": "y", "n": 2}])
+    assert load_rows(good, "train", check, cache_dir=cache) == [{"text": "x"}]
+    with pytest.raises(UserError, match=r"b\.jsonl:2: n: found the number 2, expected 1$"):
+        load_rows([good, bad], "train", check, cache_dir=cache)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"a\.txt: found a text file, expected rows with fields"):
+        load_rows(str(tmp_path / "a.txt"), "train", check, cache_dir=cache)
+    rows = [{"text": text, "pair": str(i)} for i, text in enumerate("abcABC")]
+    train, validation = split_rows(rows, check, 0.3)
+    assert (len(train), len(validation)) == (4, 2)  # a text's rows stay together
+    assert not {row["text"].lower() for row in train} & {row["text"].lower() for row in validation}
 
 
 def test_split_is_by_text_not_by_place():

@@ -4,15 +4,21 @@ import lightning.pytorch as L
 import pytest
 import torch
 
-from gpt_modules.data import PPODataModule, PretrainingDataModule, RewardDataModule, SFTDataModule
-from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.data import (
+    FinetuningDataModule,
+    PPODataModule,
+    PretrainingDataModule,
+    RewardDataModule,
+    SFTDataModule,
+)
+from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.callbacks import ExportBest, FiniteLossGuard, RunSummary
 from gpt_modules.training.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.ppo import KLConfig
 
 FAST = OptimizerConfig(lr=1e-2)
-STEPS = {"pretraining": 9, "sft": 9, "reward": 9, "ppo": 12}
+STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12}
 MONITOR = {"reward": "val/margin", "ppo": "val/score"}
 
 
@@ -26,6 +32,9 @@ def parts(micro, tmp_path):
         if word == "pretraining":
             data = PretrainingDataModule(text, text, context=16, batch_size=20, **cache)
             return PretrainingModule(micro.config(), optimizer=FAST), data
+        if word == "finetuning":
+            rows = FinetuningDataModule(str(micro.labelled), context=32, batch_size=35, **cache)
+            return FinetuningModule(folder, optimizer=FAST), rows
         if word == "sft":
             return SFTModule(folder, optimizer=FAST), SFTDataModule(str(micro.sft), context=32, batch_size=10, **cache)
         if word == "reward":

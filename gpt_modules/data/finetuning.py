@@ -1,0 +1,295 @@
+"""Labelled data for fine-tuning, as rows of tokens between a start and an extract token (Radford et al. 2018, section
+3.3 and figure 1).
+"""
+
+import json
+import logging
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_modules.data.batches import TaskBatch
+from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
+from gpt_modules.data.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
+from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.reviews import Split
+from gpt_modules.data.schemas import Row
+from gpt_modules.data.sources import REVIEWS, Source, load_rows, name_of, split_rows
+from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+from gpt_modules.tasks import Task, TaskKind
+
+log = logging.getLogger(__name__)
+
+
+class TaskExamples(Examples[TaskBatch]):
+    """Labelled rows, encoded: each different text once, an example as one row of tokens or as several. What is longer
+    than the context is cut, and how many were is logged once.
+
+    Args:
+        rows: Checked rows with labels as numbers.
+        tokenizer: With task tokens.
+        task: What the rows are labelled for.
+        context: Tokens of the longest row, the added ones among them.
+        source: The name in messages.
+
+    Raises:
+        UserError: The context has no room for a token of each text.
+    """
+
+    def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, task: Task, context: int, source: str) -> None:
+        self.task, self.context, self.task_ids = task, context, tokenizer.task_ids
+        texts = list(dict.fromkeys(text for row in rows for text in _texts(row)))
+        ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+        self.examples = [self._example(row, ids) for row in rows]
+        self._lengths = np.array([max(map(len, example.rows)) for example in self.examples], dtype=np.int64)
+        cut = sum(_is_cut(example, row, ids) for example, row in zip(self.examples, rows, strict=True))
+        if cut:
+            log.warning("%s: of %d rows, %d are cut to the context of %d tokens", source, len(rows), cut, context)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def lengths(self, epoch: int) -> NDArray[np.int64] | None:
+        return self._lengths
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TaskBatch:
+        filler = TaskExample([], None)
+        examples = [self.examples[i] if i >= 0 else filler for i in indices.tolist()]
+        return collate_tasks(examples, self.task.numeric)
+
+    def _example(self, row: Row, ids: dict[str, list[int]]) -> TaskExample:
+        text, second = ids[row["text"]], [ids[other] for other in _texts(row)[1:]]
+        room = self.context - (3 if second else 2)
+        if room < (2 if second else 1):
+            raise UserError(f"context: found {self.context}, expected at least {5 if second else 3} tokens")
+        parts: list[tuple[Sequence[int], ...]]
+        if "choices" in row:
+            parts = [cut_answer(text, answer, room) for answer in second]
+        else:
+            parts = [cut_pair(text, second[0], room)] if second else [(text[:room],)]
+        if self.task.kind == "similarity":
+            parts.append(parts[0][::-1])
+        return TaskExample([join_row(part, self.task_ids) for part in parts], row["label"])
+
+
+class InRowOrder(Examples[TaskBatch]):
+    """The same examples without their lengths, so that an unshuffled loader keeps the order of the rows: predictions
+    are read beside the file.
+    """
+
+    def __init__(self, examples: TaskExamples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TaskBatch:
+        return self.examples.batch(epoch, indices)
+
+
+class FinetuningDataModule(ResumableDataModule):
+    """Labelled texts, pairs of texts, or questions with answers to choose from.
+
+    Args:
+        train: "reviews" (embedded: film sentences, positive or negative; for regression their ratings), "quantifiers"
+            (generated, for entailment), "possessions" (generated, for multiple_choice), files, folders or globs of
+            rows, or a data set's name on the hub.
+        validation: The same; None: the built-in data's own split, else `validation_fraction` of the texts by hash.
+        tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub. Three
+            tokens are added where it lacks them.
+        task: What the labels say.
+        columns: Names of the columns.
+        labels: Names of the classes in the order of their numbers; None: the texts that the training rows hold,
+            sorted, or the numbers from 0. For multiple choice: what the answers are called, as ["A", "B", "C", "D"],
+            or ["1", "2"] for answers counted from 1.
+        levels: Lowest and highest score, where labels are scores between them.
+        context: Tokens of a row.
+        batch_size: Examples a batch, of each process.
+        val_batch_size: The same for validation; None: `batch_size`.
+        seed: Seed of the order.
+        cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
+        validation_fraction: See `validation`.
+    """
+
+    def __init__(
+        self,
+        train: str | list[str] = REVIEWS,
+        validation: str | list[str] | None = None,
+        tokenizer: str = "gpt2",
+        task: TaskKind = "classification",
+        columns: Columns = Columns(),
+        labels: list[str] | None = None,
+        levels: list[int] | None = None,
+        context: int = 128,
+        batch_size: int = 32,
+        val_batch_size: int | None = None,
+        seed: int = 0,
+        cache_dir: str | None = None,
+        validation_fraction: float = 0.1,
+    ) -> None:
+        super().__init__(tokenizer)
+        self.train_source, self.validation_source = train, validation
+        self.task, self.columns, self.labels, self.levels = task, columns, labels, levels
+        self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
+        self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
+        self.train_examples: TaskExamples | None = None
+        self.validation_examples: TaskExamples | None = None
+        self.predict_examples: TaskExamples | None = None
+        self._task: Task | None = None
+
+    @property
+    def task_spec(self) -> Task:
+        """The task with its classes, or mean and spread of its numbers; known after `setup`."""
+        assert self._task is not None, "setup comes first"
+        return self._task
+
+    def open_tokenizer(self) -> Tokenizer:
+        """The tokenizer, with task tokens."""
+        return super().open_tokenizer().with_task_tokens()
+
+    def prepare_data(self) -> None:
+        """Fills the cache of downloads, once for all processes of a machine."""
+        stage = self.trainer.state.fn if self.trainer is not None else None
+        self._read("fit" if stage is None else stage.value)
+
+    def setup(self, stage: str) -> None:
+        """Reads and encodes what the stage needs. All but "predict" need labels."""
+        self.forget_loader()
+        if stage == "predict" and self.predict_examples is None:
+            _, rows = self._read(stage)
+            self.predict_examples = self._examples(rows, "predict")
+        missing = self.train_examples if stage == "fit" else self.validation_examples
+        if stage != "predict" and missing is None:
+            train, validation = self._read(stage)
+            self.validation_examples = self._examples(validation, "validation")
+            self.train_examples = self._examples(train, "train") if stage == "fit" else None
+
+    def train_dataloader(self) -> BatchLoader[TaskBatch]:
+        """Batches of `batch_size` examples of like length."""
+        assert self.train_examples is not None, "setup comes first"
+        return self.training_loader(self.train_examples, self.batch_size, self.seed)
+
+    def val_dataloader(self) -> BatchLoader[TaskBatch]:
+        """The same, every example once."""
+        assert self.validation_examples is not None, "setup comes first"
+        return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+
+    def predict_dataloader(self) -> BatchLoader[TaskBatch]:
+        """The validation source in the order of its rows, which need no labels."""
+        examples = self.predict_examples or self.validation_examples
+        assert examples is not None, "setup comes first"
+        return self.validation_loader(InRowOrder(examples), self.val_batch_size or self.batch_size)
+
+    def rows(self) -> tuple[list[Row], list[Row]]:
+        """(training, validation) rows as text, {"text", "pair" or "choices" where the task has them, "label"}, labels
+        as numbers: for baselines.
+        """
+        return self._read("fit")
+
+    def _examples(self, rows: list[Row], name: str) -> TaskExamples:
+        return TaskExamples(rows, self.tokenizer, self.task_spec, self.context, name)
+
+    def _read(self, stage: str) -> tuple[list[Row], list[Row]]:
+        """(training, validation) rows of a stage; where it neither trains nor learns its task from the training rows,
+        there are none of those.
+        """
+        known, labelled = self._known_task(stage), stage != "predict"
+        if stage != "fit" and known is not None and self.validation_source is not None:
+            self._task = known
+            return [], self._load(self.validation_source, "validation", known, labelled)
+        train = self._load(self.train_source, "train", known, labelled or known is None)
+        named = known or self._named(train)
+        if self.validation_source is None and not is_built_in(self.train_source):
+            train, validation = split_rows(train, self._check(named, labelled), self.validation_fraction)
+        else:
+            validation = self._load(self.validation_source or self.train_source, "validation", named, labelled)
+        self._task = known or self._measured(named, train)
+        return train, validation
+
+    def _known_task(self, stage: str) -> Task | None:
+        """The task, where it is clear without the training rows; `setup` of an earlier stage may have found it."""
+        if self._task is not None:
+            return self._task
+        if self.labels is not None and len(self.labels) < 2:
+            raise UserError(f"labels: found {self.labels}, expected at least 2 names")
+        if self.labels is not None and (self.task == "regression" or self.levels is not None):
+            raise UserError(f"labels: found {self.labels} for a task with numbers, expected none")
+        names = self.labels if self.task != "multiple_choice" else None
+        given = Task(self.task, tuple(names or ()), self._levels())
+        saved = saved_task(self.tokenizer_name) if stage == "predict" else None
+        if saved is not None and saved.kind == self.task:
+            return self._agreed(given, saved)
+        clear = names is not None or self.task == "multiple_choice" or self.levels is not None
+        return given if clear else None
+
+    def _levels(self) -> tuple[int, int] | None:
+        if self.levels is None:
+            return None
+        if len(self.levels) != 2:
+            raise UserError(f"levels: found {self.levels}, expected the lowest and the highest score")
+        return self.levels[0], self.levels[1]
+
+    def _agreed(self, given: Task, saved: Task) -> Task:
+        """The task of the model that will predict: its class numbers are the ones that count."""
+        for name, ours, theirs in (("labels", given.labels, saved.labels), ("levels", given.levels, saved.levels)):
+            if ours and ours != theirs:
+                model = f"those of {self.tokenizer_name}, {list(theirs or ())}"
+                raise UserError(f"{name}: found {list(ours)}, expected {model}")
+        return saved
+
+    def _check(self, task: Task | None, labelled: bool, columns: Columns | None = None) -> LabelledRow:
+        names = self.labels if self.task == "multiple_choice" or task is None else task.labels or None
+        levels = self.levels if task is None else task.levels
+        return LabelledRow(self.task, columns or self.columns, names, levels, labelled)
+
+    def _load(self, source: Source, split: Split, task: Task | None, labelled: bool) -> list[Row]:
+        if not is_built_in(source):
+            return load_rows(source, split, self._check(task, labelled), cache_dir=self.cache_dir)
+        return built_in_rows(str(source), split, self._check(task, labelled, Columns()))
+
+    def _named(self, train: list[Row]) -> Task:
+        """The task with the classes of the training rows, whose labels become numbers."""
+        if self.task == "regression":
+            return Task(self.task)
+        names = class_names([row["label"] for row in train], name_of(self.train_source))
+        for row in train:
+            row["label"] = class_number(row["label"], names, len(names))
+        return Task(self.task, names)
+
+    def _measured(self, task: Task, train: list[Row]) -> Task:
+        """For regression, the task with mean and spread of the training labels."""
+        if self.task != "regression":
+            return task
+        numbers = [row["label"] for row in train if row["label"] is not None]
+        if len(set(numbers)) < 2:
+            raise UserError(f"{name_of(self.train_source)}: label: found the same number in all rows, expected others")
+        return Task(self.task, mean=statistics.fmean(numbers), std=statistics.pstdev(numbers))
+
+
+def saved_task(folder: str) -> Task | None:
+    """The task in the `config.json` of a task model's folder; None for any other folder, and where there is none."""
+    path = Path(folder).expanduser() / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        config: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: found broken JSON, expected the configuration of a model") from error
+    ours = config.get("gpt_modules") if isinstance(config, dict) else None
+    return Task.from_dict(ours["task"]) if isinstance(ours, dict) and ours.get("kind") == "task" else None
+
+
+def _texts(row: Row) -> list[str]:
+    return [row["text"], *([row["pair"]] if "pair" in row else row.get("choices", []))]
+
+
+def _is_cut(example: TaskExample, row: Row, ids: dict[str, list[int]]) -> bool:
+    """Whether a row of tokens is shorter than its texts and the tokens around them."""
+    text, *second = (len(ids[other]) for other in _texts(row))
+    whole = [text + other + 3 for other in second] or [text + 2]
+    return any(len(tokens) < full for tokens, full in zip(example.rows, whole, strict=False))

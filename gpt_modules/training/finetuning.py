@@ -1,0 +1,253 @@
+"""Fine-tuning on a labelled task: GPT-1's second stage (Radford et al. 2018, sections 3.2, 3.3 and 4.1)."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from gpt_modules.backbone import GPT, DecoderConfig, TaskModel, load_pretrained
+from gpt_modules.data.batches import IGNORE, TaskBatch
+from gpt_modules.errors import UserError
+from gpt_modules.functional import linear_cross_entropy, row_mean_weights
+from gpt_modules.tasks import Task
+from gpt_modules.training import artefacts, optimizers, task_metrics
+from gpt_modules.training.callbacks import tensorboard
+from gpt_modules.training.figures import confusion_figure
+from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
+
+SHOWN_ROWS = 8
+
+
+class FinetuningModule(L.LightningModule):
+    """Trains a pretrained GPT with a new head, and goes on predicting the text: L3 = L2 + lm_coef * L1 (equation 5).
+
+    What the DataModule calls its task decides on the head, the loss and the metrics. The head has no bias, as in the
+    paper (equation 3); the original code has one. Its first step has a rate of 0, and its decay is scheduled with the
+    rate; here the schedule is the paper's, and AdamW is torch's. The auxiliary loss is, as in that code, a mean over
+    each row's tokens and then over rows.
+
+    Args:
+        init_from: folder (or hub name) of the pretrained model, or of a task model to go on with.
+        config: a decoder to begin from scratch with, in place of `init_from`.
+        init_layers: take the embeddings and the lowest so many blocks from the pretrained model, the rest fresh (the
+            paper's figure 2); left out: all.
+        lm_coef: λ, the weight of the auxiliary loss; 0.5 in the paper.
+        dropout: residual, embedding and attention dropout; left out: as pretrained.
+        classifier_dropout: before the head.
+        freeze: keep the embeddings and the lowest so many blocks as they are; the new tokens still learn.
+        layer_decay: each layer below the head learns at this multiple of the rate of the one above.
+        lora: low-rank updates in place of the matrices; merged in the exported folder.
+        optimizer: the paper's rate is 6.25e-5.
+        schedule: the paper's is linear to 0 after a warm-up over 0.2 % of the run.
+        compile: compile each block with `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        config: DecoderConfig | None = None,
+        init_layers: int | None = None,
+        lm_coef: float = 0.5,
+        dropout: float | None = None,
+        classifier_dropout: float = 0.1,
+        freeze: int | None = None,
+        layer_decay: float = 1.0,
+        lora: LoRA | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=6.25e-5, betas=(0.9, 0.999), weight_decay=0.01),
+        schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.002, final=0.0, unit="run"),
+        compile: bool = False,
+    ) -> None:
+        given = arguments(locals())
+        super().__init__()
+        self.config = None if config is None else typed(DecoderConfig, config)
+        self.lora = None if lora is None else typed(LoRA, lora)
+        self.optimizer_config = typed(OptimizerConfig, optimizer)
+        self.schedule_config = typed(ScheduleConfig, schedule)
+        self.save_hyperparameters(given)
+        self.val_loss, self.val_lm_loss = MeanMetric(), MeanMetric()
+        self.val_metrics: MetricCollection
+        self.val_confusion: MulticlassConfusionMatrix | None = None
+        self.model: TaskModel
+
+    @property
+    def data(self) -> Any:
+        """The run's FinetuningDataModule."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def task(self) -> Task:
+        """What the data says it is."""
+        return self.model.task
+
+    def configure_model(self) -> None:
+        """Open the pretrained model and give it the task's head and tokens."""
+        if hasattr(self, "model"):
+            return
+        self.model = self._open()
+        self._choose_what_learns()
+        self.val_metrics = task_metrics.build_metrics(self.task)
+        if len(self.task.labels) > 1 and not self.task.numeric and self.task.kind != "multiple_choice":
+            self.val_confusion = MulticlassConfusionMatrix(len(self.task.labels))
+        if self.hparams["compile"]:
+            self.model.decoder.compile_blocks()
+
+    def _open(self) -> TaskModel:
+        task, special_ids = self.data.task_spec, self.data.tokenizer.task_ids
+        source = open_source(self.config, self.hparams["init_from"], self.hparams["dropout"])
+        if isinstance(source, TaskModel):
+            if source.task.to_dict() != task.to_dict() and self.trainer.training:
+                raise UserError(
+                    f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"
+                )
+            return source
+        if min(special_ids) > source.config.vocab_size:
+            raise UserError(
+                f"model.init_args: found a model of {source.config.vocab_size} tokens, "
+                f"expected at least the tokenizer's {min(special_ids)}"
+            )
+        return TaskModel.from_gpt(
+            source, task, special_ids, self.hparams["init_layers"], self.hparams["classifier_dropout"]
+        )
+
+    def _choose_what_learns(self) -> None:
+        decoder = self.model.decoder
+        if self.lora is not None:
+            add_lora(decoder, self.lora)
+        if self.hparams["freeze"] is not None:
+            freeze(decoder, self.hparams["freeze"])
+        if self.lora is not None or self.hparams["freeze"] is not None:
+            learn_rows(decoder.wte, self.data.tokenizer.task_ids)
+
+    def losses(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(outputs, L2, L1) as losses: what the head says, how wrong that is, and the nats a token of the text."""
+        hidden = self.model.hidden(batch.tokens)
+        outputs = self.model.outputs(hidden, batch.lengths, batch.index)
+        lm_loss = self._lm_loss(hidden, batch) if self.hparams["lm_coef"] else outputs.new_zeros(())
+        return outputs, task_metrics.task_loss(outputs, batch.labels, self.task), lm_loss
+
+    def _lm_loss(self, hidden: Tensor, batch: TaskBatch) -> Tensor:
+        """Every token after the first is predicted, the delimiter and the extract token too."""
+        places = torch.arange(1, batch.tokens.shape[1], device=hidden.device)
+        counted = places < batch.lengths[:, None]
+        labels = batch.tokens[:, 1:].masked_fill(~counted, IGNORE)
+        weights = row_mean_weights(counted)
+        states = hidden[:, :-1].flatten(0, 1)
+        return linear_cross_entropy(states, self.model.head_weight, labels.flatten(), row_weights=weights.flatten())
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """L2 + lm_coef * L1."""
+        _, loss, lm_loss = self.losses(batch)
+        total: Tensor = loss + self.hparams["lm_coef"] * lm_loss
+        self.log("train/loss", total, prog_bar=True)
+        self.log_dict({"train/task_loss": loss, "train/lm_loss": lm_loss})
+        return total
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Loss and metrics over the labelled examples."""
+        outputs, loss, lm_loss = self.losses(batch)
+        count = task_metrics.has_label(batch.labels, self.task)
+        self.val_loss.update(loss, count.sum())
+        self.val_lm_loss.update(lm_loss, len(batch.lengths))
+        task_metrics.update_metrics(self.val_metrics, outputs, batch.labels, self.task)
+        if self.val_confusion is not None and bool(count.any()):
+            self.val_confusion.update(outputs.argmax(1)[count], batch.labels[count])
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss` (without the auxiliary one), the task's metrics, and the confusion matrix."""
+        self._log_metrics("val")
+
+    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The same as `test/...`."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        values = {"loss": self.val_loss.compute(), **self.val_metrics.compute()}
+        if self.hparams["lm_coef"]:
+            values["lm_loss"] = self.val_lm_loss.compute()
+        for metric in (self.val_loss, self.val_lm_loss, self.val_metrics):
+            metric.reset()
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True)
+        if self.val_confusion is not None:
+            counts = self.val_confusion.compute().cpu().numpy()
+            self.val_confusion.reset()
+            writer = tensorboard(self.trainer)
+            if writer is not None and not self.trainer.sanity_checking:
+                writer.add_figure(f"{stage}/confusion", confusion_figure(counts, self.task.labels), self.global_step)
+
+    def predict_step(self, batch: TaskBatch, batch_idx: int) -> list[dict[str, Any]]:
+        """Each example's prediction with its probabilities."""
+        outputs = self.model(batch.tokens, batch.lengths, batch.index)
+        return task_metrics.prediction_rows(outputs, batch.labels, self.task)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (or Muon for the blocks) and the schedule."""
+        config, decay = self.optimizer_config, self.hparams["layer_decay"]
+        decoder = self.model.decoder
+        rows_only = self.lora is not None or self.hparams["freeze"] is not None
+        groups = groups_by_depth(decoder, self.model.head, config.lr, decay, config.weight_decay)
+        if rows_only:  # a decay would move the rows that shall stay
+            groups = [_without_decay(group) if _holds(group, decoder.wte.weight) else group for group in groups]
+        if config.muon_lr is not None and decay != 1.0:
+            raise UserError("layer_decay: found together with optimizer.muon_lr, expected one of them")
+        optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
+        return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
+
+    def work(self, batch: TaskBatch) -> tuple[int, str]:
+        """Cells of the rows; rows of a batch are alike in length, and what is left empty is a few per cent."""
+        return batch.tokens.numel(), "tokens"
+
+    def flops_per_token(self) -> float:
+        """Of a training step."""
+        return self.model.config.flops_per_token(self.data.context)
+
+    @torch.no_grad()
+    def sample_rows(self) -> list[dict[str, str]]:
+        """The first held-out texts with their labels and predictions."""
+        batch = TaskBatch(*(field.to(self.device) for field in next(iter(self.data.predict_dataloader()))))
+        training = self.model.training
+        self.model.eval()
+        rows = self.predict_step(batch, 0)
+        self.model.train(training)
+        texts = [self._text(batch, i) for i in range(min(SHOWN_ROWS, len(rows)))]
+        return [
+            {"text": text, "label": str(row.get("label", "")), "prediction": str(row["prediction"])}
+            for text, row in zip(texts, rows, strict=False)
+        ]
+
+    def _text(self, batch: TaskBatch, example: int) -> str:
+        rows = [int(row) for row in batch.index[example] if row >= 0]
+        texts = [self.data.tokenizer.decode(batch.tokens[row, : batch.lengths[row]].tolist(), False) for row in rows]
+        return " / ".join(texts)
+
+    def export(self, folder: Path) -> None:
+        """Write the task model's folder, LoRA merged."""
+        artefacts.export(self, merged(self.model), folder)
+
+
+def open_source(config: DecoderConfig | None, init_from: str | None, dropout: float | None) -> GPT | TaskModel:
+    """A language model to fine-tune (new, or from its folder), or a task model to go on with."""
+    changes = artefacts.dropout_changes(dropout)
+    if init_from is None or config is not None:
+        return artefacts.open_gpt(config, init_from, **changes)
+    model = load_pretrained(init_from, None, **changes)
+    if not isinstance(model, GPT | TaskModel):
+        raise UserError(f"{init_from}: found a reward model, expected a language model or a task model")
+    return model
+
+
+def _holds(group: dict[str, Any], parameter: Tensor) -> bool:
+    return any(p is parameter for p in group["params"])
+
+
+def _without_decay(group: dict[str, Any]) -> dict[str, Any]:
+    return {**group, "weight_decay": 0.0}
