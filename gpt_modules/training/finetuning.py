@@ -197,8 +197,10 @@ class FinetuningModule(L.LightningModule):
         groups = groups_by_depth(decoder, self.model.head, config.lr, decay, config.weight_decay)
         if rows_only:  # a decay would move the rows that shall stay
             groups = [_without_decay(group) if _holds(group, decoder.wte.weight) else group for group in groups]
-        if config.muon_lr is not None and decay != 1.0:
-            raise UserError("layer_decay: found together with optimizer.muon_lr, expected one of them")
+        if config.muon_lr and decay != 1.0:
+            raise UserError(
+                "layer_decay: found together with optimizer.muon_lr, expected one of them (--model.optimizer.muon_lr 0)"
+            )
         optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 

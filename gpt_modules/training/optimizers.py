@@ -22,7 +22,7 @@ class OptimizerConfig:
 
     Args:
         lr: peak learning rate of AdamW.
-        muon_lr: peak learning rate of Muon; None leaves every parameter to AdamW. With Muon, only its matrices decay.
+        muon_lr: peak learning rate of Muon; None or 0 leaves every parameter to AdamW. With Muon, only its matrices decay.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
         weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed
@@ -87,7 +87,7 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
             embeddings or heads.
     """
     matrices = {id(p): p for module in hidden for p in module.parameters() if p.ndim == 2 and p.requires_grad}
-    if config.muon_lr is not None:  # what is left has rates at which a decay per step would keep it from growing
+    if config.muon_lr:  # what is left has rates at which a decay per step would keep it from growing
         rest = ([p for p in group["params"] if id(p) not in matrices] for group in groups)
         groups = [{**group, "params": params, "weight_decay": 0.0} for group, params in zip(groups, rest, strict=True)]
     kept = [group for group in groups if group["params"]]
@@ -95,7 +95,7 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
     # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision.
     # Without the mark gradients are unscaled before the clip, which is what clipping needs.
     adamw._step_supports_amp_scaling = False
-    if config.muon_lr is None:
+    if not config.muon_lr:
         return adamw
     if not matrices:
         raise UserError("optimizer.muon_lr: given, but this procedure has no block matrices for Muon; leave it out")

@@ -18,9 +18,12 @@ import measure
 import numpy as np
 import torch
 
-LAYERS, WIDTH, HEADS, VOCABULARY, CONTEXT, BATCH = 4, 256, 4, 40_478, 128, 16
-START, DELIMITER, EXTRACT = VOCABULARY, VOCABULARY + 1, VOCABULARY + 2
-EXAMPLES = 8192
+LAYERS, WIDTH, HEADS, CONTEXT, BATCH, EXAMPLES = 4, 256, 4, 128, 16, 8192
+
+
+def vocabulary(options: argparse.Namespace) -> int:
+    """GPT-1's ids; the start, delimiter and extract tokens come after them."""
+    return 500 if options.tiny else 40_478
 
 
 def decoder_config(options: argparse.Namespace) -> Any:
@@ -28,19 +31,22 @@ def decoder_config(options: argparse.Namespace) -> Any:
     from gpt_modules.backbone import DecoderConfig
 
     layers, width = (1, 16) if options.tiny else (LAYERS, WIDTH)
-    return DecoderConfig(VOCABULARY, CONTEXT, layers, 2 if options.tiny else HEADS, width, norm="post", init="gpt1")
+    return DecoderConfig(
+        vocabulary(options), CONTEXT, layers, 2 if options.tiny else HEADS, width, norm="post", init="gpt1"
+    )
 
 
-def examples(choices: int) -> list[list[np.ndarray]]:
+def examples(options: argparse.Namespace) -> list[list[np.ndarray]]:
     """Rows of an example: lengths as of sentences (log-normal, median 24 tokens, 8 to 126), ids uniform."""
+    choices = 2 if options.task == "multiple_choice" else 1
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(np.log(24), 0.6, EXAMPLES), 8, CONTEXT - 2).astype(int)
-    return [[row(rng, length) for _ in range(choices)] for length in lengths]
+    return [[row(rng, length, vocabulary(options)) for _ in range(choices)] for length in lengths]
 
 
-def row(rng: np.random.Generator, length: int) -> np.ndarray:
+def row(rng: np.random.Generator, length: int, tokens: int) -> np.ndarray:
     """[start] text [extract]."""
-    return np.concatenate([[START], rng.integers(VOCABULARY, size=length), [EXTRACT]])
+    return np.concatenate([[tokens], rng.integers(tokens, size=length), [tokens + 2]])
 
 
 def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
@@ -86,8 +92,7 @@ def random_rows(options: argparse.Namespace) -> Any:
     from gpt_modules.data.loader import BatchLoader, Examples
     from gpt_modules.tasks import Task
 
-    choices = 2 if options.task == "multiple_choice" else 1
-    rows = examples(choices)
+    rows, start = examples(options), vocabulary(options)
 
     class Rows(Examples[Any]):
         def __len__(self) -> int:
@@ -101,8 +106,8 @@ def random_rows(options: argparse.Namespace) -> Any:
 
     class RandomRows(L.LightningDataModule):
         context = CONTEXT
-        task_spec = Task("multiple_choice") if choices == 2 else Task("classification", ("no", "yes"))
-        tokenizer = SimpleNamespace(task_ids=(START, DELIMITER, EXTRACT), vocab_size=EXTRACT + 1)
+        task_spec = Task(options.task, ("no", "yes") if options.task == "classification" else ())
+        tokenizer = SimpleNamespace(task_ids=(start, start + 1, start + 2), vocab_size=start + 3)
 
         def train_dataloader(self) -> Any:
             return BatchLoader(Rows(), BATCH)
@@ -142,9 +147,11 @@ def transformers(turn: measure.Turn, options: argparse.Namespace, strategy: str 
         )
         rows = [
             {"input_ids": example, "length": len(example[0]), "label": i % 2}
-            for i, example in enumerate(examples(2 if options.task == "multiple_choice" else 1))
+            for i, example in enumerate(examples(options))
         ]
-        Trainer(their_model(options), settings, their_collate(options), rows, callbacks=[Ticks()]).train()
+        trainer = Trainer(their_model(options), settings, their_collate(options), rows, callbacks=[Ticks()])
+        trainer.remove_callback(hf.PrinterCallback)
+        trainer.train()
 
 
 def their_model(options: argparse.Namespace) -> Any:
@@ -153,7 +160,7 @@ def their_model(options: argparse.Namespace) -> Any:
 
     sizes = decoder_config(options)
     config = hf.OpenAIGPTConfig(
-        vocab_size=VOCABULARY + 3,
+        vocab_size=sizes.vocab_size + 3,
         n_positions=CONTEXT,
         n_embd=sizes.n_embd,
         n_layer=sizes.n_layer,

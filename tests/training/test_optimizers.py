@@ -134,3 +134,10 @@ def test_a_schedule_reaches_both_and_a_restored_state_goes_on_exactly():
 def test_muon_without_blocks_is_a_users_mistake():
     with pytest.raises(UserError, match="muon_lr"):
         build(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(muon_lr=0.02))
+
+
+def test_a_rate_of_zero_for_muon_leaves_all_to_adamw():
+    """The command line cannot say `null` to a recipe's number."""
+    block = nn.Linear(2, 2)
+    optimizer = build(parameter_groups([block], 0.1), OptimizerConfig(lr=0.1, muon_lr=0.0), hidden=[block])
+    assert type(optimizer) is torch.optim.AdamW
