@@ -4,9 +4,9 @@ quantifiers   entailment. "No poets are happy. Not all poets are rich." and "Som
               computed from the meaning of the sentences, in every world that can be. Which quantifier goes with which
               property, and what is said and what is asked, decides; the same words arranged in another way have
               another answer.
-possessions   multiple choice. Two or three people have a thing each, one of the things may change hands, and who has
-              which? Every name stands in a story equally often, and a story is as likely under any exchange of the
-              names, so its words say nothing about the answer.
+possessions   multiple choice. A thing changes hands among three people, given or taken: who has it in the end? Every name
+              stands in a story equally often, and a story is as likely under any exchange of the names, so its words
+              say nothing about the answer.
 
 Rows are a function of the seed. A text goes to validation or to training by its hash, so none is in both.
 """
@@ -21,7 +21,6 @@ from gpt_modules.data.reviews import VALIDATION_FRACTION, Split, hash_fraction
 from gpt_modules.data.schemas import Row
 
 ROWS = 13_500  # of both splits together
-STORIES = 30_000  # the same; with half of them a small model learns the stories by heart, and not what they mean
 SINGLE_PREMISES = 0.3  # of the rows
 
 FORMS = {
@@ -43,8 +42,7 @@ KINDS = range(2 ** len(TERMS))  # of individuals: bit t of a kind says whether i
 
 NAMES = ("Tom", "Ann", "Sam", "Kate")
 OBJECTS = ("ball", "book", "key", "hat")
-MOVES = 0.6  # of the stories drawn; different ones without a move are so few that more of the rows have one
-THREE_PEOPLE = 0.9  # of the other stories drawn
+PEOPLE, MOST_MOVES = 3, 4
 
 
 class Sentence(NamedTuple):
@@ -67,7 +65,7 @@ def quantifier_rows(split: Split, seed: int = 0) -> list[Row]:
 
 
 def possession_rows(split: Split, seed: int = 0) -> list[Row]:
-    """`{"text", "choices", "label"}`: a question and a story, the names in it, and which of them has the thing."""
+    """`{"text", "choices", "label"}`: a story and a question, the names in it, and which of them has the thing."""
     return _part(_possessions(seed), split)
 
 
@@ -158,37 +156,32 @@ def _say(sentence: Sentence, terms: tuple[str, ...]) -> str:
 def _possessions(seed: int) -> list[Row]:
     generator = random.Random(f"possessions {seed}")
     rows: dict[str, Row] = {}
-    while len(rows) < STORIES:
+    while len(rows) < ROWS:
         row = _story(generator)
         rows.setdefault(row["text"], row)
     return list(rows.values())
 
 
 def _story(generator: random.Random) -> Row:
-    """Two or three people have a thing each. In most stories of three, one gives theirs to the next (or the next takes
-    it) and the third keeps theirs; then half of the questions are about the thing that changed hands.
+    """A thing goes from hand to hand among three people: each time its owner gives it to another, or another takes it.
+    Who is mentioned less often than others watches, somewhere in between, until all are mentioned equally often.
     """
-    moves = generator.random() < MOVES
-    people = 3 if moves or generator.random() < THREE_PEOPLE else 2
-    names, objects = generator.sample(NAMES, people), generator.sample(OBJECTS, people)
-    owners = dict(zip(objects, names, strict=True))
-    sentences = [f"{name} has the {thing}." for thing, name in owners.items()]
-    generator.shuffle(sentences)
-    if moves:
-        events = _events(names, objects, generator.random() < 0.5)
-        sentences += generator.sample(events, len(events))
-        owners[objects[0]] = names[1]
-    asked = generator.choice([*objects, objects[0]] if moves else objects)
-    choices = generator.sample(names, people)
-    text = " ".join([f"Who has the {asked}?", *sentences])
-    return {"text": text, "choices": choices, "label": choices.index(owners[asked])}
-
-
-def _events(names: list[str], objects: list[str], gives: bool) -> list[str]:
-    giver, receiver, keeper = names
-    moved, _, kept = objects
-    gift = f"{giver} gives the {moved} to {receiver}." if gives else f"{receiver} takes the {moved} from {giver}."
-    return [gift, f"{keeper} keeps the {kept}."]
+    names, thing = generator.sample(NAMES, PEOPLE), generator.choice(OBJECTS)
+    owner = generator.choice(names)
+    sentences, mentions = [f"{owner} has the {thing}."], [owner]
+    for _ in range(generator.randint(1, MOST_MOVES)):
+        other = generator.choice([name for name in names if name != owner])
+        gives = f"{owner} gives the {thing} to {other}.", f"{other} takes the {thing} from {owner}."
+        sentences.append(generator.choice(gives))
+        mentions += [owner, other]
+        owner = other
+    counts = Counter(mentions)
+    for name in names:
+        for _ in range(max(counts.values()) - counts[name]):
+            sentences.insert(generator.randint(0, len(sentences)), f"{name} watches.")
+    text = " ".join([*sentences, f"Who has the {thing}?"])
+    choices = generator.sample(names, PEOPLE)
+    return {"text": text, "choices": choices, "label": choices.index(owner)}
 
 
 def _part(rows: list[Row], split: Split) -> list[Row]:

@@ -22,7 +22,7 @@ class OptimizerConfig:
 
     Args:
         lr: peak learning rate of AdamW.
-        muon_lr: peak learning rate of Muon; None or 0 leaves every parameter to AdamW. With Muon, only its matrices decay.
+        muon_lr: peak learning rate of Muon; None or 0 leaves every parameter to AdamW. With Muon, only matrices decay.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
         weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed

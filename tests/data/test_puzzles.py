@@ -86,7 +86,7 @@ def owner(text):
     """Who has the thing at the end, read off the sentences one after another."""
     owners = {}
     for name, verb, thing, other in re.findall(
-        r"(\w+) (has|gives|takes|keeps) the (\w+)(?: (?:to|from) (\w+))?\.", text
+        r"(\w+) (has|gives|takes) the (\w+)(?: (?:to|from) (\w+))?\.", text
     ):
         assert verb == "has" or owners[thing] == (other if verb == "takes" else name)
         owners[thing] = other if verb == "gives" else name
@@ -96,17 +96,19 @@ def owner(text):
 def test_stories_tell_who_has_it(possessions):
     for row in possessions[0] + possessions[1]:
         assert row["choices"][row["label"]] == owner(row["text"])
-        mentions = Counter(re.findall(r"[A-Z]\w+", row["text"].split("?")[1]))
+        mentions = Counter(re.findall(r"[A-Z]\w+", row["text"].split("Who")[0]))
         assert set(mentions) == set(row["choices"])
         assert len(set(mentions.values())) == 1
 
 
-def test_what_moved_is_asked_for_half_of_the_time(possessions):
-    moved = [row["text"] for row in possessions[0] if re.search("gives|takes", row["text"])]
-    asked = [len(re.findall(r"\b" + re.search(r"Who has the (\w+)", text)[1] + r"\b", text)) == 3 for text in moved]
-    assert 0.5 < len(moved) / len(possessions[0]) < 0.9
-    kept = [bool(re.search(r"Who has the (\w+)\?.*keeps the \1\.", text)) for text in moved]
-    assert 0.45 < np.mean(np.array(asked) & ~np.array(kept)) < 0.55
+def test_the_last_sentence_and_the_last_name_do_not_tell(possessions):
+    """Each alone is right about as often as guessing among three."""
+    for pick in (0, -1):
+        right = 0
+        for row in possessions[0]:
+            names = re.findall(r"[A-Z]\w+", row["text"].split("Who")[0])
+            right += names[pick] == row["choices"][row["label"]]
+        assert right / len(possessions[0]) < 0.45
 
 
 def test_rows_are_distinct_balanced_and_split_by_text(quantifiers, possessions):
@@ -117,7 +119,7 @@ def test_rows_are_distinct_balanced_and_split_by_text(quantifiers, possessions):
         assert len({(row["text"], row.get("pair")) for row in train}) == len(train)
     shares = Counter(row["label"] for row in quantifiers[0])
     assert all(0.3 < count / len(quantifiers[0]) < 0.37 for count in shares.values())
-    places = Counter(row["label"] for row in possessions[0] if len(row["choices"]) == 3)
+    places = Counter(row["label"] for row in possessions[0])
     assert all(0.3 < count / places.total() < 0.37 for count in places.values())
 
 
