@@ -85,9 +85,7 @@ def test_the_enumeration_knows_its_logic(text, pair, label):
 def owner(text):
     """Who has the thing at the end, read off the sentences one after another."""
     owners = {}
-    for name, verb, thing, other in re.findall(
-        r"(\w+) (has|gives|takes) the (\w+)(?: (?:to|from) (\w+))?\.", text
-    ):
+    for name, verb, thing, other in re.findall(r"(\w+) (has|gives|takes) the (\w+)(?: (?:to|from) (\w+))?\.", text):
         assert verb == "has" or owners[thing] == (other if verb == "takes" else name)
         owners[thing] = other if verb == "gives" else name
     return owners[re.search(r"Who has the (\w+)\?", text)[1]]
