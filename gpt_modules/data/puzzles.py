@@ -4,9 +4,9 @@ quantifiers   entailment. "No poets are happy. Not all poets are rich." and "Som
               computed from the meaning of the sentences, in every world that can be. Which quantifier goes with which
               property, and what is said and what is asked, decides; the same words arranged in another way have
               another answer.
-possessions   multiple choice. A thing changes hands among three people, given or taken: who has it in the end? Every name
-              stands in a story equally often, and a story is as likely under any exchange of the names, so its words
-              say nothing about the answer.
+possessions   multiple choice. A thing changes hands among three people, given or taken: who has it in the end? Every
+              name stands in a story equally often, and a story is as likely under any exchange of the names, so its
+              words say nothing about the answer.
 
 Rows are a function of the seed. A text goes to validation or to training by its hash, so none is in both.
 """
