@@ -9,7 +9,7 @@ import pytest
 
 BENCHMARKS = {
     "train_throughput.py --systems ours transformers": ["ours", "transformers"],
-    "finetune_throughput.py --task multiple_choice": ["ours", "transformers", "transformers, grouped"],
+    "finetune_throughput.py --task multiple_choice": ["ours", "transformers"],
     "generate.py --control": ["ours", "transformers", "ours, entered twice"],
     "gpu_pretrain.py --modes eager": ["eager"],
     "gpu_generate.py --modes graph": ["graph"],
