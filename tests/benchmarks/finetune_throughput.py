@@ -145,10 +145,7 @@ def transformers(turn: measure.Turn, options: argparse.Namespace) -> None:
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        rows = [
-            {"input_ids": example, "label": i % 2}
-            for i, example in enumerate(examples(options))
-        ]
+        rows = [{"input_ids": example, "label": i % 2} for i, example in enumerate(examples(options))]
         trainer = Trainer(their_model(options), settings, their_collate(options), rows, callbacks=[Ticks()])
         trainer.remove_callback(hf.PrinterCallback)
         trainer.train()
