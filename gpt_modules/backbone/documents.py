@@ -190,10 +190,8 @@ def read_task(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
     for name, (fits, expected) in _TASK_FIELDS.items():
         if name in ours["task"] and not fits(ours["task"][name]):
             raise UserError(f"{path}: gpt_modules.task.{name}: found {ours['task'][name]!r}, expected {expected}")
-    # JSON has no tuples.
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in ours["task"].items()}
     try:
-        task = Task.from_dict(values)
+        task = Task.from_dict(ours["task"])
     except UserError as error:
         raise UserError(f"{path}: gpt_modules.task: {str(error).removeprefix('task: ')}") from error
     return task, _probability(ours, "classifier_dropout", path)

@@ -69,7 +69,7 @@ def generate(
     if min(lengths) < max(lengths):
         starts = tokens.shape[1] - torch.tensor(lengths, device=tokens.device)
         mask = torch.arange(tokens.shape[1], device=tokens.device) >= starts[:, None]
-    with _inference(model), input_major(model, max_new_tokens) as head:
+    with inference(model), input_major(model, max_new_tokens) as head:
         cache = _new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, compile)
         step = DecodeStep(model, cache, SamplingRule(temperature, top_k, top_p), head)
         return _decode(step, tokens, mask, uniforms, eos_id, compile)
@@ -118,7 +118,7 @@ def _check(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], max_new_t
 
 
 @contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
+def inference(model: nn.Module) -> Iterator[None]:
     """Dropout off, blocks uncompiled (their graphs are of the training shapes), and everything as it was afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()

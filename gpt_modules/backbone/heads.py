@@ -43,17 +43,11 @@ class ClassificationHead(nn.Module):
         return out
 
 
-class SimilarityHead(nn.Module):
+class SimilarityHead(ClassificationHead):
     """The states of a pair's two orders, added -> its `n_outputs` logits (B, L), whichever of the two comes first."""
 
-    def __init__(self, n_embd: int, n_outputs: int, dropout: float) -> None:
-        super().__init__()
-        self.drop = nn.Dropout(dropout)
-        self.linear = _linear(n_embd, n_outputs)
-
     def forward(self, states: Float[Tensor, "B S C"]) -> Float[Tensor, "B L"]:
-        out: Tensor = self.linear(self.drop(states.sum(1)))
-        return out
+        return super().forward(states.sum(1, keepdim=True))
 
 
 class MultipleChoiceHead(nn.Module):

@@ -6,15 +6,15 @@ positions that predict a continuation meet the head, a chunk of logits at a time
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt_modules.backbone import GPT
+from gpt_modules.backbone.generation import inference
 from gpt_modules.errors import UserError
 from gpt_modules.functional import token_logprobs
 
@@ -71,7 +71,7 @@ def continuation_logprobs(model: GPT, rows: Sequence[Row], max_tokens_a_batch: i
     """
     lines = [_line(number, row, model.config.n_positions) for number, row in enumerate(rows)]
     scores: dict[int, Score] = {}
-    with _inference(model):
+    with inference(model):
         for batch in _batches([line.width for line in lines], max_tokens_a_batch):
             scores.update(zip(batch, _score(model, [lines[i] for i in batch]), strict=True))
     return [scores[i] for i in range(len(lines))]
@@ -123,21 +123,3 @@ def _head(
         logprobs.append(token_logprobs(logits, tokens))
         best.append(logits.argmax(-1) == tokens)
     return torch.cat(logprobs), torch.cat(best)
-
-
-@contextmanager
-def _inference(model: nn.Module) -> Iterator[None]:
-    """Dropout off, blocks uncompiled (their graphs are of the training shapes), and everything as it was afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        if isinstance(model, GPT) and model.decoder.compiled:
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
-    finally:
-        for module in training:
-            module.training = True
-        # Autocast keeps its copies of the weights; those made here carry no gradient and must not be trained with.
-        torch.clear_autocast_cache()

@@ -1,5 +1,6 @@
 """Fine-tuning on a labelled task: GPT-1's second stage (Radford et al. 2018, sections 3.2, 3.3 and 4.1)."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class FinetuningModule(L.LightningModule):
         init_layers: take the embeddings and the lowest so many blocks from the pretrained model, the rest fresh (the
             paper's figure 2); left out: all.
         lm_coef: λ, the weight of the auxiliary loss; 0.5 in the paper.
-        dropout: residual, embedding and attention dropout; left out: as pretrained.
+        dropout: residual, embedding and attention dropout; left out: as pretrained, or as `config` says.
         classifier_dropout: before the head.
         freeze: keep the embeddings and the lowest so many blocks as they are; the new tokens still learn.
         layer_decay: each layer below the head learns at this multiple of the rate of the one above.
@@ -238,9 +239,9 @@ class FinetuningModule(L.LightningModule):
 
 def open_source(config: DecoderConfig | None, init_from: str | None, dropout: float | None) -> GPT | TaskModel:
     """A language model to fine-tune (new, or from its folder), or a task model to go on with."""
-    changes = artefacts.dropout_changes(dropout)
+    changes: dict[str, Any] = artefacts.dropout_changes(dropout)
     if init_from is None or config is not None:
-        return artefacts.open_gpt(config, init_from, **changes)
+        return artefacts.open_gpt(config and dataclasses.replace(config, **changes), init_from)
     model = load_pretrained(init_from, None, **changes)
     if not isinstance(model, GPT | TaskModel):
         raise UserError(f"{init_from}: found a reward model, expected a language model or a task model")

@@ -174,8 +174,9 @@ def test_answers_of_different_number_are_learned_together(fit, data, micro, rows
 
 
 def test_a_decoder_from_scratch_and_layers_of_a_pretrained_one(fit, data, micro):
-    scratch = FinetuningModule(config=micro.config(), optimizer=FAST)
+    scratch = FinetuningModule(config=micro.config(), dropout=0.25, optimizer=FAST)
     fit(scratch, data(), max_steps=1)
+    assert scratch.model.config.resid_pdrop == scratch.model.config.embd_pdrop == 0.25
     assert scratch.model.config.vocab_size == micro.vocab_size + 3
     lower = FinetuningModule(str(micro.gpt), init_layers=1, optimizer=OptimizerConfig(lr=1e-12))
     fit(lower, data(), max_steps=1)
