@@ -45,10 +45,11 @@ def naive_margins(model, rows, tokenizer):
 
 def test_it_learns_what_people_prefer(trained):
     _, trainer = trained
-    assert trainer.callback_metrics["val/accuracy"] > 0.95
+    # Over seeds 0.90 to 0.96 (a coin: 0.5); another processor's rounding is another seed.
+    assert trainer.callback_metrics["val/accuracy"] > 0.8
     assert trainer.callback_metrics["val/margin"] > 1.0
     losses = trainer.logger.values("train/loss")
-    assert losses[-1] < 0.3 < losses[0]
+    assert losses[-1] < 0.45 < losses[0]
 
 
 def test_validation_against_a_naive_computation(trained, data, micro):
