@@ -1,5 +1,5 @@
-"""Rows by name: the embedded reviews, your own files (`files`) or a data set on the hub (`hub`), each checked
-(`schemas`).
+"""Rows by name: embedded text (reviews, Shakespeare), generated tasks (`synthetic:2D+`), your own files (`files`) or a
+data set on the hub (`hub`), each checked (`schemas`).
 """
 
 import hashlib
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from gpt_modules.data import reviews
+from gpt_modules.data import reviews, shakespeare, synthetic
 from gpt_modules.data.files import file_rows, find_files, is_local
 from gpt_modules.data.hub import hub_version, open_hub
 from gpt_modules.data.reviews import Split, hash_fraction, normalise
@@ -21,6 +21,12 @@ log = logging.getLogger(__name__)
 
 Source = str | Sequence[str]
 REVIEWS = "reviews"
+SHAKESPEARE = "shakespeare"
+
+
+def has_own_splits(source: Source) -> bool:
+    """Whether a source parts itself into training and validation: what is embedded or generated does, files do not."""
+    return isinstance(source, str) and (source in (REVIEWS, SHAKESPEARE) or source.startswith(synthetic.PREFIX))
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -41,9 +47,9 @@ def load_rows(
     """All rows of a source, checked.
 
     Args:
-        source: "reviews", a file, folder or glob (or a list of them), or a data set's name on the hub, "owner/name" or
-            "owner/name:config".
-        split: Which part of the reviews or of a data set on the hub; files are taken whole.
+        source: "reviews", "shakespeare", "synthetic:TASK", a file, folder or glob (or a list of them), or a data set's
+            name on the hub, "owner/name" or "owner/name:config".
+        split: Which part of what is embedded, generated or on the hub; files are taken whole.
         schema: The procedure that is to read the rows, or a check of its own for columns of any name.
         cache_dir: See `cache_folder`.
         k: For the reviews as comparisons: answers a prompt.
@@ -75,11 +81,11 @@ def iter_rows(
     text_field: str = "text",
 ) -> Iterator[Row]:
     """As `load_rows`, one row at a time; `streaming` reads files and the hub without storing a copy in the cache."""
-    if source == REVIEWS and not callable(schema):
-        yield from _review_rows(split, schema)
+    check = schema if callable(schema) else partial(check_row, schema=schema, text_field=text_field)
+    if isinstance(source, str) and has_own_splits(source):
+        yield from _own_rows(source, split, schema, check)
         return
     folder = str(cache_folder(cache_dir) / "datasets")
-    check = schema if callable(schema) else partial(check_row, schema=schema, text_field=text_field)
     for item in [source] if isinstance(source, str) else source:
         if not is_local(item):
             yield from _hub_rows(item, split, text_field if schema == "pretraining" else None, check, folder, streaming)
@@ -125,9 +131,9 @@ def load_splits(
 
 def fingerprint(source: Source, split: Split) -> str:
     """SHA-256 of a source's content: of the files' bytes; for the hub of the version that the library finds."""
+    if isinstance(source, str) and has_own_splits(source):
+        return hashlib.sha256(f"{split} {_own_fingerprint(source)}".encode()).hexdigest()
     digest = hashlib.sha256(split.encode())
-    if source == REVIEWS:
-        return hashlib.sha256(f"{split} {reviews.fingerprint()}".encode()).hexdigest()
     for item in [source] if isinstance(source, str) else source:
         if not is_local(item):
             digest.update(hub_version(item).encode())
@@ -142,6 +148,27 @@ def fingerprint(source: Source, split: Split) -> str:
 def name_of(source: Source) -> str:
     """A source in an error message."""
     return source if isinstance(source, str) else ", ".join(source)
+
+
+def _own_rows(source: str, split: Split, schema: Schema | Check, check: Check) -> Iterator[Row]:
+    """Rows of what is embedded or generated; only generated tasks have columns of their own."""
+    if source == REVIEWS and not callable(schema):
+        yield from _review_rows(split, schema)
+    elif source.startswith(synthetic.PREFIX) and callable(schema):
+        yield from map(check, synthetic.synthetic_items(synthetic.task_of(source), split=split))
+    elif schema != "pretraining":
+        raise UserError(f"{source}: found text to pretrain on, expected rows for this procedure")
+    elif source == SHAKESPEARE:
+        yield {"text": shakespeare.shakespeare_text(split)}
+    else:
+        yield from synthetic.synthetic_documents(synthetic.task_of(source), split)
+
+
+def _own_fingerprint(source: str) -> str:
+    if source == REVIEWS:
+        return reviews.fingerprint()
+    words = shakespeare.fingerprint()
+    return words if source == SHAKESPEARE else f"{synthetic.FORMAT_VERSION} {synthetic.task_of(source)} {words}"
 
 
 def _review_rows(split: Split, schema: Schema) -> list[Row]:

@@ -1,5 +1,5 @@
-"""Text to token ids and back: GPT-2's byte-level BPE, GPT-1's lower-cased BPE, one trained on your text, or one that
-travels with saved weights.
+"""Text to token ids and back: GPT-2's byte-level BPE, GPT-1's lower-cased BPE, one of either kind or of characters
+trained on your text, or one that travels with saved weights.
 
 Byte-level BPE: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2; for GPT-1's see
 `gpt1_bpe`. The merging itself is done by the `tokenizers` library; this file fixes what a language model in this
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from importlib.resources import files
@@ -24,7 +25,7 @@ from gpt_modules.data.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, t
 from gpt_modules.data.vocabularies import find_vocabulary, read_vocabulary
 from gpt_modules.errors import UserError
 
-TokenizerKind = Literal["gpt2", "gpt1"]
+TokenizerKind = Literal["gpt2", "gpt1", "characters"]
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -149,16 +150,19 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: TokenizerKind = "gpt2") -> Tokenizer:
-        """BPE of your own text, `<|endoftext|>` as the last id like GPT-2's.
+        """A vocabulary of your own text, `<|endoftext|>` as the last id like GPT-2's.
 
         Args:
             texts: Read once.
-            vocab_size: Ids in all; fewer come out where the text is too small to have that many merges.
-            kind: "gpt2": of bytes, so that any text survives. "gpt1": of lower-cased words (`gpt1_bpe.train`).
+            vocab_size: Ids in all; fewer come out where the text is too small to have that many merges or characters.
+            kind: "gpt2": BPE of bytes, so that any text survives. "gpt1": BPE of lower-cased words (`gpt1_bpe.train`).
+                "characters": one id a character, the most frequent of them; others become `<unk>`.
 
         Raises:
-            UserError: `vocab_size` is below 257 (256 bytes and the end token).
+            UserError: `vocab_size` is below 257 (256 bytes and the end token), for characters below 3.
         """
+        if kind == "characters":
+            return cls(_with_end(_characters(texts, vocab_size - 1)))
         if vocab_size < 257:
             raise UserError(f"vocab_size: found {vocab_size}, expected at least 257 (256 bytes and {END_OF_TEXT})")
         if kind == "gpt1":
@@ -198,6 +202,20 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _characters(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
+    """`<unk>` and the most frequent characters, in the order of Unicode: a BPE that has nothing to merge."""
+    if size < 2:
+        raise UserError(f"vocab_size: found {size + 1}, expected at least 3 ({UNKNOWN}, a character and {END_OF_TEXT})")
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: size - 1]
+    vocabulary = {symbol: i for i, symbol in enumerate([UNKNOWN, *sorted(frequent)])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+    backend.decoder = decoders.Fuse()
     return backend
 
 

@@ -224,3 +224,27 @@ def test_mistakes_in_two_files_are_one_line(gpt1, tmp_path, name, text, found):
 def test_import_is_cheap():
     code = "import sys, gpt_modules.data.tokenizers; assert not {'torch', 'lightning', 'datasets'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_characters_are_ids_and_what_was_not_seen_is_unknown(tmp_path):
+    text = "to be, or not to be:\nthat is the question — 問"
+    tokenizer = Tokenizer.train([text], 100, "characters")
+    assert tokenizer.vocab_size == len(set(text)) + 2
+    assert tokenizer.eos_id == tokenizer.vocab_size - 1
+    ids = tokenizer.encode(text)
+    assert (len(ids), tokenizer.decode(ids)) == (len(text), text)
+    assert tokenizer.encode("bXe") == [tokenizer.encode("b")[0], 0, tokenizer.encode("e")[0]]
+    tokenizer.save(tmp_path)
+    assert Tokenizer.load(tmp_path).encode(text) == ids
+    from transformers import PreTrainedTokenizerFast
+
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert (theirs(text)["input_ids"], theirs.decode(ids)) == (ids, text)
+
+
+def test_fewer_ids_than_characters_keep_the_most_frequent():
+    tokenizer = Tokenizer.train(["aaabbc", "aab"], 4, "characters")
+    assert [tokenizer.decode([i]) for i in (1, 2)] == ["a", "b"]
+    assert tokenizer.encode("cab") == [0, 1, 2]
+    with pytest.raises(UserError, match="vocab_size: found 2, expected at least 3"):
+        Tokenizer.train(["abc"], 2, "characters")
