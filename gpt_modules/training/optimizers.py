@@ -106,31 +106,31 @@ def configure(
     optimizer: Optimizer,
     schedule: ScheduleConfig,
     total_steps: float,
-    tokens_per_step: Callable[[], int] | None = None,
+    tokens: tuple[Callable[[], float], float] | None = None,
 ) -> dict[str, Any]:
     """What `configure_optimizers` returns: an optimizer and a schedule that Lightning steps after each optimizer step.
 
     Args:
         total_steps: optimizer steps of the run, `inf` when only time ends it.
-        tokens_per_step: tokens of one optimizer step over all devices; needed when the schedule counts tokens.
+        tokens: how many will be seen once the next step is done, and how many in the whole run, over all devices;
+            needed when the schedule counts tokens.
     """
-    per_step = 1.0
-    if schedule.unit == "run":
-        per_step = 1.0 / total_steps
-    elif schedule.unit == "tokens":
-        if tokens_per_step is None:
-            raise UserError(
-                "schedule.unit: found 'tokens', expected 'steps' or 'run': "
-                "this procedure has no fixed number of tokens in a step"
-            )
-        per_step = tokens_per_step()
-    total = schedule.total
-    if total is None:
-        total = 1.0 if schedule.unit == "run" else total_steps * per_step
+    if schedule.unit == "tokens" and tokens is None:
+        raise UserError(
+            "schedule.unit: found 'tokens', expected 'steps' or 'run': "
+            "this procedure has no fixed number of tokens in a step"
+        )
+    # The factor of a step counts that step's own tokens, so that the first step of a warm-up moves.
+    if schedule.unit == "tokens" and tokens is not None:
+        (reached, run), per_step = tokens, 1.0
+    else:
+        reached, run, per_step = None, total_steps, 1.0 / total_steps if schedule.unit == "run" else 1.0
+    total = run * per_step if schedule.total is None else schedule.total
     if not math.isfinite(total) and schedule.shape != "constant":
         raise UserError(
             "schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them"
         )
-    # The factor of a step counts that step's own tokens, so that the first step of a warm-up moves.
-    scheduler = LambdaLR(optimizer, lambda step: lr_factor((step + 1) * per_step, schedule, total))
+    scheduler = LambdaLR(
+        optimizer, lambda step: lr_factor(reached() if reached else (step + 1) * per_step, schedule, total)
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -9,7 +9,9 @@ from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.data.batches import PackedBatch, TokenBatch
+from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -23,6 +25,8 @@ class PretrainingModule(L.LightningModule):
         init_from: a folder to go on from in place of `config`.
         optimizer: AdamW's settings.
         schedule: learning rate over the run; `unit: tokens` counts tokens over all devices.
+        batch: tokens of an optimizer step over all devices, in place of `trainer.accumulate_grad_batches`.
+        max_tokens: tokens after which the run ends, in place of `trainer.max_steps`.
         compile: compile each block with `torch.compile`.
         sample_prompts: texts to continue after each validation.
         sample_tokens: length of these continuations.
@@ -35,6 +39,8 @@ class PretrainingModule(L.LightningModule):
         init_from: str | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),
         schedule: ScheduleConfig = ScheduleConfig(),
+        batch: BatchConfig | None = None,
+        max_tokens: float | None = None,
         compile: bool = False,
         sample_prompts: list[str] | None = None,
         sample_tokens: int = 32,
@@ -45,8 +51,12 @@ class PretrainingModule(L.LightningModule):
         self.config = None if config is None else typed(DecoderConfig, config)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
+        self.batch_config = None if batch is None else typed(BatchConfig, batch)
         self.save_hyperparameters(given)
         self.val_loss = MeanMetric()
+        self.tokens_seen = 0  # by all devices, since the first step of the run
+        self.step = StepMean()
+        self.clock: TokenClock
         self.model: GPT
 
     def configure_model(self) -> None:
@@ -61,12 +71,28 @@ class PretrainingModule(L.LightningModule):
         """Refuse a tokenizer with more tokens than the model."""
         artefacts.check_vocabulary(self, self.model.config)
 
+    def on_train_batch_start(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
+        """The first micro-batch of a step decides how many follow."""
+        if self.batch_config is not None and self.step.empty:
+            begin_step(self.trainer, self.clock.micro_batches(self.tokens_seen))
+
     def training_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy over the batch's tokens."""
-        total, count = next_token_loss(self.model, batch)
-        loss = total / count
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        """Cross-entropy of the batch's tokens, in the scale of `StepMean`."""
+        self.tokens_seen += batch.inputs.numel() * self.trainer.world_size
+        return self.step.add(*next_token_loss(self.model, batch), batch.inputs.numel())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """`train/loss`, the mean over the step's tokens, and the number of tokens so far."""
+        self.log("train/loss", self.step.close(self), prog_bar=True)
+        self.log("train/tokens", float(self.tokens_seen))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The tokens seen: what schedules go by."""
+        checkpoint["tokens_seen"] = self.tokens_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore them."""
+        self.tokens_seen = checkpoint["tokens_seen"]
 
     def validation_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
         """Token-weighted, so that a short last window does not weigh more."""
@@ -95,19 +121,39 @@ class PretrainingModule(L.LightningModule):
         return row_losses(self.model, batch)
 
     def configure_optimizers(self) -> Any:
-        """AdamW and the schedule."""
+        """The optimizer and its schedule; from here on the run's length in steps is known."""
+        self.trainer.fit_loop.setup_data()  # before it, nobody knows how long an epoch is
+        steps = self.trainer.estimated_stepping_batches
+        self.clock = clock = self._clock()
+        if (budget := self._budget()) is not None:
+            steps = self.trainer.fit_loop.epoch_loop.max_steps = clock.steps(budget)
         groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
         optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
-        return optimizers.configure(
-            optimizer,
-            self.schedule_config,
-            self.trainer.estimated_stepping_batches,
-            self._tokens_per_step,
-        )
+        tokens = (lambda: clock.after_next(self.tokens_seen), clock.tokens(steps))
+        return optimizers.configure(optimizer, self.schedule_config, steps, tokens)
 
-    def _tokens_per_step(self) -> int:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        return int(data.batch_size * data.context * self.trainer.accumulate_grad_batches * self.trainer.world_size)
+    def _clock(self) -> TokenClock:
+        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.batch_config is not None and trainer.accumulate_grad_batches != 1:
+            found = f"found {trainer.accumulate_grad_batches} beside model.init_args.batch"
+            raise UserError(f"trainer.accumulate_grad_batches: {found}, expected one of them")
+        micro_batch = data.batch_size * data.context * trainer.world_size
+        epoch = trainer.num_training_batches
+        return TokenClock(micro_batch, trainer.accumulate_grad_batches, epoch, self.batch_config)
+
+    def _budget(self) -> float | None:
+        """Tokens after which the run ends, where Lightning's own count of steps does not say it."""
+        trainer, given = self.trainer, self.hparams["max_tokens"]
+        if given is not None and trainer.max_steps != -1:
+            raise UserError(f"trainer.max_steps: found {trainer.max_steps} beside max_tokens, expected one of them")
+        if (
+            given is None
+            and self.batch_config is not None
+            and trainer.max_steps == -1
+            and (trainer.max_epochs or 0) > 0
+        ):
+            return float(trainer.max_epochs * self.clock.epoch * self.clock.micro_batch)
+        return None if given is None else float(given)
 
     def work(self, batch: TokenBatch | PackedBatch) -> tuple[int, str]:
         """Tokens of a batch, for the throughput."""

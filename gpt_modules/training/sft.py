@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from gpt_modules.backbone import GPT
 from gpt_modules.data.batches import PackedBatch
 from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -49,6 +50,7 @@ class SFTModule(L.LightningModule):
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.save_hyperparameters(given)
         self.val_loss = MeanMetric()
+        self.step = StepMean()
         self.model: GPT
 
     def configure_model(self) -> None:
@@ -66,11 +68,12 @@ class SFTModule(L.LightningModule):
         artefacts.check_vocabulary(self, self.model.config)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        """Mean cross-entropy over the batch's response tokens."""
-        total, count = next_token_loss(self.model, batch)
-        loss = total / count.clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        """Cross-entropy of the batch's response tokens, in the scale of `StepMean`."""
+        return self.step.add(*next_token_loss(self.model, batch), batch.inputs.numel())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """`train/loss`, the mean over the step's response tokens."""
+        self.log("train/loss", self.step.close(self), prog_bar=True)
 
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         """Weighted by response tokens."""

@@ -38,12 +38,14 @@ def test_gpt3_small_in_tokens():
     assert lr_factor(290e9, schedule, 260e9) == pytest.approx(0.1)
 
 
-def rates(optimizer_and_scheduler, steps):
+def rates(optimizer_and_scheduler, steps, taken=None):
     optimizer, scheduler = optimizer_and_scheduler["optimizer"], optimizer_and_scheduler["lr_scheduler"]["scheduler"]
     found = []
     for _ in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
+        if taken is not None:
+            taken.append(1)
         scheduler.step()
     return found
 
@@ -53,9 +55,12 @@ def adamw():
 
 
 def test_tokens_and_steps_give_the_same_rates():
+    taken = []
     by_steps = configure(adamw(), ScheduleConfig(warmup=4, unit="steps"), 10)
-    by_tokens = configure(adamw(), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, lambda: 512)
-    assert rates(by_steps, 10) == pytest.approx(rates(by_tokens, 10))
+    by_tokens = configure(
+        adamw(), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, (lambda: 512 * (1 + sum(taken)), 10 * 512)
+    )
+    assert rates(by_steps, 10) == pytest.approx(rates(by_tokens, 10, taken))
     assert rates(configure(adamw(), ScheduleConfig(warmup=4), 10), 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
 
 

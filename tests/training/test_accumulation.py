@@ -1,0 +1,121 @@
+"""Steps counted in tokens: micro-batches and devices change nothing but rounding, and the ramp is the paper's."""
+
+import math
+
+import pytest
+import torch
+
+from gpt_modules.backbone import DecoderConfig
+from gpt_modules.data import PretrainingDataModule, SFTDataModule
+from gpt_modules.errors import UserError
+from gpt_modules.training import PretrainingModule, SFTModule
+from gpt_modules.training.accumulation import BatchConfig, TokenClock
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+
+PLAIN = OptimizerConfig(lr=1e-2, eps=1e-4, weight_decay=0.1)
+GPT3_SMALL = BatchConfig(tokens=524_288, start=32_768, ramp=4e9)
+
+
+def weights(module):
+    return torch.cat([parameter.detach().flatten() for parameter in module.model.parameters()])
+
+
+@pytest.fixture
+def pretrained(fit, micro, tmp_path):
+    """pretrained(windows a micro-batch, model settings, **trainer settings): module and trainer after the fit."""
+
+    def run(batch_size, arguments=None, **settings):
+        torch.manual_seed(0)
+        config = DecoderConfig(**{**micro.config().without_dropout().to_dict(), "n_positions": 16})
+        module = PretrainingModule(config, optimizer=PLAIN, **(arguments or {}))
+        sizes = {"context": 16, "batch_size": batch_size, "cache_dir": str(tmp_path / "cache")}
+        data = PretrainingDataModule(
+            str(micro.pretraining), tokenizer=str(micro.gpt), isolate_documents=True, validation_fraction=0.2, **sizes
+        )
+        return module, fit(module, data, **{"max_steps": 6, "max_epochs": -1, "gradient_clip_val": 0.5, **settings})
+
+    return run
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_with_unequal_tokens_are_one_big_batch(pretrained, parts):
+    """Isolated documents leave out a label at each border, so that windows count differently."""
+    whole, trainer = pretrained(8)
+    apart, other = pretrained(8 // parts, accumulate_grad_batches=parts)
+    assert torch.allclose(weights(whole), weights(apart), atol=2e-6)
+    assert trainer.logger.values("train/loss") == pytest.approx(other.logger.values("train/loss"), abs=1e-5)
+
+
+def test_the_same_for_demonstrations_of_unequal_length(fit, micro, tmp_path):
+    found = []
+    for batch_size, parts in ((4, 1), (1, 4)):
+        sizes = {"context": 32, "batch_size": batch_size, "cache_dir": str(tmp_path / "cache")}
+        module = SFTModule(str(micro.gpt), dropout=0.0, optimizer=PLAIN)
+        fit(module, SFTDataModule(str(micro.sft), tokenizer=str(micro.gpt), **sizes), accumulate_grad_batches=parts,
+            max_steps=3)  # fmt: skip
+        found.append(weights(module))
+    assert torch.allclose(*found, atol=2e-6)
+
+
+def test_the_ramp_is_gpt3s():
+    assert [GPT3_SMALL.at(seen) for seen in (0, 2e9, 4e9, 9e9)] == [32_768, 8 * 32_768, 524_288, 524_288]
+    clock = TokenClock(micro_batch=4 * 2048, accumulate=1, epoch=math.inf, batch=GPT3_SMALL)
+    assert [clock.micro_batches(seen) for seen in (0, 2 * 10**9, 10**10)] == [4, 32, 64]
+    # Steps grow linearly with the tokens seen, so there are ramp / (end - start) ln(end / start) of them in the ramp.
+    expected = 4e9 / (524_288 - 32_768) * math.log(16) + 6e9 / 524_288
+    assert clock.steps(10e9) == pytest.approx(expected, rel=0.03)  # in whole multiples of the start
+    assert clock.tokens(clock.steps(10e9)) == pytest.approx(10e9, abs=524_288)
+
+
+def test_one_device_and_eight_see_the_same_schedule():
+    one, eight = (TokenClock(n * 2 * 2048, 1, math.inf, GPT3_SMALL) for n in (1, 8))
+    for steps in (1, 100, 10_000, 30_000):
+        assert one.tokens(steps) == eight.tokens(steps)
+    assert one.micro_batches(0) == 8 * eight.micro_batches(0) == 8
+
+
+def test_a_run_follows_the_ramp_and_ends_by_tokens(pretrained):
+    schedule = ScheduleConfig(shape="linear", warmup=200, total=2000, final=0.1, unit="tokens")
+    batch = BatchConfig(tokens=8 * 16, start=2 * 16, ramp=600)
+    module, trainer = pretrained(
+        1, {"batch": batch, "max_tokens": 1200, "schedule": schedule}, max_steps=-1, gradient_clip_val=None
+    )
+    tokens = trainer.logger.values("train/tokens")
+    taken = [after - before for before, after in zip([0, *tokens], tokens, strict=False)]
+    for before, size in zip([0, *tokens], taken, strict=False):
+        wanted = min(128, 32 * round((32 + 96 * before / 600) / 32))
+        assert size in range(16, wanted + 1, 16), "only an epoch's last step is shorter"
+    assert taken[:5] == [32, 32, 32, 32, 64]
+    assert tokens[-2] < 1200 <= tokens[-1] == module.tokens_seen
+    assert trainer.global_step == len(tokens) == trainer.max_steps
+    # The rate after the last step is that of the step that would follow.
+    (group, *_) = trainer.optimizers[0].param_groups
+    following = module.clock.after_next(module.tokens_seen)
+    assert group["lr"] == pytest.approx(1e-2 * (0.1 + 0.9 * (1 - (following - 200) / 1800)))
+
+
+def test_steps_counted_in_tokens_are_lightnings_own(pretrained):
+    constant, _ = pretrained(2, accumulate_grad_batches=4)
+    by_tokens, _ = pretrained(2, {"batch": BatchConfig(tokens=8 * 16)})
+    assert torch.allclose(weights(constant), weights(by_tokens), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tokens": 0}, "batch: tokens: found 0, expected at least 1"),
+        ({"tokens": 8, "start": 9, "ramp": 5}, r"batch: start: found 9, expected 1 to tokens = 8"),
+        ({"tokens": 8, "start": 4}, r"batch: ramp: found 0, expected more than 0 with a start"),
+        ({"tokens": 8, "ramp": 4}, r"batch: ramp: found 4, expected more than 0 with a start, none without"),
+    ],
+)
+def test_impossible_batches(values, message):
+    with pytest.raises(UserError, match=message):
+        BatchConfig(**values)
+
+
+def test_two_settings_of_one_thing_are_refused(pretrained):
+    with pytest.raises(UserError, match=r"trainer\.accumulate_grad_batches: found 2 beside model"):
+        pretrained(2, {"batch": BatchConfig(tokens=128)}, accumulate_grad_batches=2)
+    with pytest.raises(UserError, match=r"trainer\.max_steps: found 6 beside max_tokens"):
+        pretrained(2, {"max_tokens": 100.0})
