@@ -1,5 +1,6 @@
 """The decoder, its heads and models, how they speak and how they are kept: no Trainer, no dataset, no loss."""
 
+from gpt_modules.backbone.beam import beam_search
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoder import MLP, Block, CausalSelfAttention, Decoder
 from gpt_modules.backbone.generation import Generation, generate
@@ -24,6 +25,7 @@ __all__ = [
     "ScalarHead",
     "SimilarityHead",
     "TaskModel",
+    "beam_search",
     "generate",
     "load_pretrained",
     "read_config",

@@ -1,7 +1,13 @@
-"""The sizes of a decoder, as one frozen dataclass: GPT-1, GPT-2 and GPT-3 Small are settings of it, not classes.
+"""The sizes of a decoder, as one frozen dataclass: GPT-1, GPT-2, GPT-3 and GPT-Neo are settings of it, not classes.
 
-Sources: Radford et al. 2018, section 4.1 (GPT-1); Radford et al. 2019, section 2.3 and table 2 (GPT-2); Kaplan et al.
-2020, section 2.1 (floating-point operations a token).
+- GPT-1 (Radford et al. 2018, section 4.1): `norm: post`, `init: gpt1`, 40,478 tokens, 512 positions.
+- GPT-2 (Radford et al. 2019, section 2.3 and table 2): the defaults, 12 to 48 layers.
+- GPT-3 (Brown et al. 2020, section 2.1 and table 2.1): GPT-2's with 2,048 positions and `attention: [dense, banded]`,
+  "alternating dense and locally banded". The paper gives neither the width of the band nor which layers have it: dense
+  first and 256 tokens are GPT-Neo's choices.
+- GPT-Neo (EleutherAI 2021): GPT-3's with `qkv_bias: false`.
+
+Floating-point operations a token: Kaplan et al. 2020, section 2.1.
 """
 
 import dataclasses
@@ -13,6 +19,7 @@ from gpt_modules.errors import UserError
 
 Norm = Literal["pre", "post"]
 Init = Literal["gpt1", "gpt2"]
+Attention = Literal["dense", "banded"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,15 @@ class DecoderConfig:
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
     layer_norm_epsilon: float = 1e-5
+    attention: tuple[Attention, ...] = ("dense",)
+    """What the layers attend to, from the lowest, repeated over all. dense: all before; banded: the last `window`."""
+    window: int = 256
+    """Tokens that a banded layer sees: the token itself and the window - 1 before it."""
+    qkv_bias: bool = True
+    """Whether queries, keys and values have a bias; GPT-Neo's have none."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
+        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "window"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"config: {name}: found {value!r}, expected a whole number of at least 1")
@@ -51,40 +64,50 @@ class DecoderConfig:
         for name, choices in (("norm", get_args(Norm)), ("init", get_args(Init))):
             if getattr(self, name) not in choices:
                 raise UserError(f"config: {name}: found {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        if not isinstance(self.qkv_bias, bool):
+            raise UserError(f"config: qkv_bias: found {self.qkv_bias!r}, expected true or false")
         if not isinstance(self.layer_norm_epsilon, int | float) or not self.layer_norm_epsilon > 0.0:
             raise UserError(f"config: layer_norm_epsilon: found {self.layer_norm_epsilon!r}, expected a number above 0")
         if self.n_embd % self.n_head:
             raise UserError(f"config: n_embd: found {self.n_embd}, expected a multiple of n_head ({self.n_head})")
+        object.__setattr__(self, "attention", _pattern(self.attention))
 
     @property
     def head_size(self) -> int:
         """D, the width of one attention head."""
         return self.n_embd // self.n_head
 
+    @property
+    def layers(self) -> tuple[Attention, ...]:
+        """The attention of each layer: the pattern repeated."""
+        return tuple(self.attention[layer % len(self.attention)] for layer in range(self.n_layer))
+
     def n_params(self) -> int:
         """Exact number of parameters of the language model, the tied output matrix counted once."""
         width = self.n_embd
         embeddings = (self.vocab_size + self.n_positions) * width
-        # A block: 4 C^2 of attention and 8 C^2 of MLP; biases 9 C; two layer norms 4 C.
-        blocks = self.n_layer * (12 * width * width + 13 * width)
+        # A block: 4 C^2 of attention and 8 C^2 of MLP; biases 9 C, of which 3 C of qkv; two layer norms 4 C.
+        blocks = self.n_layer * (12 * width * width + (13 if self.qkv_bias else 10) * width)
         return embeddings + blocks + (2 * width if self.norm == "pre" else 0)
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations a token of training (forward and backward) at `context` tokens.
 
-        6 N_matmul + 12 n_layer C T: Kaplan et al. 2020, section 2.1, with the output matrix counted and biases, norms
-        and embedding look-ups left out.
+        6 N_matmul + 12 C S, with S the keys that stand before a query, summed over the layers: T in a dense layer and
+        min(T, window) in a banded one. Kaplan et al. 2020, section 2.1, with the output matrix counted and biases,
+        norms and embedding look-ups left out.
         """
         matmul = 12 * self.n_layer * self.n_embd**2 + self.vocab_size * self.n_embd
-        return 6 * matmul + 12 * self.n_layer * self.n_embd * context
+        keys = sum(min(context, self.window) if kind == "banded" else context for kind in self.layers)
+        return 6 * matmul + 12 * self.n_embd * keys
 
     def without_dropout(self) -> "DecoderConfig":
         """The same decoder with every dropout probability 0, as RLHF trains it."""
         return dataclasses.replace(self, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values only, so that a checkpoint stays readable with `weights_only=True`."""
-        return dataclasses.asdict(self)
+        """Plain values only, as JSON has them, so that a checkpoint stays readable with `weights_only=True`."""
+        return {**dataclasses.asdict(self), "attention": list(self.attention)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DecoderConfig":
@@ -93,4 +116,12 @@ class DecoderConfig:
         for name in values:
             if name not in known:
                 raise UserError(f"config: {name}: unknown field, expected one of {', '.join(known)}")
-        return cls(**values)
+        return cls(**({**values, "attention": _pattern(values["attention"])} if "attention" in values else values))
+
+
+def _pattern(found: object) -> tuple[Attention, ...]:
+    """A tuple of what YAML and JSON give as a list."""
+    if not isinstance(found, list | tuple) or not found or any(kind not in get_args(Attention) for kind in found):
+        shown = list(found) if isinstance(found, tuple) else found
+        raise UserError(f"config: attention: found {shown!r}, expected a list of {' and '.join(get_args(Attention))}")
+    return tuple(found)

@@ -1,10 +1,11 @@
 """The decoder of the GPT lineage: token ids (B, T) -> hidden states (B, T, C).
 
 Read top-down: attention, MLP, block, decoder. What differs between GPT-1 and GPT-2 is where the layer norms stand and
-how the residual projections start. Checked against `GPT2LMHeadModel` and `OpenAIGPTLMHeadModel` of transformers in
-`tests/backbone`.
+how the residual projections start; what differs between GPT-2 and GPT-3, which layers see a band only. Checked against
+`GPT2LMHeadModel`, `OpenAIGPTLMHeadModel` and `GPTNeoForCausalLM` of transformers in `tests/backbone`.
 
-Sources: Vaswani et al. 2017; Radford et al. 2018, section 4.1; Radford et al. 2019, section 2.3.
+Sources: Vaswani et al. 2017; Radford et al. 2018, section 4.1; Radford et al. 2019, section 2.3; Brown et al. 2020,
+section 2.1.
 """
 
 import math
@@ -13,42 +14,50 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.kvcache import KVCache
+from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
 from gpt_modules.errors import UserError
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what stands before it."""
+    """Multi-head attention in which a token sees itself and what stands before it, or of that what a mask leaves."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.n_head = config.n_head
         self.dropout = config.attn_pdrop
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd)
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], bias: Float[Tensor, "#B 1 R S"] | None = None, cache: KVCache | None = None
+        self, x: Float[Tensor, "B T C"], mask: Mask = None, cache: KVCache | None = None
     ) -> Float[Tensor, "B T C"]:
-        """`bias` is added to the scores of every head (0 or -inf); None means causal attention among these tokens."""
+        """`mask` (#B, 1, T, S) is added to the scores of every head; None means causal attention among these tokens."""
         batch, width, _ = x.shape
         query, key, value = (
             self.qkv(x).view(batch, width, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         )  # each (B, H, T, D)
         if cache is not None:
             key, value = cache.write(self.layer, key, value)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=bias,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=bias is None and width > 1,
-        )
+            if len(key) < batch:  # all rows in one: a fork without room
+                query = query.transpose(0, 1).reshape(1, self.n_head, batch * width, -1)
+        if isinstance(mask, BlockMask):
+            mixed = banded_attention(query, key, value, mask)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                dropout_p=self.dropout if self.training else 0.0,
+                is_causal=mask is None and width > 1,
+            )
+        # (B, T, H, D), or (1, B T, H, D): the same in memory
         out: Tensor = self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, width, -1)))
         return out
 
@@ -79,13 +88,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], bias: Float[Tensor, "#B 1 R S"] | None = None, cache: KVCache | None = None
+        self, x: Float[Tensor, "B T C"], mask: Mask = None, cache: KVCache | None = None
     ) -> Float[Tensor, "B T C"]:
         if self.norm_first:
-            x = x + self.attn(self.ln_1(x), bias, cache)
+            x = x + self.attn(self.ln_1(x), mask, cache)
             x = x + self.mlp(self.ln_2(x))
         else:
-            x = self.ln_1(x + self.attn(x, bias, cache))
+            x = self.ln_1(x + self.attn(x, mask, cache))
             x = self.ln_2(x + self.mlp(x))
         return x
 
@@ -117,7 +126,7 @@ class Decoder(nn.Module):
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding | nn.Linear):
                 nn.init.normal_(module.weight, std=residual_std if name.endswith(".proj") else 0.02)
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
     def forward(
@@ -138,15 +147,17 @@ class Decoder(nn.Module):
 
         Raises `UserError` where a row is longer than `n_positions`.
         """
+        masks: Masks
         if cache is not None:
-            counted, bias = cache.reserve(tokens.shape[1], attention_mask)
+            counted, masks = cache.reserve(tokens.shape[1], attention_mask)
             positions = counted if positions is None else positions
         else:
-            bias = attention_bias(segments, attention_mask, self.wte.weight.dtype)
+            fused = can_fuse(self.config, tokens.device, self.training)
+            masks = attention_masks(self.config, tokens, segments, attention_mask, self.wte.weight.dtype, fused)
             positions = self._default_positions(tokens, attention_mask) if positions is None else positions
         x: Tensor = self.drop(self.wte(tokens) + self.wpe(positions))
-        for block in self.blocks:
-            x = block(x, bias, cache)
+        for block, kind in zip(self.blocks, self.config.layers, strict=True):
+            x = block(x, masks[kind], cache)
         if self.config.norm == "pre":
             x = self.ln_f(x)
         return x
@@ -167,25 +178,3 @@ class Decoder(nn.Module):
         for block in self.blocks:
             block.compile()
         self.compiled = True
-
-
-def attention_bias(
-    segments: Int[Tensor, "B T"] | None, attention_mask: Bool[Tensor, "B T"] | None, dtype: torch.dtype
-) -> Float[Tensor, "B 1 T T"] | None:
-    """What attention adds to the scores: 0 where a query (row) may read a key (column), -inf elsewhere.
-
-    None where neither segments nor a mask is given: plain causal attention, which has the fastest kernels. Every token
-    may read itself, so a row of padding gives numbers that nobody reads, never NaN.
-    """
-    given = segments if segments is not None else attention_mask
-    if given is None:
-        return None
-    width = given.shape[1]
-    visible = torch.ones(width, width, dtype=torch.bool, device=given.device).tril_()[None]
-    if segments is not None:
-        visible = visible & (segments[:, :, None] == segments[:, None, :])
-    if attention_mask is not None:
-        itself = torch.eye(width, dtype=torch.bool, device=given.device)
-        visible = visible & (attention_mask[:, None, :] | itself)
-    # Converted once here; a bool mask would be converted again by the attention of every layer.
-    return torch.zeros(visible.shape, dtype=dtype, device=given.device).masked_fill_(~visible, -torch.inf)[:, None]

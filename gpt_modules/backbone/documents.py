@@ -14,7 +14,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.families import check_fields, family_of, write_decoder
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.backbone.task import TaskModel
 from gpt_modules.backbone.weightmap import CHOICE, SCORE, Kind
@@ -23,18 +23,7 @@ from gpt_modules.tasks import Task
 
 FORMAT_VERSION = 1
 
-_FAMILIES = {"gpt2": "pre", "openai-gpt": "post"}
-_CLASSES = {"pre": "GPT2", "post": "OpenAIGPT"}
-_SHARED_FIELDS = ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "embd_pdrop", "attn_pdrop", "resid_pdrop")
-# What a folder of theirs may say of the switches that this decoder does not have.
-_FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "afn": ("gelu",),  # GPT-1's "gelu" is the tanh form
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-    "tie_word_embeddings": (True,),
-}
+_CLASSES = {"gpt2": "GPT2", "openai-gpt": "OpenAIGPT", "gpt_neo": "GPTNeo"}
 # The multiple-choice head of theirs that is ours: the state at the token that the caller names, one linear layer.
 _SUMMARY_FIELDS: dict[str, tuple[Any, ...]] = {
     "summary_type": ("cls_index",),
@@ -86,15 +75,13 @@ def write_theirs(model: GPT | RewardModel | TaskModel) -> dict[str, Any]:
 
     Multiple choice is opened by their DoubleHeadsModel, all other tasks by ForSequenceClassification. Of a pair, the
     latter sees one order at a time: its logits of the two orders add up to ours. For regression its output is ours,
-    before the task's `std` and `mean`.
+    before the task's `std` and `mean`. No class of theirs opens the family gpt_modules.
     """
-    config = model.config
-    fields: dict[str, Any] = {name: getattr(config, name) for name in (*_SHARED_FIELDS, "layer_norm_epsilon")}
-    if config.norm == "pre":
-        fields |= {"model_type": "gpt2", "activation_function": "gelu_new", "n_inner": None}
-    else:
-        fields |= {"model_type": "openai-gpt", "afn": "gelu"}
-    name, head = "LMHeadModel", {}
+    family = family_of(model.config, model.task if isinstance(model, TaskModel) else None)
+    fields = write_decoder(model.config, family)
+    if family == "gpt_modules":
+        return {**fields, "architectures": [type(model).__name__]}
+    name, head = "ForCausalLM" if family == "gpt_neo" else "LMHeadModel", {}
     if isinstance(model, RewardModel):
         name, head = "ForSequenceClassification", _labels((), 1, "regression")
     elif isinstance(model, TaskModel) and model.task.kind == "multiple_choice":
@@ -103,7 +90,7 @@ def write_theirs(model: GPT | RewardModel | TaskModel) -> dict[str, Any]:
     elif isinstance(model, TaskModel):
         problem = "regression" if model.task.kind == "regression" else _CLASSIFICATION
         name, head = "ForSequenceClassification", _labels(model.task.labels, model.task.n_outputs, problem)
-    return {**fields, "architectures": [_CLASSES[config.norm] + name], "tie_word_embeddings": True, **head}
+    return {**fields, "architectures": [_CLASSES[family] + name], **head}
 
 
 def _labels(names: tuple[str, ...], count: int, problem_type: str | None) -> dict[str, Any]:
@@ -129,30 +116,6 @@ def read_document(folder: Path) -> dict[str, Any]:
     if (kind := ours.get("kind", "gpt")) not in get_args(Kind):
         raise UserError(f"{path}: gpt_modules.kind: found {kind!r}, expected one of {', '.join(get_args(Kind))}")
     return document
-
-
-def read_decoder(document: Mapping[str, Any], path: Path) -> DecoderConfig:
-    """The sizes. Raises `UserError`, naming `path` and the field, for what this decoder cannot be."""
-    family = document.get("model_type")
-    if family not in _FAMILIES:
-        raise UserError(f"{path}: model_type: found {family!r}, expected one of {', '.join(_FAMILIES)}")
-    _check_fields(document, _FIXED_FIELDS, path)
-    if document.get("n_inner") not in (None, 4 * document.get("n_embd", 768)):
-        raise UserError(f"{path}: n_inner: found {document['n_inner']!r}, expected 4 x n_embd")
-    norm = _FAMILIES[family]
-    sizes = {} if norm == "pre" else {"vocab_size": 40478, "n_positions": 512}
-    shared = {name: document[name] for name in (*_SHARED_FIELDS, "layer_norm_epsilon") if name in document}
-    init = document.get("gpt_modules", {}).get("init", "gpt2" if norm == "pre" else "gpt1")
-    try:
-        return DecoderConfig.from_dict({**sizes, **shared, "norm": norm, "init": init})
-    except UserError as error:
-        raise UserError(f"{path}: {str(error).removeprefix('config: ')}") from error
-
-
-def _check_fields(document: Mapping[str, Any], fields: Mapping[str, tuple[Any, ...]], path: Path) -> None:
-    for name, allowed in fields.items():
-        if document.get(name, allowed[0]) not in allowed:
-            raise UserError(f"{path}: {name}: found {document[name]!r}, expected {allowed[0]!r}")
 
 
 def checksum(document: Mapping[str, Any]) -> str | None:
@@ -199,11 +162,11 @@ def read_task(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: 
 
 def _their_task(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> tuple[Task, float]:
     if SCORE not in tensors:
-        _check_fields(document, _SUMMARY_FIELDS, path)
+        check_fields(document, _SUMMARY_FIELDS, path)
         return Task("multiple_choice"), _probability(document, "summary_first_dropout", path)
     outputs = len(tensors[SCORE])
     kind, problem = ("regression", "regression") if outputs == 1 else ("classification", _CLASSIFICATION)
-    _check_fields(document, {"problem_type": (problem, None)}, path)
+    check_fields(document, {"problem_type": (problem, None)}, path)
     if kind == "regression":
         return Task("regression"), 0.0
     return Task("classification", _their_labels(document, outputs, path)), 0.0

@@ -63,14 +63,14 @@ def generate(
     vocabulary, or a prompt that with `max_new_tokens` exceeds `n_positions`.
     """
     tokens, lengths = left_padded(prompts, model.head_weight.device)
-    _check(model, tokens, lengths, max_new_tokens, temperature)
+    check_prompts(model, tokens, lengths, max_new_tokens)
+    if not temperature >= 0.0:
+        raise UserError(f"temperature: found {temperature}, expected 0 (greedy) or more")
     uniforms = _uniforms((max_new_tokens, 2, len(lengths)), generator, tokens.device)
-    mask = None
-    if min(lengths) < max(lengths):
-        starts = tokens.shape[1] - torch.tensor(lengths, device=tokens.device)
-        mask = torch.arange(tokens.shape[1], device=tokens.device) >= starts[:, None]
+    mask = real_tokens(tokens, lengths)
     with inference(model), input_major(model, max_new_tokens) as head:
-        cache = _new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, compile)
+        static = compile or can_capture(model)
+        cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
         step = DecodeStep(model, cache, SamplingRule(temperature, top_k, top_p), head)
         return _decode(step, tokens, mask, uniforms, eos_id, compile)
 
@@ -90,6 +90,14 @@ def left_padded(prompts: Prompts, device: torch.device) -> tuple[Int[Tensor, "B 
     return torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), width), lengths
 
 
+def real_tokens(tokens: Int[Tensor, "B T"], lengths: list[int]) -> Bool[Tensor, "B T"] | None:
+    """True for the tokens of left-padded rows of these lengths; None where there is no padding."""
+    if min(lengths) == max(lengths):
+        return None
+    starts = tokens.shape[1] - torch.tensor(lengths, device=tokens.device)
+    return torch.arange(tokens.shape[1], device=tokens.device) >= starts[:, None]
+
+
 def _uniforms(
     shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device
 ) -> Float[Tensor, "N 2 B"]:
@@ -98,14 +106,13 @@ def _uniforms(
     return torch.rand(shape, generator=generator, dtype=dtype, device=source).to(device)
 
 
-def _check(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], max_new_tokens: int, temperature: float) -> None:
+def check_prompts(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], max_new_tokens: int) -> None:
+    """Raises `UserError` for prompts that this model cannot continue by so many tokens."""
     limit, vocab_size = model.config.n_positions, model.config.vocab_size
     if not lengths:
         raise UserError("prompts: found none, expected at least one")
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens: found {max_new_tokens}, expected at least 1")
-    if not temperature >= 0.0:
-        raise UserError(f"temperature: found {temperature}, expected 0 (greedy) or more")
     for row, length in enumerate(lengths, start=1):
         if length == 0:
             raise UserError(f"prompt {row}: found no tokens, expected at least one")
@@ -135,11 +142,11 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _new_cache(model: GPT, batch: int, capacity: int, compile: bool) -> KVCache:
+def new_cache(model: GPT, batch: int, capacity: int, static: bool) -> KVCache:
+    """An empty cache of the type that the model computes in, autocast considered."""
     weight = model.head_weight
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    static = compile or can_capture(model)
     return KVCache(model.config, batch, capacity, device=weight.device, dtype=dtype, static=static)
 
 

@@ -1,5 +1,5 @@
 """A model as a folder: config.json, model.safetensors and the tokenizer, in the form that `transformers` opens as it
-is.
+is, where it has a class for the model (`families.py`).
 
 The SHA-256 of weights written here stands in config.json and is checked whenever they are read. Nothing is ever
 executed: weights come from safetensors, or from a `pytorch_model.bin` with `weights_only=True`.
@@ -20,13 +20,13 @@ from gpt_modules.backbone.documents import (
     checksum,
     held_kind,
     kind_of,
-    read_decoder,
     read_document,
     read_scalars,
     read_task,
     write_ours,
     write_theirs,
 )
+from gpt_modules.backbone.families import read_decoder, read_family
 from gpt_modules.backbone.folders import find_folder, replace_folder
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.backbone.original import is_original, read_original
@@ -62,7 +62,7 @@ def save_pretrained(
     with replace_folder(Path(folder)) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         ours = {**write_ours(model), "sha256": _sha256(new / "model.safetensors"), "extra": extra or {}}
-        dtype = str(tensors["transformer.h.0.ln_1.weight"].dtype).removeprefix("torch.")
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
         _write_json(new / "config.json", config)
         if tokenizer_json is not None:
@@ -127,7 +127,8 @@ def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) 
     with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
         model = _blank(document, tensors, config, held, folder / "config.json")
     task = model.task if isinstance(model, TaskModel) else None
-    state = from_transformers(tensors, config, held, str(path), task)
+    family = read_family(document, folder / "config.json")  # that of the file, whatever `changes` make of the model
+    state = from_transformers(tensors, config, held, str(path), task, family)
     if held == "reward":
         state |= read_scalars(document, folder / "config.json")
     model.load_state_dict(state, assign=True)

@@ -1,6 +1,8 @@
 """Sizes against the published counts, and every refusal in one line."""
 
 import dataclasses
+import io
+import json
 
 import jaxtyping
 import pytest
@@ -10,6 +12,27 @@ from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.errors import UserError
 
 GPT1 = DecoderConfig(vocab_size=40478, n_positions=512, norm="post", init="gpt1")
+
+
+# Brown et al. 2020, table 2.1: layers, width, heads, and the count that its "n_params" rounds. Two rows cannot be built
+# as printed: XL's 24 heads of 128 make 3,072, not its width of 2,048 (16 heads do, and give the 1.3 billion), and 13B's
+# 5,140 is not 40 heads of 128 (5,120 is).
+GPT3 = {
+    "Small": (12, 768, 12, 125.2e6),
+    "Medium": (24, 1024, 16, 355.9e6),
+    "Large": (24, 1536, 16, 760.3e6),
+    "XL": (24, 2048, 16, 1_315.7e6),
+    "2.7B": (32, 2560, 32, 2_651.6e6),
+    "6.7B": (32, 4096, 32, 6_658e6),
+    "13B": (40, 5120, 40, 12_853e6),
+    "175B": (96, 12288, 96, 174_604e6),
+}
+BANDED = DecoderConfig(n_layer=5, n_embd=24, n_head=2, attention=("dense", "banded"), window=4, qkv_bias=False)
+
+
+def built(config: DecoderConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
 
 
 @pytest.mark.parametrize(
@@ -23,20 +46,55 @@ GPT1 = DecoderConfig(vocab_size=40478, n_positions=512, norm="post", init="gpt1"
     ],
 )
 def test_parameter_counts_are_the_released_ones(config: DecoderConfig, count: int) -> None:
-    with torch.device("meta"):
-        model = GPT(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == count
+    assert sum(parameter.numel() for parameter in built(config).parameters()) == count
     assert config.n_params() == count
+
+
+@pytest.mark.parametrize("size", GPT3)
+def test_the_sizes_of_gpt3_build_without_memory_or_chance(size: str) -> None:
+    layers, width, heads, count = GPT3[size]
+    config = DecoderConfig(
+        n_positions=2048, n_layer=layers, n_head=heads, n_embd=width, attention=("dense", "banded"), qkv_bias=True
+    )
+    state = torch.get_rng_state()
+    parameters = list(built(config).parameters())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.is_meta for parameter in parameters)
+    assert sum(parameter.numel() for parameter in parameters) == config.n_params()
+    assert config.n_params() == pytest.approx(count, rel=5e-4)
+
+
+def test_parameters_without_biases_of_queries_keys_and_values() -> None:
+    assert sum(parameter.numel() for parameter in built(BANDED).parameters()) == BANDED.n_params()
+
+
+def test_the_pattern_repeats_from_the_lowest_layer() -> None:
+    assert BANDED.layers == ("dense", "banded", "dense", "banded", "dense")
+
+
+@pytest.mark.parametrize(("context", "keys"), [(3, 5 * 3), (10, 3 * 10 + 2 * 4)])
+def test_a_band_costs_no_more_than_its_window(context: int, keys: int) -> None:
+    # Scores and weighted sums, forward and twice backward, a multiplication and an addition each: 2 x 3 x 2 C a key.
+    assert BANDED.flops_per_token(context) - BANDED.flops_per_token(0) == 12 * 24 * keys
 
 
 def test_flops_of_gpt2_small() -> None:
     assert DecoderConfig().flops_per_token(1024) == 854_438_400
 
 
-def test_plain_dict_and_back() -> None:
-    values = GPT1.to_dict()
-    assert all(type(value) in (int, float, str) for value in values.values())
-    assert DecoderConfig.from_dict(values) == GPT1
+@pytest.mark.parametrize("config", [GPT1, BANDED])
+def test_plain_dict_and_back_through_json_and_a_checkpoint(config: DecoderConfig) -> None:
+    kept = io.BytesIO()
+    torch.save(config.to_dict(), kept)
+    kept.seek(0)
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict() == torch.load(kept, weights_only=True)
+    assert DecoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_list_makes_the_same_hashable_config() -> None:
+    listed = DecoderConfig.from_dict({"attention": ["dense", "banded"]})
+    assert listed == DecoderConfig(attention=("dense", "banded"))
+    assert len({listed, DecoderConfig(attention=("dense", "banded"))}) == 1
 
 
 def test_without_dropout_changes_nothing_else() -> None:
@@ -54,6 +112,14 @@ def test_without_dropout_changes_nothing_else() -> None:
         ({"norm": "rms"}, "config: norm: found 'rms', expected one of pre, post"),
         ({"init": "zeros"}, "config: init: found 'zeros', expected one of gpt1, gpt2"),
         ({"layer_norm_epsilon": 0.0}, "config: layer_norm_epsilon: found 0.0, expected a number above 0"),
+        (
+            {"attention": ["dense", "local"]},
+            "config: attention: found ['dense', 'local'], expected a list of dense and ",
+        ),
+        ({"attention": []}, "config: attention: found [], expected a list of dense and banded"),
+        ({"attention": "banded"}, "config: attention: found 'banded', expected a list of dense and banded"),
+        ({"window": 0}, "config: window: found 0, expected a whole number of at least 1"),
+        ({"qkv_bias": 1}, "config: qkv_bias: found 1, expected true or false"),
         ({"width": 3}, "config: width: unknown field, expected one of vocab_size,"),
     ],
 )

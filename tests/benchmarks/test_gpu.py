@@ -3,6 +3,7 @@
 python -m pytest tests/benchmarks/test_gpu.py
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt_modules.backbone import GPT, DecoderConfig, generate
+from gpt_modules.backbone import GPT, Decoder, DecoderConfig, beam_search, generate
+from gpt_modules.backbone.masks import can_fuse
 from gpt_modules.data import PretrainingDataModule, TokenBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy
@@ -23,6 +25,7 @@ DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 CONFIG = DecoderConfig(vocab_size=320, n_positions=64, n_layer=2, n_head=2, n_embd=32).without_dropout()
+BANDED = dataclasses.replace(CONFIG, attention=("dense", "banded"), window=6)
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]
 
 
@@ -32,9 +35,9 @@ def _no_checker_around_compiled_code(request: pytest.FixtureRequest) -> None:
         pytest.skip("the checker of types is on")
 
 
-def wide_model() -> GPT:
+def wide_model(config: DecoderConfig = CONFIG) -> GPT:
     """Weights five times as large as at initialisation: far from uniform, so that a near tie is unlikely."""
-    model = GPT(CONFIG)
+    model = GPT(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5.0)
@@ -43,8 +46,11 @@ def wide_model() -> GPT:
 
 @pytest.mark.parametrize("compile", [False, True], ids=["graph", "compiled"])
 @pytest.mark.parametrize("eos_id", [None, 17], ids=["to the end", "rows retire"])
-def test_decoding_says_on_the_gpu_what_it_says_on_the_cpu(compile: bool, eos_id: int | None) -> None:
-    model = wide_model()
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+def test_decoding_says_on_the_gpu_what_it_says_on_the_cpu(
+    compile: bool, eos_id: int | None, config: DecoderConfig
+) -> None:
+    model = wide_model(config)
     length: dict[str, Any] = {"max_new_tokens": 24, "eos_id": eos_id, "temperature": 0.0}
     expected = generate(model, PROMPTS, **length)
     found = generate(model.to(DEVICE), PROMPTS, **length, compile=compile)
@@ -62,6 +68,56 @@ def test_the_same_generator_state_draws_the_same_tokens_from_graph_after_graph()
         for _ in range(2)
     ]
     assert torch.equal(*drawn)
+
+
+def test_beam_search_says_on_the_gpu_what_it_says_on_the_cpu() -> None:
+    model = wide_model(BANDED)
+    expected = beam_search(model, PROMPTS, max_new_tokens=24, eos_id=17)
+    found = beam_search(model.to(DEVICE), PROMPTS, max_new_tokens=24, eos_id=17)
+    assert torch.equal(found.tokens.cpu(), expected.tokens)
+    assert torch.equal(found.mask.cpu(), expected.mask)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("width", [256, 300, 1024])
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128])  # those of GPT-3
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_the_fused_band_is_the_masked_one_forward_and_backward(
+    compiled: bool, head_size: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DecoderConfig(
+        vocab_size=320, n_positions=1024, n_layer=2, n_head=2, n_embd=2 * head_size, attention=("dense", "banded"),
+        window=200,
+    ).without_dropout()  # fmt: skip
+    decoder = Decoder(config).to(DEVICE)
+    tokens = torch.randint(320, (3, width), device=DEVICE)
+    assert can_fuse(config, tokens.device, training=True)
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr("gpt_modules.backbone.decoder.can_fuse", lambda *_, fused=fused: fused)
+        if fused and compiled:
+            decoder.compile_blocks()
+        decoder.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16):
+            hidden = decoder(tokens)
+        hidden.float().square().mean().backward()
+        results.append([hidden.float(), *(parameter.grad.clone() for parameter in decoder.parameters())])
+    for masked, found in zip(*results, strict=True):
+        assert (found - masked).norm() <= 0.03 * masked.norm() + 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fused_band_holds_no_scores() -> None:
+    width, heads = 8192, 8
+    config = DecoderConfig(
+        vocab_size=320, n_positions=width, n_layer=1, n_head=heads, n_embd=512, attention=("banded",), window=256
+    ).without_dropout()
+    decoder, tokens = Decoder(config).to(DEVICE), torch.randint(320, (1, width), device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        decoder(tokens).sum().backward()  # builds the mask and the kernels
+        torch.cuda.reset_peak_memory_stats()
+        decoder(tokens).sum().backward()
+    assert torch.cuda.max_memory_allocated() < heads * width * width * 2
 
 
 def test_the_chunked_head_never_holds_the_logits() -> None:
@@ -113,12 +169,13 @@ def fit(module: PretrainingModule, folder: Path, accelerator: str, precision: An
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-def test_bfloat16_training_follows_float32_on_the_cpu(tmp_path: Path, compile: bool) -> None:
+@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+def test_bfloat16_training_follows_float32_on_the_cpu(tmp_path: Path, compile: bool, config: DecoderConfig) -> None:
     losses = []
     for accelerator, precision, compiled in (("cpu", "32-true", False), ("gpu", "bf16-mixed", compile)):
         L.seed_everything(0, verbose=False)
         kept = Losses()
-        fit(PretrainingModule(CONFIG, compile=compiled), tmp_path, accelerator, precision, FiniteLossGuard(), kept)
+        fit(PretrainingModule(config, compile=compiled), tmp_path, accelerator, precision, FiniteLossGuard(), kept)
         losses.append(kept.values)
     assert losses[1] == pytest.approx(losses[0], abs=0.03)
 
