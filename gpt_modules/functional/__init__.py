@@ -14,7 +14,7 @@ from gpt_modules.functional.losses import (
 )
 from gpt_modules.functional.masking import masked_mean, masked_whiten
 from gpt_modules.functional.responses import gather_responses, response_positions
-from gpt_modules.functional.sampling import filter_logits, sample_tokens
+from gpt_modules.functional.sampling import filter_logits
 from gpt_modules.functional.tasks import expected_score, row_mean_weights, soft_targets
 
 __all__ = [
@@ -39,7 +39,6 @@ __all__ = [
     "ranking_pairs",
     "response_positions",
     "row_mean_weights",
-    "sample_tokens",
     "soft_targets",
     "token_logprobs",
 ]

@@ -1,11 +1,8 @@
-"""From logits to the next token: temperature, top-k, top-p, and the draw."""
+"""The distribution that the next token is drawn from: temperature, top-k, top-p."""
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-
-_BLOCK = 256
 
 
 def filter_logits(
@@ -35,26 +32,3 @@ def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]
     # A token goes when those before it already reach p, so the one that crosses p, and always the first, stays.
     beyond = probs.cumsum(dim=1) - probs >= top_p
     return logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
-
-
-def sample_tokens(logits: Float[Tensor, "B V"], generator: torch.Generator | None = None) -> Int[Tensor, "B"]:
-    """One token id per row, drawn from softmax(logits) by inverting its distribution function.
-
-    First a block of 256 ids is drawn by its mass, then an id within it: two uniform numbers a row in place of V, as
-    `torch.multinomial` draws, and V / 256 + 256 terms to accumulate in place of V. An id with logit -inf is never
-    drawn. `generator` is on the logits' device.
-    """
-    batch, vocab = logits.shape
-    probs = F.pad(logits.float().softmax(dim=1), (0, -vocab % _BLOCK)).view(batch, -1, _BLOCK)
-    uniform = torch.rand(batch, 2, generator=generator, device=logits.device, dtype=torch.float64)
-    block = _invert(probs.sum(dim=2), uniform[:, :1])
-    within = probs.take_along_dim(block.unsqueeze(2), dim=1).squeeze(1)
-    return (block * _BLOCK + _invert(within, uniform[:, 1:])).squeeze(1)
-
-
-def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B 1"]) -> Int[Tensor, "B 1"]:
-    """First index whose cumulated weight exceeds that share of the total; its own weight is then above 0."""
-    # float64, for in float32 two orders of summation may differ by more than an id's weight, and an id of weight 0
-    # could be hit.
-    cumulated = weights.cumsum(dim=1, dtype=torch.float64)
-    return torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)

@@ -2,8 +2,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from gpt_modules.functional import filter_logits, sample_tokens
-from gpt_modules.functional.sampling import _invert
+from gpt_modules.functional import filter_logits
 
 
 @pytest.mark.parametrize(
@@ -42,38 +41,3 @@ def test_no_filter_is_the_logits_in_float32_and_they_stay():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="expected temperature > 0, top_k >= 1, 0 < top_p <= 1"):
         filter_logits(torch.randn(1, 4), **wrong)
-
-
-@pytest.mark.parametrize("vocab", [7, 256, 700])
-def test_frequencies_follow_the_distribution(vocab):
-    logits = torch.randn(vocab) * 2
-    tokens = sample_tokens(logits.expand(20_000, vocab), torch.Generator().manual_seed(1))
-    expected = logits.softmax(0) * 20_000
-    observed = torch.bincount(tokens, minlength=vocab)
-    # Chi-square of V - 1 degrees of freedom, over cells that expect at least five: mean df, deviation sqrt(2 df).
-    often = expected >= 5
-    statistic = ((observed - expected)[often] ** 2 / expected[often]).sum()
-    freedom = often.sum() - 1
-    assert statistic < freedom + 4 * (2 * freedom) ** 0.5
-
-
-def test_cut_tokens_are_never_drawn_and_certain_ones_always():
-    logits = torch.full((5000, 600), -torch.inf)
-    logits[:, [3, 300, 599]] = torch.tensor([0.0, 1.0, 2.0])
-    assert set(sample_tokens(logits).tolist()) == {3, 300, 599}
-    logits[:, [3, 300]] = -torch.inf
-    assert (sample_tokens(logits) == 599).all()
-
-
-@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (0.24, 1), (0.25, 3), (1 - 2**-53, 3)])
-def test_inversion_skips_weight_zero_at_both_ends(uniform, token):
-    weights = torch.tensor([[0.0, 1.0, 0.0, 3.0, 0.0]])
-    assert _invert(weights, torch.tensor([[uniform]], dtype=torch.float64)).item() == token
-
-
-def test_the_generator_alone_decides():
-    logits = torch.randn(32, 600)
-    first = sample_tokens(logits, torch.Generator().manual_seed(5))
-    torch.manual_seed(123)
-    assert torch.equal(first, sample_tokens(logits, torch.Generator().manual_seed(5)))
-    assert not torch.equal(first, sample_tokens(logits, torch.Generator().manual_seed(6)))
