@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -16,8 +17,18 @@ COMMANDS = {
     "test": "run a recipe's test",
     "predict": "write a recipe's predictions to predictions.jsonl",
     "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
+    "prepare": "tokenise text into shards that a pretraining recipe reads",
+    "evaluate": "measure a model folder on tasks, zero-, one- and few-shot",
     "generate": "continue prompts with a model folder",
     "chat": "talk to a model folder",
+}
+
+_OWN = {
+    "run": ("pipeline", "main"),
+    "prepare": ("prepare_cli", "main"),
+    "evaluate": ("evaluate_cli", "main"),
+    "generate": ("console", "generate_main"),
+    "chat": ("console", "chat_main"),
 }
 
 HELP = f"""usage: gpt COMMAND [...]
@@ -32,6 +43,8 @@ examples:
   gpt fit --config recipes/pretraining/tiny.yaml --config recipes/hardware/gpu.yaml --trainer.max_steps 2000
   gpt fit --config recipes/pretraining/tiny.yaml --ckpt_path last      go on where a run was cut off
   gpt run recipes/pipelines/demo.yaml
+  gpt prepare --source 'corpus/*.jsonl' --tokenizer gpt2 --output prepared/corpus
+  gpt evaluate --model runs/pretraining/multitask/export --tasks 2D+ RW --shots 0,1,4 --output runs/evaluation
   gpt chat --model runs/demo/ppo/export
 
 `gpt COMMAND --help` explains a command; `gpt fit --model.help SFTModule` lists a module's arguments."""
@@ -66,18 +79,10 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
-    if name == "run":
-        from gpt_modules.pipeline import main as run
-
-        return run
-    if name == "generate":
-        from gpt_modules.console import generate_main
-
-        return generate_main
-    if name == "chat":
-        from gpt_modules.console import chat_main
-
-        return chat_main
+    if name in _OWN:
+        module, function = _OWN[name]
+        command: Callable[[list[str]], None] = getattr(import_module(f"gpt_modules.{module}"), function)
+        return command
     if name in COMMANDS:
         return lambda words: _lightning(name, words)
     raise UserError(f"gpt: found command {name!r}, expected one of {', '.join(COMMANDS)}")

@@ -26,7 +26,7 @@ from gpt_modules.data import (
     SFTDataModule,
 )
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation import BagOfWordsBaseline, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
+from gpt_modules.evaluation import BagOfWordsBaseline, FewShot, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
 from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.callbacks import (
     ExportBest,
@@ -43,7 +43,7 @@ from gpt_modules.training.progress import StepBar
 # Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
 # name.
 MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule)
-CALLBACKS = (NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes)
+CALLBACKS = (NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
 DATA_MODULES = (PretrainingDataModule, FinetuningDataModule, SFTDataModule, RewardDataModule, PPODataModule)
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.

@@ -1,7 +1,16 @@
 """How good is it: baselines on the same data, probes without training, and judges that no model was trained on."""
 
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
-from gpt_modules.evaluation.callbacks import BagOfWordsBaseline, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
+from gpt_modules.evaluation.callbacks import (
+    BagOfWordsBaseline,
+    FewShot,
+    NaiveBayesBaseline,
+    NgramBaseline,
+    ZeroShotProbes,
+)
+from gpt_modules.evaluation.definitions import EvaluationTask, find_tasks
+from gpt_modules.evaluation.evaluate import Settings, measure, prepare, read_data
+from gpt_modules.evaluation.perplexity import CorpusScore, corpus_nats
 from gpt_modules.evaluation.probes import Probe
 from gpt_modules.evaluation.scoring import Score, continuation_logprobs
 from gpt_modules.evaluation.sentiment import vader
@@ -9,13 +18,22 @@ from gpt_modules.evaluation.sentiment import vader
 __all__ = [
     "BagOfWords",
     "BagOfWordsBaseline",
+    "CorpusScore",
+    "EvaluationTask",
+    "FewShot",
     "KneserNey",
     "NaiveBayes",
     "NaiveBayesBaseline",
     "NgramBaseline",
     "Probe",
     "Score",
+    "Settings",
     "ZeroShotProbes",
     "continuation_logprobs",
+    "corpus_nats",
+    "find_tasks",
+    "measure",
+    "prepare",
+    "read_data",
     "vader",
 ]

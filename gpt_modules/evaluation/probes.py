@@ -34,6 +34,7 @@ from gpt_modules.data.schemas import FieldError, check_row, describe
 from gpt_modules.data.sources import cache_folder
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.evaluation.prompts import encode_pairs
 from gpt_modules.evaluation.scoring import Row, Score, continuation_logprobs
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ def _check(record: object, probe: Probe, tokenizer: Tokenizer, n_positions: int)
     assert isinstance(record, Mapping)  # a text was found in it
     pairs = list(_pairs(probe, text, record))
     label = _label(record, probe, 2 if probe.kind == "cola" else len(pairs))
-    answers = [_split(tokenizer, before, after) for before, after in pairs]
+    answers = encode_pairs(tokenizer, pairs)
     for (_, after), (_, scored) in zip(pairs, answers, strict=True):
         if not 0 < len(scored) <= n_positions:
             column = "+".join(_columns(probe.choices if probe.kind == "choice" else probe.text))
@@ -219,16 +220,6 @@ def _label(record: Mapping[Any, Any], probe: Probe, count: int) -> int:
         named = f" or one of {', '.join(names)}" if names else ""
         raise FieldError(probe.label, describe(value), f"0 to {count - 1}{named}")
     return number
-
-
-def _split(tokenizer: Tokenizer, before: str, after: str) -> Row:
-    """Context, from the end token on, and continuation, as the two stand in one text.
-
-    A token that reaches across the border belongs to the continuation.
-    """
-    whole, context = tokenizer.encode(before + after), tokenizer.encode(before)
-    shared = next((i for i, (a, b) in enumerate(zip(whole, context, strict=False)) if a != b), len(context))
-    return [tokenizer.eos_id, *whole[:shared]], whole[shared:]
 
 
 def _field(record: Mapping[Any, Any], column: str, expected: str) -> Any:

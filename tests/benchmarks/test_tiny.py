@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = {
     "train_throughput.py --systems ours transformers": ["ours", "transformers"],
     "finetune_throughput.py --task multiple_choice": ["ours", "transformers"],
+    "evaluate_throughput.py --task choice": ["ours", "lm_eval hf, 1", "lm_eval hf, 16"],
     "generate.py --control": ["ours", "transformers", "ours, entered twice"],
     "gpu_pretrain.py --modes eager": ["eager"],
     "gpu_generate.py --modes graph": ["graph"],

@@ -2,14 +2,19 @@
 
 import math
 import random
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import shaken
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import GPT2LMHeadModel
 
-from gpt_modules.backbone import GPT, generate, load_pretrained
+from gpt_modules.backbone import GPT, KVCache, generate, load_pretrained
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation import continuation_logprobs, scoring
+from gpt_modules.evaluation import continuation_logprobs, prefixes, scoring
 
 
 @pytest.fixture
@@ -105,3 +110,132 @@ def test_what_cannot_be_scored(gpt):
         with pytest.raises(ValueError, match="row 0: found a continuation without a token to score"):
             continuation_logprobs(gpt, [row])
     assert continuation_logprobs(gpt, []) == []
+
+
+def few_shot(vocab_size, shots=3, items=6, choices=4):
+    """Rows as few-shot multiple choice makes them: demonstrations, a question, answers that may begin alike, be one
+    token, or begin with another one.
+    """
+    rng = random.Random(1)
+    draw = lambda least, most: [rng.randrange(vocab_size) for _ in range(rng.randint(least, most))]  # noqa: E731
+    rows = []
+    for _ in range(shots):
+        demonstrations = draw(40, 60)
+        for _ in range(items):
+            question, first = demonstrations + draw(18, 30), draw(1, 3)
+            answers = [first, first + draw(1, 2), *(draw(1, 6) for _ in range(choices - 2))]
+            rows += [(question, answer) for answer in answers]
+    return rows
+
+
+@torch.no_grad()
+def one_by_one(model, rows):
+    """Each row alone and whole, without a cache."""
+    limit, was = model.config.n_positions, model.training
+    found = [naive(lambda tokens: SimpleNamespace(logits=model.eval()(tokens)), *row, limit) for row in rows]
+    model.train(was)
+    return found
+
+
+@pytest.fixture(params=["dense", "banded"])
+def long_gpt(request, micro) -> GPT:
+    """128 positions, so that demonstrations fit; the banded one sees 9 tokens back in every second layer."""
+    banded = {"attention": ("dense", "banded"), "window": 9} if request.param == "banded" else {}
+    return shaken(GPT(micro.config(n_positions=128, **banded)), 5).train()
+
+
+@pytest.mark.parametrize("max_tokens", [1, 150, 600, 8192])
+def test_shared_beginnings_change_nothing(micro, long_gpt, max_tokens, monkeypatch):
+    rows = few_shot(micro.vocab_size)
+    random.Random(2).shuffle(rows)
+    monkeypatch.setattr(scoring, "_CPU_OVERHEAD", 8)
+    scores = continuation_logprobs(long_gpt.double(), rows, max_tokens)
+    for score, (nats, count, greedy) in zip(scores, one_by_one(long_gpt, rows), strict=True):
+        assert score.logprob == pytest.approx(nats, abs=1e-9)
+        assert (score.tokens, score.greedy) == (count, greedy)
+
+
+def test_in_float32_as_well(micro, long_gpt):
+    rows = few_shot(micro.vocab_size)
+    for score, (nats, *_) in zip(continuation_logprobs(long_gpt, rows), one_by_one(long_gpt, rows), strict=True):
+        assert score.logprob == pytest.approx(nats, rel=1e-5)
+
+
+TOKEN_IDS = st.integers(0, 3)
+TEXTS = st.lists(TOKEN_IDS, max_size=24)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.lists(TOKEN_IDS, min_size=2, max_size=8)), min_size=1, max_size=12), st.data())
+def test_any_rows_of_any_tree(tiny_tree, rows, data):
+    """Few different tokens and rows that are made of others' parts: beginnings are shared at every depth."""
+    for _ in range(data.draw(st.integers(0, 12))):
+        context, continuation = data.draw(st.sampled_from(rows))
+        rows.append((context + continuation[:-1], data.draw(st.lists(TOKEN_IDS, min_size=2, max_size=8))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "_LEAST_GAIN", 1)
+        patch.setattr(scoring, "_CPU_OVERHEAD", data.draw(st.sampled_from([0, 5, 1000])))
+        scores = continuation_logprobs(tiny_tree, rows, data.draw(st.sampled_from([1, 40, 8192])))
+    for score, (nats, count, greedy) in zip(scores, one_by_one(tiny_tree, rows), strict=True):
+        assert score.logprob == pytest.approx(nats, abs=1e-9)
+        assert (score.tokens, score.greedy) == (count, greedy)
+
+
+@pytest.fixture(scope="module")
+def tiny_tree(micro):
+    torch.manual_seed(0)
+    return shaken(GPT(micro.config(vocab_size=4)), 6).double()
+
+
+def test_what_rows_have_in_common_is_read_once(micro, long_gpt, monkeypatch):
+    """6 questions of 4 answers behind the same demonstrations: the tokens that the model reads, counted by hand."""
+    demonstrations, read = list(range(64)), []
+    rows = [(demonstrations + [100 + i] * 20, [k, 9]) for i in range(6) for k in range(4)]
+    original = long_gpt.hidden
+    monkeypatch.setattr(long_gpt, "hidden", lambda tokens, **k: (read.append(tokens.numel()), original(tokens, **k))[1])
+    monkeypatch.setattr(scoring, "_CPU_OVERHEAD", 16)
+    continuation_logprobs(long_gpt, rows)
+    assert sum(read) == 64 + 6 * (20 + 4)
+    read.clear()
+    continuation_logprobs(long_gpt, [(demonstrations, [k]) for k in range(50)])
+    assert read == [64], "answers of one token: one row"
+    read.clear()
+    continuation_logprobs(long_gpt, [(demonstrations[:16], [k, k, k]) for k in (0, 1)])
+    assert read == [2 * 18], "16 tokens saved are less than the call they would cost: one batch"
+    read.clear()
+    continuation_logprobs(long_gpt, [([k, k], [k]) for k in range(50)])
+    assert read == [100], "nothing in common: one batch"
+
+
+@pytest.mark.parametrize("max_tokens", [200, 400])
+def test_tokens_held_are_bounded(micro, long_gpt, max_tokens, monkeypatch):
+    """All caches alive at once, and what is read beside them, never hold more than was allowed."""
+    alive, largest = weakref.WeakSet(), []
+    made, read = KVCache.__init__, long_gpt.hidden
+
+    def count(cache, config, batch, capacity, **options):
+        made(cache, config, batch, capacity, **options)
+        cache.tokens = batch * capacity
+        alive.add(cache)
+
+    def watched(tokens, cache=None):
+        largest.append(sum(each.tokens for each in alive) or tokens.numel())
+        return read(tokens, cache=cache)
+
+    monkeypatch.setattr(KVCache, "__init__", count)
+    monkeypatch.setattr(long_gpt, "hidden", watched)
+    monkeypatch.setattr(scoring, "_CPU_OVERHEAD", 8)
+    continuation_logprobs(long_gpt, few_shot(micro.vocab_size), max_tokens)
+    assert max_tokens / 8 < max(largest) <= max_tokens  # what is forked to be read once is not held again
+    assert not alive
+
+
+def test_batches_are_padded_no_more_than_a_batch_costs(micro, long_gpt, monkeypatch):
+    """Rows of 1 to 60 tokens: no batch has more padding than its call of the model costs."""
+    rng, shapes, original = random.Random(0), [], long_gpt.hidden
+    rows = [([rng.randrange(micro.vocab_size) for _ in range(width)], [1]) for width in range(1, 61)]
+    monkeypatch.setattr(long_gpt, "hidden", lambda tokens, **k: (shapes.append(tokens.shape), original(tokens, **k))[1])
+    continuation_logprobs(long_gpt, rows)
+    cells = sum(batch * width for batch, width in shapes)
+    assert cells - sum(range(1, 61)) <= scoring._CPU_OVERHEAD * len(shapes)
+    assert len(shapes) < 20
