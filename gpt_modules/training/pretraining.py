@@ -8,10 +8,12 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT, DecoderConfig
+from gpt_modules.data import PretrainingDataModule
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
+from gpt_modules.training.callbacks import log_interval
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -82,9 +84,12 @@ class PretrainingModule(L.LightningModule):
         return self.step.add(*next_token_loss(self.model, batch), batch.inputs.numel())
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """`train/loss`, the mean over the step's tokens, and the number of tokens so far."""
+        """`train/loss`, the mean over the step's tokens; the number of tokens so far, and what sources they are of."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
         self.log("train/tokens", float(self.tokens_seen))
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, PretrainingDataModule) and (self.trainer.global_step + 1) % log_interval(self.trainer) == 0:
+            self.log_dict({f"mix/{name}": value for name, value in data.realised_mix().items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The tokens seen: what schedules go by."""
@@ -138,6 +143,9 @@ class PretrainingModule(L.LightningModule):
             found = f"found {trainer.accumulate_grad_batches} beside model.init_args.batch"
             raise UserError(f"trainer.accumulate_grad_batches: {found}, expected one of them")
         micro_batch = data.batch_size * data.context * trainer.world_size
+        if self.batch_config is not None and micro_batch > (smallest := self.batch_config.at(0)):
+            found = f"found {data.batch_size} windows of {data.context} tokens on {trainer.world_size} devices"
+            raise UserError(f"data.batch_size: {found}, expected no more than the first step's {smallest:g} tokens")
         epoch = trainer.num_training_batches
         return TokenClock(micro_batch, trainer.accumulate_grad_batches, epoch, self.batch_config)
 
@@ -146,14 +154,10 @@ class PretrainingModule(L.LightningModule):
         trainer, given = self.trainer, self.hparams["max_tokens"]
         if given is not None and trainer.max_steps != -1:
             raise UserError(f"trainer.max_steps: found {trainer.max_steps} beside max_tokens, expected one of them")
-        if (
-            given is None
-            and self.batch_config is not None
-            and trainer.max_steps == -1
-            and (trainer.max_epochs or 0) > 0
-        ):
-            return float(trainer.max_epochs * self.clock.epoch * self.clock.micro_batch)
-        return None if given is None else float(given)
+        if given is not None or self.batch_config is None or trainer.max_steps != -1:
+            return None if given is None else float(given)
+        epochs = trainer.max_epochs
+        return epochs * self.clock.epoch * self.clock.micro_batch if epochs is not None and epochs > 0 else None
 
     def work(self, batch: TokenBatch | PackedBatch) -> tuple[int, str]:
         """Tokens of a batch, for the throughput."""

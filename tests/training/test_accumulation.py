@@ -119,3 +119,8 @@ def test_two_settings_of_one_thing_are_refused(pretrained):
         pretrained(2, {"batch": BatchConfig(tokens=128)}, accumulate_grad_batches=2)
     with pytest.raises(UserError, match=r"trainer\.max_steps: found 6 beside max_tokens"):
         pretrained(2, {"max_tokens": 100.0})
+
+
+def test_a_micro_batch_larger_than_the_first_step_is_refused(pretrained):
+    with pytest.raises(UserError, match=r"data\.batch_size: found 4 windows of 16 tokens on 1 devices.* 32 tokens"):
+        pretrained(4, {"batch": BatchConfig(tokens=128, start=32, ramp=1000)})
