@@ -1,11 +1,11 @@
 """Steps counted in tokens: micro-batches and devices change nothing but rounding, and the ramp is the paper's."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from gpt_modules.backbone import DecoderConfig
 from gpt_modules.data import PretrainingDataModule, SFTDataModule
 from gpt_modules.errors import UserError
 from gpt_modules.training import PretrainingModule, SFTModule
@@ -26,7 +26,7 @@ def pretrained(fit, micro, tmp_path):
 
     def run(batch_size, arguments=None, **settings):
         torch.manual_seed(0)
-        config = DecoderConfig(**{**micro.config().without_dropout().to_dict(), "n_positions": 16})
+        config = dataclasses.replace(micro.config().without_dropout(), n_positions=16)
         module = PretrainingModule(config, optimizer=PLAIN, **(arguments or {}))
         sizes = {"context": 16, "batch_size": batch_size, "cache_dir": str(tmp_path / "cache")}
         data = PretrainingDataModule(
