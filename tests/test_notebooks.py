@@ -12,7 +12,7 @@ from gpt_modules.data.reviews import pretraining_rows
 from gpt_modules.data.tokenizers import Tokenizer
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FIGURES = {"pretraining": 2, "finetuning": 3, "sft": 3, "reward": 3, "ppo": 4}
+FIGURES = {"pretraining": 2, "evaluation": 3, "finetuning": 3, "sft": 3, "reward": 3, "ppo": 4}
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,7 @@ def environment(demo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatc
     """A few steps, one core, and a cache that the notebooks share and nobody else has."""
     cache = tmp_path_factory.getbasetemp() / "notebook-cache"
     settings = {"GPT_DEMO": demo, "GPT_NOTEBOOK_STEPS": 4, "GPT_MODULES_CACHE": cache, "OMP_NUM_THREADS": 1}
+    settings["GPT_MULTITASK"] = demo / "pretraining/export"
     for name, value in settings.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))  # where mkdtemp puts the runs

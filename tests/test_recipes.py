@@ -4,14 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from gpt_modules import trainer_cli
+from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.pipeline import read_pipeline
 from gpt_modules.recipe_files import read_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in ("hardware", "pipelines"))
+OTHERS = ("hardware", "pipelines", "evaluation")
+RECIPES = sorted(path for path in FOLDER.glob("*/*.yaml") if path.parent.name not in OTHERS)
 OVERLAYS = sorted(FOLDER.glob("hardware/*.yaml"))
 PIPELINES = sorted(FOLDER.glob("pipelines/*.yaml"))
 HERE = [
@@ -59,6 +62,33 @@ def test_a_recipe_builds_its_module_data_and_trainer(path, tmp_path, monkeypatch
     assert type(cli.model).__name__.removesuffix("Module").lower() == path.parent.name
     assert type(cli.datamodule).__name__.removesuffix("DataModule").lower() == path.parent.name
     assert cli.trainer.default_root_dir == str(tmp_path)
+
+
+# Radford et al. 2019, table 2, with the counts of the released models; Brown et al. 2020, table 2.1, whose XL and 13B
+# rows cannot be built as printed (24 heads of 128 are not 2,048 wide, 40 of 128 not 5,140).
+@pytest.mark.parametrize(
+    ("size", "parameters"),
+    [
+        ("gpt2-124m", 124_439_808),
+        ("gpt2-355m", 354_823_168),
+        ("gpt2-774m", 774_030_080),
+        ("gpt2-1558m", 1_557_611_200),
+        ("gpt3-125m", 125_226_240),
+        ("gpt3-350m", 355_871_744),
+        ("gpt3-760m", 760_300_032),
+        ("gpt3-1.3b", 1_315_723_264),
+        ("gpt3-2.7b", 2_651_553_280),
+        ("gpt3-6.7b", 6_658_404_352),
+        ("gpt3-13b", 12_853_386_240),
+        ("gpt3-175b", 174_604_259_328),
+    ],
+)
+def test_every_size_of_the_papers_has_its_recipe(size, parameters):
+    recipe = read_recipe(FOLDER / "pretraining" / f"{size}.yaml")
+    with torch.device("meta"):
+        model = GPT(DecoderConfig.from_dict(recipe["model"]["init_args"]["config"]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert f"{parameters:,} parameters" in header(FOLDER / "pretraining" / f"{size}.yaml")
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=name)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpt_modules.data.finetuning import FinetuningDataModule
     from gpt_modules.data.labelled import Columns
     from gpt_modules.data.loader import BatchLoader
+    from gpt_modules.data.mixture import MixedSource
     from gpt_modules.data.ppo import PPODataModule
     from gpt_modules.data.pretraining import PretrainingDataModule
     from gpt_modules.data.reviews import Review, load_reviews
@@ -24,6 +25,7 @@ __all__ = [
     "BatchLoader",
     "Columns",
     "FinetuningDataModule",
+    "MixedSource",
     "PPODataModule",
     "PackedBatch",
     "PretrainingDataModule",
@@ -46,6 +48,7 @@ _HOMES = {
     "BatchLoader": "loader",
     "Columns": "labelled",
     "FinetuningDataModule": "finetuning",
+    "MixedSource": "mixture",
     "PPODataModule": "ppo",
     "PackedBatch": "batches",
     "PretrainingDataModule": "pretraining",

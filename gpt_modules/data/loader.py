@@ -38,6 +38,10 @@ class Examples(ABC, Generic[BatchT]):
         """Tokens of every example, to put alike lengths into one batch; None: do not."""
         return None
 
+    def order(self, epoch: int) -> NDArray[np.int64] | None:
+        """An order of their own for a shuffled epoch; None: the loader draws one."""
+        return None
+
 
 class BatchLoader(Generic[BatchT]):
     """Batches of `examples`, epoch after epoch; each pass of `iter` is one epoch.
@@ -144,6 +148,8 @@ class BatchLoader(Generic[BatchT]):
         return grid.reshape(len(self), size)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
+        if self.shuffle and (own := self.examples.order(epoch)) is not None:
+            return own
         lengths = self.examples.lengths(epoch)
         if not self.shuffle:
             return np.arange(len(self.examples)) if lengths is None else np.argsort(lengths, kind="stable")

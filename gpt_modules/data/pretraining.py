@@ -1,90 +1,49 @@
-"""Pretraining data: a corpus as one stream of tokens, cut into windows."""
+"""Pretraining data: a corpus, or a mixture of several, as streams of tokens cut into windows."""
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
-import numpy as np
 import tokenizers
-from numpy.typing import NDArray
 
 from gpt_modules.data.batches import TokenBatch
-from gpt_modules.data.collate import collate_windows, isolate_documents
+from gpt_modules.data.collate import isolate_documents
+from gpt_modules.data.corpus import Corpus
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.reviews import Split, hash_fraction
-from gpt_modules.data.shards import FORMAT_VERSION, open_or_write_shard
-from gpt_modules.data.sources import REVIEWS, cache_folder, fingerprint, iter_rows, name_of
+from gpt_modules.data.mixture import MixedSource, MixtureWindows, check_mixture
+from gpt_modules.data.shards import Tokens, between, join_tokens
+from gpt_modules.data.sources import REVIEWS, cache_folder
 from gpt_modules.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerKind
+from gpt_modules.data.windows import TrainingWindows, ValidationWindows
 from gpt_modules.errors import UserError
 
-FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the stream validates instead
+__all__ = ["PretrainingDataModule", "TrainingWindows", "ValidationWindows"]
 
-
-class TrainingWindows(Examples[TokenBatch]):
-    """Windows of `context` tokens, side by side from an offset that is drawn anew every epoch from (seed, epoch).
-
-    So no token is seen twice in an epoch, and no border stays where it was. `tokens` is (N,) of any integer type.
-
-    Raises:
-        UserError: The stream is shorter than one window.
-    """
-
-    def __init__(self, tokens: NDArray[Any], context: int, seed: int) -> None:
-        if len(tokens) <= context:
-            raise UserError(
-                f"context: found {context}, expected less than the {len(tokens)} tokens of the training text"
-            )
-        self.tokens, self.context, self.seed = tokens, context, seed
-
-    def __len__(self) -> int:
-        return max(1, (len(self.tokens) - self.context) // self.context)
-
-    def offset(self, epoch: int) -> int:
-        """Where the first window of an epoch begins."""
-        spare = len(self.tokens) - 1 - len(self) * self.context
-        return int(np.random.default_rng((self.seed, epoch, 1)).integers(min(self.context, spare + 1)))
-
-    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
-        offset = self.offset(epoch)
-        return _windows(self.tokens, offset + indices * self.context, indices >= 0, self.context)
-
-
-class ValidationWindows(Examples[TokenBatch]):
-    """Windows that predict every token but the stream's first exactly once, in order; the last one is padded."""
-
-    def __init__(self, tokens: NDArray[Any], context: int) -> None:
-        self.tokens, self.context = tokens, context
-
-    def __len__(self) -> int:
-        return -(-(len(self.tokens) - 1) // self.context)
-
-    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
-        return _windows(self.tokens, indices * self.context, indices >= 0, self.context)
-
-
-def _windows(tokens: NDArray[Any], starts: NDArray[np.int64], real: NDArray[np.bool_], context: int) -> TokenBatch:
-    rows = zip(starts.tolist(), real.tolist(), strict=True)
-    windows = [tokens[i : i + context + 1] if counts else tokens[:1] for i, counts in rows]
-    return collate_windows([np.asarray(window, dtype=np.int64) for window in windows], context)
+log = logging.getLogger(__name__)
 
 
 class PretrainingDataModule(ResumableDataModule):
-    """Text to train a language model on, encoded once into a memory-mapped file in the cache.
+    """Text to train a language model on, encoded once into a memory-mapped file in the cache, or encoded before.
 
     Documents are joined by `<|endoftext|>`; a window may hold the end of one and the start of the next, as in GPT-2
     and GPT-3 (Brown et al. 2020, appendix B).
 
     Args:
-        train: "reviews" (embedded), files, folders or globs (.jsonl, .json, .csv, .parquet with a text field, .txt as
-            one document each), or a data set's name on the hub ("owner/name" or "owner/name:config").
-        validation: The same; None: the reviews' own split, else `validation_fraction` of the documents by hash of
-            their text, or, of fewer than 100 documents, the end of the stream.
-        tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer, or a name on the hub.
+        train: "reviews", "shakespeare", "synthetic:TASK", files, folders or globs (.jsonl, .json, .csv, .parquet with
+            a text field, .txt as one document each), or a data set's name on the hub ("owner/name" or
+            "owner/name:config"); or tokens: a folder that `gpt prepare` wrote, or llm.c's .bin files. None: "reviews".
+        mixture: Several such sources with weights, in place of `train`: each gets its share of the tokens trained on,
+            whatever its size (Brown et al. 2020, table 2.2). An epoch has as many windows as all of them together.
+        validation: As `train`; None: what embedded and generated sources hold out themselves, of other text
+            `validation_fraction` of the documents by hash, and of tokens or of fewer than 100 documents the end of the
+            stream. Of a mixture: such a part of each source, one after the other.
+        tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer (a folder of
+            `gpt prepare` has one), or a name on the hub.
         vocab_size: For "train": ids in all, the end token among them.
-        tokenizer_kind: For "train": byte-level BPE like GPT-2's, or lower-cased BPE of words like GPT-1's.
+        tokenizer_kind: For "train": byte-level BPE like GPT-2's, lower-cased BPE of words like GPT-1's, or characters.
         context: Tokens a window, T of the batches.
         batch_size: Windows a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
@@ -99,7 +58,7 @@ class PretrainingDataModule(ResumableDataModule):
 
     def __init__(
         self,
-        train: str | list[str] = REVIEWS,
+        train: str | list[str] | None = None,
         validation: str | list[str] | None = None,
         tokenizer: str = "gpt2",
         vocab_size: int | None = None,
@@ -113,29 +72,32 @@ class PretrainingDataModule(ResumableDataModule):
         text_field: str = "text",
         validation_fraction: float = 0.05,
         isolate_documents: bool = False,
+        mixture: list[MixedSource] | None = None,
     ) -> None:
         super().__init__(tokenizer)
         self.isolate_documents = isolate_documents
-        self.train_source, self.validation_source = train, validation
+        self.train_source, self.validation_source, self.mixture = train, validation, mixture
         self.trained_vocab_size, self.trained_kind = vocab_size, tokenizer_kind
         self.context, self.batch_size, self.val_batch_size, self.seed = context, batch_size, val_batch_size, seed
         self.cache_dir, self.streaming, self.text_field = cache_dir, streaming, text_field
         self.validation_fraction = validation_fraction
-        self.train_tokens: NDArray[Any] | None = None
-        self.validation_tokens: NDArray[Any] | None = None
-        self._few: bool | None = None
-        self._content: list[str] | None = None
+        self.train_tokens: Tokens | None = None
+        self.validation_tokens: Tokens | None = None
+        self._streams: list[Tokens] = []
+        self._windows: MixtureWindows | None = None
+        self._opened: list[Corpus] | None = None
 
     def open_tokenizer(self) -> Tokenizer:
         if self.tokenizer_name != "train":
             return super().open_tokenizer()
         if self.trained_vocab_size is None:
             raise UserError("vocab_size: found none, expected a number of ids for tokenizer: train")
-        kind = self.trained_kind
-        key = self._key("tokenizer", kind, str(self.trained_vocab_size), tokenizers.__version__)
+        settings = ("tokenizer", self.trained_kind, str(self.trained_vocab_size), tokenizers.__version__)
+        keys = [corpus.key("train", *settings) for corpus in self._corpora()]
+        key = keys[0] if len(keys) == 1 else hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:24]
         folder = cache_folder(self.cache_dir) / "tokenizers" / key
         if not (folder / TOKENIZER_FILE).exists():
-            Tokenizer.train(self._documents("train"), self.trained_vocab_size, kind).save(folder)
+            Tokenizer.train(self._training_texts(), self.trained_vocab_size, self.trained_kind).save(folder)
         return Tokenizer.load(folder)
 
     def prepare_data(self) -> None:
@@ -151,9 +113,11 @@ class PretrainingDataModule(ResumableDataModule):
     def train_dataloader(self) -> BatchLoader[TokenBatch]:
         """Batches (B, context), windows without replacement."""
         assert self.train_tokens is not None, "setup comes first"
-        return self.training_loader(
-            TrainingWindows(self.train_tokens, self.context, self.seed), self.batch_size, self.seed
-        )
+        if self.mixture is None:
+            windows: Examples[TokenBatch] = TrainingWindows(self.train_tokens, self.context, self.seed)
+            return self.training_loader(windows, self.batch_size, self.seed)
+        self._windows = self._mixed_windows(self.mixture)
+        return self.training_loader(self._windows, self.batch_size, self.seed)
 
     def val_dataloader(self) -> BatchLoader[TokenBatch]:
         """Batches (B, context) that cover the validation text once."""
@@ -168,59 +132,69 @@ class PretrainingDataModule(ResumableDataModule):
             return isolate_documents(batch, self.tokenizer.eos_id)
         return batch
 
+    def realised_mix(self) -> dict[str, float]:
+        """What a mixture's training has seen so far, for logs; empty without a mixture or a training loader.
+
+        Returns:
+            `share/NAME`: of the windows seen, those of this source. `tokens/NAME`: how many tokens. `epochs/NAME`:
+            passes over the source. All are functions of the loader's place alone, so that a resumed run goes on with
+            the same numbers.
+        """
+        loader, windows = self._train_loader, self._windows
+        if loader is None or windows is None:
+            return {}
+        size = loader.batch_size * loader.world
+        an_epoch = min(len(loader), loader.limit or len(loader)) * size
+        drawn = windows.drawn(loader.epoch, min(loader.position * size, len(windows)), an_epoch)
+        total = max(1, sum(drawn.values()))
+        mix: dict[str, float] = {}
+        for name, count, windows_a_pass in zip(windows.names, drawn.values(), windows.counts.tolist(), strict=True):
+            mix |= {f"share/{name}": count / total, f"tokens/{name}": count * self.context}
+            mix[f"epochs/{name}"] = count / windows_a_pass
+        return mix
+
+    def _mixed_windows(self, mixture: list[MixedSource]) -> MixtureWindows:
+        weights, names = [source.weight for source in mixture], [source.label for source in mixture]
+        windows = MixtureWindows(self._streams, weights, self.context, self.seed, names)
+        for name, quota, passes in zip(names, windows.quotas.tolist(), windows.passes().values(), strict=True):
+            share = quota / len(windows)
+            log.info("mixture: %s: %.1f %% of the tokens, %.2f passes an epoch", name, 100 * share, passes)
+        return windows
+
     def _open(self) -> None:
-        train = open_or_write_shard(self._shard("train"), self._documents("train"), self.tokenizer).tokens
-        if self._cuts_stream():
-            cut = len(train) - max(1, round(self.validation_fraction * len(train)))
-            self.train_tokens, self.validation_tokens = train[:cut], train[cut - 1 :]
-            return
-        validation = open_or_write_shard(self._shard("validation"), self._documents("validation"), self.tokenizer)
-        self.train_tokens, self.validation_tokens = train, validation.tokens
+        opened = [corpus.open(self.tokenizer) for corpus in self._corpora()]
+        self._streams = [train for train, _ in opened]
+        self.train_tokens = join_tokens(self._streams)
+        held_out = [validation for _, validation in opened if validation is not None]
+        if self.mixture is not None and self.validation_source is not None:
+            held_out = [self._whole(self.validation_source).open_validation(self.tokenizer)]
+        # Each stream opens with the end token that the one before it has closed with.
+        self.validation_tokens = join_tokens(between(part, int(i > 0), len(part)) for i, part in enumerate(held_out))
 
-    def _shard(self, split: Split) -> Path:
-        key = self._key(split, self.tokenizer.fingerprint, str(FORMAT_VERSION))
-        return cache_folder(self.cache_dir) / "shards" / key
+    def _corpora(self) -> list[Corpus]:
+        """What is trained on; checked here, not in the constructor, where the command line could not tell why."""
+        if self._opened is None:
+            settings = (self.cache_dir, self.streaming)
+            if self.mixture is None:
+                source = self.train_source or REVIEWS
+                found = (source, self.validation_source, self.validation_fraction, False, self.text_field)
+                self._opened = [Corpus(*found, *settings)]
+                return self._opened
+            if self.train_source is not None:
+                raise UserError("mixture: found train beside it, expected either")
+            check_mixture(self.mixture)
+            whole = self.validation_source is not None
+            self._opened = [
+                Corpus(part.source, None, self.validation_fraction, whole, part.text_field, *settings)
+                for part in self.mixture
+            ]
+        return self._opened
 
-    def _key(self, *parts: str) -> str:
-        """A folder name that changes with the content and with all that decides what is made of it."""
-        if self._content is None:
-            own = self.validation_source is None and self.train_source != REVIEWS
-            held_out = None if own else fingerprint(self.validation_source or REVIEWS, "validation")
-            self._content = [fingerprint(self.train_source, "train"), held_out or str(self.validation_fraction)]
-        parts = (*self._content, self.text_field, *parts)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-    def _splits_by_hash(self) -> bool:
-        return self.validation_source is None and self.train_source != REVIEWS and not self._cuts_stream()
-
-    def _cuts_stream(self) -> bool:
-        if self.validation_source is not None or self.train_source == REVIEWS:
-            return False
-        if self._few is None:
-            self._few = sum(1 for _ in islice(self._texts("train"), FEW_DOCUMENTS)) < FEW_DOCUMENTS
-        return self._few
-
-    def _documents(self, split: Split) -> Iterator[str]:
-        if not self._splits_by_hash():
-            yield from self._texts(split)
-            return
-        for text in self._texts("train"):
-            if (hash_fraction(text) < self.validation_fraction) == (split == "validation"):
-                yield text
-
-    def _texts(self, split: Split) -> Iterator[str]:
-        source = self.train_source if split == "train" else self.validation_source or REVIEWS
-        rows = iter_rows(
-            source,
-            split,
-            "pretraining",
-            cache_dir=self.cache_dir,
-            streaming=self.streaming,
-            text_field=self.text_field,
+    def _whole(self, source: str | list[str]) -> Corpus:
+        return Corpus(
+            source, whole=True, text_field=self.text_field, cache_dir=self.cache_dir, streaming=self.streaming
         )
-        found = False
-        for row in rows:
-            found = True
-            yield row["text"]
-        if not found:
-            raise UserError(f"{name_of(source)}: found no row, expected text")
+
+    def _training_texts(self) -> Iterator[str]:
+        for corpus in self._corpora():
+            yield from chain.from_iterable(corpus.documents("train"))

@@ -1,20 +1,17 @@
 """Token shards: a corpus encoded once, kept on disk, mapped into memory by every process that trains on it.
 
-A shard is a folder with `manifest.json` (how many tokens, of which type, by which tokenizer, with which SHA-256) and
-one file of raw little-endian ids: eos, document, eos, document, eos. The leading eos makes even the first token one
-that can be predicted. The file is named by its content and the manifest is replaced last, so a process that is killed
-or races another leaves nothing half-made.
+A folder with `manifest.json` (how many tokens, of which type, by which tokenizer, and each shard's SHA-256) and files
+of raw little-endian ids that are one stream: eos, document, eos, document, eos. The leading eos makes even the first
+token one that can be predicted. `shard_writer` makes such folders.
 """
 
 import hashlib
 import json
-import logging
-import os
-import re
-import uuid
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,172 +21,195 @@ from numpy.typing import NDArray
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
-log = logging.getLogger(__name__)
-
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-PIECE = 1 << 16  # characters of a long document encoded at a time: fills all cores even with one document
-CHUNK = 1 << 22  # characters in memory at a time
-_CUT = re.compile(r"\n(?=\S)")
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """A file of a folder, and how far the source had been read when it was full: there a writer can go on.
+
+    chunks: Chunks of the source that are all in this shard and those before it; documents, text_bytes: the same.
+    offset: Tokens of the next chunk that are in it, too.
+    """
+
+    file: str
+    count: int
+    sha256: str
+    chunks: int
+    offset: int
+    documents: int
+    text_bytes: int
 
 
 @dataclass(frozen=True)
 class ShardManifest:
-    """What `manifest.json` holds. text_bytes: UTF-8 bytes of the documents, to turn a loss into bits a byte."""
+    """What `manifest.json` holds.
+
+    text_bytes: UTF-8 bytes of the documents, to turn a loss into bits a byte. tokenizer: its fingerprint. made_from:
+    what else the tokens depend on. complete: whether the source's end was reached.
+    """
 
     format_version: int
-    file: str
     dtype: str
     count: int
     documents: int
     text_bytes: int
     vocab_size: int
     tokenizer: str
-    sha256: str
+    complete: bool
+    made_from: dict[str, Any] = field(default_factory=dict)
+    shards: list[ShardRecord] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class TokenShard:
-    """An open shard. tokens: (count,) memory-mapped, read-only."""
+class TokenStream:
+    """Arrays of tokens as if they were one; a slice is copied where it spans several of them, else it is a view."""
 
-    tokens: NDArray[Any]
-    manifest: ShardManifest
+    def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
+        self.parts = [part for part in parts if len(part)]
+        self._starts = [0, *accumulate(len(part) for part in self.parts)]
 
+    def __len__(self) -> int:
+        return self._starts[-1]
 
-def open_or_write_shard(folder: Path, documents: Iterable[str], tokenizer: Tokenizer) -> TokenShard:
-    """Opens the shard in `folder` if it is there and whole, else writes it; `documents` is read only then."""
-    if (folder / MANIFEST).exists():
-        try:
-            return open_shard(folder, tokenizer)
-        except UserError as error:
-            log.warning("%s; writing it anew", error)
-    return write_shard(folder, documents, tokenizer)
+    def __getitem__(self, place: slice) -> NDArray[Any]:
+        start, stop, _ = place.indices(len(self))
+        found = self.between(start, stop).parts
+        return found[0] if len(found) == 1 else np.concatenate(found or [np.empty(0, dtype=np.int64)])
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
 
-def write_shard(folder: Path, documents: Iterable[str], tokenizer: Tokenizer) -> TokenShard:
-    """Encodes documents on all cores and writes them.
+    def tolist(self) -> list[int]:
+        """All of them, in memory."""
+        return [token for part in self.parts for token in part.tolist()]
 
-    Raises:
-        UserError: There is no document, or the disk is full or read-only.
-    """
-    temporary = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(folder, temporary, documents, tokenizer)
-    except OSError as error:
-        raise UserError(f"{folder}: found no way to write token shards ({error.strerror}), expected room") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return open_shard(folder, tokenizer, verify=False)
+    def between(self, start: int, stop: int) -> "TokenStream":
+        """A part of the stream, still on disk."""
+        if stop <= start:
+            return TokenStream([])
+        first, last = bisect_right(self._starts, start) - 1, bisect_right(self._starts, stop - 1) - 1
+        cuts = [part[max(0, start - at) : stop - at] for part, at in zip(self.parts, self._starts, strict=False)]
+        return TokenStream(cuts[first : last + 1])
 
 
-def open_shard(folder: Path, tokenizer: Tokenizer, verify: bool = True) -> TokenShard:
-    """Maps a shard into memory.
+Tokens = NDArray[Any] | TokenStream
+
+
+def between(tokens: Tokens, start: int, stop: int) -> Tokens:
+    """Tokens from `start` to before `stop`, still on disk."""
+    return tokens.between(start, stop) if isinstance(tokens, TokenStream) else tokens[start:stop]
+
+
+def join_tokens(parts: Iterable[Tokens]) -> Tokens:
+    """Several streams, one after the other; one is itself."""
+    flat = [a for part in parts for a in (part.parts if isinstance(part, TokenStream) else [part])]
+    return flat[0] if len(flat) == 1 else TokenStream(flat)
+
+
+def is_shard_folder(folder: Path) -> bool:
+    """Whether `gpt prepare` made, or began, this folder."""
+    return (folder / MANIFEST).is_file()
+
+
+def open_shards(folder: Path, tokenizer: Tokenizer, stamps: Path | None = None) -> tuple[Tokens, ShardManifest]:
+    """Maps a folder of shards into memory.
 
     Args:
         folder: Where it was written.
         tokenizer: Must be the one it was written with.
-        verify: Compare the SHA-256 of the tokens (about a second a gigabyte); the size is always compared.
+        stamps: A folder that remembers which files were once compared with their SHA-256 (about a second a gigabyte),
+            so that it is done at the first opening only; None: now. The size is always compared.
 
     Raises:
-        UserError: Missing, cut short, altered, or written by another tokenizer.
+        UserError: Missing, unfinished, cut short, altered, or written by another tokenizer.
     """
-    manifest = _read_manifest(folder / MANIFEST)
-    path = folder / manifest.file
+    manifest = read_manifest(folder)
     if manifest.tokenizer != tokenizer.fingerprint:
         raise UserError(f"{folder / MANIFEST}: tokenizer: found another tokenizer's tokens, expected this one's")
+    if not manifest.complete:
+        raise UserError(
+            f"{folder / MANIFEST}: complete: found {len(manifest.shards)} shards of an unfinished run, expected "
+            "all; the same gpt prepare goes on"
+        )
+    parts = [_open_shard(folder, record, manifest.dtype, stamps) for record in manifest.shards]
+    return join_tokens(parts), manifest
+
+
+def check_shard(folder: Path, record: ShardRecord, dtype: str, stamps: Path | None = None) -> None:
+    """Compares a shard with its record, see `open_shards`.
+
+    Raises:
+        UserError: Missing, cut short or altered.
+    """
+    path = folder / record.file
     size = path.stat().st_size if path.is_file() else 0
-    expected = manifest.count * np.dtype(manifest.dtype).itemsize
+    expected = record.count * np.dtype(dtype).itemsize
     if size != expected:  # reading past the end of a mapped file would kill the process without a word
         raise UserError(f"{path}: found {size} bytes, expected {expected}")
-    if verify and _sha256(path) != manifest.sha256:
-        raise UserError(f"{path}: found altered tokens, expected SHA-256 {manifest.sha256[:12]}...")
-    tokens = np.memmap(path, dtype=manifest.dtype, mode="r", shape=(manifest.count,))
-    return TokenShard(tokens, manifest)
+    stamp = None if stamps is None else Stamp(stamps, path, record.sha256)
+    if stamp is not None and stamp.known():
+        return
+    if file_sha256(path) != record.sha256:
+        raise UserError(f"{path}: found altered tokens, expected SHA-256 {record.sha256[:12]}...")
+    if stamp is not None:
+        stamp.remember()
 
 
-def encode_documents(texts: list[str], tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids of each text, on all cores; long texts are cut where the cut does not change the ids.
+class Stamp:
+    """A mark that a file, as it is now by size and time, has passed a check."""
 
-    That is before a line break that a non-space follows: the pre-tokenizer of GPT-2 never joins across it.
+    def __init__(self, stamps: Path, path: Path, check: str) -> None:
+        status = path.stat()
+        key = json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, check])
+        self.path = stamps / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def known(self) -> bool:
+        """Whether it has."""
+        return self.path.exists()
+
+    def remember(self) -> None:
+        """It has; where that cannot be written down, the check is only made again."""
+        with suppress(OSError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+
+
+def read_manifest(folder: Path) -> ShardManifest:
+    """The manifest of a folder, finished or not.
+
+    Raises:
+        UserError: There is none, or it is none of ours.
     """
-    pieces = [_pieces(text) for text in texts]
-    encoded = iter(tokenizer.encode_batch([piece for document in pieces for piece in document]))
-    return [[token for _ in document for token in next(encoded)] for document in pieces]
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.get("format_version") != FORMAT_VERSION:
+            found = fields.get("format_version")
+            raise UserError(f"{path}: format_version: found {found}, expected {FORMAT_VERSION}")
+        manifest = ShardManifest(**fields | {"shards": [ShardRecord(**record) for record in fields["shards"]]})
+        names = [record.file for record in manifest.shards]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: found no readable manifest ({type(error).__name__}), expected token shards"
+        ) from error
+    bad = next((name for name in names if not isinstance(name, str) or Path(name).name != name), None)
+    if bad is not None or manifest.dtype not in ("<u2", "<u4"):
+        raise UserError(f"{path}: found file {bad!r} of {manifest.dtype!r}, expected a file name and <u2 or <u4")
+    return manifest
 
 
-def _pieces(text: str) -> list[str]:
-    pieces, start = [], 0
-    while len(text) - start > PIECE:
-        cut = _CUT.search(text, start + PIECE)
-        if cut is None:
-            break
-        pieces.append(text[start : cut.start()])
-        start = cut.start()
-    return [*pieces, text[start:]]
+def manifest_text(manifest: ShardManifest) -> str:
+    """The content of `manifest.json`."""
+    return json.dumps(asdict(manifest), indent=2) + "\n"
 
 
-def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    chunk: list[str] = []
-    size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document)
-        if size >= CHUNK:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _write(folder: Path, temporary: Path, documents: Iterable[str], tokenizer: Tokenizer) -> None:
-    dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    digest = hashlib.sha256()
-    count = n_documents = text_bytes = 0
-    with temporary.open("wb") as file:
-        for tokens, chunk in _token_chunks(documents, tokenizer):
-            data = tokens.astype(dtype).tobytes()
-            digest.update(data)
-            file.write(data)
-            count, n_documents = count + len(tokens), n_documents + len(chunk)
-            text_bytes += sum(len(text.encode()) for text in chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    if n_documents == 0:
-        raise UserError(f"{folder}: found no document to encode, expected at least one")
-    name = f"{digest.hexdigest()[:16]}.bin"
-    temporary.replace(folder / name)
-    identity = (tokenizer.vocab_size, tokenizer.fingerprint, digest.hexdigest())
-    manifest = ShardManifest(FORMAT_VERSION, name, dtype, count, n_documents, text_bytes, *identity)
-    temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / MANIFEST)
-
-
-def _token_chunks(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
-    opening = [tokenizer.eos_id]
-    for chunk in _chunks(documents):
-        tokens = opening + [t for ids in encode_documents(chunk, tokenizer) for t in (*ids, tokenizer.eos_id)]
-        yield np.array(tokens, dtype=np.int64), chunk
-        opening = []
-
-
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_manifest(path: Path) -> ShardManifest:
-    try:
-        manifest = ShardManifest(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path}: found no readable manifest ({type(error).__name__}), expected a token shard"
-        ) from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise UserError(f"{path}: format_version: found {manifest.format_version}, expected {FORMAT_VERSION}")
-    if Path(manifest.file).name != manifest.file or manifest.dtype not in ("<u2", "<u4"):
-        raise UserError(
-            f"{path}: found file {manifest.file!r} of {manifest.dtype!r}, expected a file name and <u2 or <u4"
-        )
-    return manifest
+def _open_shard(folder: Path, record: ShardRecord, dtype: str, stamps: Path | None) -> NDArray[Any]:
+    check_shard(folder, record, dtype, stamps)
+    return np.memmap(folder / record.file, dtype=dtype, mode="r", shape=(record.count,))

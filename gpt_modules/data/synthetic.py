@@ -23,6 +23,7 @@ SyntheticTask = Literal[
 ]
 TASKS: tuple[str, ...] = get_args(SyntheticTask)
 PREFIX = "synthetic:"
+INSTRUCTION = "Please unscramble the letters into a word, and write that word:"
 FORMAT_VERSION = 1  # of what `synthetic_documents` draws: caches are built from it
 VALIDATION_FRACTION = 0.1
 DOCUMENTS = 20_000  # of a pretraining source
@@ -71,11 +72,12 @@ def synthetic_items(
 
 def synthetic_documents(task: str, split: Split, seed: int = 0) -> Iterator[Row]:
     """`{"text"}` to pretrain on: documents of 1 to 8 questions with their answers, one after the other as in a prompt
-    with demonstrations (p(output | input, task), Radford et al. 2019, section 2).
+    with demonstrations (p(output | input, task), Radford et al. 2019, section 2). Scrambles begin with the paper's
+    instruction, which does not say how the letters were scrambled.
     """
     rng, draw = random.Random(f"{task} {seed} documents"), _drawing(task, None)
     for _ in range(DOCUMENTS if split == "train" else DOCUMENTS // 20):
-        text, wanted = "", rng.randint(1, MAX_EXAMPLES)
+        text, wanted = "" if task[0].isdigit() else INSTRUCTION, rng.randint(1, MAX_EXAMPLES)
         while wanted:
             question = draw(rng)
             if _split(question) == split:

@@ -3,7 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from gpt_modules.data.pretraining import PretrainingDataModule, TrainingWindows, ValidationWindows
+from gpt_modules.data.mixture import MixedSource
+from gpt_modules.data.pretraining import PretrainingDataModule
+from gpt_modules.data.shard_writer import write_shards
+from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 
@@ -12,38 +15,6 @@ def ready(tmp_path, **kwargs):
     data.prepare_data()
     data.setup("fit")
     return data
-
-
-@pytest.mark.parametrize(("count", "context"), [(100, 7), (23, 11), (12, 11), (1000, 10)])
-def test_no_token_is_learned_twice_in_an_epoch(count, context):
-    windows = TrainingWindows(np.arange(count), context, seed=0)
-    for epoch in range(5):
-        batch = windows.batch(epoch, np.arange(len(windows)))
-        assert (batch.labels == batch.inputs + 1).all()
-        assert batch.labels.unique().numel() == len(windows) * context
-        assert len(windows) * context > count - 2 * context - 1
-
-
-def test_borders_move_with_the_epoch_and_the_seed():
-    windows, other = (TrainingWindows(np.arange(1000), 50, seed) for seed in (0, 1))
-    offsets = [windows.offset(epoch) for epoch in range(1000)]
-    assert set(offsets) == set(range(50))
-    assert offsets != [other.offset(epoch) for epoch in range(1000)]
-
-
-def test_a_text_shorter_than_a_window_is_refused():
-    with pytest.raises(UserError, match="context: found 8, expected less than the 8 tokens"):
-        TrainingWindows(np.arange(8), 8, 0)
-
-
-@pytest.mark.parametrize("count", [2, 10, 11, 12, 21, 22])
-def test_validation_predicts_every_token_once(count):
-    windows = ValidationWindows(np.arange(count), 10)
-    batch = windows.batch(0, np.arange(len(windows)))
-    counted = batch.labels >= 0
-    assert batch.labels[counted].tolist() == list(range(1, count))
-    assert batch.inputs[counted].tolist() == list(range(count - 1))
-    assert windows.batch(0, np.array([-1])).labels.eq(-100).all()
 
 
 def test_reviews_end_to_end(tmp_path):
@@ -122,3 +93,100 @@ def test_training_a_tokenizer_needs_a_size(tmp_path):
 
 def test_the_constructor_touches_no_file():
     PretrainingDataModule(train="nowhere.jsonl", tokenizer="./nowhere")
+
+
+def write_rows(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """200 numbered lines as JSON, 300 lines of another alphabet as tokens, and a vocabulary for both."""
+    texts = {"a": [f"{i:04d} " * 12 for i in range(200)], "b": [f"x{i:03d}y " * 9 for i in range(300)]}
+    tokenizer = Tokenizer.train([*texts["a"], *texts["b"]], 32, "characters")
+    tokenizer.save(tmp_path / "tokenizer")
+    write_shards(tmp_path / "b", ([text] for text in texts["b"]), tokenizer, shard_tokens=1000)
+    return write_rows(tmp_path / "a.jsonl", texts["a"]), str(tmp_path / "b"), str(tmp_path / "tokenizer")
+
+
+def mixed(tmp_path, sources, **kwargs):
+    text, tokens, tokenizer = sources
+    mixture = [MixedSource(text, 3.0, name="text"), MixedSource(tokens, 1.0, name="tokens")]
+    return ready(tmp_path, tokenizer=tokenizer, mixture=mixture, context=10, batch_size=8, **kwargs)
+
+
+def test_a_mixture_of_text_and_tokens(tmp_path, sources, caplog):
+    data = mixed(tmp_path, sources)
+    loader = data.train_dataloader()
+    windows = [data.tokenizer.decode(row.tolist()) for batch in loader for row in batch.inputs]
+    of_tokens = sum("x" in window or "y" in window for window in windows)
+    assert of_tokens / len(windows) == pytest.approx(0.25, abs=0.01)
+    mix = data.realised_mix()
+    assert mix["share/tokens"] == pytest.approx(of_tokens / len(windows), abs=0.002)
+    assert mix["tokens/text"] + mix["tokens/tokens"] == len(windows) * 10
+    assert mix["epochs/text"] > 1 > mix["epochs/tokens"] > 0
+    total = sum(len(part) - 1 for part in (data.train_tokens, data.validation_tokens))
+    assert total == pytest.approx(200 * 61 + 300 * 55, abs=4)
+    held_out = data.tokenizer.decode(data.validation_tokens.tolist(), skip_special=False)
+    assert set("0123456789xy ") <= set(held_out)
+    assert "<|endoftext|><|endoftext|>" not in held_out
+
+
+def test_a_mixture_goes_on_where_it_stopped(tmp_path, sources):
+    whole = mixed(tmp_path, sources)
+    loader = whole.train_dataloader()
+    batches = [batch.inputs.tolist() for batch in loader] + [batch.inputs.tolist() for batch in loader]
+    first = mixed(tmp_path, sources)
+    stopped = first.train_dataloader()
+    steps = len(stopped) + 5
+    for _ in range(2):
+        for _ in zip(range(min(steps, len(stopped))), stopped, strict=False):
+            pass
+        steps -= len(stopped)
+    second = mixed(tmp_path, sources)
+    second.load_state_dict(first.state_dict())
+    rest = [batch.inputs.tolist() for batch in second.train_dataloader()]
+    assert rest == batches[2 * len(stopped) - len(rest) :]
+    assert 0 < len(rest) < len(stopped)
+    assert second.realised_mix() == whole.realised_mix()
+
+
+def test_a_mixture_with_its_own_validation_trains_on_all(tmp_path, sources):
+    validation = write_rows(tmp_path / "v.jsonl", ["0000 1111"] * 5)
+    data = mixed(tmp_path, sources, validation=validation, isolate_documents=True)
+    assert len(data.train_tokens) == 200 * 61 + 300 * 55 + 2
+    assert len(data.validation_tokens) == 5 * 10 + 1
+    packed = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
+    opens = packed.inputs == data.tokenizer.eos_id
+    assert opens.any()
+    assert (packed.positions[opens] == 0).all()
+
+
+def test_train_beside_a_mixture_is_refused(tmp_path, sources):
+    with pytest.raises(UserError, match="mixture: found train beside it, expected either"):
+        mixed(tmp_path, sources, train=sources[0])
+
+
+def test_a_trained_tokenizer_reads_all_of_a_mixture(tmp_path, sources):
+    mixture = [MixedSource(write_rows(tmp_path / f"{c}.jsonl", [c * i for i in range(1, 121)]), 1.0) for c in "pq"]
+    data = ready(tmp_path, mixture=mixture, tokenizer="train", tokenizer_kind="characters", vocab_size=9, context=4)
+    assert data.tokenizer.decode(data.tokenizer.encode("pqz")) == "pq<unk>"
+    with pytest.raises(UserError, match="found tokens, expected text to train a tokenizer on"):
+        ready(tmp_path, train=sources[1], tokenizer="train", vocab_size=9, tokenizer_kind="characters")
+
+
+def test_text_beside_tokens_in_one_source_is_refused(tmp_path, sources):
+    with pytest.raises(UserError, match="found text and tokens in one source"):
+        ready(tmp_path, train=list(sources[:2]), tokenizer=sources[2], context=4)
+
+
+def test_tokens_of_llmc(tmp_path):
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = 20240520, 1, 500
+    for part in ("train", "val"):
+        ids = np.arange(500, dtype="<u2") + (1000 if part == "val" else 0)
+        (tmp_path / f"set_{part}_0.bin").write_bytes(header.tobytes() + ids.tobytes())
+    data = ready(tmp_path, train=str(tmp_path / "*_train_*.bin"), validation=str(tmp_path / "*_val_*.bin"), context=9)
+    assert data.train_tokens.tolist() == list(range(500))
+    assert data.validation_tokens.tolist() == list(range(1000, 1500))
