@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
+from torch.utils.checkpoint import checkpoint
 
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.kvcache import KVCache
@@ -106,6 +107,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.compiled = False
+        self.recompute = False  # a block's activations in the backward pass, instead of storing them
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -114,14 +116,15 @@ class Decoder(nn.Module):
             self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Draw fresh weights from torch's global generator: N(0, 0.02), biases 0, layer norms 1 and 0.
+    def reset_parameters(self, layer: nn.Module | None = None) -> None:
+        """Draw fresh weights, of all layers or of one, from torch's global generator: N(0, 0.02), biases 0, layer norms
+        1 and 0.
 
         With `init: gpt2` the 2 n_layer projections that write into the residual stream start 1 / sqrt(2 n_layer)
         smaller.
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer) if self.config.init == "gpt2" else 0.02
-        for name, module in self.named_modules():
+        for name, module in (layer or self).named_modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding | nn.Linear):
@@ -157,7 +160,10 @@ class Decoder(nn.Module):
             positions = self._default_positions(tokens, attention_mask) if positions is None else positions
         x: Tensor = self.drop(self.wte(tokens) + self.wpe(positions))
         for block, kind in zip(self.blocks, self.config.layers, strict=True):
-            x = block(x, masks[kind], cache)
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, masks[kind], use_reentrant=False)
+            else:
+                x = block(x, masks[kind], cache)
         if self.config.norm == "pre":
             x = self.ln_f(x)
         return x

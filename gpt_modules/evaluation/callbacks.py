@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.distributed.fsdp import FSDPModule
 
 from gpt_modules.backbone import GPT
 from gpt_modules.errors import UserError
@@ -229,4 +230,6 @@ def _language_model(pl_module: L.LightningModule, callback: str) -> GPT:
     model = getattr(pl_module, "model", None)
     if not isinstance(model, GPT):
         raise UserError(f"{callback}: found {type(pl_module).__name__}, expected a module that trains a GPT")
+    if any(isinstance(part, FSDPModule) for part in model.modules()):  # the first process alone would wait forever
+        raise UserError(f"{callback}: found a model in shards, expected trainer.strategy auto or ddp")
     return model

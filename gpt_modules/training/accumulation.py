@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.sharding import local
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class TokenClock:
         return next(step for step, seen in enumerate(self._seen()) if seen >= total)
 
     def tokens(self, steps: float) -> float:
-        """Tokens seen after so many steps."""
-        return math.inf if math.isinf(steps) else float(next(islice(self._seen(), int(steps), None)))
+        """Tokens seen after so many steps; of a run without a last step (`inf`, or Lightning's -1) `inf`."""
+        return float(next(islice(self._seen(), int(steps), None))) if 0 <= steps < math.inf else math.inf
 
     def _seen(self) -> Iterator[int]:
         """Tokens seen after 0, 1, 2, ... steps."""
@@ -151,7 +152,7 @@ class StepMean:
         # Lightning has divided by its number of micro-batches, and ranks are averaged.
         divided = float(self.unit * trainer.accumulate_grad_batches * trainer.world_size)
         factor = divided / everywhere.clamp(min=1).double()
-        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor.float())
         mean = self.total / self.count.clamp(min=1)
         self.total = self.count = None

@@ -9,19 +9,21 @@ import torch
 from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, TaskModel, load_pretrained, save_pretrained
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.training import sharding
 
 
-def open_gpt(config: DecoderConfig | None, init_from: str | None, **changes: Any) -> GPT:
+def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = False, **changes: Any) -> GPT:
     """A new model of `config`, or the one in the folder `init_from`, whose own configuration then holds.
 
     Args:
+        blank: a new model stays without weights, on the meta device.
         changes: configuration fields to change on loading, such as dropout.
     """
     if (config is None) == (init_from is None):
         found = "neither" if config is None else "both"
         raise UserError(f"model.init_args: found {found} of config and init_from, expected exactly one")
     if config is not None:
-        return GPT(config)
+        return sharding.blank_gpt(config) if blank else GPT(config)
     assert init_from is not None
     model = load_pretrained(init_from, kind="gpt", **changes)
     assert isinstance(model, GPT)
@@ -49,9 +51,11 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
 
 
 def export(module: L.LightningModule, model: GPT | RewardModel | TaskModel, folder: Path) -> None:
-    """Write the artefact folder from rank 0; other ranks wait."""
+    """Write the artefact folder from rank 0; other ranks give their shards, if any, and wait."""
+    whole = sharding.whole(model) if isinstance(model, GPT) and sharding.is_sharded(model) else model
     if module.trainer.is_global_zero:
-        save_pretrained(folder, model, tokenizer_json=datamodule_tokenizer(module).to_json())
+        assert whole is not None
+        save_pretrained(folder, whole, tokenizer_json=datamodule_tokenizer(module).to_json())
     module.trainer.strategy.barrier()
 
 
@@ -63,7 +67,7 @@ def sampling_generator(module: L.LightningModule, purpose: int) -> torch.Generat
     return torch.Generator(module.device).manual_seed((seed * 1_000_003 + module.global_step) * 64 + purpose)
 
 
-def dropout_changes(dropout: float | None) -> dict[str, float]:
+def dropout_changes(dropout: float | None) -> dict[str, Any]:
     """One dropout for embeddings, attention and residuals, as changes to a stored configuration."""
     return {} if dropout is None else {"embd_pdrop": dropout, "attn_pdrop": dropout, "resid_pdrop": dropout}
 

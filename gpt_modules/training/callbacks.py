@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gpt_modules.errors import UserError
 from gpt_modules.training.checkpointing import write_durably
+from gpt_modules.training.sharding import is_sharded, local
 
 
 @runtime_checkable
@@ -73,14 +74,15 @@ class FiniteLossGuard(L.Callback):
         """Fold the gradient's finiteness into a flag on its device: a finite loss may still have an infinite
         gradient.
         """
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        gradients = [local(p.grad) for p in pl_module.parameters() if p.grad is not None]
         if not gradients or getattr(
             trainer.precision_plugin, "scaler", None
         ):  # fp16's scaler has its own way with infinities
             return
         total = torch.stack(torch._foreach_norm(gradients)).sum()
-        total = total.full_tensor() if hasattr(total, "full_tensor") else total
         bad = (~torch.isfinite(total)).float()
+        if is_sharded(pl_module):  # each process sees its own part of the gradient
+            bad = trainer.strategy.reduce(bad, reduce_op="sum")
         self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
@@ -166,8 +168,13 @@ class SampleTable(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One table a validation, at the run's step."""
         writer = tensorboard(trainer)
-        if self.enabled and writer is not None and isinstance(pl_module, Samples) and not trainer.sanity_checking:
-            writer.add_text("samples", markdown_table(pl_module.sample_rows()), trainer.global_step)
+        if not self.enabled or not isinstance(pl_module, Samples) or trainer.sanity_checking:
+            return
+        if writer is None and not is_sharded(pl_module):
+            return
+        rows = pl_module.sample_rows()  # of a sharded model on every process: each holds a part of it
+        if writer is not None:
+            writer.add_text("samples", markdown_table(rows), trainer.global_step)
 
 
 class ExportBest(L.Callback):

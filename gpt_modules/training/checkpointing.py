@@ -104,8 +104,13 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
 
         write_durably(target, write)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None, mmap: bool = False
+    ) -> dict[str, Any]:
         """Read a verified checkpoint with `weights_only=True`, whatever the caller asked.
+
+        Args:
+            mmap: map the file into memory in place of a copy, for a caller that copies what it keeps.
 
         Raises:
             UserError: for a URL, a missing or damaged file, or one that holds more than plain data.
@@ -118,7 +123,8 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         if digest_path(path).is_file() and not verifies(path):
             raise UserError(f"{path}: damaged, its digest does not match {digest_path(path).name}")
         try:
-            return dict(torch.load(path, map_location=map_location or (lambda storage, _: storage), weights_only=True))
+            to = map_location or ("cpu" if mmap else lambda storage, _: storage)
+            return dict(torch.load(path, map_location=to, weights_only=True, mmap=mmap))
         except Exception as error:  # a damaged archive surfaces as any of seven types
             raise UserError(f"{path}: not a checkpoint of plain data: {str(error).strip().splitlines()[0]}") from error
 

@@ -20,6 +20,7 @@ from gpt_modules.training.callbacks import tensorboard
 from gpt_modules.training.figures import confusion_figure
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.sharding import refuse_sharding
 from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
 
 SHOWN_ROWS = 8
@@ -88,6 +89,7 @@ class FinetuningModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the pretrained model and give it the task's head and tokens."""
+        refuse_sharding(self)
         if hasattr(self, "model"):
             return
         self.model = self._open()

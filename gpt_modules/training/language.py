@@ -11,6 +11,7 @@ from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
 from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_generator
+from gpt_modules.training.sharding import gathered
 
 
 def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor, Tensor]:
@@ -37,24 +38,27 @@ def row_losses(model: GPT, batch: TokenBatch | PackedBatch) -> list[dict[str, An
 def continuation_rows(
     module: L.LightningModule, model: GPT, prompts: list[str] | None, max_new_tokens: int
 ) -> list[dict[str, str]]:
-    """Each prompt with a sampled continuation (temperature 1 and 0.7), for the sample table."""
+    """Each prompt with a sampled continuation (temperature 1 and 0.7), for the sample table. Of a sharded
+    model all processes ask, and generate the same.
+    """
     tokenizer, prompts = datamodule_tokenizer(module), prompts or []
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     room = model.decoder.config.n_positions - max((len(row) for row in ids), default=0)
     if not ids or room < 1:
         return []
     columns = {}
-    for purpose, temperature in enumerate((1.0, 0.7)):
-        generator = sampling_generator(module, purpose)
-        sampled = generate(
-            model,
-            ids,
-            max_new_tokens=min(max_new_tokens, room),
-            eos_id=tokenizer.eos_id,
-            temperature=temperature,
-            generator=generator,
-        )
-        columns[f"temperature {temperature}"] = decode_responses(tokenizer, sampled.tokens, sampled.mask)
+    with gathered(model) as whole:
+        for purpose, temperature in enumerate((1.0, 0.7)):
+            generator = sampling_generator(module, purpose)
+            sampled = generate(
+                whole,
+                ids,
+                max_new_tokens=min(max_new_tokens, room),
+                eos_id=tokenizer.eos_id,
+                temperature=temperature,
+                generator=generator,
+            )
+            columns[f"temperature {temperature}"] = decode_responses(tokenizer, sampled.tokens, sampled.mask)
     return [
         {"prompt": prompt} | {name: texts[row] for name, texts in columns.items()} for row, prompt in enumerate(prompts)
     ]

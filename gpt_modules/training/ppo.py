@@ -42,6 +42,7 @@ from gpt_modules.training.rollout import (
     score_responses,
     shape_rollout,
 )
+from gpt_modules.training.sharding import refuse_sharding
 
 FRONTIER = ("val/kl", "val/score")
 
@@ -161,6 +162,7 @@ class PPOModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Policy, critic and the frozen reference; dropout is off in all of them, or the first ratio would not be 1."""
+        refuse_sharding(self)
         if hasattr(self, "policy"):
             return
         no_dropout = artefacts.dropout_changes(0.0)

@@ -17,6 +17,7 @@ from gpt_modules.training.callbacks import log_interval, tensorboard
 from gpt_modules.training.figures import reliability_figure
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.sharding import refuse_sharding
 
 CALIBRATION_BINS = 10
 
@@ -60,6 +61,7 @@ class RewardModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the trunk."""
+        refuse_sharding(self)
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_scorer(

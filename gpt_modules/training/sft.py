@@ -16,6 +16,7 @@ from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.sharding import refuse_sharding
 
 
 class SFTModule(L.LightningModule):
@@ -55,6 +56,7 @@ class SFTModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the pretrained folder."""
+        refuse_sharding(self)
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_gpt(

@@ -1,0 +1,172 @@
+"""Pretraining in shards takes the steps of one device, from the same first weights, and a run may go on from either's
+checkpoints; recomputed activations change nothing but memory.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt_modules.backbone import GPT, load_pretrained
+
+OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "fsdp2.yaml"
+SHARDED = ["--config", str(OVERLAY), "--trainer.accelerator", "cpu", "--trainer.devices"]
+NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
+
+
+def launch(*words):
+    """Two processes of their own, which hold a part each."""
+    command = [sys.executable, "-m", "gpt_modules", "fit", *map(str, words), *SHARDED, "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        try:
+            _, errors = process.communicate(timeout=240)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, errors
+
+
+def checkpoint(root, step):
+    return torch.load(root / "checkpoints" / f"step={step:08d}.ckpt", weights_only=True)
+
+
+def differences(first, second):
+    """The largest in weights and in optimizer state, both of whole tensors under the same names."""
+
+    def largest(left, right):
+        if isinstance(left, torch.Tensor):
+            assert left.shape == right.shape
+            return (left.double() - right.double()).abs().max().item()
+        if isinstance(left, dict | list):
+            assert len(left) == len(right)
+            keys = left if isinstance(left, dict) else range(len(left))
+            return max((largest(left[key], right[key]) for key in keys), default=0.0)
+        assert left == right
+        return 0.0
+
+    return [largest(first[name], second[name]) for name in ("state_dict", "optimizer_states")]
+
+
+@pytest.fixture(scope="module")
+def recipe(micro, tmp_path_factory):
+    """recipe(name, model settings, **changes): a folder for a run of 8 steps, and its recipe beside it."""
+    folder = tmp_path_factory.mktemp("fsdp")
+
+    def write(name, model, **changes):
+        root = folder / name
+        sizes = {"trainer__max_epochs": 2, "trainer__limit_train_batches": 4, "trainer__limit_val_batches": 1}
+        document = micro.recipe("pretraining", root, checkpoint__keep=100, **{**sizes, **changes})
+        document["model"]["init_args"] |= model
+        root.with_suffix(".yaml").write_text(json.dumps(document))
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def runs(micro, gpt, recipe):
+    """The folders of one process and of two, which hold shards of unequal height, with the same global batch."""
+    config = {**micro.config().to_dict(), **NO_DROPOUT, "vocab_size": micro.vocab_size + 1, "n_positions": 33}
+    one = recipe("one", {"config": config}, data__batch_size=8)
+    two = recipe("two", {"config": config, "recompute": True}, data__batch_size=4)
+    assert gpt.run("fit", "--config", one.with_suffix(".yaml")).status == 0
+    launch("--config", two.with_suffix(".yaml"))
+    return one, two
+
+
+@pytest.mark.slow
+def test_shards_take_the_steps_of_one_device(runs):
+    one, two = runs
+    for step in (2, 8):
+        assert max(differences(checkpoint(one, step), checkpoint(two, step))) < 1e-5
+    before, after = ([json.loads((root / "summary.json").read_text())[when]["val/loss"] for root in runs]
+                     for when in ("before", "after"))  # fmt: skip
+    assert before[0] == pytest.approx(before[1], abs=1e-6)
+    assert after[0] == pytest.approx(after[1], abs=1e-5)
+    assert after[0] < before[0] - 0.1
+
+
+@pytest.mark.slow
+def test_the_export_of_shards_is_a_whole_model(runs):
+    _, two = runs
+    stored = checkpoint(two, 8)["state_dict"]
+    for name, value in load_pretrained(two / "export", kind="gpt").state_dict().items():
+        assert torch.equal(value, stored[f"model.{name}"]), name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_checkpoint_of_shards(runs, gpt):
+    """On as many devices to the bit, on one device as it would have gone there."""
+    one, two = runs
+    words = ["--ckpt_path", two / "checkpoints" / "step=00000004.ckpt", "--trainer.default_root_dir"]
+    again, alone = two.with_name("again"), two.with_name("alone")
+    launch("--config", two.with_suffix(".yaml"), *words, again)
+    assert differences(checkpoint(again, 8), checkpoint(two, 8)) == [0.0, 0.0]
+    assert gpt.run("fit", "--config", one.with_suffix(".yaml"), *words, alone).status == 0
+    assert max(differences(checkpoint(alone, 8), checkpoint(two, 8))) < 1e-5
+
+
+@pytest.mark.slow
+def test_one_shard_is_the_model_with_muon_and_dropout_from_a_folder(micro, gpt, recipe):
+    model = {"config": None, "init_from": str(micro.gpt), "optimizer": {"lr": 1e-2, "muon_lr": 0.02}}
+    whole, shard = recipe("whole", model), recipe("shard", {**model, "recompute": True})
+    assert gpt.run("fit", "--config", whole.with_suffix(".yaml")).status == 0
+    words = ["fit", "--config", shard.with_suffix(".yaml"), *SHARDED, "1"]
+    assert gpt.run(*words).status == 0
+    assert max(differences(checkpoint(whole, 8), checkpoint(shard, 8))) < 1e-5
+    again = shard.with_name("shard-again")
+    resume = ["--ckpt_path", whole / "checkpoints" / "step=00000006.ckpt", "--trainer.default_root_dir", again]
+    assert gpt.run(*words, *resume).status == 0
+    assert max(differences(checkpoint(whole, 8), checkpoint(again, 8))) < 1e-5
+
+
+@pytest.mark.slow
+def test_what_does_not_shard_says_so(micro, gpt, recipe, tmp_path):
+    document = micro.recipe("sft", tmp_path / "sft")
+    (tmp_path / "sft.yaml").write_text(json.dumps(document))
+    ended = gpt.run("fit", "--config", tmp_path / "sft.yaml", "--trainer.strategy", "fsdp2")
+    assert (ended.status, ended.stderr.count("\n")) == (2, 1)
+    assert "trainer.strategy: found FSDP2Strategy, expected auto or ddp: SFTModule does not shard" in ended.stderr
+    plain = recipe("plain", {}, trainer__strategy={"class_path": "ModelParallelStrategy", "init_args": {
+        "data_parallel_size": 1, "tensor_parallel_size": 1}})  # fmt: skip
+    ended = gpt.run("fit", "--config", plain.with_suffix(".yaml"))
+    assert ended.status == 2
+    assert "trainer.strategy: found ModelParallelStrategy, expected fsdp2" in ended.stderr
+
+
+def loss_and_gradients(model, tokens):
+    """Of a training step with dropout, and the bytes that were kept for its backward pass."""
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor.nbytes)
+        return tensor
+
+    torch.manual_seed(1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(tokens).square().mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return loss, gradients, sum(saved)
+
+
+@pytest.mark.parametrize("attention", [("dense",), ("dense", "banded")])
+def test_recomputed_activations_change_nothing_but_memory(micro, attention):
+    model = GPT(micro.config(attention=attention, window=4)).train()
+    tokens = torch.randint(0, micro.vocab_size, (2, 32))
+    loss, gradients, kept = loss_and_gradients(model, tokens)
+    assert not torch.equal(model(tokens), model(tokens)), "dropout is on"
+    model.decoder.recompute = True
+    again, others, fewer = loss_and_gradients(model, tokens)
+    assert torch.equal(loss, again)
+    assert all(torch.equal(left, right) for left, right in zip(gradients, others, strict=True))
+    blocks = len(model.decoder.blocks)
+    embedded = tokens.numel() * model.config.n_embd * 4
+    assert kept - fewer > blocks * 10 * embedded, "a block keeps its input, and no more"
