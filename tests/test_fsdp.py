@@ -16,6 +16,7 @@ from gpt_modules.backbone import GPT, load_pretrained
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "fsdp2.yaml"
 SHARDED = ["--config", str(OVERLAY), "--trainer.accelerator", "cpu", "--trainer.devices"]
+CLOSE = 1e-4  # of weights that each step moves by up to 1e-2: sums in another order, on any processor
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
 
 
@@ -64,7 +65,10 @@ def recipe(micro, tmp_path_factory):
         root = folder / name
         sizes = {"trainer__max_epochs": 2, "trainer__limit_train_batches": 4, "trainer__limit_val_batches": 1}
         document = micro.recipe("pretraining", root, checkpoint__keep=100, **{**sizes, **changes})
-        document["model"]["init_args"] |= model
+        arguments = document["model"]["init_args"]
+        arguments |= model
+        # A key's bias has no gradient but rounding, which Adam would blow up to a whole step.
+        arguments["optimizer"] |= {"eps": 1e-5}
         root.with_suffix(".yaml").write_text(json.dumps(document))
         return root
 
@@ -86,11 +90,11 @@ def runs(micro, gpt, recipe):
 def test_shards_take_the_steps_of_one_device(runs):
     one, two = runs
     for step in (2, 8):
-        assert max(differences(checkpoint(one, step), checkpoint(two, step))) < 1e-5
+        assert max(differences(checkpoint(one, step), checkpoint(two, step))) < CLOSE
     before, after = ([json.loads((root / "summary.json").read_text())[when]["val/loss"] for root in runs]
                      for when in ("before", "after"))  # fmt: skip
     assert before[0] == pytest.approx(before[1], abs=1e-6)
-    assert after[0] == pytest.approx(after[1], abs=1e-5)
+    assert after[0] == pytest.approx(after[1], abs=CLOSE)
     assert after[0] < before[0] - 0.1
 
 
@@ -111,7 +115,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_shards(runs, gpt):
     launch("--config", two.with_suffix(".yaml"), *words, again)
     assert differences(checkpoint(again, 8), checkpoint(two, 8)) == [0.0, 0.0]
     assert gpt.run("fit", "--config", one.with_suffix(".yaml"), *words, alone).status == 0
-    assert max(differences(checkpoint(alone, 8), checkpoint(two, 8))) < 1e-5
+    assert max(differences(checkpoint(alone, 8), checkpoint(two, 8))) < CLOSE
 
 
 @pytest.mark.slow
@@ -121,11 +125,11 @@ def test_one_shard_is_the_model_with_muon_and_dropout_from_a_folder(micro, gpt, 
     assert gpt.run("fit", "--config", whole.with_suffix(".yaml")).status == 0
     words = ["fit", "--config", shard.with_suffix(".yaml"), *SHARDED, "1"]
     assert gpt.run(*words).status == 0
-    assert max(differences(checkpoint(whole, 8), checkpoint(shard, 8))) < 1e-5
+    assert max(differences(checkpoint(whole, 8), checkpoint(shard, 8))) < CLOSE
     again = shard.with_name("shard-again")
     resume = ["--ckpt_path", whole / "checkpoints" / "step=00000006.ckpt", "--trainer.default_root_dir", again]
     assert gpt.run(*words, *resume).status == 0
-    assert max(differences(checkpoint(whole, 8), checkpoint(again, 8))) < 1e-5
+    assert max(differences(checkpoint(whole, 8), checkpoint(again, 8))) < CLOSE
 
 
 @pytest.mark.slow
