@@ -98,14 +98,10 @@ def _definition(task: "EvaluationTask", shots: list[int]) -> dict[str, Any]:
     """The task as plain values, with the SHA-256 of the data that it is measured with."""
     from gpt_modules.data.sources import fingerprint
 
-    found = {"source": fingerprint(_source(task.source), task.split)}  # type: ignore[arg-type]
+    found = {"source": fingerprint(task.source, task.split)}  # type: ignore[arg-type]
     if task.kind != "perplexity" and task.demonstrations is not None and any(shots):
-        found["demonstrations"] = fingerprint(_source(task.demonstrations), "train")
+        found["demonstrations"] = fingerprint(task.demonstrations, "train")
     return {**task.to_dict(), "sha256": found}
-
-
-def _source(source: str | tuple[str, ...]) -> str | list[str]:
-    return source if isinstance(source, str) else list(source)
 
 
 def _say(*lines: str) -> None:

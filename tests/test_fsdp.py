@@ -3,14 +3,11 @@ checkpoints; recomputed activations change nothing but memory.
 """
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launcher import launch
 
 from gpt_modules.backbone import GPT, load_pretrained
 
@@ -18,21 +15,6 @@ OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "fsdp2.yaml"
 SHARDED = ["--config", str(OVERLAY), "--trainer.accelerator", "cpu", "--trainer.devices"]
 CLOSE = 1e-4  # of weights that each step moves by up to 1e-2: sums in another order, on any processor
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
-
-
-def launch(*words):
-    """Two processes of their own, which hold a part each."""
-    command = [sys.executable, "-m", "gpt_modules", "fit", *map(str, words), *SHARDED, "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    ) as process:
-        try:
-            _, errors = process.communicate(timeout=240)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors
 
 
 def checkpoint(root, step):
@@ -82,7 +64,7 @@ def runs(micro, gpt, recipe):
     one = recipe("one", {"config": config}, data__batch_size=8)
     two = recipe("two", {"config": config, "recompute": True}, data__batch_size=4)
     assert gpt.run("fit", "--config", one.with_suffix(".yaml")).status == 0
-    launch("--config", two.with_suffix(".yaml"))
+    launch("--config", two.with_suffix(".yaml"), *SHARDED, "2")
     return one, two
 
 
@@ -112,7 +94,7 @@ def test_a_run_goes_on_from_a_checkpoint_of_shards(runs, gpt):
     one, two = runs
     words = ["--ckpt_path", two / "checkpoints" / "step=00000004.ckpt", "--trainer.default_root_dir"]
     again, alone = two.with_name("again"), two.with_name("alone")
-    launch("--config", two.with_suffix(".yaml"), *words, again)
+    launch("--config", two.with_suffix(".yaml"), *words, again, *SHARDED, "2")
     assert differences(checkpoint(again, 8), checkpoint(two, 8)) == [0.0, 0.0]
     assert gpt.run("fit", "--config", one.with_suffix(".yaml"), *words, alone).status == 0
     assert max(differences(checkpoint(alone, 8), checkpoint(two, 8))) < CLOSE

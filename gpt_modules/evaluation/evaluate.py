@@ -4,6 +4,7 @@ All continuations of a task are scored by one call, which sees what they share; 
 alike lengths.
 """
 
+import dataclasses
 import math
 import re
 import time
@@ -22,7 +23,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.evaluation.definitions import EvaluationTask
 from gpt_modules.evaluation.detokenizers import DETOKENIZERS
 from gpt_modules.evaluation.metrics import Estimate, Numbers, bleu, bootstrap, mean, ratio_of, text_scores
-from gpt_modules.evaluation.perplexity import document_nats
+from gpt_modules.evaluation.perplexity import corpus_scores
 from gpt_modules.evaluation.prompts import Prompt, build_prompts, encode_pairs
 from gpt_modules.evaluation.questions import Question, Questions, read_questions, read_texts
 from gpt_modules.evaluation.scoring import Score, continuation_logprobs
@@ -167,21 +168,20 @@ def _answers(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Setting
 
 
 def _texts(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings) -> Outcome:
-    task, texts = work.task, work.texts
-    read = texts if task.detokenizer is None else [DETOKENIZERS[task.detokenizer](text) for text in texts]
-    tokens = tokenizer.encode_batch(read)
-    nats = document_nats(model, tokens, tokenizer.eos_id, task.stride, settings.max_tokens_a_batch)
+    task = work.task
+    detokenize = None if task.detokenizer is None else DETOKENIZERS[task.detokenizer]
+    scores = corpus_scores(model, tokenizer, work.texts, task.stride, detokenize, settings.max_tokens_a_batch)
+    records = [dataclasses.asdict(score) for score in scores]
     units = {
-        "word_perplexity": ([len(text.split()) for text in texts], _exp),
-        "bits_per_character": ([len(text) for text in texts], _bits),
-        "bits_per_byte": ([len(text.encode()) for text in texts], _bits),
-        "token_perplexity": ([len(ids) for ids in tokens], _exp),
+        "word_perplexity": ("words", _exp),
+        "bits_per_character": ("characters", _bits),
+        "bits_per_byte": ("bytes", _bits),
+        "token_perplexity": ("tokens", _exp),
     }
     metrics = {}
-    for name, (counts, transform) in units.items():
-        metrics[name] = bootstrap(np.stack([nats, counts], axis=1), ratio_of(transform), settings.seed)
-    records = [{"nats": one, "tokens": len(ids), "words": len(text.split()), "characters": len(text),
-                "bytes": len(text.encode())} for one, ids, text in zip(nats, tokens, texts, strict=True)]  # fmt: skip
+    for name, (unit, transform) in units.items():
+        sums = np.array([[record["nats"], record[unit]] for record in records])
+        metrics[name] = bootstrap(sums, ratio_of(transform), settings.seed)
     return metrics, records
 
 

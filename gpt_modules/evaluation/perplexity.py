@@ -85,11 +85,27 @@ def corpus_nats(
     Raises:
         UserError: A text without a token, or a stride out of range.
     """
-    tokens = tokenizer.encode(text if detokenizer is None else detokenizer(text))
-    if not tokens:
+    (score,) = corpus_scores(model, tokenizer, [text], stride, detokenizer, max_tokens_a_batch)
+    if not score.tokens:
         raise UserError("text: found no token in it, expected at least one to predict")
-    (nats,) = document_nats(model, [tokens], tokenizer.eos_id, stride, max_tokens_a_batch)
-    return CorpusScore(nats, len(tokens), len(text.split()), len(text), len(text.encode()))
+    return score
+
+
+def corpus_scores(
+    model: GPT,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    stride: int | None = None,
+    detokenizer: Callable[[str], str] | None = None,
+    max_tokens_a_batch: int = 8192,
+) -> list[CorpusScore]:
+    """The score of each text; arguments as of `corpus_nats`."""
+    tokens = tokenizer.encode_batch([text if detokenizer is None else detokenizer(text) for text in texts])
+    nats = document_nats(model, tokens, tokenizer.eos_id, stride, max_tokens_a_batch)
+    return [
+        CorpusScore(one, len(ids), len(text.split()), len(text), len(text.encode()))
+        for one, ids, text in zip(nats, tokens, texts, strict=True)
+    ]
 
 
 def document_nats(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from gpt_modules.data.schemas import FieldError, Row, describe, mapping_of, no_such_field
-from gpt_modules.data.sources import Source, iter_rows, name_of
+from gpt_modules.data.sources import iter_rows, name_of
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.definitions import EvaluationTask, Texts
 from gpt_modules.evaluation.detokenizers import DETOKENIZERS
@@ -52,7 +52,7 @@ def read_questions(
         UserError: No row, or one that does not fit.
     """
     check = partial(_check, task=task)
-    rows = iter_rows(_source(task.source), cast(Any, task.split), check, cache_dir=cache_dir)
+    rows = iter_rows(task.source, cast(Any, task.split), check, cache_dir=cache_dir)
     # Demonstrations of the same source are drawn from all of it, whatever the limit.
     whole = with_pool and task.demonstrations is None
     items = [row["question"] for row in (rows if whole else islice(rows, limit))]
@@ -60,7 +60,7 @@ def read_questions(
         raise UserError(f"{name_of(task.source)}: found no row, expected at least one")
     pool = items if whole else []
     if with_pool and task.demonstrations is not None:
-        pool = [row["question"] for row in iter_rows(_source(task.demonstrations), "train", check, cache_dir=cache_dir)]
+        pool = [row["question"] for row in iter_rows(task.demonstrations, "train", check, cache_dir=cache_dir)]
     return Questions(items[:limit], list(dict.fromkeys(question.demonstration for question in pool)))
 
 
@@ -74,15 +74,11 @@ def read_texts(task: EvaluationTask, limit: int | None = None, cache_dir: str | 
     if field is None:
         raise UserError(f"{task.name}: text: found {task.text!r}, expected one field, {{text}}")
     split = cast(Any, task.split)
-    rows = iter_rows(_source(task.source), split, "pretraining", cache_dir=cache_dir, text_field=field)
+    rows = iter_rows(task.source, split, "pretraining", cache_dir=cache_dir, text_field=field)
     texts = [row["text"] for row in islice(rows, limit)]
     if not texts:
         raise UserError(f"{name_of(task.source)}: found no row, expected at least one")
     return texts
-
-
-def _source(source: Texts) -> Source:
-    return source if isinstance(source, str) else list(source)
 
 
 def _check(record: object, task: EvaluationTask) -> Row:

@@ -6,12 +6,12 @@ demonstrations, so a run that is cut off goes on where it was when it is started
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt_modules.backbone.folders import find_folder
+from gpt_modules.data.shard_writer import replace_durably
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.evaluate import Result
 
@@ -53,9 +53,9 @@ class Results:
         if items:
             self._items(task, shots).parent.mkdir(exist_ok=True)
             lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-            _replace(self._items(task, shots), "".join(lines))
+            replace_durably(self._items(task, shots), "".join(lines))
         document = {"settings": self.settings, "tasks": self.tasks, "results": self.entries}
-        _replace(self.folder / FILE, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        replace_durably(self.folder / FILE, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
         return entry
 
     def _items(self, task: str, shots: int) -> Path:
@@ -121,13 +121,3 @@ def _plain(result: Result) -> dict[str, Any]:
     metrics = {name: {"value": one.value, "standard_error": one.standard_error} for name, one in result.metrics.items()}
     return {"metrics": metrics, "n": result.n, "shortened": result.shortened, "cut": result.cut,
             "seconds": round(result.seconds, 3)}  # fmt: skip
-
-
-def _replace(path: Path, text: str) -> None:
-    """Written whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -79,7 +79,9 @@ class TokenClock:
         return seen + self.micro_batches(seen) * self.micro_batch
 
     def steps(self, total: float) -> int:
-        """Steps until `total` tokens are seen."""
+        """Steps until `total` tokens are seen; none where an epoch is empty."""
+        if self.epoch < 1:
+            return 0
         return next(step for step, seen in enumerate(self._seen()) if seen >= total)
 
     def tokens(self, steps: float) -> float:

@@ -94,9 +94,11 @@ class PretrainingModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's tokens; the number of tokens so far, and what sources they are of."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
+        if (self.trainer.global_step + 1) % log_interval(self.trainer):
+            return  # numbers of the host are copied to the device to be logged: not in every step
         self.log("train/tokens", float(self.tokens_seen))
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if isinstance(data, PretrainingDataModule) and (self.trainer.global_step + 1) % log_interval(self.trainer) == 0:
+        if isinstance(data, PretrainingDataModule):
             self.log_dict({f"mix/{name}": value for name, value in data.realised_mix().items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
