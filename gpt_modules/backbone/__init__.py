@@ -3,6 +3,7 @@
 from gpt_modules.backbone.beam import beam_search
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoder import MLP, Block, CausalSelfAttention, Decoder
+from gpt_modules.backbone.feedforward import FeedForward
 from gpt_modules.backbone.generation import Generation, generate
 from gpt_modules.backbone.heads import ClassificationHead, MultipleChoiceHead, ScalarHead, SimilarityHead
 from gpt_modules.backbone.kvcache import KVCache
@@ -18,6 +19,7 @@ __all__ = [
     "ClassificationHead",
     "Decoder",
     "DecoderConfig",
+    "FeedForward",
     "Generation",
     "KVCache",
     "MultipleChoiceHead",

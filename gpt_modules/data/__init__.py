@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gpt_modules.data.finetuning import FinetuningDataModule
     from gpt_modules.data.labelled import Columns
     from gpt_modules.data.loader import BatchLoader
+    from gpt_modules.data.maml import EpisodicDataModule
     from gpt_modules.data.mixture import MixedSource
     from gpt_modules.data.ppo import PPODataModule
     from gpt_modules.data.pretraining import PretrainingDataModule
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchLoader",
     "Columns",
+    "EpisodicDataModule",
     "FinetuningDataModule",
     "MixedSource",
     "PPODataModule",
@@ -47,6 +49,7 @@ __all__ = [
 _HOMES = {
     "BatchLoader": "loader",
     "Columns": "labelled",
+    "EpisodicDataModule": "maml",
     "FinetuningDataModule": "finetuning",
     "MixedSource": "mixture",
     "PPODataModule": "ppo",

@@ -72,3 +72,22 @@ class TaskBatch(NamedTuple):
     lengths: Int[Tensor, " N"]
     index: Int[Tensor, "B S"]  # type: ignore[assignment]
     labels: Int[Tensor, " B"] | Float[Tensor, " B"]
+
+
+class EpisodeSet(NamedTuple):
+    """Examples of one task, or with a leading dimension N of several tasks: what a model reads and what it should say.
+
+    inputs: the arguments of the model's forward: (tokens,) of a `GPT`, (tokens, lengths, index) of a `TaskModel`, (x,)
+    of a regression. targets: int64, the token after each (B, T) or the class (B,), -100 where nothing is asked; or
+    float, what the output should be.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Tensor
+
+
+class EpisodeBatch(NamedTuple):
+    """N tasks (meta-learning): a support set each to adapt on, and a query set to be judged by."""
+
+    support: EpisodeSet
+    query: EpisodeSet

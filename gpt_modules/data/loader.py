@@ -14,6 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map
 
 from gpt_modules.data.tokenizers import Tokenizer
 
@@ -171,7 +172,7 @@ class BatchLoader(Generic[BatchT]):
 
 
 def _pinned(batch: Any) -> Any:
-    return type(batch)(*(tensor.pin_memory() for tensor in batch))
+    return tree_map(torch.Tensor.pin_memory, batch)
 
 
 class ResumableDataModule(L.LightningDataModule):

@@ -1,5 +1,16 @@
 """The mathematics: tensors in, tensors out; one function an equation. No module, no state, no argument written to."""
 
+from gpt_modules.functional.adaptation import (
+    Algorithm,
+    MetaGradient,
+    Parameters,
+    adapt,
+    exact_kernels,
+    inner_gradient,
+    meta_gradient,
+    over_tasks,
+    sgd_step,
+)
 from gpt_modules.functional.advantages import generalized_advantage_estimation
 from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_rewards
 from gpt_modules.functional.logprobs import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
@@ -11,6 +22,7 @@ from gpt_modules.functional.losses import (
     ppo_clip_loss,
     ranking_loss,
     ranking_pairs,
+    supervised_scores,
 )
 from gpt_modules.functional.masking import masked_mean, masked_whiten
 from gpt_modules.functional.responses import gather_responses, response_positions
@@ -18,27 +30,37 @@ from gpt_modules.functional.sampling import filter_logits
 from gpt_modules.functional.tasks import expected_score, row_mean_weights, soft_targets
 
 __all__ = [
+    "Algorithm",
+    "MetaGradient",
+    "Parameters",
     "PolicyLoss",
     "ValueLoss",
+    "adapt",
     "adaptive_kl_coef",
     "clipped_value_loss",
     "entropy",
+    "exact_kernels",
     "expected_score",
     "explained_variance",
     "filter_logits",
     "gather_responses",
     "generalized_advantage_estimation",
+    "inner_gradient",
     "kl_estimate",
     "kl_shaped_rewards",
     "linear_cross_entropy",
     "linear_logprobs",
     "masked_mean",
     "masked_whiten",
+    "meta_gradient",
+    "over_tasks",
     "ppo_clip_loss",
     "ranking_loss",
     "ranking_pairs",
     "response_positions",
     "row_mean_weights",
+    "sgd_step",
     "soft_targets",
+    "supervised_scores",
     "token_logprobs",
 ]

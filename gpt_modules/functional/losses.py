@@ -1,4 +1,5 @@
-"""Losses of the reward model, the policy and the critic, with the statistics that tell whether they are healthy.
+"""Losses of the reward model, the policy, the critic and of supervised sets, with the statistics that tell whether they
+are healthy.
 
 `normaliser`: a loss is a mean over tokens, and a mean of micro-batch means is not the batch's mean. Given the number of
 counted tokens of the *whole* batch, each micro-batch returns its share, so that losses and gradients of micro-batches
@@ -17,6 +18,7 @@ from gpt_modules.functional.masking import masked_mean
 
 # exp(20) is 5e8: one broken token must not overflow the loss of a batch.
 _LOG_RATIO_LIMIT = 20.0
+IGNORED = -100  # a target that asks for nothing
 
 
 class PolicyLoss(NamedTuple):
@@ -108,6 +110,25 @@ def clipped_value_loss(
     unclipped, clipped = (torch.where(mask, v - returns, 0.0).square() for v in (values, limited))
     loss = 0.5 * _token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
     return ValueLoss(loss, _fraction(clipped > unclipped, mask))
+
+
+def supervised_scores(outputs: Float[Tensor, "B *S"], targets: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, "B"]]:
+    """The loss of a set of examples, and for each example whether it was answered right, 1.0 or 0.0.
+
+    Class numbers or tokens (B, ...) with logits (B, ..., V): mean cross-entropy over the targets that are not -100; an
+    example is right where all of these are the likeliest. Numbers (B, ...) with outputs of that shape: mean squared
+    error, and nothing counts as right. All logits are formed, for the chunked losses of `logprobs` have no second
+    derivative; made of operations that `vmap` knows.
+    """
+    if targets.is_floating_point():
+        return F.mse_loss(outputs.float(), targets), torch.zeros(len(outputs), device=outputs.device)
+    asked = targets != IGNORED
+    index = targets.clamp(min=0).unsqueeze(-1)
+    logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    nats = -logits.log_softmax(-1).gather(-1, index).squeeze(-1)
+    loss = torch.where(asked, nats, 0.0).sum() / asked.sum().clamp(min=1)
+    right = (logits.argmax(-1) == targets) | ~asked
+    return loss, right.reshape(len(right), -1).all(1).to(loss.dtype)
 
 
 @torch.no_grad()
