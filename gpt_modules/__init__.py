@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         save_pretrained,
     )
     from gpt_modules.data import (
+        EpisodicDataModule,
         FinetuningDataModule,
         PPODataModule,
         PretrainingDataModule,
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
         SFTDataModule,
         Tokenizer,
     )
-    from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+    from gpt_modules.training import (
+        FinetuningModule,
+        MAMLModule,
+        PPOModule,
+        PretrainingModule,
+        RewardModule,
+        SFTModule,
+    )
 
 __all__ = [
     "GPT",
     "DecoderConfig",
+    "EpisodicDataModule",
     "FinetuningDataModule",
     "FinetuningModule",
+    "MAMLModule",
     "PPODataModule",
     "PPOModule",
     "PretrainingDataModule",

@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
     "prepare": "tokenise text into shards that a pretraining recipe reads",
     "evaluate": "measure a model folder on tasks, zero-, one- and few-shot",
+    "adapt": "take gradient steps on a few examples, from a model folder to an adapted one",
     "generate": "continue prompts with a model folder",
     "chat": "talk to a model folder",
 }
@@ -27,13 +28,14 @@ _OWN = {
     "run": ("pipeline", "main"),
     "prepare": ("prepare_cli", "main"),
     "evaluate": ("evaluate_cli", "main"),
+    "adapt": ("adapt_cli", "main"),
     "generate": ("console", "generate_main"),
     "chat": ("console", "chat_main"),
 }
 
 HELP = f"""usage: gpt COMMAND [...]
 
-The GPT lineage as PyTorch Lightning components: pretraining, SFT, reward model and PPO from YAML recipes.
+The GPT lineage as PyTorch Lightning components: pretraining, SFT, reward model, PPO and MAML from YAML recipes.
 
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}
@@ -45,6 +47,7 @@ examples:
   gpt run recipes/pipelines/demo.yaml
   gpt prepare --source 'corpus/*.jsonl' --tokenizer gpt2 --output prepared/corpus
   gpt evaluate --model runs/pretraining/multitask/export --tasks 2D+ RW --shots 0,1,4 --output runs/evaluation
+  gpt adapt --model runs/maml/tiny/export --support examples.jsonl --output runs/adapted
   gpt chat --model runs/demo/ppo/export
 
 `gpt COMMAND --help` explains a command; `gpt fit --model.help SFTModule` lists a module's arguments."""

@@ -18,16 +18,32 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
+from gpt_modules.backbone import FeedForward
 from gpt_modules.data import (
+    EpisodicDataModule,
     FinetuningDataModule,
     PPODataModule,
     PretrainingDataModule,
     RewardDataModule,
     SFTDataModule,
 )
+from gpt_modules.data.ciphers import AffineCipher, SubstitutionCipher
+from gpt_modules.data.cloze import Cloze
+from gpt_modules.data.label_words import LabelWords
+from gpt_modules.data.sinusoid import Sinusoid
+from gpt_modules.data.synthetic_tasks import SyntheticTasks
+from gpt_modules.data.transforms import SequenceTransforms
+from gpt_modules.data.ways import LabelledClasses
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation import BagOfWordsBaseline, FewShot, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
-from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.training import (
+    FinetuningModule,
+    MAMLModule,
+    PPOModule,
+    PretrainingModule,
+    RewardModule,
+    SFTModule,
+)
 from gpt_modules.training.callbacks import (
     ExportBest,
     FiniteLossGuard,
@@ -42,9 +58,27 @@ from gpt_modules.training.progress import StepBar
 
 # Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
 # name.
-MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule)
+MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule)
 CALLBACKS = (NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
-DATA_MODULES = (PretrainingDataModule, FinetuningDataModule, SFTDataModule, RewardDataModule, PPODataModule)
+DATA_MODULES = (
+    PretrainingDataModule,
+    FinetuningDataModule,
+    SFTDataModule,
+    RewardDataModule,
+    PPODataModule,
+    EpisodicDataModule,
+)
+NETWORKS = (FeedForward,)
+FAMILIES = (
+    AffineCipher,
+    Cloze,
+    LabelWords,
+    LabelledClasses,
+    SequenceTransforms,
+    Sinusoid,
+    SubstitutionCipher,
+    SyntheticTasks,
+)
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.
 TRAINER_DEFAULTS = {

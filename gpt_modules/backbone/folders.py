@@ -1,5 +1,6 @@
 """Folders as units: found by path or by name on the hub, read with a word to the user, written all or nothing."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,7 +14,13 @@ from gpt_modules.errors import UserError
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # All that is ever fetched: no pickles, no code.
 _HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
-_OUR_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+_OUR_FILES = {
+    "config.json",
+    "model.safetensors",
+    "inner_rates.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
 
 
 def find_folder(name: str | Path) -> Path:
@@ -41,7 +48,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
     Raises `UserError` where `folder` holds anything but a model, for that would be lost.
     """
-    _check_replaceable(folder)
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, for a rename is atomic only within one file system.
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
@@ -56,7 +63,14 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _check_replaceable(folder: Path) -> None:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises `UserError` where `folder` holds anything but a model."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a folder to write a model to")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OUR_FILES) if folder.is_dir() else []

@@ -5,7 +5,6 @@ The SHA-256 of weights written here stands in config.json and is checked wheneve
 executed: weights come from safetensors, or from a `pytorch_model.bin` with `weights_only=True`.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -27,7 +26,8 @@ from gpt_modules.backbone.documents import (
     write_theirs,
 )
 from gpt_modules.backbone.families import read_decoder, read_family
-from gpt_modules.backbone.folders import find_folder, replace_folder
+from gpt_modules.backbone.folders import find_folder, replace_folder, sha256_of
+from gpt_modules.backbone.inner_rates import INNER_RATES_FILE, INNER_RATES_SHA256, InnerRates, save_inner_rates
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.backbone.original import is_original, read_original
 from gpt_modules.backbone.task import TaskModel
@@ -44,12 +44,14 @@ def save_pretrained(
     tokenizer_file: str | Path | None = None,
     tokenizer_json: str | None = None,
     extra: dict[str, Any] | None = None,
+    inner_rates: InnerRates | None = None,
 ) -> None:
     """Write `model` and its tokenizer as a folder; a folder written here before is replaced.
 
     Args:
         tokenizer_file, tokenizer_json: the tokenizer of the `tokenizers` library, as a file or as its text.
         extra: plain values to keep with the model; `read_extra` gives them back.
+        inner_rates: how the model was meant to be adapted; `load_inner_rates` gives it back.
 
     Files are written beside the target and moved there at the end: a save that is cut off leaves the target as it was.
     Raises `UserError` where the target holds files of another kind, or the tokenizer has more tokens than the model.
@@ -61,7 +63,9 @@ def save_pretrained(
     tensors = to_transformers(model.state_dict(), model.config, kind_of(model), task)
     with replace_folder(Path(folder)) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        ours = {**write_ours(model), "sha256": _sha256(new / "model.safetensors"), "extra": extra or {}}
+        ours = {**write_ours(model), "sha256": sha256_of(new / "model.safetensors"), "extra": extra or {}}
+        if inner_rates is not None:
+            ours[INNER_RATES_SHA256] = save_inner_rates(new / INNER_RATES_FILE, inner_rates, model.state_dict())
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
         _write_json(new / "config.json", config)
@@ -177,7 +181,7 @@ def _read_weights(folder: Path, sha256: str | None) -> tuple[Path, dict[str, Ten
     path, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
     index = folder / "model.safetensors.index.json"
     if path.is_file():
-        if sha256 is not None and (found := _sha256(path)) != sha256:
+        if sha256 is not None and (found := sha256_of(path)) != sha256:
             raise UserError(f"{path}: damaged: found SHA-256 {found[:12]}…, expected {sha256[:12]}…")
         return path, _read_safetensors(path)
     if sha256 is None and index.is_file():
@@ -198,8 +202,3 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file: {error}") from error
     return tensors
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

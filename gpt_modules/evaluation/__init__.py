@@ -1,5 +1,6 @@
 """How good is it: baselines on the same data, probes without training, and judges that no model was trained on."""
 
+from gpt_modules.evaluation.adaptation_callback import AdaptationCurves
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
 from gpt_modules.evaluation.callbacks import (
     BagOfWordsBaseline,
@@ -16,6 +17,7 @@ from gpt_modules.evaluation.scoring import Score, continuation_logprobs
 from gpt_modules.evaluation.sentiment import vader
 
 __all__ = [
+    "AdaptationCurves",
     "BagOfWords",
     "BagOfWordsBaseline",
     "CorpusScore",

@@ -1,12 +1,17 @@
 """How weights enter and leave a procedure: from a configuration or a folder, to a folder with its tokenizer."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from safetensors.torch import save_model
+from torch import nn
 
 from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, TaskModel, load_pretrained, save_pretrained
+from gpt_modules.backbone.folders import replace_folder
+from gpt_modules.backbone.inner_rates import InnerRates
 from gpt_modules.data.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import sharding
@@ -30,6 +35,20 @@ def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = 
     return model
 
 
+def open_source(config: DecoderConfig | None, init_from: str | None, **changes: Any) -> GPT | TaskModel:
+    """A language model to begin with (new, or from its folder), or a task model to go on with.
+
+    Args:
+        changes: configuration fields to change, such as dropout.
+    """
+    if init_from is None or config is not None:
+        return open_gpt(config and dataclasses.replace(config, **changes), init_from)
+    model = load_pretrained(init_from, None, **changes)
+    if not isinstance(model, GPT | TaskModel):
+        raise UserError(f"{init_from}: found a reward model, expected a language model or a task model")
+    return model
+
+
 def datamodule_tokenizer(module: L.LightningModule) -> Tokenizer:
     """The tokenizer of the run's data; it travels with the weights."""
     tokenizer: Tokenizer = module.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
@@ -50,12 +69,25 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
         )
 
 
-def export(module: L.LightningModule, model: GPT | RewardModel | TaskModel, folder: Path) -> None:
+def export(
+    module: L.LightningModule,
+    model: GPT | RewardModel | TaskModel,
+    folder: Path,
+    inner_rates: InnerRates | None = None,
+) -> None:
     """Write the artefact folder from rank 0; other ranks give their shards, if any, and wait."""
     whole = sharding.whole(model) if isinstance(model, GPT) and sharding.is_sharded(model) else model
     if module.trainer.is_global_zero:
         assert whole is not None
-        save_pretrained(folder, whole, tokenizer_json=datamodule_tokenizer(module).to_json())
+        save_pretrained(folder, whole, tokenizer_json=datamodule_tokenizer(module).to_json(), inner_rates=inner_rates)
+    module.trainer.strategy.barrier()
+
+
+def export_network(module: L.LightningModule, network: nn.Module, folder: Path) -> None:
+    """Write the weights of a network that is no decoder: model.safetensors, under the names of its `state_dict`."""
+    if module.trainer.is_global_zero:
+        with replace_folder(folder) as new:
+            save_model(network, str(new / "model.safetensors"))
     module.trainer.strategy.barrier()
 
 

@@ -1,6 +1,5 @@
 """Fine-tuning on a labelled task: GPT-1's second stage (Radford et al. 2018, sections 3.2, 3.3 and 4.1)."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from gpt_modules.backbone import GPT, DecoderConfig, TaskModel, load_pretrained
+from gpt_modules.backbone import DecoderConfig, TaskModel
 from gpt_modules.data.batches import IGNORE, TaskBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy, row_mean_weights
@@ -102,7 +101,9 @@ class FinetuningModule(L.LightningModule):
 
     def _open(self) -> TaskModel:
         task, special_ids = self.data.task_spec, self.data.tokenizer.task_ids
-        source = open_source(self.config, self.hparams["init_from"], self.hparams["dropout"])
+        source = artefacts.open_source(
+            self.config, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
+        )
         if isinstance(source, TaskModel):
             if source.task.to_dict() != task.to_dict() and self.trainer.training:
                 raise UserError(
@@ -237,17 +238,6 @@ class FinetuningModule(L.LightningModule):
     def export(self, folder: Path) -> None:
         """Write the task model's folder, LoRA merged."""
         artefacts.export(self, merged(self.model), folder)
-
-
-def open_source(config: DecoderConfig | None, init_from: str | None, dropout: float | None) -> GPT | TaskModel:
-    """A language model to fine-tune (new, or from its folder), or a task model to go on with."""
-    changes: dict[str, Any] = artefacts.dropout_changes(dropout)
-    if init_from is None or config is not None:
-        return artefacts.open_gpt(config and dataclasses.replace(config, **changes), init_from)
-    model = load_pretrained(init_from, None, **changes)
-    if not isinstance(model, GPT | TaskModel):
-        raise UserError(f"{init_from}: found a reward model, expected a language model or a task model")
-    return model
 
 
 def _holds(group: dict[str, Any], parameter: Tensor) -> bool:

@@ -1,0 +1,269 @@
+"""Meta-learning an initialisation by gradient: MAML and its relatives (Finn et al. 2017, and `functional.adaptation`).
+
+Not what GPT-3 does: Brown et al. 2020 call pretraining the outer loop and reading examples in the context the inner
+one, and cite MAML only. The data's `in_context` serves that second meaning, with `inner.steps: 0`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from torchmetrics import MeanMetric
+
+from gpt_modules.backbone import GPT, DecoderConfig, TaskModel
+from gpt_modules.backbone.inner_rates import InnerRates, load_inner_rates
+from gpt_modules.data.batches import IGNORE, EpisodeBatch, EpisodeSet
+from gpt_modules.errors import UserError
+from gpt_modules.functional import Algorithm, Parameters, adapt, meta_gradient, over_tasks, supervised_scores
+from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.inner_loop import InnerLoop
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.sharding import refuse_sharding
+
+SHOWN_QUERIES = 8
+
+
+class MAMLModule(L.LightningModule):
+    """Learns weights from which a few gradient steps on a few examples make a model of a new task.
+
+    The DataModule says what is learned: a language model answers in tokens, a classifier by its head, and a network of
+    your own gives numbers. Dropout is off, in both loops: the inner loss has to be one function. Meta-gradients are
+    handed to the optimizer as gradients of `training_step`'s loss, so clipping, accumulation, schedules and DDP are
+    Lightning's own.
+
+    Args:
+        init_from: folder (or hub name) of a pretrained model, or of a meta-learned one to go on with.
+        config: a decoder to begin from scratch with, in place of `init_from`.
+        network: any other module, in place of both.
+        algorithm: `maml`, `fomaml` or `reptile`.
+        inner: the inner loop; ANIL, Meta-SGD and rates per step are settings of it.
+        tasks_at_once: tasks of a batch that go through the network together; left out: all, which is fastest. Fewer
+            need less memory, 1 least.
+        optimizer: of the outer loop; Finn et al. use Adam at 1e-3. Under Reptile `lr` is ε and the step is θ + ε (mean
+            θᵢ - θ), plain; ε falls to 0 in the paper.
+        schedule: of the outer rate.
+    """
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        config: DecoderConfig | None = None,
+        network: nn.Module | None = None,
+        algorithm: Algorithm = "maml",
+        inner: InnerLoop = InnerLoop(),
+        tasks_at_once: int | None = None,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.0),
+        schedule: ScheduleConfig = ScheduleConfig(shape="constant"),
+    ) -> None:
+        given = {**arguments({**locals(), "network": None}), "network": type(network).__name__}
+        super().__init__()
+        self.config = None if config is None else typed(DecoderConfig, config)
+        self.inner = typed(InnerLoop, inner)
+        self.optimizer_config = typed(OptimizerConfig, optimizer)
+        self.schedule_config = typed(ScheduleConfig, schedule)
+        self.save_hyperparameters(given)
+        self._check()
+        if network is not None:
+            self.network = network
+        self.inner_rates = nn.ParameterDict()
+        self.val_loss, self.val_loss_before, self.val_accuracy = MeanMetric(), MeanMetric(), MeanMetric()
+
+    def _check(self) -> None:
+        reptile, config = self.hparams["algorithm"] == "reptile", self.optimizer_config
+        if reptile and self.inner.learned:
+            found = f"found {self.inner.rates!r}"
+            raise UserError(f"inner: rates: {found}, expected 'fixed': reptile has no gradient of them")
+        if reptile and (config.muon_lr or config.weight_decay or config.lr > 1):
+            expected = "expected no muon_lr, weight_decay 0 and lr up to 1: the ε of an interpolation"
+            raise UserError(f"optimizer: found {config}, {expected}")
+        if reptile and self.inner.steps < 2:
+            raise UserError(
+                f"inner: steps: found {self.inner.steps}, expected 2 or more: reptile with 1 is joint training"
+            )
+
+    @property
+    def data(self) -> Any:
+        """The run's EpisodicDataModule."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def configure_model(self) -> None:
+        """Open the network, and make the rates that are learned."""
+        refuse_sharding(self)
+        if len(self.inner_rates):
+            return
+        if not hasattr(self, "network"):
+            self.network = self._open()
+        source = self.hparams["init_from"]
+        before = load_inner_rates(source) if source is not None else None
+        rates = self.inner.first_rates(self.parameters_now(), before.rates if before is not None else {})
+        # No dots in the names of a ParameterDict.
+        self.inner_rates.update(
+            {name.replace(".", "/"): nn.Parameter(rate, self.inner.learned) for name, rate in rates.items()}
+        )
+
+    def _open(self) -> nn.Module:
+        if self.data.objective == "regression":
+            raise UserError("model.init_args.network: not given, expected one: the data are numbers, not text")
+        source = artefacts.open_source(self.config, self.hparams["init_from"])
+        if self.data.objective == "language":
+            if not isinstance(source, GPT):
+                raise UserError(f"{self.hparams['init_from']}: found a classifier, expected a language model")
+            return source
+        task = self.data.task_spec
+        if isinstance(source, GPT):
+            return TaskModel.from_gpt(source, task, self.data.tokenizer.task_ids)
+        if source.task.n_outputs != task.n_outputs or source.task.kind != task.kind:
+            raise UserError(
+                f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"
+            )
+        return source
+
+    def parameters_now(self) -> dict[str, Tensor]:
+        """θ, by name."""
+        return dict(self.network.named_parameters())
+
+    def rates(self) -> dict[str, Tensor]:
+        """α, by the names that adapt: (S, ...)."""
+        return {name: self.inner_rates[name.replace(".", "/")] for name in self.inner.adapted(self.parameters_now())}
+
+    def scores(self, parameters: Parameters, examples: EpisodeSet) -> tuple[Tensor, Tensor]:
+        """Loss () and correctness (B,) of one task's examples."""
+        outputs = torch.func.functional_call(self.network, dict(parameters), examples.inputs)
+        return supervised_scores(outputs, examples.targets)
+
+    def loss(self, parameters: Parameters, examples: EpisodeSet) -> Tensor:
+        """The inner and the outer loss: nats a token or a class, or the squared error."""
+        return self.scores(parameters, examples)[0]
+
+    def on_fit_start(self) -> None:
+        """Refuse a tokenizer with more tokens than the model."""
+        if isinstance(self.network, GPT | TaskModel):
+            artefacts.check_vocabulary(self, self.network.config)
+
+    def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
+        """The query loss after adaptation, whose gradient is the algorithm's meta-gradient."""
+        self.network.eval()  # the inner loss has to be one function, so nothing drops out
+        parameters, rates = self.parameters_now(), self.rates()
+        found = meta_gradient(
+            self.loss, parameters, rates, batch.support, batch.query, self.inner.steps,
+            self.hparams["algorithm"], self.inner.learned, self.hparams["tasks_at_once"],
+        )  # fmt: skip
+        self.log("train/loss", found.query_loss, prog_bar=True)
+        pairs = [(parameters[name], gradient) for name, gradient in found.gradients.items()]
+        pairs += [(rates[name], gradient) for name, gradient in found.rates.items()]
+        # Linear in the parameters: its gradient is what was found, through DDP's hooks and Lightning's backward.
+        carrier = torch.stack([(value * gradient).sum() for value, gradient in pairs if value.requires_grad]).sum()
+        return found.query_loss + carrier - carrier.detach()
+
+    def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
+        """Query loss before and after adaptation, and the queries answered right after it."""
+        before, after, correct = self.adapted_scores(batch)
+        self.val_loss_before.update(before)
+        self.val_loss.update(after)
+        self.val_accuracy.update(correct)
+
+    @torch.no_grad()
+    def adapted_scores(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Query loss (N,) before and after adaptation, and the share (N,) of right queries after it."""
+
+        def task(
+            parameters: Parameters, rates: Parameters, support: EpisodeSet, query: EpisodeSet
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            adapted = adapt(self.loss, parameters, rates, support, self.inner.steps, first_order=True)
+            after, correct = self.scores(adapted, query)
+            return self.loss(parameters, query), after, correct.mean()
+
+        with _differentiable(batch) as (support, query):
+            return over_tasks(task, self.parameters_now(), self.rates(), support, query, twice=False)
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss` and `val/accuracy` after adaptation, `val/loss_before`."""
+        self._log_metrics("val")
+
+    def test_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """The same as `test/...`."""
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = {"loss": self.val_loss, "loss_before": self.val_loss_before}
+        if self.data.objective != "regression":
+            metrics["accuracy"] = self.val_accuracy
+        self.log_dict({f"{stage}/{name}": metric.compute() for name, metric in metrics.items()}, prog_bar=True)
+        for metric in (self.val_loss, self.val_loss_before, self.val_accuracy):
+            metric.reset()
+
+    def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[dict[str, float]]:
+        """Each task's query loss before and after adaptation, and its accuracy."""
+        before, after, correct = self.adapted_scores(batch)
+        names = ("loss_before", "loss", "accuracy")
+        return [dict(zip(names, values, strict=True)) for values in torch.stack([before, after, correct], 1).tolist()]
+
+    def configure_optimizers(self) -> Any:
+        """Adam (or Muon for the blocks) on θ and α, or Reptile's plain steps; and the schedule."""
+        config = self.optimizer_config
+        total = self.trainer.estimated_stepping_batches
+        if self.hparams["algorithm"] == "reptile":
+            plain = torch.optim.SGD([p for p in self.network.parameters() if p.requires_grad], lr=config.lr)
+            return optimizers.configure(plain, self.schedule_config, total)
+        groups = optimizers.parameter_groups([self.network], config.weight_decay)
+        groups += optimizers.parameter_groups([self.inner_rates], 0.0)
+        hidden = self.network.decoder.blocks if isinstance(self.network, GPT | TaskModel) else ()
+        return optimizers.configure(optimizers.build(groups, config, hidden=hidden), self.schedule_config, total)
+
+    def work(self, batch: EpisodeBatch) -> tuple[int, str]:
+        """Tasks of a batch, for the throughput."""
+        return len(batch.query.targets), "tasks"
+
+    def sample_rows(self) -> list[dict[str, str]]:
+        """Queries of the first held-out task: what was expected, and what is likeliest before and after adaptation."""
+        if self.data.objective != "language":
+            return []
+        batch = _to(next(iter(self.data.val_dataloader())), self.device)
+        first = EpisodeBatch(*(tree_map(lambda tensor: tensor[0], part) for part in batch))
+        with torch.no_grad(), _differentiable(first) as (support, query):
+            parameters = self.parameters_now()
+            adapted = adapt(self.loss, parameters, self.rates(), support, self.inner.steps, first_order=True)
+            forward = partial(torch.func.functional_call, self.network)
+            answers = [forward(weights, query.inputs).argmax(-1) for weights in (parameters, adapted)]
+        return [self._sample(query, answers, row) for row in range(min(SHOWN_QUERIES, len(query.targets)))]
+
+    def _sample(self, query: EpisodeSet, answers: list[Tensor], row: int) -> dict[str, str]:
+        asked, decode = query.targets[row] != IGNORE, self.data.tokenizer.decode
+        tokens, first = query.inputs[0][row], int(asked.int().argmax())
+        texts = [decode(kind[row][asked].tolist()) for kind in (query.targets, *answers)]
+        names = ("expected", "before", "after")
+        return {"prompt": decode(tokens[: first + 1].tolist()), **dict(zip(names, texts, strict=True))}
+
+    def export(self, folder: Path) -> None:
+        """Write the network's folder, with the rates and steps that it was learned for."""
+        rates = {name: rate.detach().cpu() for name, rate in self.rates().items()}
+        inner = InnerRates(algorithm=self.hparams["algorithm"], steps=self.inner.steps, rates=rates)
+        if isinstance(self.network, GPT | TaskModel):
+            artefacts.export(self, self.network, folder, inner_rates=inner)
+        else:
+            artefacts.export_network(self, self.network, folder)
+
+
+@contextmanager
+def _differentiable(batch: EpisodeBatch) -> Iterator[EpisodeBatch]:
+    """Copies of the tensors that an inner gradient may save: Lightning validates in inference mode, whose own tensors
+    may not be.
+    """
+    with torch.inference_mode(False):
+        yield tree_map(torch.clone, batch)
+
+
+def _to(batch: EpisodeBatch, device: torch.device) -> EpisodeBatch:
+    moved: EpisodeBatch = tree_map(lambda tensor: tensor.to(device), batch)
+    return moved
