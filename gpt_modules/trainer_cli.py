@@ -35,7 +35,14 @@ from gpt_modules.data.synthetic_tasks import SyntheticTasks
 from gpt_modules.data.transforms import SequenceTransforms
 from gpt_modules.data.ways import LabelledClasses
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation import BagOfWordsBaseline, FewShot, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
+from gpt_modules.evaluation import (
+    AdaptationCurves,
+    BagOfWordsBaseline,
+    FewShot,
+    NaiveBayesBaseline,
+    NgramBaseline,
+    ZeroShotProbes,
+)
 from gpt_modules.training import (
     FinetuningModule,
     MAMLModule,
@@ -59,7 +66,7 @@ from gpt_modules.training.progress import StepBar
 # Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
 # name.
 MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule)
-CALLBACKS = (NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
+CALLBACKS = (AdaptationCurves, NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
 DATA_MODULES = (
     PretrainingDataModule,
     FinetuningDataModule,

@@ -12,7 +12,7 @@ from gpt_modules.data.reviews import pretraining_rows
 from gpt_modules.data.tokenizers import Tokenizer
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FIGURES = {"pretraining": 2, "evaluation": 3, "finetuning": 3, "sft": 3, "reward": 3, "ppo": 4}
+FIGURES = {"pretraining": 2, "evaluation": 3, "finetuning": 3, "sft": 3, "reward": 3, "ppo": 4, "maml": 4}
 
 
 @pytest.fixture(scope="session")

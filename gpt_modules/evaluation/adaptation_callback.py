@@ -32,7 +32,7 @@ from gpt_modules.evaluation.adaptation import (
     function_fits,
 )
 from gpt_modules.evaluation.adaptation_baseline import check_tokenizer, open_baseline
-from gpt_modules.evaluation.adaptation_table import adaptation_table, comparison_values
+from gpt_modules.evaluation.adaptation_table import adaptation_table, comparison_values, counted
 from gpt_modules.evaluation.figures import adaptation_figure, sinusoid_figure
 from gpt_modules.functional import Parameters
 
@@ -115,7 +115,8 @@ class AdaptationCurves(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw the episodes, look at the baseline's folder, or keep the weights that the run begins with."""
         network = _network(pl_module)
-        if self._folder(pl_module) is None and not self._first:
+        begins = trainer.ckpt_path is None  # what resumes has its first weights from the checkpoint, or not at all
+        if begins and self._folder(pl_module) is None:
             self._first = {name: value.detach().cpu().clone() for name, value in network.named_parameters()}
         if trainer.is_global_zero:
             self._draw(trainer.datamodule)  # type: ignore[attr-defined]
@@ -244,8 +245,8 @@ class AdaptationCurves(L.Callback):
         assert self.latest is not None
         support, steps = trained
         for writer in _writers(trainer):
-            by_steps = adaptation_figure(self.latest.by_steps, "steps", f"{support} examples", "inner steps")
-            title = f"{steps} inner steps, fine-tuning after its best"
+            by_steps = adaptation_figure(self.latest.by_steps, "steps", counted(support, "example"), "inner steps")
+            title = f"{counted(steps, 'inner step')}, fine-tuning after its best"
             by_support = adaptation_figure(self.latest.by_support, "support", title, "support examples")
             writer.add_figure("adaptation/steps", by_steps, trainer.global_step)
             writer.add_figure("adaptation/support", by_support, trainer.global_step)

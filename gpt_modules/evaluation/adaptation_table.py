@@ -18,10 +18,14 @@ def adaptation_table(comparison: Comparison, trained: tuple[int, int], tasks: in
         tasks: how many the means are of.
         notes: lines below.
     """
-    support, steps = trained
+    examples, steps = counted(trained[0], "example"), counted(trained[1], "step")
     axes: list[tuple[Axis, Sequence[Point], str]] = [
-        ("steps", comparison.by_steps, f"after so many steps on {support} examples"),
-        ("support", comparison.by_support, f"after {steps} steps on so many examples, fine-tuning after its best"),
+        ("steps", comparison.by_steps, f"after so many steps on {examples}"),
+        (
+            "support",
+            comparison.by_support,
+            f"after {steps} on so many examples, fine-tuning after its best",
+        ),
     ]
     blocks = []
     for axis, points, title in axes:
@@ -34,6 +38,11 @@ def adaptation_table(comparison: Comparison, trained: tuple[int, int], tasks: in
 def comparison_values(comparison: Comparison) -> dict[str, Any]:
     """Plain values for JSON, which knows no infinity: a loss beyond a float's range is null."""
     return {axis: [_plain(point) for point in points] for axis, points in comparison._asdict().items()}
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 step", "2 steps"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _block(points: Sequence[Point], axis: Axis, metric: str, title: str) -> str:

@@ -70,6 +70,7 @@ def adaptation_figure(
         for number, (arm, curve) in enumerate(curves.items()):
             _draw_arm(axes, arm, curve, f"C{number}", 10 * top, everywhere=axis == "steps" and len(curve) == 1)
         axes.set(xlabel=xlabel, ylabel=f"query {metric}" + (f" (cut off at {top:.2g})" if cut else ""))
+        axes.set_xticks(sorted({getattr(point, axis) for point in points}))
         axes.set_ylim(bottom=0, top=top if cut else 1.03 if metric == "accuracy" else None)
     handles, labels = axes.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda at: arms.index(labels[at]))

@@ -28,17 +28,17 @@ gradient     2.000 ± 0.100  1.000 ± 0.100
 in-context   1.500 ± 0.250
 fine-tuning                                inf
 
-query accuracy after 1 steps on so many examples, fine-tuning after its best (20 tasks)
+query accuracy after 1 step on so many examples, fine-tuning after its best (20 tasks)
                  4              8
 gradient            0.500 ± 0.050
 in-context   0.250
 fine-tuning         0.125 ± 0.030
 
-query loss after 1 steps on so many examples, fine-tuning after its best (20 tasks)
+query loss after 1 step on so many examples, fine-tuning after its best (20 tasks)
                          4              8
 gradient                    1.000 ± 0.100
 in-context   1.500 ± 0.250
-fine-tuning                            inf
+fine-tuning                           inf
 
 a note
 another"""
