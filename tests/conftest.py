@@ -70,7 +70,7 @@ class Micro:
             "seed_everything": 0,
             "trainer": {"default_root_dir": str(root), "gradient_clip_val": 1.0, **trainer},
             "model": {"optimizer": {"lr": 1e-2}, **self._model(word)},
-            "data": {"tokenizer": str(self.gpt), "cache_dir": str(root.parent / "cache"), **self._data(word)},
+            "data": {"tokenizer": str(self.gpt), **self._data(word, root.parent / "cache")},
             "checkpoint": {"every_n_steps": 2},
             "export": {"monitor": {"reward": "val/margin", "ppo": "val/score"}.get(word, "val/loss")},
         }
@@ -84,9 +84,11 @@ class Micro:
             "sft": "SFT",
             "reward": "Reward",
             "ppo": "PPO",
+            "maml": "MAML",
         }[word]
-        for section, suffix in (("model", "Module"), ("data", "DataModule")):
-            recipe[section] = {"class_path": name + suffix, "init_args": recipe[section]}
+        recipe["model"] = {"class_path": f"{name}Module", "init_args": recipe["model"]}
+        name = "Episodic" if word == "maml" else name
+        recipe["data"] = {"class_path": f"{name}DataModule", "init_args": recipe["data"]}
         return recipe
 
     def _model(self, word: str) -> dict[str, Any]:
@@ -96,14 +98,21 @@ class Micro:
             sizes = {"max_new_tokens": 6, "ppo_epochs": 2, "minibatches": 2}
             kl = {"coef": 0.1, "target": 1.0, "horizon": 100.0}
             return {"init_from": str(self.gpt), "rewards": str(self.reward), "kl": kl, **sizes}
+        if word == "maml":
+            return {"init_from": str(self.gpt), "inner": {"steps": 1, "lr": 0.1, "rates": "per_step"}}
         return {"init_from": str(self.gpt)}
 
-    def _data(self, word: str) -> dict[str, Any]:
+    def _data(self, word: str, cache: Path) -> dict[str, Any]:
+        if word == "maml":
+            cipher = {"class_path": "SubstitutionCipher", "init_args": {"symbols": 5}}
+            sizes = {"support": 4, "query": 4, "tasks": 2, "validation_tasks": 4, "context": 32}
+            return {"families": [cipher], "steps": 10, **sizes}
         files = {"pretraining": self.pretraining, "finetuning": self.labelled, "sft": self.sft}
         files |= {"reward": self.comparisons, "ppo": self.prompts}
         sizes: dict[str, Any] = {"ppo": {"batch_size": 8}, "reward": {"batch_size": 10}}
         return {
             "train": str(files[word]),
+            "cache_dir": str(cache),
             **sizes.get(word, {"context": 16 if word == "pretraining" else 32, "batch_size": 4}),
         }
 

@@ -19,13 +19,14 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 pytestmark = pytest.mark.slow
 
-WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo"]
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
 EXPORTS = {
     "pretraining": ["export"],
     "finetuning": ["export"],
     "sft": ["export"],
     "reward": ["export"],
     "ppo": ["export", "export-critic"],
+    "maml": ["export"],
 }
 
 

@@ -143,9 +143,15 @@ class MAMLModule(L.LightningModule):
         return self.scores(parameters, examples)[0]
 
     def on_fit_start(self) -> None:
-        """Refuse a tokenizer with more tokens than the model."""
+        """Refuse an interpolation that is clipped, more tokens than the model has, and rows longer than it reads."""
+        clip = self.trainer.gradient_clip_val
+        if self.hparams["algorithm"] == "reptile" and clip:
+            raise UserError(f"trainer.gradient_clip_val: found {clip:g}, expected none: reptile's step is no gradient's")
         if isinstance(self.network, GPT | TaskModel):
             artefacts.check_vocabulary(self, self.network.config)
+            if self.data.context > self.network.config.n_positions:
+                expected = f"expected at most the model's n_positions = {self.network.config.n_positions}"
+                raise UserError(f"data.init_args.context: found {self.data.context}, {expected}")
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         """The query loss after adaptation, whose gradient is the algorithm's meta-gradient."""

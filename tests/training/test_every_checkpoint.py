@@ -5,20 +5,23 @@ import pytest
 import torch
 
 from gpt_modules.data import (
+    EpisodicDataModule,
     FinetuningDataModule,
     PPODataModule,
     PretrainingDataModule,
     RewardDataModule,
     SFTDataModule,
 )
-from gpt_modules.training import FinetuningModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.data.ciphers import SubstitutionCipher
+from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.callbacks import ExportBest, FiniteLossGuard, RunSummary
 from gpt_modules.training.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
+from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.ppo import KLConfig
 
 FAST = OptimizerConfig(lr=1e-2)
-STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12}
+STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12, "maml": 9}
 MONITOR = {"reward": "val/margin", "ppo": "val/score"}
 
 
@@ -41,6 +44,10 @@ def parts(micro, tmp_path):
             return RewardModule(folder, optimizer=FAST), RewardDataModule(
                 str(micro.comparisons), batch_size=35, **cache
             )
+        if word == "maml":
+            sizes = {"support": 4, "query": 4, "tasks": 2, "steps": 3, "validation_tasks": 4, "context": 32}
+            data = EpisodicDataModule([SubstitutionCipher(5)], tokenizer=str(micro.gpt), **sizes)
+            return MAMLModule(folder, inner=InnerLoop(1, 0.1, "per_element"), optimizer=FAST), data
         kl = KLConfig(coef=0.1, target=1.0, horizon=100.0)
         module = PPOModule(folder, str(micro.reward), None, None, 6, ppo_epochs=2, minibatches=2, kl=kl, optimizer=FAST)
         return module, PPODataModule(str(micro.prompts), batch_size=8, **cache)
@@ -85,6 +92,8 @@ def weights(trainer: L.Trainer):
         ("pretraining", {"max_epochs": -1, "max_steps": 7}),
         ("sft", {}),
         ("reward", {}),
+        ("maml", {}),
+        ("maml", {"accumulate_grad_batches": 2, "max_epochs": -1, "max_steps": 5}),
         ("ppo", {}),
         ("ppo", {"check_val_every_n_epoch": 2}),
         ("ppo", {"accumulate_grad_batches": 2, "limit_train_batches": None}),

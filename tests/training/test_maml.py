@@ -248,6 +248,16 @@ class TestMistakes:
         with pytest.raises(UserError, match="neither of config and init_from"):
             fit(MAMLModule(), ciphers(), max_steps=1)
 
+    def test_rows_longer_than_the_model_reads(self, fit):
+        data = ciphers(context=256)
+        with pytest.raises(UserError, match="context: found 256, expected at most the model's n_positions = 128"):
+            fit(MAMLModule(config=letters(data)), data, max_steps=1)
+
+    def test_an_interpolation_is_not_clipped(self, fit):
+        module = MAMLModule(network=FeedForward(), algorithm="reptile", inner=InnerLoop(2), optimizer=REPTILE)
+        with pytest.raises(UserError, match="gradient_clip_val: found 1, expected none"):
+            fit(module, waves(), max_steps=1, gradient_clip_val=1.0)
+
     def test_a_tokenizer_larger_than_the_model(self, fit):
         with pytest.raises(UserError, match="vocab_size: found 3"):
             fit(MAMLModule(config=decoder(3)), ciphers(), max_steps=1)
