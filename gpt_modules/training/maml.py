@@ -146,7 +146,7 @@ class MAMLModule(L.LightningModule):
         """Refuse an interpolation that is clipped, more tokens than the model has, and rows longer than it reads."""
         clip = self.trainer.gradient_clip_val
         if self.hparams["algorithm"] == "reptile" and clip:
-            raise UserError(f"trainer.gradient_clip_val: found {clip:g}, expected none: reptile's step is no gradient's")
+            raise UserError(f"trainer.gradient_clip_val: found {clip:g}, expected none with reptile")
         if isinstance(self.network, GPT | TaskModel):
             artefacts.check_vocabulary(self, self.network.config)
             if self.data.context > self.network.config.n_positions:
