@@ -96,9 +96,9 @@ class FinetuningDataModule(ResumableDataModule):
     """Labelled texts, pairs of texts, or questions with answers to choose from.
 
     Args:
-        train: "reviews" (embedded: film sentences, positive or negative; for regression their ratings), "quantifiers"
-            (generated, for entailment), "possessions" (generated, for multiple_choice), files, folders or globs of
-            rows, or a data set's name on the hub.
+        train: "reviews" (embedded: film sentences, positive or negative; for regression their ratings), "products" (the
+            same of products), "quantifiers" (generated, for entailment), "possessions" (generated, for
+            multiple_choice), files, folders or globs of rows, or a data set's name on the hub.
         validation: The same; None: the built-in data's own split, else `validation_fraction` of the texts by hash.
         tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub. Three
             tokens are added where it lacks them.
@@ -111,9 +111,10 @@ class FinetuningDataModule(ResumableDataModule):
         context: Tokens of a row.
         batch_size: Examples a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
-        seed: Seed of the order.
+        seed: Seed of the order, and of `train_rows`.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
         validation_fraction: See `validation`.
+        train_rows: Train on so many rows, drawn at random, as if there were no more; None: all.
     """
 
     def __init__(
@@ -131,12 +132,14 @@ class FinetuningDataModule(ResumableDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
         validation_fraction: float = 0.1,
+        train_rows: int | None = None,
     ) -> None:
         super().__init__(tokenizer)
         self.train_source, self.validation_source = train, validation
         self.task, self.columns, self.labels, self.levels = task, columns, labels, levels
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
+        self.train_rows = train_rows
         self.train_examples: TaskExamples | None = None
         self.validation_examples: TaskExamples | None = None
         self.predict_examples: TaskExamples | None = None
@@ -208,8 +211,20 @@ class FinetuningDataModule(ResumableDataModule):
             train, validation = split_rows(train, self._check(named, labelled), self.validation_fraction)
         else:
             validation = self._load(self.validation_source or self.train_source, "validation", named, labelled)
+        train = self._drawn(train)
         self._task = known or self._measured(named, train)
         return train, validation
+
+    def _drawn(self, train: list[Row]) -> list[Row]:
+        """`train_rows` of them, in their order."""
+        count = self.train_rows
+        if count is None:
+            return train
+        if not 1 <= count <= len(train):
+            name = name_of(self.train_source)
+            raise UserError(f"train_rows: found {count}, expected 1 to the {len(train)} of {name}")
+        drawn = np.random.default_rng(self.seed).choice(len(train), count, replace=False)
+        return [train[i] for i in np.sort(drawn).tolist()]
 
     def _known_task(self, stage: str) -> Task | None:
         """The task, where it is clear without the training rows; `setup` of an earlier stage may have found it."""

@@ -26,6 +26,7 @@ class LabelWords(Family):
         domains: "film", "product" or both; a task is about one of them, drawn.
         words: Label words to draw from; None: `ways.WORDS`.
         gap: Least distance of a sentence's mean rating from neutral, in rating points (-4 to 4).
+        max_words: Words of the longest sentence, for short rows; longer ones are left out. None: all.
         separator: What stands between a sentence and its word; the word begins with a space.
     """
 
@@ -36,10 +37,12 @@ class LabelWords(Family):
         domains: list[Domain] | None = None,
         words: list[str] | None = None,
         gap: float = MIN_GAP,
+        max_words: int | None = None,
         separator: str = " ->",
     ) -> None:
         self.domains: list[Domain] = ["film"] if domains is None else domains
         self.words, self.gap, self.separator = WORDS if words is None else tuple(words), gap, separator
+        self.max_words = max_words
 
     def episode(self, generator: np.random.Generator, split: Split, support: int, query: int) -> Episode:
         needed = texts_needed(WAYS, support, query)
@@ -59,7 +62,9 @@ class LabelWords(Family):
             for sign in SIGNS:
                 found = len(self._sentences[domain, split, sign])
                 if found < needed:
-                    what = f"{found} {sign} {domain} sentences rated {self.gap:g} or more from neutral for {split}"
+                    length = "" if self.max_words is None else f" of up to {self.max_words} words"
+                    kind = f"{sign} {domain} sentences{length} rated {self.gap:g} or more from neutral"
+                    what = f"{found} {kind} for {split}"
                     raise UserError(f"reviews: found {what}, expected at least {needed} (support and query)")
 
     @cached_property
@@ -73,7 +78,8 @@ class LabelWords(Family):
         for review in load_reviews():
             key = review.domain, normalise(review.text)
             clear = abs(review.rating) >= self.gap and review.rating != 0
-            if review.domain in self.domains and clear and key not in seen:
+            short = self.max_words is None or len(review.text.split()) <= self.max_words
+            if review.domain in self.domains and clear and short and key not in seen:
                 seen.add(key)
                 found[review.domain, review.split, SIGNS[review.rating < 0]].append(review.text)
         return found

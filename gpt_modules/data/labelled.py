@@ -19,8 +19,10 @@ from gpt_modules.tasks import TaskKind
 
 UNLABELLED = -1  # in place of a class: what GLUE's test rows have
 SHOWN_NAMES = 8
+PRODUCTS = "products"
 BUILT_IN: dict[str, tuple[TaskKind, ...]] = {
     REVIEWS: ("classification", "regression"),
+    PRODUCTS: ("classification", "regression"),
     "quantifiers": ("entailment",),
     "possessions": ("multiple_choice",),
 }
@@ -172,8 +174,8 @@ def built_in_rows(source: str, split: Split, check: LabelledRow) -> list[Row]:
     """
     if check.kind not in BUILT_IN[source]:
         raise UserError(f"task: found {check.kind} for {source!r}, expected {' or '.join(BUILT_IN[source])}")
-    if source == REVIEWS:
-        rows = finetuning_rows(split, check.numeric)
+    if source in (REVIEWS, PRODUCTS):
+        rows = finetuning_rows(split, check.numeric, "product" if source == PRODUCTS else "film")
     else:
         rows = quantifier_rows(split) if source == "quantifiers" else possession_rows(split)
     try:

@@ -71,14 +71,14 @@ def pretraining_rows(split: Split) -> list[Row]:
     return [{"text": review.text} for review in _of(split, ("film", "product"))]
 
 
-def finetuning_rows(split: Split, numeric: bool = False) -> list[Row]:
-    """`{"text", "label"}`: the sentences about films that people rated 0.5 or more ("positive"), -0.5 or less
-    ("negative"); `numeric`: all of them, with the rating itself.
+def finetuning_rows(split: Split, numeric: bool = False, domain: Domain = "film") -> list[Row]:
+    """`{"text", "label"}`: the sentences about films, or products, that people rated 0.5 or more ("positive"), -0.5 or
+    less ("negative"); `numeric`: all of them, with the rating itself.
     """
-    films = _of(split, ("film",))
+    reviews = _of(split, (domain,))
     if numeric:
-        return [{"text": review.text, "label": review.rating} for review in films]
-    clear = [review for review in films if abs(review.rating) >= MIN_RATING]
+        return [{"text": review.text, "label": review.rating} for review in reviews]
+    clear = [review for review in reviews if abs(review.rating) >= MIN_RATING]
     return [{"text": r.text, "label": "positive" if r.rating > 0 else "negative"} for r in clear]
 
 

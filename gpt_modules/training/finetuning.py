@@ -34,7 +34,8 @@ class FinetuningModule(L.LightningModule):
     each row's tokens and then over rows.
 
     Args:
-        init_from: folder (or hub name) of the pretrained model, or of a task model to go on with.
+        init_from: folder (or hub name) of the pretrained model, or of a task model to go on with: of the same task, or
+            meta-learned for as many classes.
         config: a decoder to begin from scratch with, in place of `init_from`.
         init_layers: take the embeddings and the lowest so many blocks from the pretrained model, the rest fresh (the
             paper's figure 2); left out: all.
@@ -105,6 +106,8 @@ class FinetuningModule(L.LightningModule):
             self.config, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
         )
         if isinstance(source, TaskModel):
+            if source.task.is_named_by(task):
+                source.task = task
             if source.task.to_dict() != task.to_dict() and self.trainer.training:
                 raise UserError(
                     f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"

@@ -73,7 +73,3 @@ class InnerLoop:
         if self.rates == "per_element":
             return (1, *parameter.shape)
         return (max(1, self.steps) if self.rates == "per_step" else 1,)
-
-
-def _alike(stored: Tensor | None, rate: Tensor) -> bool:
-    return stored is not None and stored.shape == rate.shape

@@ -121,6 +121,36 @@ def test_reviews_have_two_classes_or_ratings(make):
     assert set(batch.labels.tolist()) <= {float(np.float32(r.rating)) for r in load_reviews()}
 
 
+def test_products_are_reviews_of_their_own(make):
+    sentences = {domain: {r.text for r in load_reviews() if r.domain == domain} for domain in ("film", "product")}
+    for part in make("products").rows():
+        texts = {row["text"] for row in part}
+        assert len(texts) > 200
+        assert texts <= sentences["product"]
+        assert len(texts & sentences["film"]) < 10
+        assert {row["label"] for row in part} == {0, 1}
+
+
+def test_few_rows_are_drawn_by_seed_and_validation_stays(make):
+    whole = make("products").rows()
+    few = [make("products", train_rows=16, seed=seed).rows() for seed in (0, 0, 1)]
+    assert few[0] == few[1]
+    assert few[0][0] != few[2][0]
+    for train, validation in few:
+        assert len(train) == 16
+        assert validation == whole[1]
+        positions = [whole[0].index(row) for row in train]
+        assert positions == sorted(set(positions))
+    numbers = make("products", task="regression", train_rows=5)
+    assert numbers.task_spec.mean == pytest.approx(np.mean([row["label"] for row in numbers.rows()[0]]))
+
+
+@pytest.mark.parametrize("count", [0, 100_000])
+def test_rows_that_there_are_not(make, count):
+    with pytest.raises(UserError, match=rf"train_rows: found {count}, expected 1 to the \d+ of products"):
+        make("products", train_rows=count)
+
+
 @pytest.mark.parametrize(("source", "kind"), [("quantifiers", "entailment"), ("possessions", "multiple_choice")])
 def test_generated_tasks(make, source, kind):
     data = make(source, task=kind, stage="validate")

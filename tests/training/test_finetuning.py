@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
-from gpt_modules.backbone import TaskModel, load_pretrained
+from gpt_modules.backbone import TaskModel, load_pretrained, save_pretrained
 from gpt_modules.data import FinetuningDataModule
 from gpt_modules.errors import UserError
+from gpt_modules.tasks import Task
 from gpt_modules.training import FinetuningModule
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.trainable import LoRA
@@ -109,6 +110,17 @@ def test_the_exported_folder_predicts_the_same_and_keeps_the_names(fit, data, mi
     for row in flat:
         assert sum(row["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
         assert row["probabilities"][row["prediction"]] == max(row["probabilities"].values())
+
+
+def test_classes_without_a_meaning_take_the_names_of_the_data(fit, data, micro, tmp_path):
+    """As of a meta-learned classifier, whose head is the one that goes on learning."""
+    tokenizer = micro.tokenizer.with_task_tokens()
+    meant = TaskModel.from_gpt(load_pretrained(micro.gpt), Task("classification", ("0", "1")), tokenizer.task_ids)
+    save_pretrained(tmp_path / "meta", meant, tokenizer_json=tokenizer.to_json())
+    module = FinetuningModule(str(tmp_path / "meta"), optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))
+    fit(module, data(tokenizer=str(tmp_path / "meta")), max_steps=1)
+    assert module.task.labels == ("blame", "praise")
+    torch.testing.assert_close(module.model.head.linear.weight.cpu(), meant.head.linear.weight)
 
 
 def test_lora_learns_little_and_is_merged_in_the_folder(fit, data, micro, tmp_path):
