@@ -128,5 +128,5 @@ def test_sentences_may_be_short_ones_only():
     short = episodes(LabelWords(max_words=9), "train", 50)
     lengths = [len(text.split()) for one in short for text, _, _ in rows(one)]
     assert max(lengths) == 9
-    with pytest.raises(UserError, match="reviews: found .* film sentences of up to 2 words rated 1 or more"):
+    with pytest.raises(UserError, match=r"reviews: found .* film sentences of up to 2 words rated 1 or more"):
         LabelWords(max_words=2).episode(np.random.default_rng(0), "train", 100, 100)
