@@ -42,6 +42,7 @@ def main(words: list[str]) -> None:
         found = f"{tokenizer.vocab_size} tokens in its tokenizer"
         raise UserError(f"{options.model}: found {found}, expected at most the model's {model.config.vocab_size}")
     rates, steps = _inner_loop(options, model)
+    _name_classes(model, options.support)
     support, query = (_read(name, model, tokenizer) if name else [] for name in (options.support, options.query))
     adapted = _descend(model, rates, steps, support, query)
     model.load_state_dict({**model.state_dict(), **adapted})
@@ -109,6 +110,22 @@ def _inner_loop(options: argparse.Namespace, model: "GPT | TaskModel") -> "tuple
         return {name: rate.to(device) for name, rate in inner.rates.items()}, steps
     names = dict(model.named_parameters()) if inner is None else inner.rates
     return {name: torch.tensor([options.lr], device=device) for name in names}, steps
+
+
+def _name_classes(model: "GPT | TaskModel", source: str) -> None:
+    """Classes that a meta-learned classifier only numbers are called, in order, as the rows call them."""
+    from gpt_modules.backbone import TaskModel
+    from gpt_modules.data.labelled import Columns, LabelledRow, class_names
+    from gpt_modules.data.sources import load_rows
+    from gpt_modules.tasks import Task
+
+    if not isinstance(model, TaskModel) or not model.task.unnamed:
+        return
+    labels = [row["label"] for row in load_rows(source, "train", LabelledRow("classification", Columns()))]
+    if any(isinstance(label, str) for label in labels):
+        named = Task("classification", class_names(labels, source))
+        if model.task.is_named_by(named):
+            model.task = named
 
 
 def _read(source: str, model: "GPT | TaskModel", tokenizer: "Tokenizer") -> "list[EpisodeSet]":

@@ -59,12 +59,15 @@ class Task:
             return self._span() + 1
         return 1 if self.kind in ("multiple_choice", "regression") else len(self.labels)
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether the classes are just "0", "1", ...: those of a meta-learned classifier mean what each task says."""
+        return bool(self.labels) and self.labels == tuple(map(str, range(len(self.labels))))
+
     def is_named_by(self, other: "Task") -> bool:
-        """Whether classes without a meaning of their own, "0", "1", ... as of a meta-learned classifier, can stand for
-        those of `other`.
-        """
-        anonymous = self.labels == tuple(map(str, range(len(other.labels))))
-        return anonymous and dataclasses.replace(self, labels=other.labels) == other
+        """Whether these are unnamed classes that can stand for those of `other`."""
+        alike = dataclasses.replace(self, labels=other.labels) == other
+        return self.unnamed and len(self.labels) == len(other.labels) and alike
 
     def _span(self) -> int:
         return 0 if self.levels is None else self.levels[1] - self.levels[0]

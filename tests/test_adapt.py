@@ -150,6 +150,35 @@ def test_a_classifier(world, micro, capsys):
 
 
 @pytest.mark.parametrize(
+    ("classes", "names", "kept"),
+    [
+        (("0", "1"), ("high", "low"), ("high", "low")),
+        (("0", "1"), (0, 1), ("0", "1")),
+        (("no", "yes"), (0, 1), ("no", "yes")),
+    ],
+)
+def test_classes_that_only_have_numbers_are_called_as_in_the_rows(world, micro, capsys, classes, names, kept):
+    folder, words = world
+    tokenizer = micro.tokenizer.with_task_tokens()
+    model = TaskModel(micro.config(vocab_size=tokenizer.vocab_size), Task("classification", classes))
+    save_pretrained("model", model, tokenizer_json=tokenizer.to_json())
+    write_rows(folder / "rows.jsonl", [{**row, "label": names[row["label"] == "low"]} for row in LABELLED])
+    adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+    assert len(table(capsys)[1]) == 2
+    assert load_pretrained("out").task.labels == kept
+
+
+def test_more_classes_than_a_meta_learned_classifier_has(world, micro):
+    folder, words = world
+    tokenizer = micro.tokenizer.with_task_tokens()
+    model = TaskModel(micro.config(vocab_size=tokenizer.vocab_size), Task("classification", ("0", "1")))
+    save_pretrained("model", model, tokenizer_json=tokenizer.to_json())
+    write_rows(folder / "rows.jsonl", [*LABELLED, {"text": "neither", "label": "middle"}])
+    with pytest.raises(UserError, match="label: found the unknown class '(high|low|middle)', expected one of 0, 1"):
+        adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ("--lr 0.1", "--steps: not given, and model was trained for none, expected a number such as 5"),

@@ -1,5 +1,5 @@
-"""Optimizers and learning-rate schedules: AdamW with decay on matrices only, schedules counted in tokens or in
-steps.
+"""Optimizers and learning-rate schedules: AdamW with decay on matrices only, Muon, plain gradient descent; schedules
+counted in tokens or in steps.
 """
 
 import math
@@ -18,15 +18,18 @@ from gpt_modules.training.muon import MuonAdamW
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019), or Muon for the blocks' matrices with AdamW for the rest.
+    """AdamW (Loshchilov and Hutter 2019), or Muon for the blocks' matrices with AdamW for the rest; or plain gradient
+    descent.
 
     Args:
-        lr: peak learning rate of AdamW.
+        lr: peak learning rate of AdamW or of plain gradient descent.
         muon_lr: peak learning rate of Muon; None or 0 leaves every parameter to AdamW. With Muon, only matrices decay.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
         weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed
-            (GPT-1, section 4.1).
+            (GPT-1, section 4.1). Plain gradient descent takes it as a penalty.
+        sgd: plain gradient descent, without momentum: what a meta-learned initialisation was made to be fine-tuned by,
+            at about the rate of its inner loop and on all rows at once.
     """
 
     lr: float = 3e-4
@@ -34,6 +37,11 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    sgd: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sgd and self.muon_lr:
+            raise UserError("optimizer: found sgd together with muon_lr, expected one of them")
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,8 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
         rest = ([p for p in group["params"] if id(p) not in matrices] for group in groups)
         groups = [{**group, "params": params, "weight_decay": 0.0} for group, params in zip(groups, rest, strict=True)]
     kept = [group for group in groups if group["params"]]
+    if config.sgd:
+        return torch.optim.SGD(kept, lr=config.lr)
     adamw = torch.optim.AdamW(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision.
     # Without the mark gradients are unscaled before the clip, which is what clipping needs.

@@ -146,3 +146,17 @@ def test_a_rate_of_zero_for_muon_leaves_all_to_adamw():
     block = nn.Linear(2, 2)
     optimizer = build(parameter_groups([block], 0.1), OptimizerConfig(lr=0.1, muon_lr=0.0), hidden=[block])
     assert type(optimizer) is torch.optim.AdamW
+
+
+def test_plain_gradient_descent():
+    layer = torch.nn.Linear(3, 2)
+    before, optimizer = (
+        layer.weight.detach().clone(),
+        build(parameter_groups([layer], 0.0), OptimizerConfig(lr=0.5, weight_decay=0.0, sgd=True)),
+    )
+    for _ in range(2):  # no momentum: the same gradient, the same step
+        layer.weight.grad, layer.bias.grad = torch.ones_like(layer.weight), torch.zeros_like(layer.bias)
+        optimizer.step()
+    torch.testing.assert_close(layer.weight.detach(), before - 1.0)
+    with pytest.raises(UserError, match="sgd together with muon_lr"):
+        OptimizerConfig(sgd=True, muon_lr=0.01)
