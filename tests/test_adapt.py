@@ -174,7 +174,7 @@ def test_more_classes_than_a_meta_learned_classifier_has(world, micro):
     model = TaskModel(micro.config(vocab_size=tokenizer.vocab_size), Task("classification", ("0", "1")))
     save_pretrained("model", model, tokenizer_json=tokenizer.to_json())
     write_rows(folder / "rows.jsonl", [*LABELLED, {"text": "neither", "label": "middle"}])
-    with pytest.raises(UserError, match="label: found the unknown class '(high|low|middle)', expected one of 0, 1"):
+    with pytest.raises(UserError, match=r"label: found the unknown class '(high|low|middle)', expected one of 0, 1"):
         adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
 
 
