@@ -25,12 +25,12 @@ COMMANDS = {
 }
 
 _OWN = {
-    "run": ("pipeline", "main"),
-    "prepare": ("prepare_cli", "main"),
-    "evaluate": ("evaluate_cli", "main"),
-    "adapt": ("adapt_cli", "main"),
-    "generate": ("console", "generate_main"),
-    "chat": ("console", "chat_main"),
+    "run": ("run", "main"),
+    "prepare": ("prepare", "main"),
+    "evaluate": ("evaluate", "main"),
+    "adapt": ("adapt", "main"),
+    "generate": ("generate", "main"),
+    "chat": ("chat", "main"),
 }
 
 HELP = f"""usage: gpt COMMAND [...]
@@ -84,7 +84,7 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 def _command(name: str) -> Callable[[list[str]], None]:
     if name in _OWN:
         module, function = _OWN[name]
-        command: Callable[[list[str]], None] = getattr(import_module(f"gpt_modules.{module}"), function)
+        command: Callable[[list[str]], None] = getattr(import_module(f"gpt_modules.commands.{module}"), function)
         return command
     if name in COMMANDS:
         return lambda words: _lightning(name, words)
@@ -94,7 +94,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
 def _lightning(subcommand: str, words: list[str]) -> None:
     _check_recipes(words)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    from gpt_modules.trainer_cli import run_trainer
+    from gpt_modules.commands.fit import run_trainer
 
     run_trainer(subcommand, words)
 
@@ -103,7 +103,7 @@ def _check_recipes(words: list[str]) -> None:
     """What the recipe parser would accept silently: a duplicate key (the last would win), a URL (it would be fetched)
     and a resolver (it would copy what it finds into the run's folder).
     """
-    from gpt_modules.recipe_files import read_recipe, refuse_resolvers
+    from gpt_modules.storage.recipes import read_recipe, refuse_resolvers
 
     refuse_resolvers("command line", words)
     for word, value in pairwise([*words, ""]):

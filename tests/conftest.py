@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, save_pretrained
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 
 torch.set_num_threads(1)
 

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import gpt_modules.trainer_cli
+import gpt_modules.commands.fit
 from gpt_modules.cli import main
 
 
@@ -43,5 +43,5 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    assert gpt_modules.trainer_cli, "imported before the first fork"
+    assert gpt_modules.commands.fit, "imported before the first fork"
     serve()

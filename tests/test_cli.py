@@ -12,7 +12,7 @@ import yaml
 from gpt_modules import cli
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.errors import UserError
-from gpt_modules.recipe_files import read_recipe
+from gpt_modules.storage.recipes import read_recipe
 
 
 def write(path, content):
@@ -205,7 +205,7 @@ def test_secrets_of_the_environment_do_not_reach_the_disk(gpt, sft, tmp_path):
 
 
 def test_a_second_process_in_the_same_folder_is_refused(gpt, sft, tmp_path):
-    from gpt_modules.trainer_cli import lock
+    from gpt_modules.commands.fit import lock
 
     held = lock(tmp_path / "run")
     assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "another run writes here")

@@ -8,8 +8,8 @@ import torch
 from nbclient import NotebookClient
 
 from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, save_pretrained
-from gpt_modules.data.reviews import pretraining_rows
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.builtin.reviews import pretraining_rows
+from gpt_modules.data.text.tokenizers import Tokenizer
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FIGURES = {"pretraining": 2, "evaluation": 3, "finetuning": 3, "sft": 3, "reward": 3, "ppo": 4, "maml": 4}

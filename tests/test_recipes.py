@@ -7,10 +7,10 @@ import pytest
 import torch
 import yaml
 
-from gpt_modules import trainer_cli
 from gpt_modules.backbone import GPT, DecoderConfig
-from gpt_modules.pipeline import read_pipeline
-from gpt_modules.recipe_files import read_recipe
+from gpt_modules.commands import fit as trainer_cli
+from gpt_modules.commands.run import read_pipeline
+from gpt_modules.storage.recipes import read_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 OTHERS = ("hardware", "pipelines", "evaluation")

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gpt_modules.backbone.config import DecoderConfig
-from gpt_modules.backbone.kvcache import KVCache
+from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
 from gpt_modules.errors import UserError
 

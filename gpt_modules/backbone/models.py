@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoder import Decoder
+from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.heads import ScalarHead
-from gpt_modules.backbone.kvcache import KVCache
 
 
 class GPT(nn.Module):

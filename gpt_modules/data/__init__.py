@@ -7,26 +7,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gpt_modules.data.batches import PackedBatch, PromptBatch, RankingBatch, TaskBatch, TokenBatch
-    from gpt_modules.data.chat import encode_conversation, render_conversation, transcript
+    from gpt_modules.data.batches import LabelledBatch, PackedBatch, PromptBatch, RankingBatch, TokenBatch
+    from gpt_modules.data.builtin.reviews import Review, load_reviews
+    from gpt_modules.data.corpus.mixture import MixedSource
     from gpt_modules.data.finetuning import FinetuningDataModule
-    from gpt_modules.data.labelled import Columns
     from gpt_modules.data.loader import BatchLoader
     from gpt_modules.data.maml import EpisodicDataModule
-    from gpt_modules.data.mixture import MixedSource
     from gpt_modules.data.ppo import PPODataModule
     from gpt_modules.data.pretraining import PretrainingDataModule
-    from gpt_modules.data.reviews import Review, load_reviews
     from gpt_modules.data.reward import RewardDataModule
+    from gpt_modules.data.rows.chat import encode_conversation, render_conversation, transcript
+    from gpt_modules.data.rows.labelled import Columns
+    from gpt_modules.data.rows.sources import load_rows
     from gpt_modules.data.sft import SFTDataModule
-    from gpt_modules.data.sources import load_rows
-    from gpt_modules.data.tokenizers import Tokenizer
+    from gpt_modules.data.text.tokenizers import Tokenizer
 
 __all__ = [
     "BatchLoader",
     "Columns",
     "EpisodicDataModule",
     "FinetuningDataModule",
+    "LabelledBatch",
     "MixedSource",
     "PPODataModule",
     "PackedBatch",
@@ -36,7 +37,6 @@ __all__ = [
     "Review",
     "RewardDataModule",
     "SFTDataModule",
-    "TaskBatch",
     "TokenBatch",
     "Tokenizer",
     "encode_conversation",
@@ -48,26 +48,26 @@ __all__ = [
 
 _HOMES = {
     "BatchLoader": "loader",
-    "Columns": "labelled",
+    "Columns": "rows.labelled",
     "EpisodicDataModule": "maml",
     "FinetuningDataModule": "finetuning",
-    "MixedSource": "mixture",
+    "MixedSource": "corpus.mixture",
     "PPODataModule": "ppo",
     "PackedBatch": "batches",
     "PretrainingDataModule": "pretraining",
     "PromptBatch": "batches",
     "RankingBatch": "batches",
-    "Review": "reviews",
+    "Review": "builtin.reviews",
     "RewardDataModule": "reward",
     "SFTDataModule": "sft",
-    "TaskBatch": "batches",
+    "LabelledBatch": "batches",
     "TokenBatch": "batches",
-    "Tokenizer": "tokenizers",
-    "encode_conversation": "chat",
-    "render_conversation": "chat",
-    "load_reviews": "reviews",
-    "load_rows": "sources",
-    "transcript": "chat",
+    "Tokenizer": "text.tokenizers",
+    "encode_conversation": "rows.chat",
+    "render_conversation": "rows.chat",
+    "load_reviews": "builtin.reviews",
+    "load_rows": "rows.sources",
+    "transcript": "rows.chat",
 }
 
 

@@ -59,7 +59,7 @@ class PromptBatch(NamedTuple):
     lengths: Int[Tensor, " B"]
 
 
-class TaskBatch(NamedTuple):
+class LabelledBatch(NamedTuple):
     """B labelled examples (fine-tuning), each of one row of tokens or of several: both orders of a pair, or one row an
     answer.
 
@@ -77,8 +77,8 @@ class TaskBatch(NamedTuple):
 class EpisodeSet(NamedTuple):
     """Examples of one task, or with a leading dimension N of several tasks: what a model reads and what it should say.
 
-    inputs: the arguments of the model's forward: (tokens,) of a `GPT`, (tokens, lengths, index) of a `TaskModel`, (x,)
-    of a regression. targets: int64, the token after each (B, T) or the class (B,), -100 where nothing is asked; or
+    inputs: the arguments of the model's forward: (tokens,) of a `GPT`, (tokens, lengths, index) of a `LabellingModel`,
+    (x,) of a regression. targets: int64, the token after each (B, T) or the class (B,), -100 where nothing is asked; or
     float, what the output should be.
     """
 

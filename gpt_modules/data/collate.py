@@ -14,7 +14,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt_modules.data.batches import IGNORE, PackedBatch, PromptBatch, RankingBatch, TaskBatch, TokenBatch
+from gpt_modules.data.batches import IGNORE, LabelledBatch, PackedBatch, PromptBatch, RankingBatch, TokenBatch
 
 IntArray = NDArray[np.int64]
 
@@ -224,7 +224,7 @@ def join_row(parts: Sequence[Sequence[int]], task_ids: tuple[int, int, int]) -> 
     return np.array([*tokens, extract], dtype=np.int64)
 
 
-def collate_tasks(examples: Sequence[TaskExample], numeric: bool) -> TaskBatch:
+def collate_tasks(examples: Sequence[TaskExample], numeric: bool) -> LabelledBatch:
     """The rows of all examples, padded to the longest; labels are float32 where they are `numeric`.
 
     A batch that has no row at all (a rank with nothing left to validate) gets one of a token that no example points
@@ -238,7 +238,7 @@ def collate_tasks(examples: Sequence[TaskExample], numeric: bool) -> TaskBatch:
         row += len(example.rows)
     nothing = float("nan") if numeric else IGNORE
     labels = [nothing if example.label is None else example.label for example in examples]
-    return TaskBatch(
+    return LabelledBatch(
         pad_right(rows),
         torch.tensor([len(row) for row in rows], dtype=torch.int64),
         torch.from_numpy(index),

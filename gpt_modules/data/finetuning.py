@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.batches import TaskBatch
+from gpt_modules.data.batches import LabelledBatch
 from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
-from gpt_modules.data.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.reviews import Split
-from gpt_modules.data.schemas import Row
-from gpt_modules.data.sources import REVIEWS, Source, load_rows, name_of, split_rows
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
+from gpt_modules.data.rows.sources import REVIEWS, Source, load_rows, name_of, split_rows
+from gpt_modules.data.splits import Row, Split
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.tasks import Task, TaskKind
+from gpt_modules.labelling import Labelling, LabellingKind
 
 log = logging.getLogger(__name__)
 
 
-class TaskExamples(Examples[TaskBatch]):
+class TaskExamples(Examples[LabelledBatch]):
     """Labelled rows, encoded: each different text once, an example as one row of tokens or as several. What is longer
     than the context is cut, and how many were is logged once.
 
@@ -41,7 +40,7 @@ class TaskExamples(Examples[TaskBatch]):
         UserError: The context has no room for a token of each text.
     """
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, task: Task, context: int, source: str) -> None:
+    def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, task: Labelling, context: int, source: str) -> None:
         self.task, self.context, self.task_ids = task, context, tokenizer.task_ids
         texts = list(dict.fromkeys(text for row in rows for text in _texts(row)))
         ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
@@ -57,7 +56,7 @@ class TaskExamples(Examples[TaskBatch]):
     def lengths(self, epoch: int) -> NDArray[np.int64] | None:
         return self._lengths
 
-    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TaskBatch:
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> LabelledBatch:
         filler = TaskExample([], None)
         examples = [self.examples[i] if i >= 0 else filler for i in indices.tolist()]
         return collate_tasks(examples, self.task.numeric)
@@ -77,7 +76,7 @@ class TaskExamples(Examples[TaskBatch]):
         return TaskExample([join_row(part, self.task_ids) for part in parts], row["label"])
 
 
-class InRowOrder(Examples[TaskBatch]):
+class InRowOrder(Examples[LabelledBatch]):
     """The same examples without their lengths, so that an unshuffled loader keeps the order of the rows: predictions
     are read beside the file.
     """
@@ -88,7 +87,7 @@ class InRowOrder(Examples[TaskBatch]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def batch(self, epoch: int, indices: NDArray[np.int64]) -> TaskBatch:
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> LabelledBatch:
         return self.examples.batch(epoch, indices)
 
 
@@ -122,7 +121,7 @@ class FinetuningDataModule(ResumableDataModule):
         train: str | list[str] = REVIEWS,
         validation: str | list[str] | None = None,
         tokenizer: str = "gpt2",
-        task: TaskKind = "classification",
+        task: LabellingKind = "classification",
         columns: Columns = Columns(),
         labels: list[str] | None = None,
         levels: list[int] | None = None,
@@ -143,10 +142,10 @@ class FinetuningDataModule(ResumableDataModule):
         self.train_examples: TaskExamples | None = None
         self.validation_examples: TaskExamples | None = None
         self.predict_examples: TaskExamples | None = None
-        self._task: Task | None = None
+        self._task: Labelling | None = None
 
     @property
-    def task_spec(self) -> Task:
+    def task_spec(self) -> Labelling:
         """The task with its classes, or mean and spread of its numbers; known after `setup`."""
         assert self._task is not None, "setup comes first"
         return self._task
@@ -172,17 +171,17 @@ class FinetuningDataModule(ResumableDataModule):
             self.validation_examples = self._examples(validation, "validation")
             self.train_examples = self._examples(train, "train") if stage == "fit" else None
 
-    def train_dataloader(self) -> BatchLoader[TaskBatch]:
+    def train_dataloader(self) -> BatchLoader[LabelledBatch]:
         """Batches of `batch_size` examples of like length."""
         assert self.train_examples is not None, "setup comes first"
         return self.training_loader(self.train_examples, self.batch_size, self.seed)
 
-    def val_dataloader(self) -> BatchLoader[TaskBatch]:
+    def val_dataloader(self) -> BatchLoader[LabelledBatch]:
         """The same, every example once."""
         assert self.validation_examples is not None, "setup comes first"
         return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
 
-    def predict_dataloader(self) -> BatchLoader[TaskBatch]:
+    def predict_dataloader(self) -> BatchLoader[LabelledBatch]:
         """The validation source in the order of its rows, which need no labels."""
         examples = self.predict_examples or self.validation_examples
         assert examples is not None, "setup comes first"
@@ -226,7 +225,7 @@ class FinetuningDataModule(ResumableDataModule):
         drawn = np.random.default_rng(self.seed).choice(len(train), count, replace=False)
         return [train[i] for i in np.sort(drawn).tolist()]
 
-    def _known_task(self, stage: str) -> Task | None:
+    def _known_task(self, stage: str) -> Labelling | None:
         """The task, where it is clear without the training rows; `setup` of an earlier stage may have found it."""
         if self._task is not None:
             return self._task
@@ -235,7 +234,7 @@ class FinetuningDataModule(ResumableDataModule):
         if self.labels is not None and (self.task == "regression" or self.levels is not None):
             raise UserError(f"labels: found {self.labels} for a task with numbers, expected none")
         names = self.labels if self.task != "multiple_choice" else None
-        given = Task(self.task, tuple(names or ()), self._levels())
+        given = Labelling(self.task, tuple(names or ()), self._levels())
         saved = saved_task(self.tokenizer_name) if stage == "predict" else None
         if saved is not None and saved.kind == self.task:
             return self._agreed(given, saved)
@@ -249,7 +248,7 @@ class FinetuningDataModule(ResumableDataModule):
             raise UserError(f"levels: found {self.levels}, expected the lowest and the highest score")
         return self.levels[0], self.levels[1]
 
-    def _agreed(self, given: Task, saved: Task) -> Task:
+    def _agreed(self, given: Labelling, saved: Labelling) -> Labelling:
         """The task of the model that will predict: its class numbers are the ones that count."""
         for name, ours, theirs in (("labels", given.labels, saved.labels), ("levels", given.levels, saved.levels)):
             if ours and ours != theirs:
@@ -257,36 +256,36 @@ class FinetuningDataModule(ResumableDataModule):
                 raise UserError(f"{name}: found {list(ours)}, expected {model}")
         return saved
 
-    def _check(self, task: Task | None, labelled: bool, columns: Columns | None = None) -> LabelledRow:
+    def _check(self, task: Labelling | None, labelled: bool, columns: Columns | None = None) -> LabelledRow:
         names = self.labels if self.task == "multiple_choice" or task is None else task.labels or None
         levels = self.levels if task is None else task.levels
         return LabelledRow(self.task, columns or self.columns, names, levels, labelled)
 
-    def _load(self, source: Source, split: Split, task: Task | None, labelled: bool) -> list[Row]:
+    def _load(self, source: Source, split: Split, task: Labelling | None, labelled: bool) -> list[Row]:
         if not is_built_in(source):
             return load_rows(source, split, self._check(task, labelled), cache_dir=self.cache_dir)
         return built_in_rows(str(source), split, self._check(task, labelled, Columns()))
 
-    def _named(self, train: list[Row]) -> Task:
+    def _named(self, train: list[Row]) -> Labelling:
         """The task with the classes of the training rows, whose labels become numbers."""
         if self.task == "regression":
-            return Task(self.task)
+            return Labelling(self.task)
         names = class_names([row["label"] for row in train], name_of(self.train_source))
         for row in train:
             row["label"] = class_number(row["label"], names, len(names))
-        return Task(self.task, names)
+        return Labelling(self.task, names)
 
-    def _measured(self, task: Task, train: list[Row]) -> Task:
+    def _measured(self, task: Labelling, train: list[Row]) -> Labelling:
         """For regression, the task with mean and spread of the training labels."""
         if self.task != "regression":
             return task
         numbers = [row["label"] for row in train if row["label"] is not None]
         if len(set(numbers)) < 2:
             raise UserError(f"{name_of(self.train_source)}: label: found the same number in all rows, expected others")
-        return Task(self.task, mean=statistics.fmean(numbers), std=statistics.pstdev(numbers))
+        return Labelling(self.task, mean=statistics.fmean(numbers), std=statistics.pstdev(numbers))
 
 
-def saved_task(folder: str) -> Task | None:
+def saved_task(folder: str) -> Labelling | None:
     """The task in the `config.json` of a task model's folder; None for any other folder, and where there is none."""
     path = Path(folder).expanduser() / "config.json"
     if not path.is_file():
@@ -296,7 +295,7 @@ def saved_task(folder: str) -> Task | None:
     except ValueError as error:
         raise UserError(f"{path}: found broken JSON, expected the configuration of a model") from error
     ours = config.get("gpt_modules") if isinstance(config, dict) else None
-    return Task.from_dict(ours["task"]) if isinstance(ours, dict) and ours.get("kind") == "task" else None
+    return Labelling.from_dict(ours["task"]) if isinstance(ours, dict) and ours.get("kind") == "task" else None
 
 
 def _texts(row: Row) -> list[str]:

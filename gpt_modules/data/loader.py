@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 
 BatchT = TypeVar("BatchT")
 log = logging.getLogger(__name__)

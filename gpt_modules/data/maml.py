@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
-from gpt_modules.data.episodes import SEPARATOR, EpisodeEncoder, InContextSet
-from gpt_modules.data.families import Episode, Family, PointFamily
+from gpt_modules.data.episodes.encoder import SEPARATOR, EpisodeEncoder, InContextSet
+from gpt_modules.data.episodes.families import Episode, Family, PointFamily
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.reviews import Split
-from gpt_modules.data.tokenizers import Tokenizer, TokenizerKind
+from gpt_modules.data.splits import Split
+from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind
 from gpt_modules.errors import UserError
-from gpt_modules.tasks import Task
+from gpt_modules.labelling import Labelling
 
 TOKENIZER_EPISODES = 500  # of each family: so many show every character of it
 TOKENIZER_EXAMPLES = 5
@@ -117,11 +117,11 @@ class EpisodicDataModule(ResumableDataModule):
         self._check(objective)
 
     @property
-    def task_spec(self) -> Task:
+    def task_spec(self) -> Labelling:
         """The task of a classifier: so many classes, named by their numbers. What they mean, each task says anew."""
         if self.objective != "classification":
             raise ValueError(f"found the objective {self.objective}, expected classification")
-        return Task("classification", tuple(map(str, range(self.families["train"][0].classes))))
+        return Labelling("classification", tuple(map(str, range(self.families["train"][0].classes))))
 
     def open_tokenizer(self) -> Tokenizer:
         """The tokenizer, for a classifier with task tokens."""

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.schemas import Row
-from gpt_modules.data.sources import REVIEWS, load_splits
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.rows.sources import REVIEWS, load_splits
+from gpt_modules.data.splits import Row
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -11,13 +11,13 @@ import tokenizers
 
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
-from gpt_modules.data.corpus import Corpus
+from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
+from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
+from gpt_modules.data.corpus.streams import Corpus
+from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.mixture import MixedSource, MixtureWindows, check_mixture
-from gpt_modules.data.shards import Tokens, between, join_tokens
-from gpt_modules.data.sources import REVIEWS, cache_folder
-from gpt_modules.data.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerKind
-from gpt_modules.data.windows import TrainingWindows, ValidationWindows
+from gpt_modules.data.rows.sources import REVIEWS, cache_folder
+from gpt_modules.data.text.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerKind
 from gpt_modules.errors import UserError
 
 __all__ = ["PretrainingDataModule", "TrainingWindows", "ValidationWindows"]

@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_modules.data.batches import PromptBatch, RankingBatch
+from gpt_modules.data.builtin.reviews import instruction, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.reviews import instruction, reward_rows, sft_rows
-from gpt_modules.data.schemas import Row
-from gpt_modules.data.sources import REVIEWS, load_rows, load_splits
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
+from gpt_modules.data.splits import Row
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_modules.data.batches import PackedBatch, TokenBatch
-from gpt_modules.data.chat import transcript
 from gpt_modules.data.collate import (
     TokenExample,
     collate_packed,
@@ -24,9 +23,10 @@ from gpt_modules.data.collate import (
     truncate_example,
 )
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.schemas import Row
-from gpt_modules.data.sources import REVIEWS, load_splits
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.rows.chat import transcript
+from gpt_modules.data.rows.sources import REVIEWS, load_splits
+from gpt_modules.data.splits import Row
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)

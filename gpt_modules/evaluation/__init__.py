@@ -1,20 +1,15 @@
 """How good is it: baselines on the same data, probes without training, and judges that no model was trained on."""
 
-from gpt_modules.evaluation.adaptation_callback import AdaptationCurves
+from gpt_modules.evaluation.adaptation.callback import AdaptationCurves
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
-from gpt_modules.evaluation.callbacks import (
-    BagOfWordsBaseline,
-    FewShot,
-    NaiveBayesBaseline,
-    NgramBaseline,
-    ZeroShotProbes,
-)
-from gpt_modules.evaluation.definitions import EvaluationTask, find_tasks
-from gpt_modules.evaluation.evaluate import Settings, measure, prepare, read_data
-from gpt_modules.evaluation.perplexity import CorpusScore, corpus_nats
+from gpt_modules.evaluation.callbacks import BagOfWordsBaseline, NaiveBayesBaseline, NgramBaseline, ZeroShotProbes
 from gpt_modules.evaluation.probes import Probe
-from gpt_modules.evaluation.scoring import Score, continuation_logprobs
 from gpt_modules.evaluation.sentiment import vader
+from gpt_modules.evaluation.tasks.callback import FewShot
+from gpt_modules.evaluation.tasks.definitions import EvaluationTask, find_tasks
+from gpt_modules.evaluation.tasks.measure import Settings, measure, prepare, read_data
+from gpt_modules.evaluation.tasks.perplexity import CorpusScore, corpus_nats
+from gpt_modules.evaluation.tasks.scoring import Score, continuation_logprobs
 
 __all__ = [
     "AdaptationCurves",

@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
 from gpt_modules.backbone import GPT
-from gpt_modules.data.files import file_rows, find_files
-from gpt_modules.data.reviews import hash_fraction
-from gpt_modules.data.schemas import FieldError, check_row, describe
-from gpt_modules.data.sources import cache_folder
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.rows.files import file_rows, find_files
+from gpt_modules.data.rows.schemas import FieldError, check_row, describe
+from gpt_modules.data.rows.sources import cache_folder
+from gpt_modules.data.splits import hash_fraction
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation.prompts import encode_pairs
-from gpt_modules.evaluation.scoring import Row, Score, continuation_logprobs
+from gpt_modules.evaluation.tasks.prompts import encode_pairs
+from gpt_modules.evaluation.tasks.scoring import Row, Score, continuation_logprobs
 
 log = logging.getLogger(__name__)
 

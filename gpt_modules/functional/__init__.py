@@ -27,7 +27,7 @@ from gpt_modules.functional.losses import (
 from gpt_modules.functional.masking import masked_mean, masked_whiten
 from gpt_modules.functional.responses import gather_responses, response_positions
 from gpt_modules.functional.sampling import filter_logits
-from gpt_modules.functional.tasks import expected_score, row_mean_weights, soft_targets
+from gpt_modules.functional.soft_labels import expected_score, row_mean_weights, soft_targets
 
 __all__ = [
     "Algorithm",

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, TaskModel, load_pretrained, save_pretrained
-from gpt_modules.backbone.folders import replace_folder
-from gpt_modules.backbone.inner_rates import InnerRates
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.backbone.folders.inner_rates import InnerRates
+from gpt_modules.backbone.folders.replacing import replace_folder
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import sharding
 
@@ -35,7 +35,7 @@ def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = 
     return model
 
 
-def open_source(config: DecoderConfig | None, init_from: str | None, **changes: Any) -> GPT | TaskModel:
+def open_source(config: DecoderConfig | None, init_from: str | None, **changes: Any) -> GPT | LabellingModel:
     """A language model to begin with (new, or from its folder), or a task model to go on with.
 
     Args:
@@ -44,7 +44,7 @@ def open_source(config: DecoderConfig | None, init_from: str | None, **changes: 
     if init_from is None or config is not None:
         return open_gpt(config and dataclasses.replace(config, **changes), init_from)
     model = load_pretrained(init_from, None, **changes)
-    if not isinstance(model, GPT | TaskModel):
+    if not isinstance(model, GPT | LabellingModel):
         raise UserError(f"{init_from}: found a reward model, expected a language model or a task model")
     return model
 
@@ -71,7 +71,7 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
 
 def export(
     module: L.LightningModule,
-    model: GPT | RewardModel | TaskModel,
+    model: GPT | RewardModel | LabellingModel,
     folder: Path,
     inner_rates: InnerRates | None = None,
 ) -> None:
@@ -107,6 +107,6 @@ def dropout_changes(dropout: float | None) -> dict[str, Any]:
 def open_scorer(folder: str, **changes: Any) -> RewardModel:
     """A reward model from its folder, or a new head on the trunk of a language model's folder."""
     model = load_pretrained(folder, None, **changes)
-    if isinstance(model, TaskModel):
+    if isinstance(model, LabellingModel):
         raise UserError(f"{folder}: found a model of kind 'task', expected 'reward' or 'gpt'")
     return model if isinstance(model, RewardModel) else RewardModel.from_gpt(model)

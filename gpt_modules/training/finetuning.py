@@ -9,14 +9,14 @@ from torch import Tensor
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from gpt_modules.backbone import DecoderConfig, TaskModel
-from gpt_modules.data.batches import IGNORE, TaskBatch
+from gpt_modules.backbone import DecoderConfig, LabellingModel
+from gpt_modules.data.batches import IGNORE, LabelledBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy, row_mean_weights
-from gpt_modules.tasks import Task
-from gpt_modules.training import artefacts, optimizers, task_metrics
-from gpt_modules.training.callbacks import tensorboard
-from gpt_modules.training.figures import confusion_figure
+from gpt_modules.labelling import Labelling
+from gpt_modules.training import artefacts, labelling_metrics, optimizers
+from gpt_modules.training.callbacks.figures import confusion_figure
+from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
@@ -75,7 +75,7 @@ class FinetuningModule(L.LightningModule):
         self.val_loss, self.val_lm_loss = MeanMetric(), MeanMetric()
         self.val_metrics: MetricCollection
         self.val_confusion: MulticlassConfusionMatrix | None = None
-        self.model: TaskModel
+        self.model: LabellingModel
 
     @property
     def data(self) -> Any:
@@ -83,7 +83,7 @@ class FinetuningModule(L.LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
-    def task(self) -> Task:
+    def task(self) -> Labelling:
         """What the data says it is."""
         return self.model.task
 
@@ -94,18 +94,18 @@ class FinetuningModule(L.LightningModule):
             return
         self.model = self._open()
         self._choose_what_learns()
-        self.val_metrics = task_metrics.build_metrics(self.task)
+        self.val_metrics = labelling_metrics.build_metrics(self.task)
         if len(self.task.labels) > 1 and not self.task.numeric and self.task.kind != "multiple_choice":
             self.val_confusion = MulticlassConfusionMatrix(len(self.task.labels))
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
-    def _open(self) -> TaskModel:
+    def _open(self) -> LabellingModel:
         task, special_ids = self.data.task_spec, self.data.tokenizer.task_ids
         source = artefacts.open_source(
             self.config, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
         )
-        if isinstance(source, TaskModel):
+        if isinstance(source, LabellingModel):
             if source.task.is_named_by(task):
                 source.task = task
             if source.task.to_dict() != task.to_dict() and self.trainer.training:
@@ -118,7 +118,7 @@ class FinetuningModule(L.LightningModule):
                 f"model.init_args: found a model of {source.config.vocab_size} tokens, "
                 f"expected at least the tokenizer's {min(special_ids)}"
             )
-        return TaskModel.from_gpt(
+        return LabellingModel.from_gpt(
             source, task, special_ids, self.hparams["init_layers"], self.hparams["classifier_dropout"]
         )
 
@@ -131,14 +131,14 @@ class FinetuningModule(L.LightningModule):
         if self.lora is not None or self.hparams["freeze"] is not None:
             learn_rows(decoder.wte, self.data.tokenizer.task_ids)
 
-    def losses(self, batch: TaskBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def losses(self, batch: LabelledBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(outputs, L2, L1) as losses: what the head says, how wrong that is, and the nats a token of the text."""
         hidden = self.model.hidden(batch.tokens)
         outputs = self.model.outputs(hidden, batch.lengths, batch.index)
         lm_loss = self._lm_loss(hidden, batch) if self.hparams["lm_coef"] else outputs.new_zeros(())
-        return outputs, task_metrics.task_loss(outputs, batch.labels, self.task), lm_loss
+        return outputs, labelling_metrics.task_loss(outputs, batch.labels, self.task), lm_loss
 
-    def _lm_loss(self, hidden: Tensor, batch: TaskBatch) -> Tensor:
+    def _lm_loss(self, hidden: Tensor, batch: LabelledBatch) -> Tensor:
         """Every token after the first is predicted, the delimiter and the extract token too."""
         places = torch.arange(1, batch.tokens.shape[1], device=hidden.device)
         counted = places < batch.lengths[:, None]
@@ -147,7 +147,7 @@ class FinetuningModule(L.LightningModule):
         states = hidden[:, :-1].flatten(0, 1)
         return linear_cross_entropy(states, self.model.head_weight, labels.flatten(), row_weights=weights.flatten())
 
-    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """L2 + lm_coef * L1."""
         _, loss, lm_loss = self.losses(batch)
         total: Tensor = loss + self.hparams["lm_coef"] * lm_loss
@@ -155,13 +155,13 @@ class FinetuningModule(L.LightningModule):
         self.log_dict({"train/task_loss": loss, "train/lm_loss": lm_loss})
         return total
 
-    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Loss and metrics over the labelled examples."""
         outputs, loss, lm_loss = self.losses(batch)
-        count = task_metrics.has_label(batch.labels, self.task)
+        count = labelling_metrics.has_label(batch.labels, self.task)
         self.val_loss.update(loss, count.sum())
         self.val_lm_loss.update(lm_loss, len(batch.lengths))
-        task_metrics.update_metrics(self.val_metrics, outputs, batch.labels, self.task)
+        labelling_metrics.update_metrics(self.val_metrics, outputs, batch.labels, self.task)
         if self.val_confusion is not None and bool(count.any()):
             self.val_confusion.update(outputs.argmax(1)[count], batch.labels[count])
 
@@ -169,7 +169,7 @@ class FinetuningModule(L.LightningModule):
         """`val/loss` (without the auxiliary one), the task's metrics, and the confusion matrix."""
         self._log_metrics("val")
 
-    def test_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def test_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
 
@@ -191,10 +191,10 @@ class FinetuningModule(L.LightningModule):
             if writer is not None and not self.trainer.sanity_checking:
                 writer.add_figure(f"{stage}/confusion", confusion_figure(counts, self.task.labels), self.global_step)
 
-    def predict_step(self, batch: TaskBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: LabelledBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Each example's prediction with its probabilities."""
         outputs = self.model(batch.tokens, batch.lengths, batch.index)
-        return task_metrics.prediction_rows(outputs, batch.labels, self.task)
+        return labelling_metrics.prediction_rows(outputs, batch.labels, self.task)
 
     def configure_optimizers(self) -> Any:
         """AdamW (or Muon for the blocks) and the schedule."""
@@ -211,7 +211,7 @@ class FinetuningModule(L.LightningModule):
         optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 
-    def work(self, batch: TaskBatch) -> tuple[int, str]:
+    def work(self, batch: LabelledBatch) -> tuple[int, str]:
         """Cells of the rows; rows of a batch are alike in length, and what is left empty is a few per cent."""
         return batch.tokens.numel(), "tokens"
 
@@ -222,7 +222,7 @@ class FinetuningModule(L.LightningModule):
     @torch.no_grad()
     def sample_rows(self) -> list[dict[str, str]]:
         """The first held-out texts with their labels and predictions."""
-        batch = TaskBatch(*(field.to(self.device) for field in next(iter(self.data.predict_dataloader()))))
+        batch = LabelledBatch(*(field.to(self.device) for field in next(iter(self.data.predict_dataloader()))))
         training = self.model.training
         self.model.eval()
         rows = self.predict_step(batch, 0)
@@ -233,7 +233,7 @@ class FinetuningModule(L.LightningModule):
             for text, row in zip(texts, rows, strict=False)
         ]
 
-    def _text(self, batch: TaskBatch, example: int) -> str:
+    def _text(self, batch: LabelledBatch, example: int) -> str:
         rows = [int(row) for row in batch.index[example] if row >= 0]
         texts = [self.data.tokenizer.decode(batch.tokens[row, : batch.lengths[row]].tolist(), False) for row in rows]
         return " / ".join(texts)

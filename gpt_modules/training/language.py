@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT, generate
 from gpt_modules.data.batches import PackedBatch, TokenBatch
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
 from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_generator
 from gpt_modules.training.sharding import gathered

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
-from gpt_modules.backbone import GPT, DecoderConfig, TaskModel
-from gpt_modules.backbone.inner_rates import InnerRates, load_inner_rates
+from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel
+from gpt_modules.backbone.folders.inner_rates import InnerRates, load_inner_rates
 from gpt_modules.data.batches import IGNORE, EpisodeBatch, EpisodeSet
 from gpt_modules.errors import UserError
 from gpt_modules.functional import Algorithm, Parameters, adapt, meta_gradient, over_tasks, supervised_scores
@@ -118,7 +118,7 @@ class MAMLModule(L.LightningModule):
             return source
         task = self.data.task_spec
         if isinstance(source, GPT):
-            return TaskModel.from_gpt(source, task, self.data.tokenizer.task_ids)
+            return LabellingModel.from_gpt(source, task, self.data.tokenizer.task_ids)
         if source.task.n_outputs != task.n_outputs or source.task.kind != task.kind:
             raise UserError(
                 f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"
@@ -147,7 +147,7 @@ class MAMLModule(L.LightningModule):
         clip = self.trainer.gradient_clip_val
         if self.hparams["algorithm"] == "reptile" and clip:
             raise UserError(f"trainer.gradient_clip_val: found {clip:g}, expected none with reptile")
-        if isinstance(self.network, GPT | TaskModel):
+        if isinstance(self.network, GPT | LabellingModel):
             artefacts.check_vocabulary(self, self.network.config)
             if self.data.context > self.network.config.n_positions:
                 expected = f"expected at most the model's n_positions = {self.network.config.n_positions}"
@@ -224,7 +224,7 @@ class MAMLModule(L.LightningModule):
             return optimizers.configure(plain, self.schedule_config, total)
         groups = optimizers.parameter_groups([self.network], config.weight_decay)
         groups += optimizers.parameter_groups([self.inner_rates], 0.0)
-        hidden = self.network.decoder.blocks if isinstance(self.network, GPT | TaskModel) else ()
+        hidden = self.network.decoder.blocks if isinstance(self.network, GPT | LabellingModel) else ()
         return optimizers.configure(optimizers.build(groups, config, hidden=hidden), self.schedule_config, total)
 
     def work(self, batch: EpisodeBatch) -> tuple[int, str]:
@@ -255,7 +255,7 @@ class MAMLModule(L.LightningModule):
         """Write the network's folder, with the rates and steps that it was learned for."""
         rates = {name: rate.detach().cpu() for name, rate in self.rates().items()}
         inner = InnerRates(algorithm=self.hparams["algorithm"], steps=self.inner.steps, rates=rates)
-        if isinstance(self.network, GPT | TaskModel):
+        if isinstance(self.network, GPT | LabellingModel):
             artefacts.export(self, self.network, folder, inner_rates=inner)
         else:
             artefacts.export_network(self, self.network, folder)

@@ -24,14 +24,14 @@ from gpt_modules.functional import (
     ppo_clip_loss,
 )
 from gpt_modules.training import artefacts, optimizers
-from gpt_modules.training.callbacks import log_interval, tensorboard
-from gpt_modules.training.dashboard import PPO_LAYOUT
-from gpt_modules.training.experience import Experience, ExperienceLoader
-from gpt_modules.training.figures import frontier_figure
+from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
+from gpt_modules.training.callbacks.figures import frontier_figure
+from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.rewards import Reward, RewardSource, reward_sources, texts
-from gpt_modules.training.rollout import (
+from gpt_modules.training.rl.experience import Experience, ExperienceLoader
+from gpt_modules.training.rl.rewards import Reward, RewardSource, reward_sources, texts
+from gpt_modules.training.rl.rollout import (
     Rollout,
     Sampling,
     Scored,

@@ -13,7 +13,7 @@ from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
-from gpt_modules.training.callbacks import log_interval
+from gpt_modules.training.callbacks.writer import log_interval
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig

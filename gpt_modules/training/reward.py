@@ -13,8 +13,8 @@ from gpt_modules.backbone import RewardModel
 from gpt_modules.data.batches import RankingBatch
 from gpt_modules.functional import ranking_loss, ranking_pairs
 from gpt_modules.training import artefacts, optimizers
-from gpt_modules.training.callbacks import log_interval, tensorboard
-from gpt_modules.training.figures import reliability_figure
+from gpt_modules.training.callbacks.figures import reliability_figure
+from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding

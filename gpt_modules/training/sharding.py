@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, Decoder, DecoderConfig
 from gpt_modules.errors import UserError
-from gpt_modules.training.checkpointing import VerifiedCheckpointIO
+from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
 from gpt_modules.training.muon import MuonAdamW
 
 

@@ -70,7 +70,7 @@ def theirs(turn: measure.Turn, options: argparse.Namespace, batch_size: int) -> 
     from lm_eval.models.huggingface import HFLM
 
     from gpt_modules.backbone import save_pretrained
-    from gpt_modules.data.tokenizers import Tokenizer
+    from gpt_modules.data.text.tokenizers import Tokenizer
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:

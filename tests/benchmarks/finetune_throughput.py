@@ -56,8 +56,9 @@ def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from gpt_modules.training import FinetuningModule
-    from gpt_modules.training.callbacks import FiniteLossGuard, Throughput
-    from gpt_modules.training.checkpointing import RandomState
+    from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.guards import FiniteLossGuard
+    from gpt_modules.training.callbacks.throughput import Throughput
 
     class Ticks(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
@@ -91,7 +92,7 @@ def random_rows(options: argparse.Namespace) -> Any:
 
     from gpt_modules.data.collate import TaskExample, collate_tasks
     from gpt_modules.data.loader import BatchLoader, Examples
-    from gpt_modules.tasks import Task
+    from gpt_modules.labelling import Labelling
 
     rows, start = examples(options), vocabulary(options)
 
@@ -107,7 +108,7 @@ def random_rows(options: argparse.Namespace) -> Any:
 
     class RandomRows(L.LightningDataModule):
         context = CONTEXT
-        task_spec = Task(options.task, ("no", "yes") if options.task == "classification" else ())
+        task_spec = Labelling(options.task, ("no", "yes") if options.task == "classification" else ())
         tokenizer = SimpleNamespace(task_ids=(start, start + 1, start + 2), vocab_size=start + 3)
 
         def train_dataloader(self) -> Any:

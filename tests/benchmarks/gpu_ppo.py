@@ -55,9 +55,10 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
     """Train until the turn is over; a tick an iteration, with its phases."""
     import lightning.pytorch as L
 
-    from gpt_modules.training import PPOModule, rollout
-    from gpt_modules.training.callbacks import FiniteLossGuard
-    from gpt_modules.training.checkpointing import RandomState
+    from gpt_modules.training import PPOModule
+    from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.guards import FiniteLossGuard
+    from gpt_modules.training.rl import rollout
 
     class Phases(L.Callback):
         """Sampling is inside `sample`; the rollout is what precedes an epoch's first batch; the rest is the update."""

@@ -31,7 +31,7 @@ SENTENCES, EVERY, CORES = 20, 50, os.cpu_count() or 1
 
 def write_text(path: Path, megabytes: float) -> float:
     """JSON lines of about that much text; the exact number of megabytes."""
-    from gpt_modules.data.reviews import load_reviews
+    from gpt_modules.data.builtin.reviews import load_reviews
 
     rng, size = random.Random(0), 0
     texts = [review.text for review in load_reviews()]
@@ -47,7 +47,7 @@ def write_text(path: Path, megabytes: float) -> float:
 
 def ours(source: Path, folder: Path) -> None:
     """What a user calls."""
-    from gpt_modules.prepare_cli import main
+    from gpt_modules.commands.prepare import main
 
     main(["--source", str(source), "--output", str(folder / "out")])
 
@@ -95,7 +95,7 @@ def encode_one(row: dict[str, str]) -> dict[str, object]:
 
 
 def _tokenizer() -> Any:
-    from gpt_modules.data.tokenizers import Tokenizer
+    from gpt_modules.data.text.tokenizers import Tokenizer
 
     return Tokenizer.gpt2()  # built once a process
 

@@ -19,7 +19,7 @@ from gpt_modules.data import PretrainingDataModule, TokenBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy
 from gpt_modules.training import PretrainingModule
-from gpt_modules.training.callbacks import FiniteLossGuard
+from gpt_modules.training.callbacks.guards import FiniteLossGuard
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

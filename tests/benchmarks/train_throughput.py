@@ -51,8 +51,9 @@ def fit_pretraining(turn: measure.Turn, shape: Shape, compile: bool = False, **t
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from gpt_modules.training import PretrainingModule
-    from gpt_modules.training.callbacks import FiniteLossGuard, Throughput
-    from gpt_modules.training.checkpointing import RandomState
+    from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.guards import FiniteLossGuard
+    from gpt_modules.training.callbacks.throughput import Throughput
 
     class Ticks(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:

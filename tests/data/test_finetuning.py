@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.data.finetuning import FinetuningDataModule, TaskExamples
-from gpt_modules.data.labelled import Columns
 from gpt_modules.data.loader import BatchLoader
-from gpt_modules.data.reviews import load_reviews
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.rows.labelled import Columns
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.tasks import Task
+from gpt_modules.labelling import Labelling
 
 MNLI = [
     {"premise": f"All of it is {word}.", "hypothesis": hypothesis, "label": label}
@@ -105,7 +105,7 @@ def test_alike_lengths_meet(make):
 
 def test_reviews_have_two_classes_or_ratings(make):
     data = make("reviews")
-    assert data.task_spec == Task("classification", ("negative", "positive"))
+    assert data.task_spec == Labelling("classification", ("negative", "positive"))
     assert (len(data.train_examples), len(data.validation_examples)) == (9045, 1027)
     assert make("reviews", labels=["positive", "negative"], stage="predict").task_spec.labels == (
         "positive",
@@ -155,7 +155,9 @@ def test_rows_that_there_are_not(make, count):
 def test_generated_tasks(make, source, kind):
     data = make(source, task=kind, stage="validate")
     assert len(data.validation_examples) > 1000
-    assert data.task_spec == Task(kind, () if kind == "multiple_choice" else ("contradiction", "entailment", "neutral"))
+    assert data.task_spec == Labelling(
+        kind, () if kind == "multiple_choice" else ("contradiction", "entailment", "neutral")
+    )
     with pytest.raises(UserError, match=f"^task: found regression for '{source}', expected {kind}$"):
         make(source, task="regression")
 
@@ -198,7 +200,7 @@ def test_truth_values_are_classes(lines, make):
 def test_scores_between_levels(lines, make):
     source = lines([{"s1": "a b", "s2": "c", "score": 3.8}, {"s1": "d", "s2": "e", "score": 5}])
     data = make(source, source, task="similarity", columns=Columns("s1", "s2", label="score"), levels=[0, 5])
-    assert data.task_spec == Task("similarity", levels=(0, 5))
+    assert data.task_spec == Labelling("similarity", levels=(0, 5))
     (batch,) = data.val_dataloader()
     assert sorted(batch.labels.tolist()) == [pytest.approx(3.8), 5.0]
     assert batch.index.shape == (2, 2)
@@ -281,7 +283,7 @@ def examples(tokenizer, kind, context, *rows):
             return [[ord(character) for character in text] for text in texts]
 
     characters = Characters(tokenizer._backend)
-    return TaskExamples(rows, characters, Task(kind, ("x", "y")), context, "train").batch(0, np.arange(len(rows)))
+    return TaskExamples(rows, characters, Labelling(kind, ("x", "y")), context, "train").batch(0, np.arange(len(rows)))
 
 
 def spelled(tokenizer, batch):
@@ -354,11 +356,13 @@ def test_predicting_with_known_classes_does_not_read_the_training_rows(lines, ma
     (batch,) = data.predict_dataloader()
     assert batch.labels.tolist() == [1, -100]
     answers = lines([{"text": "a", "choices": ["b", "c"]}], "choices.jsonl")
-    assert make("gone.jsonl", answers, stage="predict", task="multiple_choice").task_spec == Task("multiple_choice")
+    assert make("gone.jsonl", answers, stage="predict", task="multiple_choice").task_spec == Labelling(
+        "multiple_choice"
+    )
 
 
 def test_a_task_models_folder_knows_its_classes(lines, make, tmp_path):
-    task = Task("classification", ("z", "y", "x"))
+    task = Labelling("classification", ("z", "y", "x"))
     folder = tmp_path / "model"
     Tokenizer.gpt2().with_task_tokens().save(folder)
     (folder / "config.json").write_text(json.dumps({"gpt_modules": {"kind": "task", "task": task.to_dict()}}))

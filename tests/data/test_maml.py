@@ -9,11 +9,11 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
-from gpt_modules.data.ciphers import AffineCipher, SubstitutionCipher
-from gpt_modules.data.families import Episode, Example, Family
+from gpt_modules.data.episodes.ciphers import AffineCipher, SubstitutionCipher
+from gpt_modules.data.episodes.families import Episode, Example, Family
+from gpt_modules.data.episodes.sinusoid import Sinusoid
 from gpt_modules.data.maml import EpisodicDataModule
-from gpt_modules.data.sinusoid import Sinusoid
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 SMALL = {"support": 4, "query": 3, "tasks": 2, "steps": 5, "validation_tasks": 5}

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt_modules.data.ppo import PPODataModule, encode_prompts
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 

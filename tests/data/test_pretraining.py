@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from gpt_modules.data.mixture import MixedSource
+from gpt_modules.data.corpus.mixture import MixedSource
+from gpt_modules.data.corpus.shard_writer import write_shards
 from gpt_modules.data.pretraining import PretrainingDataModule
-from gpt_modules.data.shard_writer import write_shards
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from gpt_modules.data.reviews import load_reviews
+from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.data.reward import Comparisons, RewardDataModule
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.sft import SFTDataModule, encode_demonstrations
-from gpt_modules.data.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 ROWS = [{"prompt": "q" * n, "response": " a" * n} for n in range(1, 26)]

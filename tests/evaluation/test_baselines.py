@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from gpt_modules.data.reviews import load_reviews
+from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
 
 

@@ -26,7 +26,7 @@ from gpt_modules.evaluation import (
 from gpt_modules.evaluation.baselines import KneserNey
 from gpt_modules.evaluation.callbacks import choice_accuracy, pairs
 from gpt_modules.training import PretrainingModule, RewardModule
-from gpt_modules.training.callbacks import RunSummary
+from gpt_modules.training.callbacks.summary import RunSummary
 
 
 def fit(module, data, root, callback):

@@ -12,10 +12,12 @@ from gpt_modules.data import (
     RewardDataModule,
     SFTDataModule,
 )
-from gpt_modules.data.ciphers import SubstitutionCipher
+from gpt_modules.data.episodes.ciphers import SubstitutionCipher
 from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
-from gpt_modules.training.callbacks import ExportBest, FiniteLossGuard, RunSummary
-from gpt_modules.training.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
+from gpt_modules.training.callbacks.export import ExportBest
+from gpt_modules.training.callbacks.guards import FiniteLossGuard
+from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.ppo import KLConfig

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from gpt_modules.backbone import TaskModel, load_pretrained, save_pretrained
+from gpt_modules.backbone import LabellingModel, load_pretrained, save_pretrained
 from gpt_modules.data import FinetuningDataModule
 from gpt_modules.errors import UserError
-from gpt_modules.tasks import Task
+from gpt_modules.labelling import Labelling
 from gpt_modules.training import FinetuningModule
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.trainable import LoRA
@@ -100,7 +100,7 @@ def test_the_exported_folder_predicts_the_same_and_keeps_the_names(fit, data, mi
     trainer = fit(module, rows, max_epochs=2)
     module.export(tmp_path / "export")
     kept = load_pretrained(tmp_path / "export", kind="task")
-    assert isinstance(kept, TaskModel)
+    assert isinstance(kept, LabellingModel)
     assert kept.task.labels == ("blame", "praise")
     direct = trainer.predict(module, datamodule=rows)
     again = FinetuningModule(str(tmp_path / "export"))
@@ -115,7 +115,9 @@ def test_the_exported_folder_predicts_the_same_and_keeps_the_names(fit, data, mi
 def test_classes_without_a_meaning_take_the_names_of_the_data(fit, data, micro, tmp_path):
     """As of a meta-learned classifier, whose head is the one that goes on learning."""
     tokenizer = micro.tokenizer.with_task_tokens()
-    meant = TaskModel.from_gpt(load_pretrained(micro.gpt), Task("classification", ("0", "1")), tokenizer.task_ids)
+    meant = LabellingModel.from_gpt(
+        load_pretrained(micro.gpt), Labelling("classification", ("0", "1")), tokenizer.task_ids
+    )
     save_pretrained(tmp_path / "meta", meant, tokenizer_json=tokenizer.to_json())
     module = FinetuningModule(str(tmp_path / "meta"), optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))
     fit(module, data(tokenizer=str(tmp_path / "meta")), max_steps=1)

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_map
 
-from gpt_modules.backbone import DecoderConfig, FeedForward, TaskModel, load_pretrained, read_config
-from gpt_modules.backbone.inner_rates import load_inner_rates
+from gpt_modules.backbone import DecoderConfig, FeedForward, LabellingModel, load_pretrained, read_config
+from gpt_modules.backbone.folders.inner_rates import load_inner_rates
 from gpt_modules.data import EpisodicDataModule
-from gpt_modules.data.ciphers import SubstitutionCipher
-from gpt_modules.data.label_words import LabelWords
-from gpt_modules.data.sinusoid import Sinusoid
+from gpt_modules.data.episodes.ciphers import SubstitutionCipher
+from gpt_modules.data.episodes.label_words import LabelWords
+from gpt_modules.data.episodes.sinusoid import Sinusoid
 from gpt_modules.errors import UserError
 from gpt_modules.functional import meta_gradient
 from gpt_modules.training import MAMLModule
@@ -160,7 +160,7 @@ class TestAdapting:
         fit(module, data, max_steps=2)
         module.export(tmp_path / "export")
         model = load_pretrained(tmp_path / "export")
-        assert isinstance(model, TaskModel)
+        assert isinstance(model, LabellingModel)
         assert model.task.labels == ("0", "1")
         assert set(load_inner_rates(tmp_path / "export").rates) == set(dict(model.named_parameters()))
 

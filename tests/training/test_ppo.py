@@ -11,7 +11,7 @@ import torch
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import KLConfig
-from gpt_modules.training.rewards import RewardSource
+from gpt_modules.training.rl.rewards import RewardSource
 
 FLAT = ScheduleConfig(shape="constant")
 

@@ -5,9 +5,9 @@ import torch
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.data import RewardDataModule
-from gpt_modules.data.sources import load_splits
+from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.training import RewardModule
-from gpt_modules.training.figures import reliability_figure
+from gpt_modules.training.callbacks.figures import reliability_figure
 from gpt_modules.training.optimizers import OptimizerConfig
 
 FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.data import SFTDataModule
-from gpt_modules.data.sources import load_splits
+from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.training import SFTModule
 from gpt_modules.training.language import next_token_loss
 from gpt_modules.training.optimizers import OptimizerConfig

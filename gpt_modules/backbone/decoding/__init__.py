@@ -1,0 +1,1 @@
+"""How a decoder speaks: one step, its cache of keys and values, sampling and beam search."""

@@ -1,0 +1,214 @@
+"""Sampling from a language model: unequal prompts in one batch, tokens with the log-probabilities they were drawn with.
+
+Keys and values are cached, only the last position meets the head, finished rows leave the batch, and two uniform
+numbers decide a token. All of these are drawn at the start, so what a row says does not depend on when another one
+finishes.
+
+How one step is made, and made fast, is in `decoding.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gpt_modules.backbone.decoding.kvcache import KVCache
+from gpt_modules.backbone.decoding.step import Advance, DecodeStep, SamplingRule, accelerated, can_capture, input_major
+from gpt_modules.backbone.models import GPT
+from gpt_modules.errors import UserError
+
+Prompts: TypeAlias = Sequence[Sequence[int]] | tuple[Tensor, Tensor]
+
+# Finished rows leave once they are this part of the batch: copying the cache more often costs more than it saves.
+RETIRED_PART = 0.25
+# Asking a CUDA device whether rows are finished makes the host wait, so it is asked this often only.
+CUDA_STEPS_BETWEEN_CHECKS = 8
+
+
+class Generation(NamedTuple):
+    """What `generate` returns, all (B, N) with N = `max_new_tokens`; cells after the end hold 0, 0.0 and False."""
+
+    tokens: Int[Tensor, "B N"]
+    logprobs: Float[Tensor, "B N"]
+    """Of the chosen tokens under the tempered and filtered distribution they were drawn from; greedy: the model's."""
+    mask: Bool[Tensor, "B N"]
+    """True for the tokens generated, up to and including the end-of-text token."""
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    eos_id: int | None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+    compile: bool = False,
+) -> Generation:
+    """Continue each prompt by up to `max_new_tokens` tokens, or until it says `eos_id`.
+
+    Args:
+        prompts: token ids, one sequence a row, or a pair (tokens (B, T), mask (B, T)) padded on either side.
+        temperature: divides the logits; 0 is greedy. `top_k` and `top_p` as of `filter_logits`.
+        generator: the source of randomness; the same state gives the same tokens.
+        compile: `torch.compile` the step: half a minute to start, so for long runs of one shape.
+
+    Dropout is off meanwhile, whatever mode the model is in. Raises `UserError` for an empty prompt, a token outside the
+    vocabulary, or a prompt that with `max_new_tokens` exceeds `n_positions`.
+    """
+    tokens, lengths = left_padded(prompts, model.head_weight.device)
+    check_prompts(model, tokens, lengths, max_new_tokens)
+    if not temperature >= 0.0:
+        raise UserError(f"temperature: found {temperature}, expected 0 (greedy) or more")
+    uniforms = _uniforms((max_new_tokens, 2, len(lengths)), generator, tokens.device)
+    mask = real_tokens(tokens, lengths)
+    with inference(model), input_major(model, max_new_tokens) as head:
+        static = compile or can_capture(model)
+        cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
+        step = DecodeStep(model, cache, SamplingRule(temperature, top_k, top_p), head)
+        return _decode(step, tokens, mask, uniforms, eos_id, compile)
+
+
+def left_padded(prompts: Prompts, device: torch.device) -> tuple[Int[Tensor, "B T"], list[int]]:
+    """Prompts as one block (B, T) that ends with each row's last token, and their lengths. Padding holds id 0."""
+    if isinstance(prompts, tuple) and len(prompts) == 2 and isinstance(prompts[0], Tensor):
+        tokens, mask = (part.to(device) for part in prompts)
+        # A stable sort of the mask moves padding to the front, wherever it stood, and keeps the order of the tokens.
+        order = mask.to(torch.int8).argsort(dim=1, stable=True)
+        lengths = mask.sum(1).tolist()
+        tokens = tokens.masked_fill(~mask, 0).gather(1, order)[:, mask.shape[1] - max(lengths, default=0) :]
+        return tokens.long(), lengths
+    lengths = [len(prompt) for prompt in prompts]
+    width = max(lengths, default=0)
+    rows = [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    return torch.tensor(rows, dtype=torch.long, device=device).view(len(rows), width), lengths
+
+
+def real_tokens(tokens: Int[Tensor, "B T"], lengths: list[int]) -> Bool[Tensor, "B T"] | None:
+    """True for the tokens of left-padded rows of these lengths; None where there is no padding."""
+    if min(lengths) == max(lengths):
+        return None
+    starts = tokens.shape[1] - torch.tensor(lengths, device=tokens.device)
+    return torch.arange(tokens.shape[1], device=tokens.device) >= starts[:, None]
+
+
+def _uniforms(
+    shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device
+) -> Float[Tensor, "N 2 B"]:
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's devices have no float64
+    source = device if generator is None else generator.device
+    return torch.rand(shape, generator=generator, dtype=dtype, device=source).to(device)
+
+
+def check_prompts(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], max_new_tokens: int) -> None:
+    """Raises `UserError` for prompts that this model cannot continue by so many tokens."""
+    limit, vocab_size = model.config.n_positions, model.config.vocab_size
+    if not lengths:
+        raise UserError("prompts: found none, expected at least one")
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens: found {max_new_tokens}, expected at least 1")
+    for row, length in enumerate(lengths, start=1):
+        if length == 0:
+            raise UserError(f"prompt {row}: found no tokens, expected at least one")
+        if length + max_new_tokens > limit:
+            found = f"found {length} tokens and max_new_tokens = {max_new_tokens}"
+            raise UserError(f"prompt {row}: {found}, expected at most n_positions = {limit} together")
+    low, high = (int(bound) for bound in tokens.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise UserError(f"prompts: found token {low if low < 0 else high}, expected 0 to {vocab_size - 1}")
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Dropout off, blocks uncompiled (their graphs are of the training shapes), and everything as it was afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        if isinstance(model, GPT) and model.decoder.compiled:
+            with torch.compiler.set_stance("force_eager"):
+                yield
+        else:
+            yield
+    finally:
+        for module in training:
+            module.training = True
+        # Autocast keeps its copies of the weights; those made here carry no gradient and must not be trained with.
+        torch.clear_autocast_cache()
+
+
+def new_cache(model: GPT, batch: int, capacity: int, static: bool) -> KVCache:
+    """An empty cache of the type that the model computes in, autocast considered."""
+    weight = model.head_weight
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return KVCache(model.config, batch, capacity, device=weight.device, dtype=dtype, static=static)
+
+
+def _decode(
+    step: DecodeStep,
+    tokens: Int[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"] | None,
+    uniforms: Float[Tensor, "N 2 B"],
+    eos_id: int | None,
+    compile: bool,
+) -> Generation:
+    written = _Transcript(len(uniforms), tokens, eos_id)
+    interval = CUDA_STEPS_BETWEEN_CHECKS if tokens.is_cuda else 1
+    token, logprob = step.prefill(tokens, mask, uniforms[0])
+    advance: Advance | None = None
+    for index in range(1, len(uniforms)):
+        token = written.record(index - 1, token, logprob)
+        if eos_id is not None and index % interval == 0:
+            # Another batch size would be compiled anew, which costs more than rows that say nothing.
+            survivors = written.survivors(1.0 if compile else RETIRED_PART)
+            if survivors is not None and len(survivors) == 0:
+                return written.result()
+            if survivors is not None:
+                step.cache.keep(survivors)
+                token, advance = token[survivors], None
+        uniform = uniforms[index][:, written.rows]
+        advance = advance or accelerated(step, token, uniform, compile)
+        token, logprob = advance(token, uniform)
+    written.record(len(uniforms) - 1, token, logprob)
+    return written.result()
+
+
+class _Transcript:
+    """What every row has said, and which rows still speak. Written (N, B): a step then fills one contiguous row."""
+
+    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], eos_id: int | None) -> None:
+        self.eos_id = eos_id
+        self.tokens = prompts.new_zeros(steps, len(prompts))
+        self.logprobs = torch.zeros_like(self.tokens, dtype=torch.float32)
+        self.mask = torch.zeros_like(self.tokens, dtype=torch.bool)
+        self.rows = torch.arange(len(prompts), device=prompts.device)
+        self.finished = torch.zeros_like(self.rows, dtype=torch.bool)
+
+    def record(self, index: int, token: Int[Tensor, "B"], logprob: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
+        """Note one step; returns the tokens with those of finished rows zeroed."""
+        speaking = ~self.finished
+        token = token * speaking
+        self.tokens[index].index_copy_(0, self.rows, token)
+        self.logprobs[index].index_copy_(0, self.rows, logprob.masked_fill(self.finished, 0.0))
+        self.mask[index].index_copy_(0, self.rows, speaking)
+        if self.eos_id is not None:
+            self.finished |= token == self.eos_id
+        return token
+
+    def survivors(self, part: float) -> Int[Tensor, "K"] | None:
+        """Indices of the rows to go on with where this part of them has finished, else None. Waits for it."""
+        finished = int(self.finished.sum())
+        if finished < max(1, part * len(self.rows)):
+            return None
+        survivors = (~self.finished).nonzero()[:, 0]
+        self.rows, self.finished = self.rows[survivors], self.finished[survivors]
+        return survivors
+
+    def result(self) -> Generation:
+        return Generation(self.tokens.t().contiguous(), self.logprobs.t().contiguous(), self.mask.t().contiguous())

@@ -1,0 +1,155 @@
+"""One step of decoding: forward, filter, draw. The same function everywhere; on CUDA it is captured and replayed.
+
+Nothing in a step waits for the device, and with a static cache nothing in it changes shape or address.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from gpt_modules.backbone.decoding.kvcache import KVCache
+from gpt_modules.backbone.models import GPT
+from gpt_modules.functional.sampling import filter_logits
+
+Advance: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+# Ids to a block of the two-stage draw: about the square root of a usual vocabulary.
+BLOCK = 256
+# From this many steps on, copies of the weights in another layout pay for themselves on a CPU (`input_major`).
+LONG_ENOUGH = 64
+
+
+class SamplingRule(NamedTuple):
+    """How a token is chosen from logits. Temperature 0 takes the most likely one."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+
+class DecodeStep:
+    """Forward, filter and draw for one token of each row. Reads and fills the cache."""
+
+    def __init__(self, model: GPT, cache: KVCache, rule: SamplingRule, head: Float[Tensor, "C V"]) -> None:
+        self.model = model
+        self.cache = cache
+        self.rule = rule
+        self.head = head
+
+    def prefill(
+        self, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None, uniform: Float[Tensor, "2 B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        """Read the prompts and choose the first new token of each; only the last position meets the head."""
+        hidden = self.model.hidden(tokens, attention_mask=mask, cache=self.cache)[:, -1]
+        return choose(hidden @ self.head, uniform, self.rule)
+
+    def __call__(
+        self, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        hidden = self.model.hidden(token[:, None], cache=self.cache)[:, 0]
+        return choose(hidden @ self.head, uniform, self.rule)
+
+
+@contextmanager
+def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
+    """Lend the linear layers copies of their weights that lie in memory as (in, out); yields the output matrix so.
+
+    A CPU multiplies few rows by such a matrix up to twice as fast, and nothing else takes longer in a small batch.
+    Parameters keep their shape and identity and get their own memory back. Elsewhere, and for few steps, does nothing.
+    """
+    weight = model.head_weight
+    if weight.device.type != "cpu" or steps < LONG_ENOUGH or type(weight) is not nn.Parameter:
+        yield weight.t()
+        return
+    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    own = [parameter.data for parameter in linears]
+    try:
+        for parameter in linears:
+            parameter.data = parameter.data.t().contiguous().t()
+        yield weight.t().contiguous()
+    finally:
+        for parameter, data in zip(linears, own, strict=True):
+            parameter.data = data
+
+
+def choose(
+    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"], rule: SamplingRule
+) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+    """One token (B,) a row and its log-probability (B,); what is drawn is a function of `uniform` alone."""
+    if rule.temperature == 0.0:
+        token = logits.argmax(dim=-1)
+        probs = logits.float().softmax(dim=-1)
+    else:
+        probs = filter_logits(logits, rule.temperature, rule.top_k, rule.top_p).softmax(dim=-1)
+        token = draw(probs, uniform)
+    # The log of a float32 probability is as exact as a log-softmax down to 1e-38, and saves a pass over the vocabulary.
+    return token, probs.gather(1, token[:, None])[:, 0].log()
+
+
+def draw(probs: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"]) -> Int[Tensor, "B"]:
+    """A token (B,) a row by inverting the distribution function: first a block of ids by its mass, then one within it.
+
+    Two uniform numbers a row and V / 256 + 256 terms to accumulate, in place of V of each. An id of probability 0 is
+    never drawn.
+    """
+    vocab = probs.shape[1]
+    whole = vocab // BLOCK * BLOCK
+    masses = [probs[:, :whole].view(len(probs), -1, BLOCK).sum(dim=2)] if whole else []
+    masses += [probs[:, whole:].sum(dim=1, keepdim=True)] if whole < vocab else []
+    block = _invert(torch.cat(masses, dim=1), uniform[0])
+    ids = block * BLOCK + torch.arange(BLOCK, device=probs.device)
+    within = probs.gather(1, ids.clamp_max(vocab - 1)).masked_fill(ids >= vocab, 0.0)
+    return (block * BLOCK + _invert(within, uniform[1]))[:, 0]
+
+
+def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B 1"]:
+    # float64 where it exists: rounding in the sum must not reach into an id of weight 0.
+    cumulative = weights.cumsum(dim=1, dtype=uniform.dtype)
+    return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
+
+
+def can_capture(model: GPT) -> bool:
+    """Whether a step can become a CUDA graph: weights whole on a CUDA device, and a torch that has graphs."""
+    weight = model.head_weight
+    # Sharded weights are gathered by hooks, which talk to other processes: not for a graph.
+    return weight.is_cuda and type(weight) is nn.Parameter and hasattr(torch.cuda, "CUDAGraph")
+
+
+def accelerated(step: DecodeStep, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], compile: bool) -> Advance:
+    advance: Advance = torch.compile(step, dynamic=False) if compile else step
+    return CapturedStep(advance, step.cache, token, uniform) if can_capture(step.model) else advance
+
+
+class CapturedStep:
+    """A decode step as a CUDA graph: launched as one, where its kernels one by one would leave the device waiting.
+
+    Needs a static cache. Not exercised without a CUDA device; on others `generate` runs the very function captured
+    here.
+    """
+
+    def __init__(
+        self, advance: Advance, cache: KVCache, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
+    ) -> None:
+        self.token, self.uniform = token.clone(), uniform.clone()
+        # Libraries allocate and choose kernels on first use, which a capture forbids: warm up on a side stream.
+        side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            advance(self.token, self.uniform)
+            cache.rewind()
+        current.wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.chosen = advance(self.token, self.uniform)
+
+    def __call__(
+        self, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
+    ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+        self.token.copy_(token)
+        self.uniform.copy_(uniform)
+        self.graph.replay()
+        return self.chosen

@@ -1,0 +1,205 @@
+"""A model as a folder: config.json, model.safetensors and the tokenizer, in the form that `transformers` opens as it
+is, where it has a class for the model (`families.py`).
+
+The SHA-256 of weights written here stands in config.json and is checked whenever they are read. Nothing is ever
+executed: weights come from safetensors, or from a `pytorch_model.bin` with `weights_only=True`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.folders.documents import (
+    checksum,
+    held_kind,
+    kind_of,
+    read_document,
+    read_scalars,
+    read_task,
+    write_ours,
+    write_theirs,
+)
+from gpt_modules.backbone.folders.inner_rates import INNER_RATES_FILE, INNER_RATES_SHA256, InnerRates, save_inner_rates
+from gpt_modules.backbone.folders.model_families import read_decoder, read_family
+from gpt_modules.backbone.folders.original import is_original, read_original
+from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
+from gpt_modules.backbone.folders.weightmap import Kind, from_transformers, to_transformers
+from gpt_modules.backbone.labelling import LabellingModel
+from gpt_modules.backbone.models import GPT, RewardModel
+from gpt_modules.errors import UserError
+from gpt_modules.storage.digests import sha256_of
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def save_pretrained(
+    folder: str | Path,
+    model: GPT | RewardModel | LabellingModel,
+    *,
+    tokenizer_file: str | Path | None = None,
+    tokenizer_json: str | None = None,
+    extra: dict[str, Any] | None = None,
+    inner_rates: InnerRates | None = None,
+) -> None:
+    """Write `model` and its tokenizer as a folder; a folder written here before is replaced.
+
+    Args:
+        tokenizer_file, tokenizer_json: the tokenizer of the `tokenizers` library, as a file or as its text.
+        extra: plain values to keep with the model; `read_extra` gives them back.
+        inner_rates: how the model was meant to be adapted; `load_inner_rates` gives it back.
+
+    Files are written beside the target and moved there at the end: a save that is cut off leaves the target as it was.
+    Raises `UserError` where the target holds files of another kind, or the tokenizer has more tokens than the model.
+    """
+    if tokenizer_file is not None:
+        tokenizer_json = Path(tokenizer_file).read_text(encoding="utf-8")
+    specials = _special_tokens(tokenizer_json, model.config.vocab_size) if tokenizer_json is not None else {}
+    task = model.task if isinstance(model, LabellingModel) else None
+    tensors = to_transformers(model.state_dict(), model.config, kind_of(model), task)
+    with replace_folder(Path(folder)) as new:
+        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
+        ours = {**write_ours(model), "sha256": sha256_of(new / "model.safetensors"), "extra": extra or {}}
+        if inner_rates is not None:
+            ours[INNER_RATES_SHA256] = save_inner_rates(new / INNER_RATES_FILE, inner_rates, model.state_dict())
+        dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
+        _write_json(new / "config.json", config)
+        if tokenizer_json is not None:
+            (new / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+            _write_json(new / "tokenizer_config.json", _tokenizer_config(specials, model.config))
+
+
+def _special_tokens(tokenizer_json: str, vocab_size: int) -> dict[str, int]:
+    """Ids of the special tokens that a tokenizer of GPT-1's or GPT-2's kind may have."""
+    document = json.loads(tokenizer_json)
+    ids = {**document["model"]["vocab"], **{token["content"]: token["id"] for token in document["added_tokens"]}}
+    if max(ids.values()) >= vocab_size:
+        raise UserError(f"tokenizer: found ids up to {max(ids.values())}, expected less than vocab_size = {vocab_size}")
+    return {name: ids[name] for name in (END_OF_TEXT, "<unk>") if name in ids}
+
+
+def _ids(specials: dict[str, int]) -> dict[str, int | None]:
+    # Said even where there is none: their default is 50256, outside a small vocabulary.
+    return {"bos_token_id": specials.get(END_OF_TEXT), "eos_token_id": specials.get(END_OF_TEXT)}
+
+
+def _tokenizer_config(specials: dict[str, int], config: DecoderConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.n_positions}
+    if END_OF_TEXT in specials:
+        fields |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+    if "<unk>" in specials:
+        fields["unk_token"] = "<unk>"
+    return {**fields, "clean_up_tokenization_spaces": False}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@overload
+def load_pretrained(name: str | Path, kind: Literal["gpt"], **changes: Any) -> GPT: ...
+@overload
+def load_pretrained(name: str | Path, kind: Literal["reward"], **changes: Any) -> RewardModel: ...
+@overload
+def load_pretrained(name: str | Path, kind: Literal["task"], **changes: Any) -> LabellingModel: ...
+@overload
+def load_pretrained(name: str | Path, kind: None = None, **changes: Any) -> GPT | RewardModel | LabellingModel: ...
+def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) -> GPT | RewardModel | LabellingModel:
+    """The model in a folder of ours, of `transformers` or of the original GPT-1 release, or of a name on the Hugging
+    Face hub; float32, on the CPU.
+
+    `kind` says what the caller needs; None takes what there is. Of what `transformers` wrote, a classifier of several
+    classes is a task; one of a single output is a reward model, or as "task" a regression; a double-headed model is a
+    language model, or as "task" multiple choice. `changes` replace fields of the configuration, such as
+    `attn_pdrop=0.0`. Raises `UserError`, one line, for a folder or file that is missing, another kind of model, weights
+    that are damaged (SHA-256), of another shape, or not finite.
+    """
+    folder = find_folder(name)
+    if is_original(folder):
+        _check_kind(folder, "gpt", kind)
+        return read_original(folder, **changes)
+    document = read_document(folder)
+    config = _change(read_decoder(document, folder / "config.json"), changes)
+    path, tensors = _read_weights(folder, checksum(document))
+    held = held_kind(document, tensors, kind)
+    _check_kind(folder, held, kind)
+    with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
+        model = _blank(document, tensors, config, held, folder / "config.json")
+    task = model.task if isinstance(model, LabellingModel) else None
+    family = read_family(document, folder / "config.json")  # that of the file, whatever `changes` make of the model
+    state = from_transformers(tensors, config, held, str(path), task, family)
+    if held == "reward":
+        state |= read_scalars(document, folder / "config.json")
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def _check_kind(folder: Path, held: Kind, wanted: Kind | None) -> None:
+    if wanted is not None and wanted != held:
+        raise UserError(f"{folder}: found a model of kind {held!r}, expected {wanted!r}")
+
+
+def _blank(
+    document: dict[str, Any], tensors: dict[str, Tensor], config: DecoderConfig, kind: Kind, path: Path
+) -> GPT | RewardModel | LabellingModel:
+    if kind != "task":
+        return GPT(config) if kind == "gpt" else RewardModel(config)
+    task, dropout = read_task(document, tensors, path)
+    try:
+        return LabellingModel(config, task, dropout)
+    except UserError as error:
+        raise UserError(f"{path}: gpt_modules.task: {error}") from error
+
+
+def _change(config: DecoderConfig, changes: dict[str, Any]) -> DecoderConfig:
+    return DecoderConfig.from_dict({**config.to_dict(), **changes}) if changes else config
+
+
+def read_config(name: str | Path) -> DecoderConfig:
+    """The configuration of the model in a folder, or on the hub, without its weights."""
+    folder = find_folder(name)
+    if is_original(folder):
+        return read_original(folder).config
+    return read_decoder(read_document(folder), folder / "config.json")
+
+
+def read_extra(name: str | Path) -> dict[str, Any]:
+    """What `save_pretrained` was given as `extra`; empty for folders that are not ours."""
+    folder = find_folder(name)
+    if is_original(folder):
+        return {}
+    extra: dict[str, Any] = read_document(folder).get("gpt_modules", {}).get("extra", {})
+    return extra
+
+
+def _read_weights(folder: Path, sha256: str | None) -> tuple[Path, dict[str, Tensor]]:
+    path, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    index = folder / "model.safetensors.index.json"
+    if path.is_file():
+        if sha256 is not None and (found := sha256_of(path)) != sha256:
+            raise UserError(f"{path}: damaged: found SHA-256 {found[:12]}…, expected {sha256[:12]}…")
+        return path, _read_safetensors(path)
+    if sha256 is None and index.is_file():
+        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return index, {name: tensor for part in parts for name, tensor in _read_safetensors(folder / part).items()}
+    if sha256 is None and pickled.is_file():
+        try:
+            tensors: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{pickled}: not a file of plain weights: {str(error).splitlines()[0]}") from error
+        return pickled, tensors
+    raise UserError(f"{path}: no such file, expected the weights of a model")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    return tensors

@@ -1,0 +1,82 @@
+"""Folders as units: found by path or by name on the hub, read with a word to the user, written all or nothing."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import sync
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# All that is ever fetched: no pickles, no code.
+_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
+_OUR_FILES = {
+    "config.json",
+    "model.safetensors",
+    "inner_rates.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of that path or, where there is none and it reads like one, of that name on the Hugging Face hub."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{name}: found a file, expected a model folder")
+    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
+        raise UserError(f"{name}: no such folder, expected a model folder or a name on the Hugging Face hub")
+    import huggingface_hub  # only here: slow to import, and most runs never need it
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        # Offline, unknown, gated: every library below raises its own; the user needs the name and the reason.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub: {reason}") from error
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `folder` once all is written and on disk.
+
+    Raises `UserError` where `folder` holds anything but a model, for that would be lost.
+    """
+    check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, for a rename is atomic only within one file system.
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        new.chmod(0o755)  # mkdtemp's own 0700 would lock out everyone else
+        yield new
+        for path in (*new.iterdir(), new):
+            sync(path)
+        _swap(new, folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises `UserError` where `folder` holds anything but a model."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder to write a model to")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OUR_FILES) if folder.is_dir() else []
+    if foreign:
+        raise UserError(f"{folder}: found {foreign[0]}, expected a new folder or one that holds nothing but a model")
+
+
+def _swap(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+        return
+    # A folder with files in it cannot be renamed over: the old one steps aside for an instant.
+    old = new.with_suffix(".old")
+    folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old)

@@ -1,0 +1,1 @@
+"""The `gpt` command's rooms: one file a command."""

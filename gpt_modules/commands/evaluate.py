@@ -1,0 +1,109 @@
+"""`gpt evaluate`: a model folder on tasks, with no, one or a few demonstrations."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt_modules.commands.arguments import Arguments
+from gpt_modules.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_modules.evaluation.tasks.definitions import EvaluationTask
+    from gpt_modules.evaluation.tasks.measure import Settings
+
+DESCRIPTION = """Measure a model folder on tasks, zero-, one- and few-shot. Results go to OUTPUT/results.json and to the
+screen; started again with the same settings, a run that was cut off goes on."""
+
+
+def main(words: list[str]) -> None:
+    """`gpt evaluate --model FOLDER --tasks NAME... --shots 0,1,5 --output DIR`.
+
+    Raises:
+        UserError: For a mistake in an argument, a task's file or its data.
+    """
+    options = _parser().parse_args(words)
+    tasks, shots = _tasks(options), _shots(options.shots)
+    from gpt_modules.evaluation.tasks.measure import Settings
+
+    settings = Settings(options.limit, options.seed, not options.no_end_token, options.batch_tokens)
+    _run(options, tasks, shots, settings)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="gpt evaluate", description=DESCRIPTION)
+    parser.add_argument("--model", required=True, help="an exported folder, a transformers folder, or a hub name")
+    parser.add_argument("--tasks", required=True, nargs="+", metavar="TASK",
+                        help="files, or names of files in recipes/evaluation")  # fmt: skip
+    parser.add_argument("--shots", default="0", metavar="K,...", help="numbers of demonstrations (default 0)")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--source", metavar="FILE", help="the data in place of what the task names; for one task")
+    parser.add_argument("--demonstrations", metavar="FILE", help="the demonstrations likewise")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N items of each task only")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--items", action="store_true", help="write every item to DIR/items")
+    parser.add_argument("--no-end-token", action="store_true",
+                        help="begin prompts without an end token, as lm-evaluation-harness does")  # fmt: skip
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="of a batch (default 8192)")
+    return parser
+
+
+def _shots(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise UserError(f"--shots: found {text!r}, expected whole numbers parted by commas, such as 0,1,5")
+    return sorted({int(part) for part in parts})
+
+
+def _tasks(options: argparse.Namespace) -> "list[EvaluationTask]":
+    """The tasks of the command line, with the data that it names."""
+    from gpt_modules.evaluation.tasks.definitions import find_tasks
+
+    tasks = find_tasks(options.tasks)
+    changes = {key: getattr(options, key) for key in ("source", "demonstrations") if getattr(options, key) is not None}
+    if changes and len(tasks) > 1:
+        raise UserError(f"--{next(iter(changes))}: found {len(tasks)} tasks, expected one whose data it is")
+    return [dataclasses.replace(task, **changes) for task in tasks]
+
+
+def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list[int], settings: "Settings") -> None:
+    import torch
+
+    from gpt_modules.backbone import load_pretrained
+    from gpt_modules.data.text.tokenizers import Tokenizer
+    from gpt_modules.evaluation.tasks.measure import measure, prepare, read_data, shots_of
+    from gpt_modules.evaluation.tasks.results import Results, table_header, table_rows, weights_digest
+
+    data = [read_data(task, settings, shots) for task in tasks]  # a bad row is told before anything is measured
+    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_pretrained(options.model, kind="gpt").to(device), Tokenizer.load(options.model)
+    kept = {"model": options.model, "weights": weights_digest(options.model), "tokenizer": tokenizer.fingerprint}
+    kept |= {"limit": settings.limit, "seed": settings.seed, "end_token": settings.end_token}
+    results = Results(options.output, kept, {task.name: _definition(task, shots) for task in tasks})
+    names = [task.name for task in tasks]
+    _say(table_header(names))
+    for task, rows in zip(tasks, data, strict=True):
+        for count in shots_of(task, shots):
+            if results.has(task.name, count, options.items):
+                entry = next(one for one in results.entries if (one["task"], one["shots"]) == (task.name, count))
+            else:
+                work = prepare(task, rows, tokenizer, model.config.n_positions, count, settings)
+                entry = results.add(task.name, count, measure(work, model, tokenizer, settings), options.items)
+            _say(*table_rows(entry, names))
+
+
+def _definition(task: "EvaluationTask", shots: list[int]) -> dict[str, Any]:
+    """The task as plain values, with the SHA-256 of the data that it is measured with."""
+    from gpt_modules.data.rows.sources import fingerprint
+
+    found = {"source": fingerprint(task.source, task.split)}  # type: ignore[arg-type]
+    if task.kind != "perplexity" and task.demonstrations is not None and any(shots):
+        found["demonstrations"] = fingerprint(task.demonstrations, "train")
+    return {**task.to_dict(), "sha256": found}
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()

@@ -1,0 +1,151 @@
+"""A source of text as two streams of tokens, one to train on and one to validate with."""
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+
+from gpt_modules.data.corpus.documents import PIECE, Document, source_documents
+from gpt_modules.data.corpus.llmc import SUFFIX, open_llmc
+from gpt_modules.data.corpus.shard_writer import open_or_write_shards
+from gpt_modules.data.corpus.shards import FORMAT_VERSION, Tokens, between, is_shard_folder, join_tokens, open_shards
+from gpt_modules.data.rows.sources import Source, cache_folder, fingerprint, has_own_splits, name_of
+from gpt_modules.data.splits import Split, hash_fraction
+from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the stream validates instead
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A source of text, or of tokens that `gpt prepare` or llm.c have written.
+
+    Args:
+        source: See `PretrainingDataModule`.
+        validation: The source that validates; None: a part of this one.
+        validation_fraction: Of the documents by hash of their text or, of tokens and of fewer than 100 documents, of
+            the stream, whose end validates. Embedded and generated sources have a part of their own.
+        whole: Keep all of the source to train on; nothing of it validates.
+        text_field, cache_dir, streaming: See `PretrainingDataModule`.
+    """
+
+    source: Source
+    validation: Source | None = None
+    validation_fraction: float = 0.05
+    whole: bool = False
+    text_field: str = "text"
+    cache_dir: str | None = None
+    streaming: bool = False
+
+    @cached_property
+    def has_tokens(self) -> bool:
+        """Whether the source is tokens already.
+
+        Raises:
+            UserError: Some of it is.
+        """
+        kinds = {_is_tokens(item) for item in _listed(self.source)}
+        if len(kinds) > 1:
+            raise UserError(f"{name_of(self.source)}: found text and tokens in one source, expected either")
+        return kinds == {True}
+
+    def open(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | None]:
+        """(training, validation) tokens; text is encoded unless the cache has its tokens.
+
+        Raises:
+            UserError: The source or its tokens are not as they should be.
+        """
+        train = self._open_part("train", tokenizer)
+        if self.whole:
+            return train, None
+        if self.validation is not None:
+            return train, replace(self, source=self.validation, validation=None, whole=True).open_validation(tokenizer)
+        if self._cuts_stream:
+            cut = len(train) - max(1, round(self.validation_fraction * len(train)))
+            if cut < 1:
+                raise UserError(f"{name_of(self.source)}: found {len(train)} tokens, expected enough to hold some out")
+            return between(train, 0, cut), between(train, cut - 1, len(train))
+        return train, self._open_part("validation", tokenizer)
+
+    def open_validation(self, tokenizer: Tokenizer) -> Tokens:
+        """Of a source that only validates: the tokens of its part for that, where it has one, else all of them."""
+        return self._open_part("validation", tokenizer)
+
+    def documents(self, split: Split) -> Iterator[Document]:
+        """The documents of one part, if the source is text."""
+        if self.has_tokens:
+            raise UserError(f"{name_of(self.source)}: found tokens, expected text to train a tokenizer on")
+        if not self._splits_by_hash:
+            yield from self._texts(split)
+            return
+        for document in self._texts("train"):
+            blocks = iter(document)
+            opening = next(blocks, "")  # of a long text, its beginning decides
+            if (hash_fraction(opening[:PIECE]) < self.validation_fraction) == (split == "validation"):
+                yield chain([opening], blocks)
+
+    def key(self, split: Split, *parts: str) -> str:
+        """A folder name that changes with a part's content and with all that decides what is made of it."""
+        content = self._content if not has_own_splits(self.source) else fingerprint(self.source, split)
+        kept = str(self.validation_fraction) if self._splits_by_hash else "all"
+        fields = (content, split, kept, self.text_field, *parts)
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:24]
+
+    @cached_property
+    def _content(self) -> str:
+        return fingerprint(self.source, "train")
+
+    def _open_part(self, split: Split, tokenizer: Tokenizer) -> Tokens:
+        if self.has_tokens:
+            stamps = cache_folder(self.cache_dir) / "checked"
+            return join_tokens(open_tokens(item, tokenizer, stamps) for item in _listed(self.source))
+        key = self.key(split, tokenizer.fingerprint, str(FORMAT_VERSION))
+        folder = cache_folder(self.cache_dir) / "shards" / key
+        return open_or_write_shards(folder, self.documents(split), tokenizer)
+
+    @property
+    def _splits_by_hash(self) -> bool:
+        return not self.whole and self.validation is None and not has_own_splits(self.source) and not self._cuts_stream
+
+    @cached_property
+    def _cuts_stream(self) -> bool:
+        if self.whole or self.validation is not None or has_own_splits(self.source):
+            return False
+        return self.has_tokens or sum(1 for _ in islice(self._texts("train"), FEW_DOCUMENTS)) < FEW_DOCUMENTS
+
+    def _texts(self, split: Split) -> Iterator[Document]:
+        return source_documents(
+            self.source, split, cache_dir=self.cache_dir, streaming=self.streaming, text_field=self.text_field
+        )
+
+
+def open_tokens(item: str, tokenizer: Tokenizer, stamps: Path | None = None) -> Tokens:
+    """The tokens of a folder that `gpt prepare` wrote, or of llm.c's files by name or glob.
+
+    Raises:
+        UserError: They are not whole or not this tokenizer's.
+    """
+    path = Path(item).expanduser()
+    if is_shard_folder(path):
+        return open_shards(path, tokenizer, stamps)[0]
+    files = [path] if path.exists() or not glob.has_magic(item) else sorted(_glob(path))
+    if not files:
+        raise UserError(f"{item}: found no file, expected llm.c's token files")
+    return join_tokens(open_llmc(file, tokenizer.vocab_size, stamps) for file in files)
+
+
+def _is_tokens(item: str) -> bool:
+    return item.endswith(SUFFIX) or is_shard_folder(Path(item).expanduser())
+
+
+def _glob(path: Path) -> Iterator[Path]:
+    return (Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+
+
+def _listed(source: Source) -> list[str]:
+    return [source] if isinstance(source, str) else list(source)

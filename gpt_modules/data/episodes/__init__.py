@@ -1,0 +1,1 @@
+"""Tasks drawn from families, for meta-learning: a few examples to adapt on, others to judge by."""

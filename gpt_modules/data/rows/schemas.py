@@ -1,0 +1,149 @@
+"""What a row must look like, one schema a procedure; a row that does not is refused with its field, what was found
+and expected.
+
+pretraining  {"text": str}
+sft          {"prompt": str, "response": str} or {"messages": [{"role": "system"|"user"|"assistant", "content": str},
+             ...]}
+reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (parallel lists; 1 is best, equal is a tie)
+             or {"prompt": str, "chosen": str, "rejected": str}
+ppo          {"prompt": str}
+finetuning   columns of any name: `labelled` checks them
+
+Further fields are ignored.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from gpt_modules.data.splits import Row
+
+Schema = Literal["pretraining", "sft", "reward", "ppo"]
+Check = Callable[[object], Row]
+"""A record's row; raises `FieldError` where it does not fit."""
+
+ROLES = ("system", "user", "assistant")
+
+
+class FieldError(ValueError):
+    """A field that does not fit: `field: found ..., expected ...`."""
+
+    def __init__(self, field: str, found: str, expected: str) -> None:
+        super().__init__(f"{field}: found {found}, expected {expected}")
+
+
+def check_row(record: object, schema: Schema, text_field: str = "text") -> Row:
+    """The row with just its schema's fields; a comparison comes back as responses and ranking.
+
+    Args:
+        record: What a file or the hub holds.
+        schema: The procedure that is to read it.
+        text_field: For pretraining: the field that holds the text.
+
+    Raises:
+        FieldError: A field is missing, null, empty or of another type.
+    """
+    record = mapping_of(record)
+    if schema == "pretraining":
+        return {"text": text_of(record, text_field)}
+    if schema == "ppo":
+        return {"prompt": text_of(record, "prompt")}
+    return _demonstration(record) if schema == "sft" else _comparison(record)
+
+
+def describe(value: object) -> str:
+    """A value in words for an error message, short."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        shown = repr(value[:40]) + ("..." if len(value) > 40 else "")
+        return f"the text {shown}" if value.strip() else "empty text"
+    if isinstance(value, bool | int | float):
+        return f"the {'truth value' if isinstance(value, bool) else 'number'} {value}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+
+
+def mapping_of(record: object) -> Mapping[Any, Any]:
+    """The record, if it has named fields."""
+    if not isinstance(record, Mapping):
+        raise FieldError("row", describe(record), "an object with named fields")
+    return record
+
+
+def no_such_field(record: Mapping[Any, Any]) -> str:
+    """What was found in place of a field that is missing."""
+    return f"no such field among {sorted(map(str, record))[:8]}"
+
+
+def text_of(record: Mapping[Any, Any], field: str, name: str | None = None) -> str:
+    """The text in a field, which must have some; `name` is the field's in an error message."""
+    name = name or field
+    if field not in record:
+        raise FieldError(name, no_such_field(record), "text")
+    value = record[field]
+    if not isinstance(value, str) or not value.strip():
+        raise FieldError(name, describe(value), "non-empty text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise FieldError(name, "half of a surrogate pair", "text that UTF-8 can hold") from None
+    return value
+
+
+def items_of(record: Mapping[Any, Any], field: str) -> list[Any]:
+    """The list in a field, which must not be empty."""
+    if field not in record:
+        raise FieldError(field, no_such_field(record), "a list")
+    value = record[field]
+    if not isinstance(value, list) or not value:
+        raise FieldError(field, "an empty list" if value == [] else describe(value), "a list")
+    return value
+
+
+def texts_of(record: Mapping[Any, Any], field: str) -> list[str]:
+    """The texts in a list, none of them empty."""
+    return [text_of({"": item}, "", f"{field}[{i}]") for i, item in enumerate(items_of(record, field))]
+
+
+def _demonstration(record: Mapping[Any, Any]) -> Row:
+    if record.get("messages") is None:
+        return {"prompt": text_of(record, "prompt"), "response": text_of(record, "response")}
+    messages = [_message(item, i) for i, item in enumerate(items_of(record, "messages"))]
+    if all(message["role"] != "assistant" for message in messages):
+        raise FieldError("messages", "no turn of the assistant", "at least one to learn from")
+    return {"messages": messages}
+
+
+def _message(item: object, i: int) -> dict[str, str]:
+    name = f"messages[{i}]"
+    if not isinstance(item, Mapping):
+        raise FieldError(name, describe(item), "an object with role and content")
+    role = text_of(item, "role", f"{name}.role")
+    if role not in ROLES:
+        raise FieldError(f"{name}.role", describe(role), " or ".join(ROLES))
+    return {"role": role, "content": text_of(item, "content", f"{name}.content")}
+
+
+def _comparison(record: Mapping[Any, Any]) -> Row:
+    prompt = text_of(record, "prompt")
+    if record.get("responses") is None and record.get("chosen", record.get("rejected")) is not None:
+        return {
+            "prompt": prompt,
+            "responses": [text_of(record, "chosen"), text_of(record, "rejected")],
+            "ranking": [1, 2],
+        }
+    responses = texts_of(record, "responses")
+    if len(responses) < 2:
+        raise FieldError("responses", "a list of 1", "at least 2 to compare")
+    return {"prompt": prompt, "responses": responses, "ranking": _ranking(record, len(responses))}
+
+
+def _ranking(record: Mapping[Any, Any], count: int) -> list[int]:
+    ranking = items_of(record, "ranking")
+    if len(ranking) != count:
+        raise FieldError("ranking", f"{len(ranking)} ranks", f"{count}, one for each response")
+    for i, rank in enumerate(ranking):
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise FieldError(f"ranking[{i}]", describe(rank), "a whole number from 1 (best)")
+    return list(ranking)

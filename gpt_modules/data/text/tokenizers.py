@@ -1,0 +1,318 @@
+"""Text to token ids and back: GPT-2's byte-level BPE, GPT-1's lower-cased BPE, one of either kind or of characters
+trained on your text, or one that travels with saved weights.
+
+Byte-level BPE: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.2; for GPT-1's see
+`gpt1_bpe`. The merging itself is done by the `tokenizers` library; this file fixes what a language model in this
+package may rely on (one end token, no surprises in data).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache, cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
+from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
+from gpt_modules.errors import UserError
+
+TokenizerKind = Literal["gpt2", "gpt1", "characters"]
+END_OF_TEXT = "<|endoftext|>"
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """A `tokenizers.Tokenizer` with a known end token.
+
+    Text is data: a text that happens to contain the characters `<|endoftext|>` is encoded as those characters, never
+    as the end token. No token is added before or after a text, and nothing is padded or truncated here.
+
+    GPT-1's kind (words that end in `</w>`) differs in two ways. Text is mended by `ftfy` before it is encoded, which
+    `transformers` does not do with the same `tokenizer.json`. And `decode` gives lower-cased text in plain spacing, not
+    the text that was encoded.
+
+    Args:
+        backend: The library's tokenizer.
+        eos: The token that ends a document or an answer; it must be in the vocabulary.
+
+    Raises:
+        UserError: The vocabulary lacks `eos`.
+    """
+
+    START = "_start_"
+    DELIMITER = "_delimiter_"
+    EXTRACT = "_classify_"
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos: str = END_OF_TEXT) -> None:
+        eos_id = backend.token_to_id(eos)
+        if eos_id is None:
+            raise UserError(f"tokenizer: found no token {eos!r} in its vocabulary, expected the end token")
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True  # as text; not stored in the JSON, so set at every construction
+        self._backend = backend
+        self._mends = getattr(backend.model, "end_of_word_suffix", None) == WORD_END
+        self.eos = eos
+        self.eos_id: int = eos_id
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without special tokens."""
+        return self._backend.encode(mend(text) if self._mends else text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, on all cores; equal to `[encode(text) for text in texts]`."""
+        texts = [mend(text) for text in texts] if self._mends else list(texts)
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of ids; bytes that are no valid UTF-8 become U+FFFD. `skip_special` leaves out the end token."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id: the rows that an embedding needs."""
+        return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+
+    def with_task_tokens(self) -> Tokenizer:
+        """This tokenizer with the tokens of labelled rows (start, delimiter, extract) added as its last ids, in this
+        order; itself where it has them.
+
+        Source: Radford et al. 2018, section 3.3; the names are those of the original code.
+        """
+        names = [name for name in self._task_tokens() if self._backend.token_to_id(name) is None]
+        if not names:
+            return self
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+        return Tokenizer(backend, self.eos)
+
+    @property
+    def task_ids(self) -> tuple[int, int, int]:
+        """Ids of the start, delimiter and extract tokens.
+
+        Raises:
+            UserError: The vocabulary lacks one.
+        """
+        start, delimiter, extract = (self._task_id(name) for name in self._task_tokens())
+        return start, delimiter, extract
+
+    @classmethod
+    def _task_tokens(cls) -> tuple[str, str, str]:
+        return cls.START, cls.DELIMITER, cls.EXTRACT
+
+    def _task_id(self, name: str) -> int:
+        found = self._backend.token_to_id(name)
+        if found is None:
+            raise UserError(f"tokenizer: found no token {name!r}, expected the tokens of labelled rows (fine-tuning)")
+        return found
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer's JSON and its end token: equal for tokenizers that behave alike."""
+        return hashlib.sha256(f"{self.eos}\n{self.to_json()}".encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The library's JSON, the content of `tokenizer.json`."""
+        return self._backend.to_str()
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `tokenizer.json` and `tokenizer_config.json` (for `transformers`) into a folder; returns the
+        former's path.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos,
+            "bos_token": self.eos,
+            "unk_token": self.eos if self._backend.token_to_id(UNKNOWN) is None else UNKNOWN,
+        }
+        _replace(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        _replace(folder / TOKENIZER_FILE, self.to_json())
+        return folder / TOKENIZER_FILE
+
+    @classmethod
+    def gpt2(cls) -> Tokenizer:
+        """GPT-2's and GPT-3's tokenizer, ids as OpenAI's (50,257 of them), rebuilt from the merges that ship with
+        this package.
+        """
+        return _gpt2()
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, kind: TokenizerKind = "gpt2") -> Tokenizer:
+        """A vocabulary of your own text, `<|endoftext|>` as the last id like GPT-2's.
+
+        Args:
+            texts: Read once.
+            vocab_size: Ids in all; fewer come out where the text is too small to have that many merges or characters.
+            kind: "gpt2": BPE of bytes, so that any text survives. "gpt1": BPE of lower-cased words (`gpt1_bpe.train`).
+                "characters": one id a character, the most frequent of them; others become `<unk>`.
+
+        Raises:
+            UserError: `vocab_size` is below 257 (256 bytes and the end token), for characters below 3.
+        """
+        if kind == "characters":
+            return cls(_with_end(_characters(texts, vocab_size - 1)))
+        if vocab_size < 257:
+            raise UserError(f"vocab_size: found {vocab_size}, expected at least 257 (256 bytes and {END_OF_TEXT})")
+        if kind == "gpt1":
+            return cls(_with_end(build(train(texts, vocab_size - 1))))
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+        backend.train_from_iterator(texts, trainer=trainer)
+        return cls(_with_end(_byte_level(backend.model)))
+
+    @classmethod
+    def load(cls, name: str | Path) -> Tokenizer:
+        """Opens "gpt2" (embedded), a folder with `tokenizer.json` or the two files of a vocabulary
+        (`vocabularies.VOCABULARY_FILES`), such a `tokenizer.json`, or a model's name on the hub.
+
+        The end token is `<|endoftext|>`, else what `tokenizer_config.json` says, else, for GPT-1's kind, the newline:
+        the released vocabulary has no end token, and the newline is the only separator in it. A paragraph then counts
+        as a document.
+
+        Raises:
+            UserError: Nothing there, not a tokenizer, or no end token in it.
+        """
+        if name == "gpt2" and not Path("gpt2").exists():
+            return cls.gpt2()
+        path = _find(str(name))
+        file = path / TOKENIZER_FILE if path.is_dir() else path
+        backend = _read(file) if file.is_file() else _build(path)
+        return cls(backend, _end_token(file, backend))
+
+
+def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _characters(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
+    """`<unk>` and the most frequent characters, in the order of Unicode: a BPE that has nothing to merge."""
+    if size < 2:
+        raise UserError(f"vocab_size: found {size + 1}, expected at least 3 ({UNKNOWN}, a character and {END_OF_TEXT})")
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    frequent = sorted(counts, key=lambda character: (-counts[character], character))[: size - 1]
+    vocabulary = {symbol: i for i, symbol in enumerate([UNKNOWN, *sorted(frequent)])}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN))
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _with_end(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return backend
+
+
+def _build(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a vocabulary in two files."""
+    found = find_vocabulary(folder)
+    if found is None:
+        raise UserError(f"{folder}: found no {TOKENIZER_FILE} in this folder, expected one beside the weights")
+    model = read_vocabulary(*found)
+    backend = build(model) if model.end_of_word_suffix == WORD_END else _byte_level(model)
+    # Marked, never added: the weights would have no row for a new id.
+    return backend if backend.token_to_id(END_OF_TEXT) is None else _with_end(backend)
+
+
+@cache
+def _gpt2() -> Tokenizer:
+    """Built once a process: it takes half a second, and nothing changes a tokenizer."""
+    merges = _gpt2_merges()
+    symbols = _gpt2_alphabet() + [left + right for left, right in merges]
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    return Tokenizer(_with_end(_byte_level(models.BPE(vocab=vocabulary, merges=merges))))
+
+
+def _gpt2_alphabet() -> list[str]:
+    """The 256 symbols that stand for bytes, in the order of their ids: bytes that print first, then the rest, renamed
+    from 256 on.
+    """
+    printable = [chr(b) for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
+    return printable + [chr(256 + i) for i in range(256 - len(printable))]
+
+
+def _gpt2_merges() -> list[tuple[str, str]]:
+    text = (files("gpt_modules.data.builtin") / "embedded" / "vocab.bpe").read_text(encoding="utf-8")
+    pairs = [line.split(" ") for line in text.split("\n")[1:] if line]
+    return [(left, right) for left, right in pairs]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _find(name: str) -> Path:
+    """A file or folder here, or the folder of a download."""
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".json"):
+        raise UserError(f"{name}: found no such file or folder, expected a tokenizer")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [TOKENIZER_FILE, "tokenizer_config.json", "vocab.json", "merges.txt"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises a dozen kinds, all meaning: not to be had
+        raise UserError(
+            f"{name}: found no such folder and no such model on the hub ({type(error).__name__})"
+        ) from error
+
+
+def _read(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:  # a panic in the library's Rust code is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: found no readable tokenizer ({reason}), expected the JSON of the tokenizers library"
+        ) from error
+
+
+def _end_token(path: Path, backend: tokenizers.Tokenizer) -> str:
+    if backend.token_to_id(END_OF_TEXT) is not None:
+        return END_OF_TEXT
+    config: Any = {}
+    beside = path.with_name("tokenizer_config.json")
+    if beside.is_file():
+        try:
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{beside}: found broken JSON, expected transformers' tokenizer settings") from error
+    eos = config.get("eos_token") if isinstance(config, dict) else None
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    if eos is None and backend.token_to_id(NEWLINE) is not None:
+        return NEWLINE
+    if not isinstance(eos, str) or backend.token_to_id(eos) is None:
+        where = path if path.is_file() else path.parent
+        raise UserError(f"{where}: found no {END_OF_TEXT} and no eos_token, expected a vocabulary with an end token")
+    return eos

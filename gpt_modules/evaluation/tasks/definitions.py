@@ -1,0 +1,213 @@
+"""What an evaluation task is: a short YAML file that names its data, how a row becomes a question, and how an answer is
+judged. Found by name in `recipes/evaluation/`, or by path.
+
+Source: Radford et al. 2019, section 3; Brown et al. 2020, section 2.4.
+
+choice      Which of some answers fits the context? The one with the best score (`scoring`).
+cloze       The word that ends a text: right when each of its tokens is the model's first choice (LAMBADA).
+partial     One continuation under several contexts: right when it is likeliest under the right one (Winograd).
+generate    Free-form: the model writes on, and what it wrote is compared with one or more references.
+perplexity  How well a whole text is predicted, a word, character or byte.
+
+A template is text with `{field}` in it, replaced by that field of the row, and nothing else: no attributes, no formats.
+Fields inside a field have both names, `{answers.text}`. Without templates, rows as commonly shipped are read:
+{context, continuation}, {context, completion}, {query, choices, gold}, {context_options, continuation, gold}.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
+
+from gpt_modules.errors import UserError
+from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
+from gpt_modules.storage.recipes import read_recipe
+
+TaskKind = Literal["choice", "cloze", "partial", "generate", "perplexity"]
+Scoring = Literal["sum", "token", "character", "byte", "ratio"]
+Metric = Literal["exact_match", "normalized_exact_match", "f1", "bleu", "rouge"]
+Draw = Literal["item", "task"]
+Texts = str | tuple[str, ...]
+
+FOLDER = Path("recipes/evaluation")
+_SHOWN = ("demonstrations", "draw", "instruction", "separator", "delimiter")
+_GOLD = ("choices", "gold", "labels")
+_GENERATED = ("metrics", "stop", "max_new_tokens", "temperature", "top_k", "beams", "length_penalty", "sentences")
+_NAMED: dict[str, Any] = {"kind": TaskKind, "scoring": Scoring, "draw": Draw, "metrics": Metric}
+_KEYS: dict[str, tuple[str, ...]] = {
+    "choice": (*_SHOWN, *_GOLD, "context", "scoring", "answer_context"),
+    "cloze": (*_SHOWN, "text", "context", "target", "detokenizer"),
+    "partial": (*_SHOWN, *_GOLD, "text", "placeholder", "target"),
+    "generate": (*_SHOWN, *_GENERATED, "context", "target"),
+    "perplexity": ("text", "detokenizer", "stride"),
+}
+
+
+@dataclass(frozen=True)
+class EvaluationTask:
+    """A task as its file says. Raises `UserError`, one line naming the key, for what no task can be."""
+
+    name: str
+    kind: TaskKind
+    source: Texts
+    """Files, folders or globs, "synthetic:2D+", or a name on the hub (`data.sources`)."""
+    split: str = "validation"
+    """Of a source that has several; files are taken whole."""
+    demonstrations: Texts | None = None
+    """The source of the K demonstrations, its training split; by default the task's own source, without the item."""
+    draw: Draw = "item"
+    """item: demonstrations anew for each item (Brown et al. 2020, section 2.4). task: the same for all, which share
+    the work of reading them."""
+    instruction: str = ""
+    """Stands in front, before the demonstrations."""
+    separator: str = "\n\n"
+    """Between the instruction, the demonstrations and the question."""
+    delimiter: str = " "
+    """Between a context and what continues it, unless one of them has white space there."""
+    context: str | None = None
+    """Template; by default the field `query` or `context`."""
+    target: str | None = None
+    """Template of what continues the context; by default the field `continuation` or `completion`. generate: a field
+    that holds a list gives several references."""
+    text: str | None = None
+    """cloze: template of the whole text, whose last word is the target; `context` and `target` may then use the fields
+    {context} and {target}. partial: template of a text in which the choices stand for `placeholder`. perplexity: the
+    field that holds the text."""
+    placeholder: str = "_"
+    choices: Texts | None = None
+    """A template that is one field, a list; or one template an answer."""
+    gold: str = "{gold}"
+    """Template of the right choice: its number from 0, its letter, or its text; or one of `labels`."""
+    labels: Texts | None = None
+    """What `gold` says in place of 0, 1, ...: a list, or a template that is one field, a list."""
+    scoring: Scoring = "token"
+    """Of a choice's log-probability: `sum`; a `token`, `character` or `byte`; or the `ratio` of its probability after
+    the context to that after `answer_context`."""
+    answer_context: str = "Answer:"
+    metrics: tuple[Metric, ...] = ("exact_match",)
+    stop: tuple[str, ...] = ("\n",)
+    """An answer ends before the first of these, or with the end token."""
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int | None = None
+    beams: int = 1
+    length_penalty: float = 0.6
+    sentences: int | None = None
+    """Keep so many sentences of an answer."""
+    detokenizer: str | None = None
+    stride: int | None = None
+    """perplexity: tokens that each window predicts; by default as many as the model's context has."""
+
+    def __post_init__(self) -> None:
+        if self.detokenizer is not None:
+            _check_one_of("detokenizer", self.detokenizer, tuple(DETOKENIZERS))
+        for key in ("max_new_tokens", "beams", "top_k", "sentences", "stride"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise UserError(f"{key}: found {value}, expected at least 1")
+        for key in ("name", "source", "metrics", "placeholder", "demonstrations", "labels"):
+            if getattr(self, key) in ("", ()):
+                raise UserError(f"{key}: found nothing, expected something")
+        if self.temperature < 0.0 or (self.temperature > 0.0 and self.beams > 1):
+            raise UserError(f"temperature: found {self.temperature} with {self.beams} beams, expected 0 or more, and 0 "
+                            "with more than one beam")  # fmt: skip
+        if isinstance(self.choices, tuple) and len(self.choices) < 2:
+            raise UserError(f"choices: found {len(self.choices)}, expected at least 2 or one field that is a list")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values of the keys that its kind has."""
+        keys = ("name", "kind", "source", "split", *_KEYS[self.kind])
+        found = {key: getattr(self, key) for key in keys}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+
+def find_tasks(names: Sequence[str]) -> list[EvaluationTask]:
+    """The tasks of files, or of names in `recipes/evaluation/` under the current directory; a file whose one key is
+    `tasks` stands for those that it lists.
+
+    Raises:
+        UserError: No such task (the known ones are listed), a file that describes none, or two of one name.
+    """
+    tasks: list[EvaluationTask] = []
+    for path in map(_find, names):
+        values = read_recipe(path)
+        listed = values.get("tasks")
+        if list(values) == ["tasks"] and isinstance(listed, list) and all(isinstance(one, str) for one in listed):
+            tasks += [read_task(_find(one)) for one in listed]
+        else:
+            tasks.append(read_task(path))
+    found = [task.name for task in tasks]
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise UserError(f"tasks: found {twice} twice, expected each name once")
+    return tasks
+
+
+def _find(name: str) -> Path:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    if (FOLDER / f"{name}.yaml").is_file():
+        return FOLDER / f"{name}.yaml"
+    known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml"))) or f"no file in {FOLDER}"
+    raise UserError(f"{name}: no such task, expected a .yaml file or one of: {known}")
+
+
+def read_task(path: Path) -> EvaluationTask:
+    """The task that a YAML file describes; its name is the file's unless the file says another."""
+    values = {"name": path.stem, **read_recipe(path)}
+    try:
+        return task_from(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def task_from(values: Mapping[str, Any]) -> EvaluationTask:
+    """The task of plain values, each of its key's type.
+
+    Raises:
+        UserError: A key is missing, unknown, not one of the kind's, or its value is of another type.
+    """
+    for key in ("kind", "source"):
+        if key not in values:
+            raise UserError(f"{key}: found no such key, expected one")
+    _check_one_of("kind", values["kind"], get_args(TaskKind))
+    known = ("name", "kind", "source", "split", *_KEYS[values["kind"]])
+    for key in values:
+        if key not in known:
+            raise UserError(f"{key}: found this key, expected one of {values['kind']}'s: {', '.join(known)}")
+    types = {field.name: field.type for field in dataclasses.fields(EvaluationTask)}
+    return EvaluationTask(**{key: _typed(key, value, types[key]) for key, value in values.items()})
+
+
+def _typed(key: str, value: Any, kind: Any) -> Any:
+    """A value of YAML as the type of a field."""
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    listed = any(get_origin(option) is tuple for option in options)
+    if key in _NAMED:
+        for name in value if isinstance(value, list) else [value]:
+            _check_one_of(key, name, get_args(_NAMED[key]))
+    text = str in options or (key in _NAMED and not listed)
+    if value is None and NoneType in options:
+        return None
+    if listed and isinstance(value, list) and all(_is_text(item) for item in value):
+        return tuple(map(str, value))
+    if text and isinstance(value, str):
+        return value
+    if not isinstance(value, bool) and isinstance(value, int) and (int in options or float in options):
+        return value
+    if float in options and isinstance(value, float):
+        return value
+    wanted = {"text": text, "a list of texts, in quotation marks where YAML reads something else": listed}
+    wanted |= {"a whole number": int in options, "a number": float in options}
+    raise UserError(f"{key}: found {value!r}, expected {' or '.join(name for name, is_so in wanted.items() if is_so)}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+
+
+def _check_one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{key}: found {value!r}, expected one of {', '.join(known)}")

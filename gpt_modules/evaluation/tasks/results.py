@@ -1,0 +1,123 @@
+"""Results on disk and on the screen: `results.json`, the items of each task, and a table.
+
+A folder holds the results of one model under one set of settings. They are written after every task and number of
+demonstrations, so a run that is cut off goes on where it was when it is started again.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_modules.backbone.folders.replacing import find_folder
+from gpt_modules.errors import UserError
+from gpt_modules.evaluation.tasks.measure import Result
+from gpt_modules.storage.durable import replace_durably
+
+FILE = "results.json"
+_WEIGHTS = (".safetensors", ".bin", ".npy")
+_COLUMNS = f"{'shots':>5}  {'metric':<22}  {'value':>10}  {'std. error':>10}  {'n':>6}"
+
+
+class Results:
+    """The results in a folder, its earlier ones included.
+
+    Args:
+        folder: made where there is none.
+        settings: plain values; what the earlier results must have been measured with.
+        tasks: name -> definition, plain values.
+
+    Raises:
+        UserError: The folder holds results of other settings or of another definition of a task.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+        self.folder = folder
+        self.settings = dict(settings)
+        self.tasks: dict[str, Any] = dict(tasks)
+        self.entries: list[dict[str, Any]] = []
+        if (folder / FILE).exists():
+            self._go_on()
+
+    def has(self, task: str, shots: int, items: bool) -> bool:
+        """Whether a task was measured at K demonstrations, its items written too where they are wanted."""
+        known = any((entry["task"], entry["shots"]) == (task, shots) for entry in self.entries)
+        return known and (not items or self._items(task, shots).exists())
+
+    def add(self, task: str, shots: int, result: Result, items: bool) -> dict[str, Any]:
+        """Note a result and write everything; its entry."""
+        entry = {"task": task, "shots": shots, **_plain(result)}
+        self.entries = [old for old in self.entries if (old["task"], old["shots"]) != (task, shots)] + [entry]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if items:
+            self._items(task, shots).parent.mkdir(exist_ok=True)
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
+            replace_durably(self._items(task, shots), "".join(lines))
+        document = {"settings": self.settings, "tasks": self.tasks, "results": self.entries}
+        replace_durably(self.folder / FILE, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        return entry
+
+    def _items(self, task: str, shots: int) -> Path:
+        return self.folder / "items" / f"{task}-{shots}.jsonl"
+
+    def _go_on(self) -> None:
+        path = self.folder / FILE
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            settings, tasks, entries = document["settings"], document["tasks"], document["results"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(f"{path}: found no readable results, expected those of an earlier run") from error
+        for key in [*self.settings, *settings]:
+            if key != "model" and settings.get(key) != self.settings.get(key):
+                found = f"found results of {settings.get(key)}, expected {self.settings.get(key)}"
+                raise UserError(f"{path}: {key}: {found}; choose another --output")
+        for name in set(tasks) & set(self.tasks):
+            # Zero-shot alone leaves the demonstrations unread, so their checksum may be new or not needed now.
+            known, checksums = self.tasks[name], tasks[name]["sha256"] | self.tasks[name]["sha256"]
+            if {**tasks[name], "sha256": checksums} != {**known, "sha256": known["sha256"] | tasks[name]["sha256"]}:
+                raise UserError(f"{path}: {name}: found results of another definition or of other data of this task, "
+                                "expected the same; choose another --output")  # fmt: skip
+            self.tasks[name] = {**known, "sha256": checksums}
+        self.tasks = {**tasks, **self.tasks}
+        self.entries = entries
+
+
+def weights_digest(model: str) -> str:
+    """SHA-256 of the weights and configuration in a model folder."""
+    folder, digest = find_folder(model), hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _WEIGHTS or path.name == "config.json":
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def table_header(names: Sequence[str]) -> str:
+    """The first line of a table of these tasks."""
+    return f"{'task':<{_width(names)}}  {_COLUMNS}"
+
+
+def table_rows(entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The lines of one result, one a metric, and one more where prompts lost something to the model's context."""
+    lines = []
+    for name, metric in entry["metrics"].items():
+        error = "" if metric["standard_error"] is None else f"{metric['standard_error']:.4g}"
+        value = f"{metric['value']:.4f}" if metric["value"] < 1e5 else f"{metric['value']:.4g}"
+        lines.append(f"{entry['task']:<{_width(names)}}  {entry['shots']:>5}  {name:<22}  {value:>10}  {error:>10}  "
+                     f"{entry['n']:>6}")  # fmt: skip
+    if entry["shortened"] or entry["cut"]:
+        lines.append(f"  of {entry['n']} items, {entry['shortened']} had room for fewer than {entry['shots']} "
+                     f"demonstrations, {entry['cut']} lost the beginning of their context")  # fmt: skip
+    return lines
+
+
+def _width(names: Sequence[str]) -> int:
+    return max(4, *map(len, names))
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    metrics = {name: {"value": one.value, "standard_error": one.standard_error} for name, one in result.metrics.items()}
+    return {"metrics": metrics, "n": result.n, "shortened": result.shortened, "cut": result.cut,
+            "seconds": round(result.seconds, 3)}  # fmt: skip

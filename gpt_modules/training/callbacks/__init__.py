@@ -1,0 +1,1 @@
+"""What accompanies a run: checkpoints, guards, progress, samples, exports and the summary."""

@@ -1,0 +1,231 @@
+"""Checkpoints that survive: atomic, verified, resumed exactly, and written when the run is told to stop.
+
+Lightning stages a checkpoint in TMPDIR and moves it, which is not atomic across file systems; it reads a flipped bit
+without noticing;
+it stores no random state; and it ends with status 0 on SIGTERM. Each class here closes one of these gaps.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.durable import write_durably
+
+CHECKPOINT_NAME = re.compile(r"step=(\d+)\.ckpt$")
+
+
+def digest_path(checkpoint: Path) -> Path:
+    """Where the digest of a checkpoint lies."""
+    return checkpoint.with_name(checkpoint.name + ".sha256")
+
+
+def verifies(checkpoint: Path) -> bool:
+    """True if the file is what was written: present, and its digest is the one beside it."""
+    digest = digest_path(checkpoint)
+    return checkpoint.is_file() and digest.is_file() and digest.read_text().strip() == sha256_of(checkpoint)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The checkpoint of the latest step that verifies; each newer one that does not is named in a warning.
+
+    Raises:
+        UserError: when there is none. A resume never becomes a silent fresh start.
+    """
+    found = sorted(
+        (path for path in folder.glob("step=*.ckpt") if CHECKPOINT_NAME.search(path.name)),
+        key=lambda path: int(path.stem.removeprefix("step=")),
+    )
+    for path in reversed(found):
+        if verifies(path):
+            return path
+        rank_zero_warn(f"{path}: damaged (digest does not match); trying the one before it")
+    raise UserError(
+        f"{folder}: {len(found)} checkpoints found, none of them intact; expected at least one to resume from"
+    )
+
+
+class VerifiedCheckpointIO(TorchCheckpointIO):
+    """Writes in place of the final name only what is complete, with its digest; reads only what verifies, and only
+    plain data.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write the file and its digest; the digest appears first, so a visible checkpoint can always be judged."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(temporary: Path) -> None:
+            torch.save(checkpoint, temporary)
+            digest = sha256_of(temporary)
+            write_durably(digest_path(target), lambda file: file.write_text(digest + "\n"))
+
+        write_durably(target, write)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None, mmap: bool = False
+    ) -> dict[str, Any]:
+        """Read a verified checkpoint with `weights_only=True`, whatever the caller asked.
+
+        Args:
+            mmap: map the file into memory in place of a copy, for a caller that copies what it keeps.
+
+        Raises:
+            UserError: for a URL, a missing or damaged file, or one that holds more than plain data.
+        """
+        if "://" in str(path):
+            raise UserError(f"{path}: a checkpoint is read from a local file only, expected a path")
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"{path}: no such checkpoint")
+        if digest_path(path).is_file() and not verifies(path):
+            raise UserError(f"{path}: damaged, its digest does not match {digest_path(path).name}")
+        try:
+            to = map_location or ("cpu" if mmap else lambda storage, _: storage)
+            return dict(torch.load(path, map_location=to, weights_only=True, mmap=mmap))
+        except Exception as error:  # a damaged archive surfaces as any of seven types
+            raise UserError(f"{path}: not a checkpoint of plain data: {str(error).strip().splitlines()[0]}") from error
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Delete a checkpoint and its digest; one that cannot be deleted is a warning."""
+        for file in (Path(path), digest_path(Path(path))):
+            try:
+                file.unlink(missing_ok=True)
+            except OSError as error:
+                rank_zero_warn(f"{file}: could not be deleted: {error}")
+
+
+class ExactCheckpoint(Checkpoint):
+    """Saves every n optimizer steps and when a signal asks the run to stop; keeps the newest few.
+
+    On SIGTERM, SIGINT, SIGHUP or SIGUSR1 the step in flight is finished, with its validation if it has one, and saved;
+    then the process exits with 128 + the signal's number. A second signal ends it at once.
+
+    Args:
+        every_n_steps: optimizer steps between checkpoints.
+        keep: how many of the newest stay on disk; two at least, so that one may be damaged.
+    """
+
+    def __init__(self, every_n_steps: int = 200, keep: int = 2) -> None:
+        self.every_n_steps = every_n_steps
+        self.keep = max(2, keep)
+        self._requested: int | None = None
+        self._saved_step = -1
+        self._after_validation = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove what a killed save left behind."""
+        root = Path(trainer.default_root_dir)
+        self.folder = root / "checkpoints"
+        if trainer.is_global_zero and stage == "fit":
+            for leftover in (*self.folder.glob(".*.tmp"), *root.glob(".*.tmp"), *root.glob(".*.old")):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals; Lightning restores the earlier handlers when the run ends."""
+        self._saved_step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                signal.signal(number, self._request_stop)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._requested is not None:
+            os._exit(128 + number)
+        self._requested = number
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Save when due, never inside an accumulation window; leave when asked to."""
+        if trainer.global_step == self._saved_step:
+            return
+        if not self._asked_to_stop(trainer) and trainer.global_step % self.every_n_steps:
+            return
+        loop = trainer.fit_loop
+        self._after_validation = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        if not self._after_validation:
+            # Lightning logs the step only after this hook: a run killed between the two would leave a gap in the curve.
+            trainer._logger_connector.update_train_step_metrics()
+            self._save_and_leave(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A step that is validated is saved here: a run that resumes from a step does not validate it again."""
+        if self._after_validation:
+            self._after_validation = False
+            self._save_and_leave(trainer)
+
+    def _asked_to_stop(self, trainer: L.Trainer) -> bool:
+        stop = self._requested is not None
+        if trainer.world_size > 1:  # one rank may have been signalled alone, and a save is collective
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        return stop
+
+    def _save_and_leave(self, trainer: L.Trainer) -> None:
+        self.save(trainer)
+        if self._asked_to_stop(trainer):
+            raise SystemExit(128 + (self._requested or signal.SIGTERM))
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint of this step, then drop the oldest beyond `keep`."""
+        trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}.ckpt")
+        self._saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
+                trainer.strategy.remove_checkpoint(old)
+
+
+class RandomState(L.Callback):
+    """Stores the random state of torch, CUDA, numpy and Python of every rank, and puts it back before the first
+    resumed step.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[dict[str, Any]] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each rank's state as plain data; a collective call under a distributed strategy."""
+        kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        version, internal, gauss = random.getstate()
+        own: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+            "python": [version, list(internal), gauss],
+        }
+        ranks: list[Any] = [own]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            ranks = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(ranks, own)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the states until the first step: what happens before it draws numbers too."""
+        self._pending = state_dict["ranks"]
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Restore once."""
+        if self._pending is None:
+            return
+        own = self._pending[trainer.global_rank % len(self._pending)]
+        self._pending = None
+        torch.set_rng_state(own["torch"].cpu())
+        if own["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"].cpu())
+        kind, keys, position, has_gauss, cached = own["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+        version, internal, gauss = own["python"]
+        random.setstate((version, tuple(internal), gauss))

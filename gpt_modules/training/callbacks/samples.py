@@ -1,0 +1,38 @@
+"""What a model does, as a table of texts in TensorBoard."""
+
+from typing import Protocol, runtime_checkable
+
+import lightning.pytorch as L
+
+from gpt_modules.training.callbacks.writer import markdown_table, tensorboard
+from gpt_modules.training.sharding import is_sharded
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A module that can show what it does, as rows of a table."""
+
+    def sample_rows(self) -> list[dict[str, str]]:
+        """Rows with equal keys."""
+
+
+class SampleTable(L.Callback):
+    """Writes the module's sample texts to TensorBoard's text tab after each validation.
+
+    Args:
+        enabled: off for runs that should not spend time on it.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One table a validation, at the run's step."""
+        writer = tensorboard(trainer)
+        if not self.enabled or not isinstance(pl_module, Samples) or trainer.sanity_checking:
+            return
+        if writer is None and not is_sharded(pl_module):
+            return
+        rows = pl_module.sample_rows()  # of a sharded model on every process: each holds a part of it
+        if writer is not None:
+            writer.add_text("samples", markdown_table(rows), trainer.global_step)

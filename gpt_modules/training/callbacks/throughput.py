@@ -1,0 +1,50 @@
+"""How fast a run trains."""
+
+import time
+from typing import Any
+
+import lightning.pytorch as L
+
+from gpt_modules.training.callbacks.writer import log_interval
+
+
+class Throughput(L.Callback):
+    """Logs tokens or episodes per second, and model FLOPs utilisation where the device's peak is given.
+
+    Args:
+        peak_flops: dense FLOP/s of one device at the run's precision (an H100 in bf16: 989e12).
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self.peak_flops = peak_flops
+        self._count = 0.0
+        self._since = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        """A new window; the time a rollout took belongs to the epoch that it opens."""
+        if self._since == 0.0:
+            self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count without a look at the device; divide at log steps."""
+        count, unit = pl_module.work(batch)
+        self._count += count * trainer.world_size
+        if trainer.global_step == 0 or trainer.global_step % log_interval(trainer) or self._count == 0:
+            return
+        rate = self._count / (time.perf_counter() - self._since)
+        pl_module.log(f"perf/{unit}_per_s", rate, prog_bar=True)
+        if self.peak_flops is not None and unit == "tokens":
+            flops = pl_module.flops_per_token() * rate
+            pl_module.log("perf/mfu", flops / (self.peak_flops * trainer.world_size))
+        self._restart()
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Validation is no training time: drop the window it would stretch."""
+        self._restart()
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """The next window begins here."""
+        self._restart()
+
+    def _restart(self) -> None:
+        self._count, self._since = 0, time.perf_counter()

@@ -1,0 +1,105 @@
+"""How well a labelled task is done: the metrics of GPT-1's tables, from the outputs of its head, and predictions in
+words.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics import MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryF1Score,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MulticlassMatthewsCorrCoef,
+)
+
+from gpt_modules.functional import expected_score, soft_targets
+from gpt_modules.labelling import Labelling
+
+
+def task_loss(outputs: Float[Tensor, "B L"], labels: Tensor, task: Labelling) -> Float[Tensor, ""]:
+    """-log P(y | x) (Radford et al. 2018, equation 4), a mean over the labelled examples; 0 where there is none.
+
+    Numbers: cross-entropy with a distribution over the whole scores (`levels`), or the squared error in standard
+    deviations (regression).
+    """
+    labelled = has_label(labels, task)  # never used as an index here: a GPU would have to wait
+    if task.levels is not None:
+        losses = F.cross_entropy(outputs.float(), soft_targets(labels, *task.levels), reduction="none")
+    elif task.kind == "regression":
+        losses = (outputs.float().squeeze(1) - (labels - task.mean) / task.std).square()
+    else:
+        losses = F.cross_entropy(outputs.float(), labels, reduction="none")
+    return torch.where(labelled, losses, 0.0).sum() / labelled.sum().clamp(min=1)
+
+
+def has_label(labels: Tensor, task: Labelling) -> Tensor:
+    """(B,) whether an example has one; a row that only fills a batch has none."""
+    return ~labels.isnan() if task.numeric else labels >= 0
+
+
+def decide(outputs: Float[Tensor, "B L"], task: Labelling) -> Tensor:
+    """What the model says: the class or answer with the highest probability, or the expected number."""
+    if task.levels is not None:
+        return expected_score(outputs.float(), task.levels[0])
+    if task.kind == "regression":
+        return outputs.float().squeeze(1) * task.std + task.mean
+    return outputs.argmax(1)
+
+
+def build_metrics(task: Labelling) -> MetricCollection:
+    """Accuracy, F1 (of the second class, or the mean over more than two) and Matthews for classes; Pearson, Spearman
+    and the squared error for numbers; accuracy for answers.
+    """
+    if task.numeric:
+        with warnings.catch_warnings():  # that ranks need all values at once is known here
+            warnings.filterwarnings("ignore", "Metric `SpearmanCorrcoef`", UserWarning)
+            correlations = {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
+        return MetricCollection({**correlations, "mse": MeanSquaredError()})
+    if task.kind == "multiple_choice":
+        return MetricCollection({"accuracy": BinaryAccuracy()})
+    classes = max(2, len(task.labels))
+    return MetricCollection(
+        {
+            "accuracy": MulticlassAccuracy(classes, average="micro"),
+            "f1": BinaryF1Score() if classes == 2 else MulticlassF1Score(classes, average="macro"),
+            "matthews": MulticlassMatthewsCorrCoef(classes),
+        }
+    )
+
+
+def update_metrics(metrics: MetricCollection, outputs: Tensor, labels: Tensor, task: Labelling) -> None:
+    """Count a batch's labelled examples."""
+    labelled = has_label(labels, task)
+    if not bool(labelled.any()):
+        return
+    decided, right = decide(outputs[labelled], task), labels[labelled]
+    if task.kind == "multiple_choice":  # answers have no names: what counts is whether it is the right one
+        decided, right = (decided == right).long(), torch.ones_like(right)
+    metrics.update(decided, right)
+
+
+def prediction_rows(outputs: Tensor, labels: Tensor, task: Labelling) -> list[dict[str, Any]]:
+    """Each example's prediction in words, with probabilities where there are classes or answers, beside its label if
+    it has one.
+    """
+    decided, labelled = decide(outputs, task).tolist(), has_label(labels, task).tolist()
+    probabilities, answers = outputs.float().softmax(1).tolist(), outputs.isfinite().tolist()
+    rows = []
+    for i, (decision, label) in enumerate(zip(decided, labels.tolist(), strict=True)):
+        row: dict[str, Any] = {"prediction": _name(decision, task)}
+        if task.kind == "multiple_choice":
+            row["probabilities"] = [p for p, exists in zip(probabilities[i], answers[i], strict=True) if exists]
+        elif not task.numeric:
+            row["probabilities"] = dict(zip(task.labels, probabilities[i], strict=True))
+        rows.append({**row, "label": _name(label, task)} if labelled[i] else row)
+    return rows
+
+
+def _name(value: float, task: Labelling) -> str | float:
+    return task.labels[int(value)] if task.labels and not task.numeric and task.kind != "multiple_choice" else value

@@ -1,0 +1,213 @@
+"""Cached decoding against full forwards and `transformers`; what is reported; what may not change an answer."""
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt_modules.backbone import GPT, DecoderConfig, Generation, generate
+from gpt_modules.backbone.decoding import generation
+from gpt_modules.backbone.folders.weightmap import to_transformers
+from gpt_modules.errors import UserError
+
+VOCAB = 37
+CONFIG = DecoderConfig(vocab_size=VOCAB, n_positions=80, n_layer=2, n_head=2, n_embd=16, embd_pdrop=0.3)
+PROMPTS = [[3], [5, 9, 2, 11, 30, 8], [1, 1, 4], [7, 22, 36, 15]]
+
+
+def make(norm: str = "pre") -> GPT:
+    torch.manual_seed(0)
+    model = GPT(DecoderConfig.from_dict({**CONFIG.to_dict(), "norm": norm})).eval()
+    with torch.no_grad():  # fresh weights repeat one token for ever; these do not
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+def greedy_by_full_forwards(model: GPT, prompt: list[int], steps: int) -> list[int]:
+    tokens = list(prompt)
+    for _ in range(steps):
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def padded(side: str) -> tuple[Tensor, Tensor]:
+    width = 9
+    tokens, mask = torch.full((4, width), 17), torch.zeros(4, width, dtype=torch.bool)
+    for row, prompt in enumerate(PROMPTS):
+        where = slice(width - len(prompt), width) if side == "left" else slice(len(prompt))
+        tokens[row, where], mask[row, where] = torch.tensor(prompt), True
+    return tokens, mask
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("layout", ["list", "left", "right"])
+def test_greedy_equals_full_forwards_in_any_layout(norm: str, layout: str) -> None:
+    model = make(norm)
+    prompts = PROMPTS if layout == "list" else padded(layout)
+    out = generate(model, prompts, max_new_tokens=12, eos_id=None, temperature=0.0)
+    assert out.tokens.tolist() == [greedy_by_full_forwards(model, prompt, 12) for prompt in PROMPTS]
+    assert out.mask.all()
+
+
+def test_greedy_equals_transformers(transformers: ModuleType) -> None:
+    model = make()
+    sizes = {"vocab_size": VOCAB, "n_positions": 80, "n_layer": 2, "n_head": 2, "n_embd": 16}
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=None)).eval()
+    theirs.load_state_dict(to_transformers(model.state_dict(), CONFIG, "gpt"), strict=False)
+    tokens, mask = padded("left")
+    answer = theirs.generate(
+        tokens, attention_mask=mask.long(), max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+    out = generate(model, PROMPTS, max_new_tokens=20, eos_id=None, temperature=0.0)
+    assert torch.equal(out.tokens, answer[:, tokens.shape[1] :])
+
+
+@pytest.mark.parametrize("steps", [10, 70])  # 70: long enough for the other layout of the weights
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_reported_log_probabilities_are_those_of_a_full_forward(steps: int, temperature: float) -> None:
+    model = make()
+    out = generate(model, PROMPTS, max_new_tokens=steps, eos_id=None, temperature=temperature, generator=seeded())
+    for row, prompt in enumerate(PROMPTS):
+        logits = model(torch.tensor([prompt + out.tokens[row].tolist()]))[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / (temperature or 1.0), dim=1).gather(1, out.tokens[row, :, None])[:, 0]
+        torch.testing.assert_close(out.logprobs[row], expected, atol=1e-4, rtol=0.0)
+
+
+def test_sampling_is_a_function_of_the_generator() -> None:
+    model = make()
+    first, again, other = (
+        generate(model, PROMPTS, max_new_tokens=15, eos_id=None, generator=seeded(number)) for number in (0, 0, 1)
+    )
+    assert torch.equal(first.tokens, again.tokens)
+    assert torch.equal(first.logprobs, again.logprobs)
+    assert not torch.equal(first.tokens, other.tokens)
+
+
+def test_top_k_of_one_is_greedy() -> None:
+    model = make()
+    sampled = generate(model, PROMPTS, max_new_tokens=15, eos_id=None, top_k=1, generator=seeded())
+    assert torch.equal(sampled.tokens, generate(model, PROMPTS, max_new_tokens=15, eos_id=None, temperature=0.0).tokens)
+    assert (sampled.logprobs == 0).all()
+
+
+def after_end_is_empty(out: Generation, eos_id: int) -> None:
+    for tokens, logprobs, mask in zip(*out, strict=True):
+        said = int(mask.sum())
+        assert mask[:said].all()
+        assert not mask[said:].any()
+        assert (tokens[said:] == 0).all()
+        assert (logprobs[said:] == 0).all()
+        assert eos_id not in tokens[: said - 1].tolist()
+        assert said == len(mask) or tokens[said - 1] == eos_id
+
+
+def test_ends_at_end_of_text_and_says_no_more() -> None:
+    model = make()
+    free = generate(model, PROMPTS, max_new_tokens=30, eos_id=None, generator=seeded())
+    eos_id = int(free.tokens[1, 4])
+    out = generate(model, PROMPTS, max_new_tokens=30, eos_id=eos_id, generator=seeded())
+    after_end_is_empty(out, eos_id)
+    assert out.mask.sum() < out.mask.numel()
+    assert torch.equal(out.tokens[out.mask], free.tokens[out.mask])
+
+
+@pytest.mark.parametrize("eos_id", [0, 5])
+def test_all_rows_ending_at_once(eos_id: int) -> None:
+    model = make()
+    with torch.no_grad():  # the final norm's bias decides: every answer is `eos_id`
+        model.decoder.ln_f.bias.copy_(1e3 * model.head_weight[eos_id])
+        model.head_weight[eos_id] *= 10
+    out = generate(model, PROMPTS, max_new_tokens=6, eos_id=eos_id, temperature=0.0)
+    assert out.tokens.tolist() == [[eos_id] + [0] * 5] * 4
+    assert out.mask.tolist() == [[True] + [False] * 5] * 4
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_retiring_rows_changes_no_answer(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = make(), PROMPTS * 3
+    free = generate(model, prompts, max_new_tokens=40, eos_id=None, temperature=temperature, generator=seeded())
+    eos_id = int(free.tokens[:, :20].flatten().mode().values)
+
+    def answer(part: float) -> Generation:
+        monkeypatch.setattr(generation, "RETIRED_PART", part)
+        return generate(model, prompts, max_new_tokens=40, eos_id=eos_id, temperature=temperature, generator=seeded())
+
+    eager, never = answer(0.0), answer(2.0)
+    assert torch.equal(eager.tokens, never.tokens)
+    assert torch.equal(eager.mask, never.mask)
+    torch.testing.assert_close(eager.logprobs, never.logprobs, atol=1e-4, rtol=0.0)
+    after_end_is_empty(eager, eos_id)
+
+
+def test_static_cache_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What a CUDA graph replays, run as it is: same cache, same step, without the graph.
+    model = make()
+    sliced = generate(model, PROMPTS, max_new_tokens=20, eos_id=4, generator=seeded())
+    monkeypatch.setattr(generation, "can_capture", lambda _: True)
+    monkeypatch.setattr(generation, "accelerated", lambda step, *_: step)
+    static = generate(model, PROMPTS, max_new_tokens=20, eos_id=4, generator=seeded())
+    assert torch.equal(sliced.tokens, static.tokens)
+    torch.testing.assert_close(sliced.logprobs, static.logprobs, atol=1e-4, rtol=0.0)
+
+
+def test_the_mode_of_every_module_comes_back() -> None:
+    model = make().train()
+    model.decoder.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    first = generate(model, PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(
+        first.tokens, generate(model.eval(), PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0).tokens
+    )
+
+
+def test_a_compiled_model_is_not_compiled_again_for_every_length() -> None:
+    model = make()
+    expected = generate(model, PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0)
+    model.decoder.compiled = True
+    for block in model.decoder.blocks:
+        block.compile(backend=refuse)
+    assert torch.equal(generate(model, PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0).tokens, expected.tokens)
+
+
+def refuse(*_: object) -> None:
+    raise AssertionError("compiled while generating")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ([], {}, "prompts: found none, expected at least one"),
+        ([[1], []], {}, "prompt 2: found no tokens, expected at least one"),
+        (
+            [[1], [2] * 78],
+            {},
+            "prompt 2: found 78 tokens and max_new_tokens = 3, expected at most n_positions = 80 together",
+        ),
+        ([[1, 37]], {}, "prompts: found token 37, expected 0 to 36"),
+        ([[-1]], {}, "prompts: found token -1, expected 0 to 36"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens: found 0, expected at least 1"),
+        ([[1]], {"temperature": -0.5}, "temperature: found -0.5, expected 0 (greedy) or more"),
+    ],
+)
+def test_refusals(prompts: list[list[int]], settings: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        generate(make(), prompts, **{"max_new_tokens": 3, "eos_id": None, **settings})
+    assert str(caught.value) == message
+
+
+def test_autocast_answers_with_the_dtype_of_the_region() -> None:
+    model = make()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = generate(model, PROMPTS, max_new_tokens=6, eos_id=None, generator=seeded())
+        loss = model(torch.tensor(PROMPTS[1:2])).float().logsumexp(2).sum()
+    loss.backward()
+    assert out.logprobs.dtype == torch.float32
+    # Copies of the weights that autocast made without gradients must not be trained with.
+    assert model.decoder.blocks[0].mlp.fc.weight.grad is not None

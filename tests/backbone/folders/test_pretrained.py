@@ -1,0 +1,299 @@
+"""Folders exchanged with `transformers` in both directions, and every way in which a folder can be wrong."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from gpt_modules.backbone import (
+    GPT,
+    DecoderConfig,
+    RewardModel,
+    generate,
+    load_pretrained,
+    read_config,
+    read_extra,
+    save_pretrained,
+)
+from gpt_modules.backbone.folders import pretrained
+from gpt_modules.errors import UserError
+
+SIZES = {"vocab_size": 41, "n_positions": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
+TOKENS = torch.randint(41, (3, 11), generator=torch.Generator().manual_seed(0))
+FAMILIES = {
+    "pre": ("GPT2Config", "GPT2LMHeadModel", "GPT2ForSequenceClassification"),
+    "post": ("OpenAIGPTConfig", "OpenAIGPTLMHeadModel", "OpenAIGPTForSequenceClassification"),
+}
+
+
+def perturb(model: Any) -> Any:
+    """Biases and layer norms start at 0 and 1, where a mistake in them would not show."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def gpt(norm: str = "pre") -> GPT:
+    init = "gpt2" if norm == "pre" else "gpt1"
+    model: GPT = perturb(GPT(DecoderConfig.from_dict({**SIZES, "norm": norm, "init": init})))
+    return model
+
+
+def reward(norm: str = "pre") -> RewardModel:
+    model: RewardModel = perturb(RewardModel(gpt(norm).config))
+    model.bias.fill_(-0.3)
+    model.scale.fill_(1.7)
+    return model
+
+
+def tokenizer_json() -> str:
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    text: str = tokenizer.to_str()
+    return text
+
+
+def max_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return (found - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_their_language_model_opens_our_folder(norm: str, tmp_path: Path, transformers: ModuleType) -> None:
+    model = gpt(norm)
+    save_pretrained(tmp_path / "m", model)
+    theirs = getattr(transformers, FAMILIES[norm][1]).from_pretrained(tmp_path / "m").eval()
+    assert max_difference(model(TOKENS), theirs(TOKENS).logits) < 1e-5
+    assert (
+        max_difference(model(TOKENS), transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m")(TOKENS).logits)
+        < 1e-5
+    )
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_we_open_their_language_model(norm: str, tmp_path: Path, transformers: ModuleType) -> None:
+    config, language_model, _ = FAMILIES[norm]
+    theirs = perturb(getattr(transformers, language_model)(getattr(transformers, config)(**SIZES)))
+    theirs.save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path, "gpt")
+    assert max_difference(model.eval()(TOKENS), theirs(TOKENS).logits) < 1e-5
+    assert (model.config.norm, model.config.init) == (norm, "gpt2" if norm == "pre" else "gpt1")
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_their_classifier_gives_our_raw_scores(norm: str, tmp_path: Path, transformers: ModuleType) -> None:
+    model = reward(norm)
+    save_pretrained(tmp_path / "m", model)
+    theirs = getattr(transformers, FAMILIES[norm][2]).from_pretrained(tmp_path / "m").eval()
+    assert theirs.config.num_labels == 1
+    raw = model.token_values(TOKENS)[:, -1] - model.head.linear.bias
+    answers = torch.cat([theirs(row[None]).logits[:, 0] for row in TOKENS])  # one by one: no padding token, no batches
+    assert max_difference(raw, answers) < 1e-5
+
+
+def test_we_open_their_classifier(tmp_path: Path, transformers: ModuleType) -> None:
+    theirs = perturb(transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**SIZES, num_labels=1)))
+    theirs.save_pretrained(tmp_path)
+    model = load_pretrained(tmp_path, "reward").eval()
+    assert max_difference(model(TOKENS[:1], torch.tensor([11])), theirs(TOKENS[:1]).logits[:, 0]) < 1e-5
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("make", [gpt, reward])
+def test_our_folder_comes_back_exactly(norm: str, make: Any, tmp_path: Path) -> None:
+    model = make(norm)
+    save_pretrained(tmp_path / "m", model, extra={"step": 7})
+    again = load_pretrained(tmp_path / "m")
+    assert type(again) is type(model)
+    assert again.config == model.config == read_config(tmp_path / "m")
+    assert read_extra(tmp_path / "m") == {"step": 7}
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_the_released_gpt1_opens(tmp_path: Path) -> None:
+    model = gpt("post")
+    tensors = pretrained.to_transformers(model.state_dict(), model.config, "gpt")
+    # As on the hub: no prefix, causal masks among the weights, fields of the time, sizes left to be known.
+    released = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    released |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(2)}
+    fields = {"model_type": "openai-gpt", "afn": "gelu", "architectures": ["OpenAIGPTLMHeadModel"], "n_ctx": 16}
+    fields |= {"n_special": 0, "predict_special_tokens": True, "summary_type": "cls_index", "summary_use_proj": True}
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, **fields}))
+    torch.save(released, tmp_path / "pytorch_model.bin")
+    for kind in ("gpt", None):
+        assert torch.equal(load_pretrained(tmp_path, kind).eval()(TOKENS), model(TOKENS))
+    (tmp_path / "pytorch_model.bin").unlink()
+    save_file(released, tmp_path / "model.safetensors")
+    assert torch.equal(load_pretrained(tmp_path, "gpt").eval()(TOKENS), model(TOKENS))
+
+
+def test_the_original_release_opens(tmp_path: Path) -> None:
+    model = gpt("post")
+    state, parts = model.state_dict(), ["decoder.wpe.weight", "decoder.wte.weight"]
+    names = [f"{name}.{kind}" for name in ("attn.qkv", "attn.proj", "ln_1", "mlp.fc", "mlp.proj", "ln_2")
+             for kind in ("weight", "bias")]  # fmt: skip
+    parts += [f"decoder.blocks.{layer}.{name}" for layer in range(2) for name in names]
+    # Their linear layers are convolutions, (1, in, out).
+    linear = [name.split(".")[-2] in ("qkv", "proj", "fc") and name.endswith("weight") for name in parts]
+    arrays = [state[name].T[None] if conv else state[name] for name, conv in zip(parts, linear, strict=True)]
+    (tmp_path / "params_shapes.json").write_text(json.dumps([list(array.shape) for array in arrays]))
+    np.save(tmp_path / "params_0.npy", torch.cat([array.flatten() for array in arrays]).numpy())
+    for kind in ("gpt", None):
+        opened = load_pretrained(tmp_path, kind, n_head=2).eval()  # no file says how many heads there are
+        assert max_difference(opened(TOKENS), model(TOKENS)) < 1e-6
+    assert read_config(tmp_path).n_embd == 16
+    assert read_extra(tmp_path) == {}
+    with pytest.raises(UserError, match=r"found a model of kind 'gpt', expected 'task'$"):
+        load_pretrained(tmp_path, "task")
+
+
+def test_a_loaded_model_can_be_trained_and_speaks(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", gpt())
+    model = load_pretrained(tmp_path / "m", "gpt", attn_pdrop=0.0)
+    assert (model.config.attn_pdrop, model.config.resid_pdrop) == (0.0, 0.1)
+    model(TOKENS).sum().backward()
+    assert model.head_weight.grad is not None
+    assert generate(model, [[1]], max_new_tokens=3, eos_id=None).mask.all()
+
+
+def test_names_are_clean_after_compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt()
+    for block in model.decoder.blocks:
+        block.compile(backend="eager")
+    save_pretrained(tmp_path / "m", model)
+    assert load_pretrained(tmp_path / "m").state_dict().keys() == gpt().state_dict().keys()
+
+
+def test_the_tokenizer_travels_and_opens(tmp_path: Path, transformers: ModuleType) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json())
+    save_pretrained(tmp_path / "text", gpt(), tokenizer_json=tokenizer_json())
+    save_pretrained(tmp_path / "file", gpt(), tokenizer_file=tmp_path / "tokenizer.json")
+    for folder in (tmp_path / "text", tmp_path / "file"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        assert tokenizer("cab").input_ids == [2, 0, 1]
+        assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 26)
+        assert transformers.AutoConfig.from_pretrained(folder).eos_token_id == 26
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+    small = GPT(DecoderConfig.from_dict({**SIZES, "vocab_size": 20}))
+    with pytest.raises(UserError, match=r"^tokenizer: found ids up to 26, expected less than vocab_size = 20$"):
+        save_pretrained(tmp_path / "m", small, tokenizer_json=tokenizer_json())
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_save_cut_off_leaves_the_folder_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt()
+    save_pretrained(tmp_path / "m", model)
+
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretrained, "_write_json", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(tmp_path / "m", gpt())
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert torch.equal(load_pretrained(tmp_path / "m", "gpt").head_weight, model.head_weight)
+
+
+@pytest.mark.parametrize("where", [8, -1])
+def test_one_flipped_bit_is_refused(where: int, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", gpt())
+    path = tmp_path / "m" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: damaged: found SHA-256 \w{12}…, expected \w{12}…$"):
+        load_pretrained(tmp_path / "m")
+
+
+def test_a_truncated_file_without_a_checksum_is_refused(tmp_path: Path) -> None:
+    folder = altered(tmp_path, gpt_modules={})
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"model\.safetensors: not a readable safetensors file: "):
+        load_pretrained(folder)
+
+
+def altered(tmp_path: Path, **fields: Any) -> Path:
+    folder = tmp_path / "m"
+    save_pretrained(folder, gpt())
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**document, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "llama"}, "config.json: model_type: found 'llama', expected one of gpt2, openai-gpt"),
+        ({"activation_function": "relu"}, "config.json: activation_function: found 'relu', expected 'gelu_new'"),
+        ({"n_inner": 99}, "config.json: n_inner: found 99, expected 4 x n_embd"),
+        ({"n_head": 3}, "config.json: n_embd: found 16, expected a multiple of n_head (3)"),
+        ({"tie_word_embeddings": False}, "config.json: tie_word_embeddings: found False, expected True"),
+        ({"vocab_size": 40}, "model.safetensors: transformer.wte.weight: found shape [41, 16], expected [40, 16]"),
+        ({"n_layer": 3}, "model.safetensors: transformer.h.2.ln_1.weight: missing, expected a tensor of shape [16]"),
+        ({"n_layer": 1}, "model.safetensors: transformer.h.1.attn.c_attn.bias: unknown tensor, expected none"),
+        ({"gpt_modules": {"format_version": 9}}, "config.json: gpt_modules.format_version: found 9, expected 1"),
+        ({"gpt_modules": []}, "config.json: found no JSON object, expected the configuration of a model"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = altered(tmp_path, **fields)
+    with pytest.raises(UserError) as caught:
+        load_pretrained(folder)
+    assert str(caught.value).startswith(f"{folder}/{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_wrong_kind_of_model(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", reward())
+    with pytest.raises(UserError, match=r"m: found a model of kind 'reward', expected 'gpt'$"):
+        load_pretrained(tmp_path / "m", "gpt")
+
+
+def test_missing_files_and_broken_json(tmp_path: Path) -> None:
+    folder = altered(tmp_path)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors: no such file, expected the weights of a model$"):
+        load_pretrained(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: not JSON: "):
+        load_pretrained(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"config\.json: no such file, expected the configuration of a model$"):
+        load_pretrained(folder)
+
+
+def test_numbers_of_a_score_must_be_finite(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", reward())
+    path = tmp_path / "m" / "config.json"
+    path.write_text(path.read_text().replace('"scale": 1.7', '"scale": "much" , "was": 1.7'))
+    with pytest.raises(UserError, match=r"gpt_modules\.scale: found 'much', expected a finite number$"):
+        load_pretrained(tmp_path / "m")
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('executed')",))
+
+
+def test_pickled_weights_are_data_only(tmp_path: Path) -> None:
+    folder = altered(tmp_path, gpt_modules={})
+    (folder / "model.safetensors").unlink()
+    model = gpt()
+    torch.save(pretrained.to_transformers(model.state_dict(), model.config, "gpt"), folder / "pytorch_model.bin")
+    assert torch.equal(load_pretrained(folder, "gpt").head_weight, model.head_weight)
+    torch.save({"transformer.wte.weight": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: not a file of plain weights: "):
+        load_pretrained(folder)

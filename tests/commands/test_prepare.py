@@ -1,0 +1,164 @@
+"""`gpt prepare` from files to a folder that a run can be trained on, whatever happens in between."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt_modules.commands import prepare as prepare_cli
+from gpt_modules.commands.prepare import main, parse_size
+from gpt_modules.data.corpus.shards import open_shards
+from gpt_modules.data.pretraining import PretrainingDataModule
+from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+
+TEXTS = [f"Document {i} has {i * i} words, or so it says.\n" * (1 + i % 7) for i in range(300)]
+SMALL = "from gpt_modules.data import pieces; pieces.CHUNK = 500"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """(source, tokenizer folder)."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    Tokenizer.train(TEXTS, 300).save(root / "tokenizer")
+    return root / "a.jsonl", root / "tokenizer"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT_MODULES_CACHE", str(tmp_path / "cache"))
+
+
+def prepare(world, output, *words):
+    source, tokenizer = world
+    main(["--source", str(source), "--tokenizer", str(tokenizer), "--output", str(output), "--workers", "1", *words])
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_folder_to_train_on(world, tmp_path, capsys):
+    prepare(world, tmp_path / "out", "--shard-tokens", "2k")
+    tokenizer = Tokenizer.load(tmp_path / "out")
+    tokens, manifest = open_shards(tmp_path / "out", tokenizer)
+    assert tokenizer.decode(tokens.tolist(), skip_special=False).split("<|endoftext|>") == ["", *TEXTS, ""]
+    assert manifest.documents == 300
+    assert f"300 documents, 0.1 MB of text, {len(tokens):,} tokens in {len(manifest.shards)}" in capsys.readouterr().out
+    assert len(manifest.shards) == -(-len(tokens) // 2000) > 3
+    data = PretrainingDataModule(str(tmp_path / "out"), tokenizer=str(tmp_path / "out"), context=16)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.train_tokens.tolist() + data.validation_tokens.tolist()[1:] == tokens.tolist()
+    assert next(iter(data.train_dataloader())).inputs.shape == (16, 16)
+
+
+def test_the_tokenizer_must_be_the_folders(world, tmp_path):
+    prepare(world, tmp_path / "out")
+    with pytest.raises(UserError, match=r"manifest.json: tokenizer: found another tokenizer's tokens") as caught:
+        PretrainingDataModule(str(tmp_path / "out")).prepare_data()
+    assert "\n" not in str(caught.value)
+
+
+def started(world, output):
+    source, tokenizer = world
+    words = ["--source", source, "--tokenizer", tokenizer, "--output", output, "--shard-tokens", "300", "--workers", 1]
+    slow = (
+        "from gpt_modules.data import shard_writer as w; f = w._flush; w._flush = lambda file: (sleep(0.01), f(file))"
+    )
+    code = f"from time import sleep; import sys; {SMALL}; {slow}; from gpt_modules.commands.prepare import main"
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{code}; main(sys.argv[1:])", *map(str, words)], stdout=subprocess.DEVNULL
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
+    process, output = started(world, tmp_path / "cut"), tmp_path / "cut"
+    while process.poll() is None and len(list(output.glob("*.bin"))) < 5:
+        time.sleep(0.001)
+    with pytest.raises(UserError, match="found another gpt prepare at work on it"):
+        prepare(world, output, "--shard-tokens", "300")
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    monkeypatch.setattr("gpt_modules.data.corpus.documents.CHUNK", 500)
+    before = {name: data for name, data in content(output).items() if name.endswith(".bin")}
+    prepare(world, output, "--shard-tokens", "300")
+    prepare(world, tmp_path / "whole", "--shard-tokens", "300")
+    assert content(output) == content(tmp_path / "whole")
+    assert 5 <= len(before) < len(list(output.glob("*.bin")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--shard-tokens", "3k"), r"manifest.json: shard_tokens: found 2000, expected this run's 3000"),
+        (("--shard-tokens", "2k", "--text-field", "body"), r"manifest.json: text_field: found text, expected .* body"),
+        (("--shard-tokens", "2k", "--tokenizer", "gpt2"), r"manifest.json: tokenizer: found another one's tokens"),
+        (("--shard-tokens", "2k", "--near-duplicates", "0.8"), r"manifest.json: near_duplicates: found None"),
+    ],
+)
+def test_other_settings_are_refused_and_touch_nothing(world, tmp_path, words, message):
+    prepare(world, tmp_path / "out", "--shard-tokens", "2k")
+    before = content(tmp_path / "out")
+    with pytest.raises(UserError, match=message) as caught:
+        prepare(world, tmp_path / "out", *words)
+    assert "\n" not in str(caught.value)
+    assert content(tmp_path / "out") == before
+
+
+def test_twins_and_test_sets_are_left_out(world, tmp_path, capsys):
+    pytest.importorskip("datasketch")
+    source = tmp_path / "b.jsonl"
+    words = [" ".join(f"w{i * 1000 + j}" for j in range(200)) for i in range(20)]
+    words[5] = words[3] + " twin"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in words))
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"question": " ".join(words[8].split()[90:110])}) + "\n")
+    out = tmp_path / "out"
+    prepare((source, world[1]), out, "--near-duplicates", "0.8", "--exclude", str(test))
+    tokenizer = Tokenizer.load(out)
+    found = tokenizer.decode(open_shards(out, tokenizer)[0].tolist(), skip_special=False).split("<|endoftext|>")[1:-1]
+    expected = [text for i, text in enumerate(words) if i not in (5, 8)]
+    assert [text for text in found if text in expected] == expected
+    assert len(found) == len(expected) + 2
+    assert all("w8100" not in text for text in found)
+    (twin,) = json.loads((out / "survey.json").read_text())["duplicates"]
+    assert (twin["document"], twin["of"]) == (5, 3)
+    printed = capsys.readouterr().out
+    assert "1 near-duplicates among 20 documents; 8 runs of words" in printed
+    assert "left out: 1 near-duplicates; of test sets, something in 1 documents and 0 documents whole" in printed
+
+
+def test_a_log_file_gets_lines(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("gpt_modules.data.corpus.documents.CHUNK", 5000)
+    monkeypatch.setattr(prepare_cli, "LINE_EVERY", 0.0)
+    prepare(world, tmp_path / "out")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("encode: ")]
+    assert len(lines) > 3
+    assert all("MB/s" in line and "tokens" in line for line in lines)
+
+
+@pytest.mark.parametrize(("text", "size"), [("5000", 5000), ("100M", 10**8), ("1.5g", 15 * 10**8), ("2_000", 2000)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
+
+
+def test_mistakes_are_one_line(world, tmp_path):
+    for text in ("0", "-5", "x", "1T"):
+        with pytest.raises(UserError, match="--shard-tokens: found"):
+            parse_size(text)
+    with pytest.raises(UserError, match="gpt prepare: the following arguments are required"):
+        main(["--source", "reviews"])
+    with pytest.raises(UserError, match=r"nowhere.jsonl: found no such file"):
+        prepare((tmp_path / "nowhere.jsonl", world[1]), tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="found no way to make this folder"):
+        prepare(world, tmp_path / "file" / "out")
+    assert not list(Path(tmp_path / "out").glob("*"))

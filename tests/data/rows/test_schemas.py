@@ -1,0 +1,85 @@
+import pytest
+
+from gpt_modules.data.rows.schemas import FieldError, check_row
+
+USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "row", "expected"),
+    [
+        ("pretraining", {"text": "a", "meta": 1}, {"text": "a"}),
+        ("sft", {"prompt": "q", "response": "a"}, {"prompt": "q", "response": "a"}),
+        ("sft", {"messages": [USER, ASSISTANT], "prompt": None}, {"messages": [USER, ASSISTANT]}),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a", "rejected": "b"},
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]},
+        ),
+        ("reward", {"prompt": "q", "responses": ["a", "b", "c"], "ranking": [2, 1, 1]}, None),
+        ("ppo", {"prompt": "q"}, {"prompt": "q"}),
+    ],
+)
+def test_good_rows_come_back_bare(schema, row, expected):
+    assert check_row(row, schema) == (expected or row)
+
+
+@pytest.mark.parametrize(
+    ("schema", "row", "message"),
+    [
+        ("pretraining", {"tex": "a"}, "text: found no such field among ['tex'], expected text"),
+        ("pretraining", {"text": None}, "text: found null, expected non-empty text"),
+        ("pretraining", {"text": " \n"}, "text: found empty text, expected non-empty text"),
+        ("pretraining", {"text": 3}, "text: found the number 3, expected non-empty text"),
+        ("pretraining", {"text": "\ud800"}, "text: found half of a surrogate pair, expected text that UTF-8 can hold"),
+        ("pretraining", ["a"], "row: found a list of 1, expected an object with named fields"),
+        ("sft", {"prompt": "q"}, "response: found no such field among ['prompt'], expected text"),
+        ("sft", {"messages": []}, "messages: found an empty list, expected a list"),
+        ("sft", {"messages": [USER]}, "messages: found no turn of the assistant, expected at least one to learn from"),
+        ("sft", {"messages": ["hi"]}, "messages[0]: found the text 'hi', expected an object with role and content"),
+        (
+            "sft",
+            {"messages": [USER, {"role": "bot", "content": "a"}]},
+            "messages[1].role: found the text 'bot', expected system or user or assistant",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a"},
+            "rejected: found no such field among ['chosen', 'prompt'], expected text",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1]},
+            "ranking: found 1 ranks, expected 2, one for each response",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 1.5]},
+            "ranking[1]: found the number 1.5, expected a whole number from 1 (best)",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1, True]},
+            "ranking[1]: found the truth value True, expected a whole number from 1 (best)",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a"], "ranking": [1]},
+            "responses: found a list of 1, expected at least 2 to compare",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a", ""], "ranking": [1, 2]},
+            "responses[1]: found empty text, expected non-empty text",
+        ),
+        ("ppo", {"prompt": {}}, "prompt: found an object, expected non-empty text"),
+    ],
+)
+def test_bad_rows_name_field_found_expected(schema, row, message):
+    with pytest.raises(FieldError) as caught:
+        check_row(row, schema)
+    assert str(caught.value) == message
+
+
+def test_the_text_may_have_another_name():
+    assert check_row({"content": "a"}, "pretraining", text_field="content") == {"text": "a"}

@@ -1,0 +1,209 @@
+import json
+
+import pytest
+
+from gpt_modules.data.rows import sources
+from gpt_modules.data.rows.schemas import FieldError, describe
+from gpt_modules.data.rows.sources import fingerprint, iter_rows, load_rows, load_splits, split_rows
+from gpt_modules.errors import UserError
+
+ROWS = [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(40)]
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return str(tmp_path / "cache")
+
+
+def test_every_kind_of_file_holds_the_same_rows(tmp_path, cache):
+    from datasets import Dataset
+
+    lines = write_lines(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    (tmp_path / "a.csv").write_text("prompt,response\n" + "".join(f'{r["prompt"]},"{r["response"]}"\n' for r in ROWS))
+    Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.json", "a.csv", "a.parquet"):
+        assert load_rows(str(tmp_path / name), "train", "sft", cache_dir=cache) == ROWS
+    assert load_rows(lines, "train", "sft", cache_dir=cache) == ROWS
+    assert list(iter_rows(lines, "train", "sft", cache_dir=cache, streaming=True)) == ROWS
+
+
+def test_lists_globs_and_folders(tmp_path, cache):
+    files = [write_lines(tmp_path / f"{i}.jsonl", ROWS[10 * i : 10 * i + 10]) for i in range(4)]
+    for source in (files, str(tmp_path / "*.jsonl"), str(tmp_path)):
+        assert load_rows(source, "train", "sft", cache_dir=cache) == ROWS
+
+
+def test_text_files_are_one_document_or_a_prompt_a_line(tmp_path, cache):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    source = str(tmp_path / "a.txt")
+    assert load_rows(source, "train", "pretraining", cache_dir=cache) == [{"text": "one\n\ntwo\n"}]
+    assert load_rows(source, "train", "ppo", cache_dir=cache) == [{"prompt": "one"}, {"prompt": "two"}]
+    with pytest.raises(UserError, match=r"a\.txt: found a text file, expected rows with fields"):
+        load_rows(source, "train", "sft", cache_dir=cache)
+
+
+BAD_LINES = {
+    "truncated": (b'{"text": "b', "row: found broken JSON"),
+    "wrong type": (b'{"text": 3}', "text: found the number 3"),
+    "missing": (b'{"tex": "b"}', "text: found no such field among ['tex']"),
+    "null": (b'{"text": null}', "text: found null"),
+    "empty": (b'{"text": ""}', "text: found empty text"),
+    "bytes": (b'{"text": "\xff"}', "row: found bytes that are not UTF-8"),
+    "no object": (b"[1]", "row: found a list of 1"),
+    "deep": (b'{"text": ' + b"[" * 5000 + b"]" * 5000 + b"}", ""),
+    "surrogate": (b'{"text": "\\ud800"}', "text: found half of a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LINES)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_bad_line_is_named(tmp_path, cache, kind, streaming):
+    bad, message = BAD_LINES[kind]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n' + bad + b'\n{"text": "c"}\n')
+    with pytest.raises(UserError) as caught:
+        list(iter_rows(str(path), "train", "pretraining", cache_dir=cache, streaming=streaming))
+    assert str(caught.value).startswith(f"{path}:3: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_file_is_named(tmp_path, cache):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "b\xc3')
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: row: found the file cut off inside a character"):
+        load_rows(str(path), "train", "pretraining", cache_dir=cache)
+
+
+def test_what_only_looks_wrong_to_the_library_is_read(tmp_path, cache):
+    rows = [{"text": "2020-01-01"}, {"text": "2020-01-02"}, {"text": "x", "meta": {"a": 1}}, {"text": "y", "meta": "b"}]
+    source = write_lines(tmp_path / "rows.jsonl", rows)
+    assert load_rows(source, "train", "pretraining", cache_dir=cache) == [{"text": row["text"]} for row in rows]
+    dates = write_lines(tmp_path / "dates.jsonl", rows[:2])
+    assert load_rows(dates, "train", "pretraining", cache_dir=cache) == rows[:2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.jsonl", None, "found no such file"),
+        ("*.nothing", None, "found no file"),
+        ("empty.jsonl", "", "found an empty file"),
+        ("blank.jsonl", "\n \n", "found only blank lines"),
+        ("a.doc", "x", "found the ending '.doc'"),
+        ("a.csv", "text,n\na,1\n,2\n", ":3: text: found empty text"),
+        ("b.csv", "n\n1\n", ":2: text: found no such field"),
+        ("a.json", '[{"text": "a"}, {"text": 1}]', ":2: text: found the number 1"),
+        ("b.json", '[{"text": "a"},', "found broken JSON"),
+        ("a.parquet", "not parquet", "found no readable .parquet file"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, cache, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError) as caught:
+        load_rows(str(tmp_path / name), "train", "pretraining", cache_dir=cache)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_cells_that_look_like_numbers_are_text(tmp_path, cache):
+    (tmp_path / "a.csv").write_text('text\n007\n"a, b"\nNA\n')
+    rows = load_rows(str(tmp_path / "a.csv"), "train", "pretraining", cache_dir=cache)
+    assert [row["text"] for row in rows] == ["007", "a, b", "NA"]
+
+
+def test_the_hub_is_asked_and_its_failure_is_one_line(monkeypatch, cache):
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": ["a", "", "b"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config, **kwargs: {"owner/x": rows}[name])
+    assert load_rows("owner/x:config", "train", "pretraining", cache_dir=cache) == [{"text": "a"}, {"text": "b"}]
+    with pytest.raises(UserError, match=r"^owner/y: found no such file and no such data set on the hub"):
+        load_rows("owner/y", "train", "pretraining", cache_dir=cache)
+    with pytest.raises(UserError, match=r"^owner/x\[train\]:1: prompt: found no such field"):
+        load_rows("owner/x", "train", "ppo", cache_dir=cache)
+    with pytest.raises(UserError, match="a name on the hub was expected"):
+        load_rows("what is this", "train", "ppo", cache_dir=cache)
+
+
+def test_a_local_file_is_nobody_elses_business(tmp_path, cache, monkeypatch):
+    import socket
+
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: asked.append(args) or [])
+    source = write_lines(tmp_path / "a.jsonl", ROWS)
+    for streaming in (False, True):
+        assert list(iter_rows(source, "train", "sft", cache_dir=cache, streaming=streaming)) == ROWS
+    assert not asked
+
+
+def test_tied_rows_are_left_out_and_counted(tmp_path, cache, caplog):
+    rows = [{"prompt": "q", "responses": ["a", "b"], "ranking": ranking} for ranking in ([1, 1], [2, 1])]
+    source = write_lines(tmp_path / "a.jsonl", rows)
+    assert load_rows(source, "train", "reward", cache_dir=cache) == rows[1:]
+    assert "left out 1 of 2 rows whose answers are all tied" in caplog.text
+    only_ties = write_lines(tmp_path / "b.jsonl", rows[:1])
+    with pytest.raises(UserError, match="found no usable row"):
+        load_rows(only_ties, "train", "reward", cache_dir=cache)
+
+
+def test_columns_of_any_name_with_a_check_of_ones_own(tmp_path, cache):
+    def check(record):
+        if record["n"] != 1:
+            raise FieldError("n", describe(record["n"]), "1")
+        return {"text": record["title"]}
+
+    good = write_lines(tmp_path / "a.jsonl", [{"title": "x", "n": 1}])
+    bad = write_lines(tmp_path / "b.jsonl", [{"title": "x", "n": 1}, {"title": "y", "n": 2}])
+    assert load_rows(good, "train", check, cache_dir=cache) == [{"text": "x"}]
+    with pytest.raises(UserError, match=r"b\.jsonl:2: n: found the number 2, expected 1$"):
+        load_rows([good, bad], "train", check, cache_dir=cache)
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"a\.txt: found a text file, expected rows with fields"):
+        load_rows(str(tmp_path / "a.txt"), "train", check, cache_dir=cache)
+    rows = [{"text": text, "pair": str(i)} for i, text in enumerate("abcABC")]
+    train, validation = split_rows(rows, check, 0.3)
+    assert (len(train), len(validation)) == (4, 2)  # a text's rows stay together
+    assert not {row["text"].lower() for row in train} & {row["text"].lower() for row in validation}
+
+
+def test_split_is_by_text_not_by_place():
+    rows = [*ROWS, {"prompt": " Q1 ", "response": "A1"}]
+    train, validation = split_rows(rows, "sft", 0.1)
+    assert len(train) + len(validation) == 41
+    assert 4 <= len(validation) <= 5
+    turned = split_rows(rows[::-1], "sft", 0.1)
+    assert sorted(map(str, turned[1])) == sorted(map(str, validation))
+    sides = [{(r["prompt"].lower().strip(), r["response"].lower()) for r in side} for side in (train, validation)]
+    assert not sides[0] & sides[1]
+    with pytest.raises(UserError, match="fewer than two different rows"):
+        split_rows(ROWS[:1], "sft", 0.5)
+
+
+def test_splits_of_a_file_and_of_two(tmp_path, cache):
+    one, two = write_lines(tmp_path / "a.jsonl", ROWS), write_lines(tmp_path / "b.jsonl", ROWS[:3])
+    train, validation = load_splits(one, None, "sft", cache_dir=cache, fraction=0.05)
+    assert (len(train), len(validation)) == (38, 2)
+    assert load_splits(one, two, "sft", cache_dir=cache) == (ROWS, ROWS[:3])
+
+
+def test_fingerprint_follows_the_content(tmp_path):
+    source = write_lines(tmp_path / "a.jsonl", ROWS)
+    before = fingerprint(source, "train")
+    assert before == fingerprint(write_lines(tmp_path / "b.jsonl", ROWS), "train")
+    write_lines(tmp_path / "a.jsonl", ROWS[:-1])
+    assert before != fingerprint(source, "train")
+    assert fingerprint("reviews", "train") != fingerprint("reviews", "validation")
+
+
+def test_cache_folder_is_the_argument_then_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPT_MODULES_CACHE", str(tmp_path))
+    assert sources.cache_folder() == tmp_path
+    assert sources.cache_folder(tmp_path / "x") == tmp_path / "x"

@@ -1,0 +1,85 @@
+"""Task files: what they may say, and the one line that a wrong one gets."""
+
+from pathlib import Path
+
+import pytest
+
+from gpt_modules.errors import UserError
+from gpt_modules.evaluation.tasks.definitions import find_tasks, read_task
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes/evaluation").glob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="quiz.yaml"):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return write
+
+
+def test_a_task_takes_its_name_from_the_file(write):
+    task = read_task(write("kind: choice\nsource: rows.jsonl\nchoices: ['{a}', '{b}']\nlabels: [1, 2]\n"))
+    assert (task.name, task.choices, task.labels) == ("quiz", ("{a}", "{b}"), ("1", "2"))
+    assert read_task(write("kind: cloze\nsource: a.jsonl\nname: other\n")).name == "other"
+
+
+FAULTS = {
+    "kind: quiz\nsource: a": "kind: found 'quiz', expected one of choice, cloze, partial, generate, perplexity",
+    "source: a": "kind: found no such key, expected one",
+    "kind: choice": "source: found no such key, expected one",
+    "kind: choice\nsource: a\nquerry: '{a}'": "querry: found this key, expected one of choice's: name, kind, source",
+    "kind: perplexity\nsource: a\ngold: '{a}'": "gold: found this key, expected one of perplexity's",
+    "kind: choice\nsource: a\nscoring: mean": "scoring: found 'mean', expected one of sum, token, character",
+    "kind: choice\nsource: a\nchoices: [no, yes]": r"choices: found \[False, True\], expected text or a list of",
+    "kind: choice\nsource: a\nchoices: ['no']": "choices: found 1, expected at least 2 or one field that is a list",
+    "kind: generate\nsource: a\nmax_new_tokens: many": "max_new_tokens: found 'many', expected a whole number",
+    "kind: generate\nsource: a\nmax_new_tokens: 0": "max_new_tokens: found 0, expected at least 1",
+    "kind: generate\nsource: a\nbeams: true": "beams: found True, expected a whole number",
+    "kind: generate\nsource: a\nmetrics: [chrf]": "metrics: found 'chrf', expected one of exact_match",
+    "kind: generate\nsource: a\nmetrics: []": "metrics: found nothing, expected something",
+    "kind: generate\nsource: a\nstop: text": r"stop: found 'text', expected a list of texts",
+    "kind: generate\nsource: a\nbeams: 4\ntemperature: 1": "temperature: found 1 with 4 beams, expected 0",
+    "kind: cloze\nsource: a\ndetokenizer: odd": "detokenizer: found 'odd', expected one of",
+    "kind: cloze\nsource: a\nkind: cloze": "key 'kind' stands twice, on lines 1 and 3",
+    "kind: cloze\nsource:\n": "source: found None, expected text or a list of texts",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", FAULTS)
+def test_a_file_that_is_no_task_is_told_with_its_key(write, text):
+    with pytest.raises(UserError, match=rf"quiz\.yaml.*: {FAULTS[text]}") as caught:
+        read_task(write(text + "\n"))
+    assert "\n" not in str(caught.value)
+
+
+def test_tasks_by_name_and_by_group(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes/evaluation").mkdir(parents=True)
+    for name in ("one", "two"):
+        write("kind: cloze\nsource: rows.jsonl\n", f"recipes/evaluation/{name}.yaml")
+    write("tasks: [two, one]\n", "recipes/evaluation/both.yaml")
+    alone = write("kind: cloze\nsource: rows.jsonl\n", "alone.yaml")
+    assert [task.name for task in find_tasks(["both", str(alone)])] == ["two", "one", "alone"]
+    with pytest.raises(UserError, match=r"three: no such task, expected a \.yaml file or one of: both, one, two"):
+        find_tasks(["three"])
+    with pytest.raises(UserError, match="tasks: found one twice, expected each name once"):
+        find_tasks(["one", "both"])
+    with pytest.raises(UserError, match=r"none\.yaml: no such recipe"):
+        find_tasks(["none.yaml"])
+    monkeypatch.chdir(alone.parent / "recipes")
+    with pytest.raises(
+        UserError, match=r"one: no such task, expected a \.yaml file or one of: no file in recipes/eval"
+    ):
+        find_tasks(["one"])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_a_task_and_says_what_it_is(path, monkeypatch):
+    monkeypatch.chdir(path.parents[2])
+    tasks = find_tasks([path.stem])
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert "et al. 20" in header[0]
+    assert any(f"gpt evaluate --model FOLDER --tasks {path.stem} " in line for line in header)
+    assert len(tasks) == {"arithmetic": 10, "scrambles": 5}.get(path.stem, 1)

@@ -1,0 +1,158 @@
+"""Checkpoints are whole or absent, verified when read, and never executed."""
+
+import pickle
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import write_durably
+from gpt_modules.training.callbacks.checkpointing import (
+    RandomState,
+    VerifiedCheckpointIO,
+    digest_path,
+    newest_checkpoint,
+    verifies,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for step in (1, 2, 3):
+        VerifiedCheckpointIO().save_checkpoint(
+            {"step": step, "weights": torch.arange(100.0)}, tmp_path / f"step={step:08d}.ckpt"
+        )
+    return tmp_path
+
+
+def flip_a_bit(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_is_written_is_read(folder):
+    newest = newest_checkpoint(folder)
+    assert newest.name == "step=00000003.ckpt"
+    assert VerifiedCheckpointIO().load_checkpoint(newest)["step"] == 3
+    assert not list(folder.glob(".*")), "no temporary file is left"
+
+
+def test_every_flipped_bit_is_detected(folder):
+    path = folder / "step=00000003.ckpt"
+    size = path.stat().st_size
+    for offset in random.Random(0).sample(range(size), 60):
+        flip_a_bit(path, offset)
+        assert not verifies(path)
+        with pytest.raises(UserError, match="damaged"):
+            VerifiedCheckpointIO().load_checkpoint(path)
+        flip_a_bit(path, offset)
+    assert verifies(path)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "no digest"])
+def test_a_damaged_newest_is_named_and_passed_over(folder, damage):
+    path = folder / "step=00000003.ckpt"
+    if damage == "no digest":
+        digest_path(path).unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 77])
+    with pytest.warns(UserWarning, match="step=00000003"):
+        assert newest_checkpoint(folder).name == "step=00000002.ckpt"
+
+
+def test_resuming_from_nothing_is_an_error_and_never_a_fresh_start(folder, tmp_path):
+    for path in folder.glob("*.ckpt"):
+        path.write_bytes(b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(UserError, match="3 checkpoints found"):
+            newest_checkpoint(folder)
+    with pytest.raises(UserError, match="0 checkpoints found"):
+        newest_checkpoint(tmp_path / "absent")
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("marker"),))
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "0")
+    path = tmp_path / "evil.ckpt"
+    path.write_bytes(pickle.dumps(Evil())) if form == "pickle" else torch.save({"x": Evil()}, path)
+    with pytest.raises(UserError, match=r"evil\.ckpt: not a checkpoint of plain data"):
+        VerifiedCheckpointIO().load_checkpoint(path, weights_only=False)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_urls_and_missing_files_are_one_line(tmp_path):
+    for path in ("http://127.0.0.1/x.ckpt", tmp_path / "absent.ckpt"):
+        with pytest.raises(UserError) as error:
+            VerifiedCheckpointIO().load_checkpoint(path)
+        assert "\n" not in str(error.value)
+
+
+FULL_DISK = """
+import resource, sys, torch
+from gpt_modules.training.checkpointing import VerifiedCheckpointIO
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    VerifiedCheckpointIO().save_checkpoint({"x": torch.zeros(100_000)}, sys.argv[1])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(folder):
+    before = (folder / "step=00000003.ckpt").read_bytes()
+    answer = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folder / "step=00000003.ckpt")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert answer.startswith("UserError")
+    assert "MB free" in answer
+    assert answer.count("\n") == 1
+    assert (folder / "step=00000003.ckpt").read_bytes() == before
+    assert not list(folder.glob(".*.tmp"))
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="could not be written"):
+        write_durably(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def draws():
+    return torch.rand(3).tolist(), np.random.rand(3).tolist(), [random.random() for _ in range(3)]  # noqa: NPY002
+
+
+def test_random_state_round_trip_survives_weights_only(tmp_path):
+    VerifiedCheckpointIO().save_checkpoint({"state": RandomState().state_dict()}, tmp_path / "step=1.ckpt")
+    expected = draws()
+    restored, trainer = RandomState(), L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    restored.load_state_dict(VerifiedCheckpointIO().load_checkpoint(tmp_path / "step=1.ckpt")["state"])
+    restored.on_train_batch_start(trainer)
+    assert draws() == expected
+    restored.on_train_batch_start(trainer)  # a second step does not restore again
+    assert draws() != expected

@@ -1,0 +1,119 @@
+"""Rewards: folders, functions and sums of them, on token ids or on texts."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
+from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+from gpt_modules.training.rl.rewards import Reward, RewardSource, Sequences, reward_sources
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def functions(monkeypatch):
+    """A module of the user's own."""
+    module = types.ModuleType("users_rewards")
+    module.calls = []
+
+    def length(prompts, responses):
+        module.calls.append((prompts, responses))
+        return [float(len(response)) for response in responses]
+
+    module.length = length
+    module.matrix = lambda prompts, responses: [[1.0]] * len(prompts)
+    module.number = 3
+    monkeypatch.setitem(sys.modules, "users_rewards", module)
+    return module
+
+
+@pytest.fixture
+def sequences(micro):
+    rows = [
+        micro.tokenizer.encode("the film") + micro.tokenizer.encode(" is good.") + [micro.tokenizer.eos_id],
+        micro.tokenizer.encode("a story") + micro.tokenizer.encode(" is bad"),
+    ]
+    tokens = torch.zeros(2, max(map(len, rows)), dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row)
+    starts = torch.tensor([len(micro.tokenizer.encode(text)) for text in ("the film", "a story")])
+    return Sequences(tokens, starts, torch.tensor([len(row) for row in rows]))
+
+
+def test_a_string_is_a_function_or_a_folder(tmp_path):
+    assert reward_sources("a.b:c") == [RewardSource(function="a.b:c")]
+    assert reward_sources("runs/reward/export") == [RewardSource(folder="runs/reward/export")]
+    odd = tmp_path / "with:colon"
+    odd.mkdir()
+    assert reward_sources(str(odd)) == [RewardSource(folder=str(odd))]
+    assert reward_sources([{"folder": "x", "weight": 2.0}]) == [RewardSource(folder="x", weight=2.0)]
+
+
+def test_a_function_reads_texts_without_the_end_token(functions, micro, sequences):
+    scores = Reward([RewardSource(function="users_rewards:length")], micro.tokenizer, CPU)(sequences)
+    assert functions.calls == [(["the film", "a story"], [" is good.", " is bad"])]
+    assert scores.tolist() == [9.0, 7.0]
+
+
+def test_a_folder_scores_ids_at_the_last_token_with_its_bias_and_scale(micro, sequences):
+    scores = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, CPU)(sequences)
+    model = load_pretrained(micro.reward, kind="reward").eval()
+    for i, end in enumerate(sequences.lengths.tolist()):
+        with torch.no_grad():
+            raw = model.token_values(sequences.tokens[i : i + 1, :end])[0, -1].item()
+        assert scores[i].item() == pytest.approx((raw + 0.7) * 1.9, abs=1e-4)
+    assert scores.dtype == torch.float32
+
+
+def test_terms_are_weighted_and_summed(functions, micro, sequences):
+    model, length = RewardSource(folder=str(micro.reward)), RewardSource(function="users_rewards:length")
+    alone = [Reward([source], micro.tokenizer, CPU)(sequences) for source in (model, length)]
+    mixed = [RewardSource(folder=model.folder, weight=2.0), RewardSource(function=length.function, weight=-0.5)]
+    assert torch.allclose(Reward(mixed, micro.tokenizer, CPU)(sequences), 2.0 * alone[0] - 0.5 * alone[1])
+
+
+def test_a_reward_model_is_frozen_and_without_dropout(micro, sequences):
+    """The folder stores dropout 0.3."""
+    reward = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, CPU)
+    first = reward(sequences)
+    assert torch.equal(first, reward(sequences))
+    assert not first.requires_grad
+
+
+def test_another_tokenizer_is_refused(micro, tmp_path):
+    other = Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280)
+    save_pretrained(tmp_path / "reward", RewardModel(micro.config()), tokenizer_json=other.to_json())
+    with pytest.raises(UserError, match=r"reward/tokenizer\.json: differs from the policy's tokenizer"):
+        Reward([RewardSource(folder=str(tmp_path / "reward"))], micro.tokenizer, CPU)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (RewardSource(), "exactly one of folder and function"),
+        (RewardSource(folder="x", function="y:z"), "exactly one of folder and function"),
+        (RewardSource(function="users_rewards"), r"rewards\.function: found 'users_rewards'"),
+        (RewardSource(function="users_rewards:absent"), "absent"),
+        (RewardSource(function="no_such_module:f"), "no_such_module"),
+        (RewardSource(function="users_rewards:number"), "no callable"),
+        (RewardSource(folder="no/such/folder/at/all"), "no/such/folder"),
+    ],
+)
+def test_mistakes_are_one_line(functions, micro, source, message):
+    with pytest.raises(UserError, match=message) as error:
+        Reward([source], micro.tokenizer, CPU)
+    assert "\n" not in str(error.value)
+
+
+def test_a_language_model_is_no_reward(micro):
+    with pytest.raises(UserError, match="reward"):
+        Reward([RewardSource(folder=str(micro.gpt))], micro.tokenizer, CPU)
+
+
+def test_a_function_must_give_one_score_a_response(functions, micro, sequences):
+    with pytest.raises(UserError, match=r"users_rewards:matrix gave shape \(2, 1\), expected \(2,\)"):
+        Reward([RewardSource(function="users_rewards:matrix")], micro.tokenizer, CPU)(sequences)
