@@ -82,7 +82,8 @@ def _save_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
     Raises:
         UserError: Another one is there.
     """
-    from gpt_modules.data.text.tokenizers import TOKENIZER_FILE, Tokenizer
+    from gpt_modules.data.text.tokenizers import Tokenizer
+    from gpt_modules.storage.model_files import TOKENIZER_FILE
 
     if not (folder / TOKENIZER_FILE).exists():
         tokenizer.save(folder)

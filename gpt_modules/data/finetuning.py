@@ -21,6 +21,7 @@ from gpt_modules.data.splits import Row, Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling, LabellingKind
+from gpt_modules.storage.model_files import CONFIG_FILE
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +288,7 @@ class FinetuningDataModule(ResumableDataModule):
 
 def saved_task(folder: str) -> Labelling | None:
     """The task in the `config.json` of a task model's folder; None for any other folder, and where there is none."""
-    path = Path(folder).expanduser() / "config.json"
+    path = Path(folder).expanduser() / CONFIG_FILE
     if not path.is_file():
         return None
     try:

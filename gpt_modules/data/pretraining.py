@@ -17,8 +17,9 @@ from gpt_modules.data.corpus.streams import Corpus
 from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, cache_folder
-from gpt_modules.data.text.tokenizers import TOKENIZER_FILE, Tokenizer, TokenizerKind
+from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind
 from gpt_modules.errors import UserError
+from gpt_modules.storage.model_files import TOKENIZER_FILE
 
 __all__ = ["PretrainingDataModule", "TrainingWindows", "ValidationWindows"]
 

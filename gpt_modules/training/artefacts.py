@@ -14,6 +14,7 @@ from gpt_modules.backbone.folders.inner_rates import InnerRates
 from gpt_modules.backbone.folders.replacing import replace_folder
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.model_files import WEIGHTS_FILE
 from gpt_modules.training import sharding
 
 
@@ -87,7 +88,7 @@ def export_network(module: L.LightningModule, network: nn.Module, folder: Path) 
     """Write the weights of a network that is no decoder: model.safetensors, under the names of its `state_dict`."""
     if module.trainer.is_global_zero:
         with replace_folder(folder) as new:
-            save_model(network, str(new / "model.safetensors"))
+            save_model(network, str(new / WEIGHTS_FILE))
     module.trainer.strategy.barrier()
 
 

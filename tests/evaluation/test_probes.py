@@ -12,9 +12,10 @@ from transformers import GPT2LMHeadModel
 
 from gpt_modules.backbone import GPT, DecoderConfig, load_pretrained
 from gpt_modules.data.splits import hash_fraction
-from gpt_modules.data.text.tokenizers import END_OF_TEXT, Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.probes import Probe, acceptability, best_threshold, read_items, run_probe
+from gpt_modules.storage.model_files import END_OF_TEXT
 
 
 @pytest.fixture(autouse=True)

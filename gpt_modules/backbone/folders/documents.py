@@ -20,6 +20,7 @@ from gpt_modules.backbone.labelling import LabellingModel
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
+from gpt_modules.storage.model_files import CONFIG_FILE
 
 FORMAT_VERSION = 1
 
@@ -101,7 +102,7 @@ def _labels(names: tuple[str, ...], count: int, problem_type: str | None) -> dic
 
 def read_document(folder: Path) -> dict[str, Any]:
     """config.json. Raises `UserError` where it is missing, no JSON object, or of another format of ours."""
-    path = folder / "config.json"
+    path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected the configuration of a model")
     try:

@@ -23,6 +23,7 @@ from gpt_modules.backbone.folders.weightmap import weight_map
 from gpt_modules.errors import UserError
 from gpt_modules.functional.adaptation import Algorithm
 from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.model_files import CONFIG_FILE
 
 INNER_RATES_FILE = "inner_rates.safetensors"
 INNER_RATES_SHA256 = "inner_rates_sha256"
@@ -83,7 +84,7 @@ def load_inner_rates(name: str | Path) -> InnerRates | None:
     if (found := sha256_of(path)) != (expected := str(ours[INNER_RATES_SHA256])):
         raise UserError(f"{path}: damaged: found SHA-256 {found[:12]}…, expected {expected[:12]}…")
     fields, tensors = _read(path)
-    shapes = _shapes(document, folder / "config.json")
+    shapes = _shapes(document, folder / CONFIG_FILE)
     for parameter, rate in tensors.items():
         if (problem := _misfit(parameter, rate, shapes)) is not None:
             raise UserError(f"{path}: {parameter}: {problem}")

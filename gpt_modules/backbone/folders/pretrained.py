@@ -34,8 +34,7 @@ from gpt_modules.backbone.labelling import LabellingModel
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
-
-END_OF_TEXT = "<|endoftext|>"
+from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, TOKENIZER_FILE, WEIGHTS_FILE
 
 
 def save_pretrained(
@@ -63,15 +62,15 @@ def save_pretrained(
     task = model.task if isinstance(model, LabellingModel) else None
     tensors = to_transformers(model.state_dict(), model.config, kind_of(model), task)
     with replace_folder(Path(folder)) as new:
-        save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        ours = {**write_ours(model), "sha256": sha256_of(new / "model.safetensors"), "extra": extra or {}}
+        save_file(tensors, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        ours = {**write_ours(model), "sha256": sha256_of(new / WEIGHTS_FILE), "extra": extra or {}}
         if inner_rates is not None:
             ours[INNER_RATES_SHA256] = save_inner_rates(new / INNER_RATES_FILE, inner_rates, model.state_dict())
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
         config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
-        _write_json(new / "config.json", config)
+        _write_json(new / CONFIG_FILE, config)
         if tokenizer_json is not None:
-            (new / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+            (new / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
             _write_json(new / "tokenizer_config.json", _tokenizer_config(specials, model.config))
 
 
@@ -125,17 +124,17 @@ def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) 
         _check_kind(folder, "gpt", kind)
         return read_original(folder, **changes)
     document = read_document(folder)
-    config = _change(read_decoder(document, folder / "config.json"), changes)
+    config = _change(read_decoder(document, folder / CONFIG_FILE), changes)
     path, tensors = _read_weights(folder, checksum(document))
     held = held_kind(document, tensors, kind)
     _check_kind(folder, held, kind)
     with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
-        model = _blank(document, tensors, config, held, folder / "config.json")
+        model = _blank(document, tensors, config, held, folder / CONFIG_FILE)
     task = model.task if isinstance(model, LabellingModel) else None
-    family = read_family(document, folder / "config.json")  # that of the file, whatever `changes` make of the model
+    family = read_family(document, folder / CONFIG_FILE)  # that of the file, whatever `changes` make of the model
     state = from_transformers(tensors, config, held, str(path), task, family)
     if held == "reward":
-        state |= read_scalars(document, folder / "config.json")
+        state |= read_scalars(document, folder / CONFIG_FILE)
     model.load_state_dict(state, assign=True)
     return model
 
@@ -166,7 +165,7 @@ def read_config(name: str | Path) -> DecoderConfig:
     folder = find_folder(name)
     if is_original(folder):
         return read_original(folder).config
-    return read_decoder(read_document(folder), folder / "config.json")
+    return read_decoder(read_document(folder), folder / CONFIG_FILE)
 
 
 def read_extra(name: str | Path) -> dict[str, Any]:
@@ -179,7 +178,7 @@ def read_extra(name: str | Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path, sha256: str | None) -> tuple[Path, dict[str, Tensor]]:
-    path, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    path, pickled = folder / WEIGHTS_FILE, folder / "pytorch_model.bin"
     index = folder / "model.safetensors.index.json"
     if path.is_file():
         if sha256 is not None and (found := sha256_of(path)) != sha256:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import sync
+from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # All that is ever fetched: no pickles, no code.
-_HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
+_HUB_FILES = [CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
 _OUR_FILES = {
-    "config.json",
-    "model.safetensors",
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     "inner_rates.safetensors",
-    "tokenizer.json",
+    TOKENIZER_FILE,
     "tokenizer_config.json",
 }
 

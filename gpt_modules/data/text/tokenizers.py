@@ -24,10 +24,9 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
 from gpt_modules.errors import UserError
+from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
 
 TokenizerKind = Literal["gpt2", "gpt1", "characters"]
-END_OF_TEXT = "<|endoftext|>"
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer:

@@ -12,6 +12,7 @@ from gpt_modules.backbone.folders.replacing import find_folder
 from gpt_modules.data.episodes.families import Episode
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.model_files import TOKENIZER_FILE, WEIGHTS_FILE
 
 
 def open_baseline(folder: str, network: nn.Module, data: Any) -> nn.Module:
@@ -32,7 +33,7 @@ def open_baseline(folder: str, network: nn.Module, data: Any) -> nn.Module:
 
 
 def _same_network(folder: str, network: nn.Module) -> nn.Module:
-    path, model = find_folder(folder) / "model.safetensors", deepcopy(network)
+    path, model = find_folder(folder) / WEIGHTS_FILE, deepcopy(network)
     try:
         model.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
@@ -52,7 +53,7 @@ def check_tokenizer(folder: str, model: GPT | LabellingModel, tokenizer: Tokeniz
         raise UserError(
             f"baseline: {folder}: found {found} tokens, expected at least the data's {tokenizer.vocab_size}"
         )
-    if not (find_folder(folder) / "tokenizer.json").is_file():
+    if not (find_folder(folder) / TOKENIZER_FILE).is_file():
         return
     texts = [text for example in [*episode.support, *episode.query] for text in (example.prompt, example.response)]
     if Tokenizer.load(folder).encode_batch(texts) != tokenizer.encode_batch(texts):

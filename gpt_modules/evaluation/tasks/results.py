@@ -14,6 +14,7 @@ from gpt_modules.backbone.folders.replacing import find_folder
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.measure import Result
 from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.model_files import CONFIG_FILE
 
 FILE = "results.json"
 _WEIGHTS = (".safetensors", ".bin", ".npy")
@@ -87,7 +88,7 @@ def weights_digest(model: str) -> str:
     """SHA-256 of the weights and configuration in a model folder."""
     folder, digest = find_folder(model), hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in _WEIGHTS or path.name == "config.json":
+        if path.suffix in _WEIGHTS or path.name == CONFIG_FILE:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

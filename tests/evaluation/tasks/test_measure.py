@@ -10,10 +10,11 @@ import torch
 from transformers import GPT2LMHeadModel
 
 from gpt_modules.backbone import GPT, DecoderConfig, load_pretrained
-from gpt_modules.data.text.tokenizers import END_OF_TEXT, Tokenizer
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.definitions import task_from
 from gpt_modules.evaluation.tasks.measure import Settings, measure, prepare, read_data, shots_of
+from gpt_modules.storage.model_files import END_OF_TEXT
 
 
 @pytest.fixture(autouse=True)

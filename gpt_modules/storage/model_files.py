@@ -1,0 +1,7 @@
+"""Names that those who write weights and those who write tokenizers agree on."""
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILE = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
+"""The token that ends a document, and that `transformers` is told to begin and end with."""
