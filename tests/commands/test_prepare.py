@@ -18,7 +18,7 @@ from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
 TEXTS = [f"Document {i} has {i * i} words, or so it says.\n" * (1 + i % 7) for i in range(300)]
-SMALL = "from gpt_modules.data import pieces; pieces.CHUNK = 500"
+SMALL = "from gpt_modules.data.corpus import documents; documents.CHUNK = 500"
 
 
 @pytest.fixture(scope="module")

@@ -211,7 +211,7 @@ def test_a_stages_status_is_handed_on(code, status):
 
 STOPPED = """
 import os, signal, sys, threading
-from gpt_modules.pipeline import run_process
+from gpt_modules.commands.run import run_process
 stage = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(143)); print('up', flush=True); time.sleep(60)"
 threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
 sys.exit(run_process([sys.executable, "-c", stage]))

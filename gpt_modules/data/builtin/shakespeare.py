@@ -20,7 +20,7 @@ VALIDATION_FRACTION = 0.1
 @lru_cache(maxsize=1)
 def load_shakespeare() -> str:
     """The whole text."""
-    packed = (files("gpt_modules.data") / "embedded" / "shakespeare.txt.xz").read_bytes()
+    packed = (files("gpt_modules.data.builtin") / "embedded" / "shakespeare.txt.xz").read_bytes()
     return lzma.decompress(packed).decode("utf-8")
 
 

@@ -104,7 +104,7 @@ def test_urls_and_missing_files_are_one_line(tmp_path):
 
 FULL_DISK = """
 import resource, sys, torch
-from gpt_modules.training.checkpointing import VerifiedCheckpointIO
+from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
 import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
