@@ -69,9 +69,8 @@ def test_the_tokenizer_must_be_the_folders(world, tmp_path):
 def started(world, output):
     source, tokenizer = world
     words = ["--source", source, "--tokenizer", tokenizer, "--output", output, "--shard-tokens", "300", "--workers", 1]
-    slow = (
-        "from gpt_modules.data import shard_writer as w; f = w._flush; w._flush = lambda file: (sleep(0.01), f(file))"
-    )
+    slow = "from gpt_modules.data.corpus import shard_writer as w; f = w._flush; "
+    slow += "w._flush = lambda file: (sleep(0.01), f(file))"
     code = f"from time import sleep; import sys; {SMALL}; {slow}; from gpt_modules.commands.prepare import main"
     return subprocess.Popen(
         [sys.executable, "-c", f"{code}; main(sys.argv[1:])", *map(str, words)], stdout=subprocess.DEVNULL
