@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
-from pathlib import Path
 from types import FrameType
 
 from gpt_modules.errors import UserError
@@ -103,12 +102,9 @@ def _check_recipes(words: list[str]) -> None:
     """What the recipe parser would accept silently: a duplicate key (the last would win), a URL (it would be fetched)
     and a resolver (it would copy what it finds into the run's folder).
     """
-    from gpt_modules.storage.recipes import read_recipe, refuse_resolvers
+    from gpt_modules.storage.recipes import find_recipe, read_recipe
 
-    refuse_resolvers("command line", words)
     for word, value in pairwise([*words, ""]):
         option, _, attached = word.partition("=")
-        if option in ("--config", "-c") and (name := attached or value):
-            if "://" in name:
-                raise UserError(f"{name}: a recipe is read from a local file only, expected a path")
-            read_recipe(Path(name))
+        if option in ("--config", "-c"):
+            read_recipe(find_recipe(attached or value))

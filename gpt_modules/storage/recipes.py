@@ -1,67 +1,100 @@
-"""Reading YAML that people wrote: no code, no duplicate keys, errors with file and line."""
+"""Recipes by path or by name: those of the current folder, and those that the package ships."""
 
+import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gpt_modules.errors import UserError
+from gpt_modules.storage.yaml_files import Lines, Place, dotted, read_yaml
 
-_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
+LOCAL = Path("recipes")
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "recipes"
+"""Where an installed package has them, and where a checkout does."""
+
+_RESOLVER = re.compile(r"\$\{[^{}]*(\{[^{}]*\}[^{}]*)*:")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML lets the last of two equal keys win; a typo would then train something else for hours."""
+def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
+    """The file that a path or a name such as `ppo/tiny` or `recipes/ppo/tiny.yaml` means: a file of that path, one
+    beside the file that names it, one of the current folder's `recipes/`, one that the package ships, in this order.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if isinstance(key, str) and key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice, on lines {seen[key]} and {line}", key_node.start_mark
-                )
-            if isinstance(key, str):
-                seen[key] = line
-        return super().construct_mapping(node, deep)
+    Args:
+        name: a path, or `<folder>/<recipe>` with or without `recipes/` before and `.yaml` behind.
+        beside: the file in which the name stands, for a pipeline that lies with its recipes.
+
+    Raises:
+        UserError: nothing has that name (the nearest names are told), or it is a URL.
+    """
+    if "://" in str(name):
+        raise UserError(f"{name}: a recipe is read from a local file only, expected a path")
+    short = Path(name).relative_to(LOCAL) if Path(name).parts[:1] == LOCAL.parts else Path(name)
+    folders = [(Path(), Path(name)), *([(beside.parent, Path(name))] if beside else []), (LOCAL, short)]
+    if not short.is_absolute() and ".." not in short.parts:
+        folders.append((SHIPPED, short))
+    for folder, path in folders:
+        for found in (folder / path, folder / f"{path}.yaml"):
+            if found.exists() and not found.is_dir():
+                return found
+    raise UserError(f"{name}: no such recipe{_near(short)}")
+
+
+def recipe_names() -> list[str]:
+    """`<folder>/<recipe>` of every recipe here and in the package."""
+    return sorted({_name(path, root) for root in (LOCAL, SHIPPED) for path in root.glob("*/*.yaml")})
+
+
+def _name(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix().removesuffix(".yaml")
+
+
+def _near(short: Path) -> str:
+    known = recipe_names()
+    wanted = short.as_posix().removesuffix(".yaml")
+    near = difflib.get_close_matches(wanted, known, n=3)
+    near = near or [name for name in known if name.partition("/")[2] == short.stem][:3]
+    return f"; near it: {', '.join(near)}" if near else "; gpt recipes lists those that are here"
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        UserError: for a missing file, one that is no YAML mapping, or a duplicate key; with the line.
+        UserError: for a file that `read_yaml` refuses, one that holds no mapping, or a resolver; with the line.
     """
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise UserError(f"{path}:{line}: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {error}") from error
+    return read_with_lines(path)[0]
+
+
+def read_with_lines(path: Path) -> tuple[dict[str, Any], Lines]:
+    """`read_recipe`, and the line of each key."""
+    content, lines = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: found {type(content).__name__}, expected a mapping of keys")
-    refuse_resolvers(str(path), content)
-    return content
+    for place, text in _texts(content, ()):
+        if resolver := resolver_in(text):
+            where = f"{path}:{lines.get(place, '?')}: {dotted(place)}"
+            raise UserError(f"{where}: found {resolver}, expected ${{key}} only: resolvers are not allowed")
+    return content, lines
 
 
-def refuse_resolvers(where: str, content: Any) -> None:
-    """An interpolation names another key of the recipe; `${oc.env:SECRET}` would be written into the saved recipe, the
-    checkpoints and the event files.
-
-    Raises:
-        UserError: for a `${resolver:...}` in any text.
+def resolver_in(text: str) -> str | None:
+    """The resolver in an interpolation, if there is one. `${key}` names another key of the recipe;
+    `${oc.env:SECRET}` would be written into the saved recipe, the checkpoints and the event files.
     """
-    if isinstance(content, str) and (found := _RESOLVER.search(content)):
-        raise UserError(f"{where}: found {found.group()}...}}, expected ${{key}} only: resolvers are not allowed")
-    if isinstance(content, dict):
-        refuse_resolvers(where, [*content, *content.values()])
-    elif isinstance(content, list):
-        for item in content:
-            refuse_resolvers(where, item)
+    found = _RESOLVER.search(text)
+    return f"{found.group()}...}}" if found else None
+
+
+def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """Every text in a value, keys too, with its place."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield (*place, key), str(key)
+            yield from _texts(item, (*place, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _texts(item, (*place, number))

@@ -1,0 +1,168 @@
+"""Reading YAML that people wrote: no code, no duplicate keys, nothing that grows or hangs, and the line of each key."""
+
+import math
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gpt_modules.errors import UserError
+
+MAX_BYTES = 200_000
+MAX_DEPTH = 50
+MAX_NODES = 20_000
+"""Of a document with its aliases written out."""
+
+Place = tuple[str | int, ...]
+"""Keys and positions from the root to a value."""
+Lines = dict[Place, int]
+"""Place of a value -> the line of its key, from 1."""
+
+
+_EXPONENT = r"[eE][-+]?\d+"
+_SCALARS = {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "null": r"~|null|Null|NULL|",
+    "int": r"[-+]?(0|[1-9][\d_]*)",
+    "float": rf"[-+]?((0|[1-9][\d_]*)(\.\d*({_EXPONENT})?|{_EXPONENT})|\.\d+({_EXPONENT})?|\.(inf|Inf|INF))|\.(nan|NaN|NAN)",
+    "merge": r"<<",
+}
+_TAGS = {f"tag:yaml.org,2002:{name}" for name in (*_SCALARS, "str", "map", "seq")}
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML 1.1 without what surprises: dates, base 60, base 8 written 010, and `on`, `off`, `yes`, `no` stay text;
+    `1e-4` is a number.
+    """
+
+
+PlainLoader.yaml_implicit_resolvers = {}
+for _name, _form in _SCALARS.items():
+    PlainLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_form})\Z"), None)
+
+
+def read_yaml(path: Path) -> tuple[Any, Lines]:
+    """What a YAML file holds, as plain values, and the line of each of its keys and items.
+
+    Raises:
+        UserError: with the line, for a file that is missing, no regular file, too large, not UTF-8, more than one
+            document, too deep, has a key twice or one that is no text, or a number that no float holds.
+    """
+    return parse_yaml(_text(path), path)
+
+
+def parse_yaml(text: str, where: Path | str) -> tuple[Any, Lines]:
+    """`read_yaml` of a text that came from `where`."""
+    try:
+        loader = PlainLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        _measure(node, 1, {}, set())
+        lines: Lines = {}
+        _check(node, (), lines)
+        return loader.construct_document(node), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise UserError(f"{where}:{mark.line + 1 if mark else '?'}: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise UserError(f"{where}:{line}: found character {error.character!r}, expected text") from error
+    except RecursionError:
+        raise UserError(f"{where}: found more than {MAX_DEPTH} levels, expected a recipe") from None
+
+
+def _text(path: Path) -> str:
+    """A regular file's text, and never more of it than a recipe can be."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{path}: is no regular file, expected a YAML file")
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > MAX_BYTES:
+        raise UserError(f"{path}: found more than {MAX_BYTES:,} bytes, expected a recipe")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: found byte 0x{content[error.start]:02x}, expected UTF-8") from error
+
+
+def _measure(node: yaml.Node, depth: int, sizes: dict[int, int], above: set[int]) -> int:
+    """Values below a node with its aliases written out; each node is visited once."""
+    if id(node) in above:
+        raise _at(node, "an alias stands inside what it names")
+    if depth > MAX_DEPTH:
+        raise _at(node, f"found more than {MAX_DEPTH} levels")
+    if id(node) not in sizes:
+        above.add(id(node))
+        sizes[id(node)] = 1 + sum(_measure(child, depth + 1, sizes, above) for child in _children(node))
+        above.discard(id(node))
+    if sizes[id(node)] > MAX_NODES:
+        raise _at(node, f"found more than {MAX_NODES:,} values once its aliases are written out")
+    return sizes[id(node)]
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _check(node: yaml.Node, place: Place, lines: Lines) -> None:
+    """Keys are text and unique, values plain; remember the line of each."""
+    lines[place] = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        _check_scalar(node, place)
+    elif node.tag not in _TAGS:
+        raise _at(node, f"could not determine a constructor for the tag {node.tag!r}, expected plain values")
+    if isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            _check(item, (*place, number), lines)
+    elif isinstance(node, yaml.MappingNode):
+        _check_mapping(node, place, lines)
+
+
+def _check_mapping(node: yaml.MappingNode, place: Place, lines: Lines) -> None:
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+            raise _at(key, f"found key {shown}, expected text: put it in quotation marks")
+        if key.value in seen:  # the last would win; a typo would then train something else for hours
+            raise _at(key, f"key {key.value!r} stands twice, on lines {seen[key.value]} and {line}")
+        seen[key.value] = line
+        _check(value, (*place, key.value), lines)
+        lines[(*place, key.value)] = line
+
+
+def _check_scalar(node: yaml.ScalarNode, place: Place) -> None:
+    kind = node.tag.rpartition(":")[2]
+    if any("\ud800" <= letter <= "\udfff" for letter in node.value):
+        raise _at(node, f"{dotted(place)}: found half of a surrogate pair, expected text")
+    if node.tag not in _TAGS:
+        raise _at(node, f"could not determine a constructor for the tag {node.tag!r}, expected plain values")
+    if kind in _SCALARS and not re.fullmatch(_SCALARS[kind], node.value):
+        raise _at(node, f"{dotted(place)}: found {node.value[:40]!r}, expected a value of its tag, {kind}")
+    if kind in ("int", "float") and not (len(node.value) < 400 and math.isfinite(float(_numeral(node.value)))):
+        raise _at(node, f"{dotted(place)}: found {node.value[:40]}, expected a finite number")
+
+
+def _numeral(text: str) -> str:
+    return text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")
+
+
+def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def dotted(place: Place) -> str:
+    """A key's path as a person writes it: `trainer.callbacks[0].class_path`."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
