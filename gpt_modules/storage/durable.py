@@ -1,12 +1,25 @@
-"""Files that are whole or absent at any moment, whatever happens to the process or the machine."""
+"""Files that are whole or absent at any moment, whatever happens to the process or the machine.
+
+All that is written goes under a temporary name in the same directory, is synced, and renamed. What a killed process
+leaves behind has a name that no user's file has, so that it alone is cleared away.
+"""
 
 import os
+import re
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from gpt_modules.errors import UserError
+
+# How torch tells of a disk: a RuntimeError about its archive, or about positions in a file.
+_TORCH_ON_DISKS = re.compile(
+    r"inline_container|PytorchStreamWriter|unexpected pos|file write|iostream|^Parent directory"
+)
 
 
 def write_durably(path: Path, write: Callable[[Path], object]) -> None:
@@ -15,22 +28,34 @@ def write_durably(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full or cannot be written; what stood under the name still stands.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError about file positions
-        raise no_room(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    temporary = temporary_for(path)
+    with room_for(path):
+        try:
+            write(temporary)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:  # a signal that ends the process passes here, too
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def replace_durably(path: Path, text: str) -> None:
-    """A small text file."""
+    """A small text file, in UTF-8, line ends as they are."""
     write_durably(path, lambda temporary: temporary.write_bytes(text.encode()))
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside `path` to write under, of this call alone."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove what killed processes left of writing `path`; the caller knows that no other writes it now."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    for found in path.parent.glob(".*.tmp"):
+        if name.fullmatch(found.name):
+            shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -42,10 +67,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def no_room(path: Path, error: Exception) -> UserError:
+@contextmanager
+def room_for(path: Path, after: str = "") -> Iterator[None]:
+    """Turn what a full or read-only disk raises while `path` is written into the one line of `no_room`.
+
+    Args:
+        after: what the user should know besides, such as "what is whole stays".
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise no_room(path, error, after) from error
+    except RuntimeError as error:
+        if isinstance(error, UserError) or not _TORCH_ON_DISKS.search(str(error)):
+            raise
+        raise no_room(path, error, after) from error
+
+
+def no_room(path: Path, error: Exception, after: str = "") -> UserError:
     """The line for what could not be written, with the room that is left."""
     free = ""
-    with suppress(OSError):
-        free = f", {shutil.disk_usage(path.parent).free / 1e6:,.1f} MB free"
-    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{path}: could not be written ({reason}{free}), expected room and the right to write")
+    with suppress(OSError, StopIteration):
+        place = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        free = f", {shutil.disk_usage(place).free / 1e6:,.1f} MB free"
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0][:120]
+    after = after and f"; {after}"
+    return UserError(f"{path}: could not be written ({reason}{free}), expected room and the right to write{after}")

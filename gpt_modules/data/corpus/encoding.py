@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
     text_bytes: int
 
 
-def token_type(tokenizer: Tokenizer) -> str:
+def token_type(tokenizer: Tokenizer) -> Literal["<u2", "<u4"]:
     """Of the ids on disk: two bytes little-endian where they suffice, else four."""
     return "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
 

@@ -8,8 +8,6 @@ tokens are a function of the source, ends with the same bytes as a run that was 
 import hashlib
 import logging
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -36,9 +34,12 @@ from gpt_modules.data.corpus.shards import (
 )
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.durable import replace_durably, room_for, temporary_for
 
 log = logging.getLogger(__name__)
+
+SHARD = "shard"
+"""What a shard is called until its digest is known."""
 
 Report = Callable[[int, int, int], None]
 """Called with the documents, bytes of text and tokens so far."""
@@ -88,13 +89,11 @@ def write_shards(
     begun = _begin(folder, tokenizer, made_from or {})
     if begun.complete:
         return begun
-    try:
+    with room_for(folder, "what is whole stays, and the same command goes on from there"):
         folder.mkdir(parents=True, exist_ok=True)
         with _Writer(folder, begun, shard_tokens) as writer:
             chunks = islice(document_chunks(documents, tokenizer), writer.chunks, None)
             return _write(writer, chunks, tokenizer, workers, report)
-    except OSError as error:
-        raise _no_room(folder, error) from error
 
 
 def _write(
@@ -166,7 +165,7 @@ class _Writer:
         last = self.shards[-1] if self.shards else None
         self.chunks, self._offset = (last.chunks, last.offset) if last else (0, 0)
         self.documents, self.text_bytes, self.count = begun.documents, begun.text_bytes, begun.count
-        self._temporary = folder / f".{uuid.uuid4().hex}.tmp"
+        self._temporary = temporary_for(folder / SHARD)
         self._file: BinaryIO | None = None
         self._digest, self._filled = hashlib.sha256(), 0
 
@@ -228,14 +227,3 @@ class _Writer:
 def _flush(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _no_room(folder: Path, error: OSError) -> UserError:
-    free = ""
-    with suppress(OSError):
-        free = f", {shutil.disk_usage(folder).free / 1e6:,.0f} MB free"
-    reason = error.strerror or type(error).__name__
-    return UserError(
-        f"{folder}: found no way to write token shards ({reason}{free}), expected room; what is whole stays, and the "
-        "same command goes on from there"
-    )

@@ -13,16 +13,17 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.documents import Count, FileName, Positive, Sha256, read_document
 
-FORMAT_VERSION = 2
+FORMAT_VERSION: Literal[2] = 2
 MANIFEST = "manifest.json"
 
 
@@ -34,13 +35,13 @@ class ShardRecord:
     offset: Tokens of the next chunk that are in it, too.
     """
 
-    file: str
-    count: int
-    sha256: str
-    chunks: int
-    offset: int
-    documents: int
-    text_bytes: int
+    file: FileName
+    count: Positive
+    sha256: Sha256
+    chunks: Count
+    offset: Count
+    documents: Count
+    text_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,20 @@ class ShardManifest:
     what else the tokens depend on. complete: whether the source's end was reached.
     """
 
-    format_version: int
-    dtype: str
-    count: int
-    documents: int
-    text_bytes: int
-    vocab_size: int
+    format_version: Literal[2]
+    dtype: Literal["<u2", "<u4"]
+    count: Count
+    documents: Count
+    text_bytes: Count
+    vocab_size: Positive
     tokenizer: str
     complete: bool
     made_from: dict[str, Any] = field(default_factory=dict)
     shards: list[ShardRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        held = sum(record.count for record in self.shards)
+        expect(self.count == held, "count", self.count, f"the sum of the shards' counts, {held}")
 
 
 class TokenStream:
@@ -158,11 +163,13 @@ def check_shard(folder: Path, record: ShardRecord, dtype: str, stamps: Path | No
 
 
 class Stamp:
-    """A mark that a file, as it is now by size and time, has passed a check."""
+    """A mark that a file, as it is now, has passed a check. It is known by its size and both its times: that of the
+    last change of the content can be set by hand (`cp -p` does), that of the last change of anything cannot.
+    """
 
     def __init__(self, stamps: Path, path: Path, check: str) -> None:
         status = path.stat()
-        key = json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, check])
+        key = json.dumps([str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, check])
         self.path = stamps / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def known(self) -> bool:
@@ -182,22 +189,7 @@ def read_manifest(folder: Path) -> ShardManifest:
     Raises:
         UserError: There is none, or it is none of ours.
     """
-    path = folder / MANIFEST
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.get("format_version") != FORMAT_VERSION:
-            found = fields.get("format_version")
-            raise UserError(f"{path}: format_version: found {found}, expected {FORMAT_VERSION}")
-        manifest = ShardManifest(**fields | {"shards": [ShardRecord(**record) for record in fields["shards"]]})
-        names = [record.file for record in manifest.shards]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{path}: found no readable manifest ({type(error).__name__}), expected token shards"
-        ) from error
-    bad = next((name for name in names if not isinstance(name, str) or Path(name).name != name), None)
-    if bad is not None or manifest.dtype not in ("<u2", "<u4"):
-        raise UserError(f"{path}: found file {bad!r} of {manifest.dtype!r}, expected a file name and <u2 or <u4")
-    return manifest
+    return read_document(folder / MANIFEST, ShardManifest, "the manifest of token shards")
 
 
 def manifest_text(manifest: ShardManifest) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
@@ -24,6 +23,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
 from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import replace_durably
 from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
 
 TokenizerKind = Literal["gpt2", "gpt1", "characters"]
@@ -136,8 +136,8 @@ class Tokenizer:
             "bos_token": self.eos,
             "unk_token": self.eos if self._backend.token_to_id(UNKNOWN) is None else UNKNOWN,
         }
-        _replace(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
-        _replace(folder / TOKENIZER_FILE, self.to_json())
+        replace_durably(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        replace_durably(folder / TOKENIZER_FILE, self.to_json())
         return folder / TOKENIZER_FILE
 
     @classmethod
@@ -255,12 +255,6 @@ def _gpt2_merges() -> list[tuple[str, str]]:
     text = (files("gpt_modules.data.builtin") / "embedded" / "vocab.bpe").read_text(encoding="utf-8")
     pairs = [line.split(" ") for line in text.split("\n")[1:] if line]
     return [(left, right) for left, right in pairs]
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _find(name: str) -> Path:

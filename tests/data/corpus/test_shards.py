@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -79,6 +80,19 @@ def test_damage_is_found(tmp_path, tokenizer, kind, found, stamped):
         open_shards(folder, tokenizer, stamps)
 
 
+def test_a_stamped_file_is_known_by_more_than_its_date(tmp_path, tokenizer):
+    """`cp -p` of another file gives the old size and the old date of the content."""
+    folder = tmp_path / "shards"
+    write_shards(folder, DOCUMENTS, tokenizer)
+    open_shards(folder, tokenizer, tmp_path / "stamps")
+    (file,) = folder.glob("*.bin")
+    before = file.stat()
+    damage(file, "bit")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match="found altered tokens"):
+        open_shards(folder, tokenizer, tmp_path / "stamps")
+
+
 def test_a_stamped_file_is_not_hashed_again(tmp_path, tokenizer, monkeypatch):
     write_shards(tmp_path / "shards", DOCUMENTS, tokenizer)
     open_shards(tmp_path / "shards", tokenizer, tmp_path / "stamps")
@@ -93,10 +107,11 @@ def test_a_stamped_file_is_not_hashed_again(tmp_path, tokenizer, monkeypatch):
     [
         ({"tokenizer": "x"}, "tokenizer: found another tokenizer's tokens"),
         ({"format_version": 1}, "format_version: found 1, expected 2"),
-        ({"dtype": "<f8"}, "expected a file name and <u2 or <u4"),
-        ({"extra": 1}, "found no readable manifest"),
+        ({"dtype": "<f8"}, "dtype: found '<f8', expected one of <u2, <u4"),
+        ({"extra": 1}, "extra: unknown key, expected one of format_version"),
         ({"complete": False}, "complete: found 1 shards of an unfinished run"),
-        ({"shards": [{"file": "../../etc/passwd"}]}, "found no readable manifest"),
+        ({"shards": [{"file": "../../etc/passwd"}]}, r"shards\[1\]\.count: missing, expected a whole number from 1"),
+        ({"count": 7}, r"count: found 7, expected the sum of the shards' counts, \d+"),
     ],
 )
 def test_manifest_is_checked(tmp_path, tokenizer, change, message):
@@ -113,5 +128,5 @@ def test_a_manifest_reaches_no_other_folder(tmp_path, tokenizer):
     fields = json.loads(manifest.read_text())
     fields["shards"][0]["file"] = "../b.bin"
     manifest.write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=r"found file '\.\./b.bin'"):
+    with pytest.raises(UserError, match=r"shards\[1\]\.file: found '\.\./b.bin', expected the name of a file"):
         open_shards(tmp_path / "a", tokenizer)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gpt_modules.data.corpus.cleaning.ngrams import gram_hashes
 from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import Count
 
 GRAM = 5
 PERMUTATIONS = 128
@@ -23,8 +24,8 @@ PERMUTATIONS = 128
 class Duplicate(NamedTuple):
     """Document `document` nearly repeats `of`; both are numbered from 0 as the source has them."""
 
-    document: int
-    of: int
+    document: Count
+    of: Count
     similarity: float
 
 

@@ -27,9 +27,11 @@ from gpt_modules.data.corpus.cleaning.ngrams import split_words
 from gpt_modules.data.corpus.documents import CHUNK, Document
 from gpt_modules.data.corpus.processes import map_in_order
 from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import Count, read_document
 from gpt_modules.storage.durable import replace_durably
 
 SURVEY = "survey.json"
+LARGEST = 1 << 32  # bytes of it: near-duplicates take about 60 each
 
 
 @dataclass
@@ -40,10 +42,10 @@ class Survey:
     """
 
     made_from: dict[str, Any]
-    documents: int = 0
-    test_grams: int = 0
-    short_tests: int = 0
-    common_grams: list[int] = field(default_factory=list)
+    documents: Count = 0
+    test_grams: Count = 0
+    short_tests: Count = 0
+    common_grams: list[Count] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
 
 
@@ -153,13 +155,7 @@ def _texts(documents: Iterable[Document]) -> Iterator[list[str]]:
 
 
 def _read(path: Path, made_from: dict[str, Any]) -> Survey:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        survey = Survey(**fields | {"duplicates": [Duplicate(**twin) for twin in fields["duplicates"]]})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: found no readable survey ({type(error).__name__}), expected an empty folder"
-        ) from error
+    survey = read_document(path, Survey, "the survey of a corpus", LARGEST)
     if survey.made_from != made_from:
         raise UserError(f"{path}: found a survey of another source or with other settings, expected an empty folder")
     return survey

@@ -58,5 +58,5 @@ def test_a_survey_is_made_once(tmp_path, documents):
     with pytest.raises(UserError, match=r"survey.json: found a survey of another source"):
         open_or_make_survey(tmp_path, documents, {"source": "y"}, 0.8, grams, 0)
     (tmp_path / "survey.json").write_text("{}")
-    with pytest.raises(UserError, match=r"survey.json: found no readable survey"):
+    with pytest.raises(UserError, match=r"survey.json: made_from: missing, expected a mapping"):
         open_or_make_survey(tmp_path, documents, {"source": "x"}, 0.8, grams, 0)
