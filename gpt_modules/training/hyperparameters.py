@@ -1,13 +1,14 @@
 """Hyper-parameters as plain data.
 
 A checkpoint that holds a dataclass or a path is refused by `torch.load(weights_only=True)`, hours later, when the run
-is resumed. So what
-a module stores is dicts, lists, strings and numbers only, and what it is given may be either form.
+is resumed. So what a module stores is dicts, lists, strings and numbers only, and what it is given may be either form.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from gpt_modules.errors import expect
 
 T = TypeVar("T")
 
@@ -40,3 +41,17 @@ def typed(kind: type[T], value: T | Mapping[str, Any]) -> T:
         return value
     assert isinstance(value, Mapping), f"expected {kind.__name__} or a mapping, found {type(value).__name__}"
     return kind(**value)
+
+
+def expect_number(field: str, value: Any, interval: str, whole: bool = False) -> None:
+    """Refuse what is no number in `interval`, which is written as in mathematics: `[0, 1)` has 0 and not 1. NaN lies in
+    none.
+
+    Raises:
+        UserError: it does not fit, or is no whole number where `whole`.
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    fits = number and (value > low or (value == low and interval[0] == "["))
+    fits = fits and (value < high or (value == high and interval[-1] == "]"))
+    expect(fits, field, value, f"a {'whole ' if whole else ''}number in {interval}")

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
+from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.muon import MuonAdamW
 
 
@@ -40,17 +41,29 @@ class OptimizerConfig:
     sgd: bool = False
 
     def __post_init__(self) -> None:
+        expect_number("optimizer.lr", self.lr, "[0, inf)")
+        expect_number("optimizer.muon_lr", self.muon_lr or 0.0, "[0, inf)")
+        expect(len(self.betas) == 2, "optimizer.betas", list(self.betas), "two numbers")
+        for beta in self.betas:
+            expect_number("optimizer.betas", beta, "[0, 1)")
+        expect_number("optimizer.eps", self.eps, "(0, inf)")
+        expect_number("optimizer.weight_decay", self.weight_decay, "[0, inf)")
         if self.sgd and self.muon_lr:
             raise UserError("optimizer: found sgd together with muon_lr, expected one of them")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Warm-up from 0, then a shape down to `final` times the peak.
+    """A linear warm-up to the peak, then a shape down to `final` times it.
+
+    No step is wasted: the first one of a warm-up from 0 already moves, and a shape is read at the beginning of a step,
+    so that the one after the last would have `final`.
 
     Args:
         shape: what follows the warm-up.
-        warmup: length of the linear warm-up, in `unit`.
+        warmup: length of the warm-up, in `unit`.
+        warmup_start: the fraction of the peak that the first step has: 0.1 for PPO in InstructGPT (Ouyang et al. 2022,
+            appendix C.4: from a tenth of the peak, over 10 iterations); left at 0, a first part of the way up.
         total: where the shape ends, in `unit`, counted from the start of the run; left out: the length of the run.
         final: the fraction of the peak that is left at `total` and after it.
         unit: `tokens` (GPT-3, appendix B), optimizer `steps`, or fractions of the `run` (GPT-1's warm-up over 0.2 % of
@@ -59,21 +72,97 @@ class ScheduleConfig:
 
     shape: Literal["constant", "linear", "cosine"] = "cosine"
     warmup: float = 0
+    warmup_start: float = 0.0
     total: float | None = None
     final: float = 0.1
     unit: Literal["tokens", "steps", "run"] = "steps"
 
+    def __post_init__(self) -> None:
+        expect_number("schedule.warmup", self.warmup, "[0, 1]" if self.unit == "run" else "[0, inf)")
+        expect_number("schedule.warmup_start", self.warmup_start, "[0, 1]")
+        if self.total is not None:
+            expect_number("schedule.total", self.total, "(0, inf)")
+            expected = f"at least the warm-up's {self.warmup:g}"
+            expect(self.total >= self.warmup, "schedule.total", self.total, expected)
+        expect_number("schedule.final", self.final, "[0, 1]")
 
-def lr_factor(progress: float, schedule: ScheduleConfig, total: float) -> float:
-    """Multiple of the peak learning rate after `progress` of `total` tokens, steps or runs."""
-    if progress < schedule.warmup:
-        return progress / schedule.warmup
+
+def lr_factor(before: float, after: float, schedule: ScheduleConfig, total: float) -> float:
+    """Multiple of the peak learning rate in a step that leads from `before` to `after` of `total` tokens, steps or
+    runs.
+    """
+    start = schedule.warmup_start
+    climbed = after if start == 0.0 else before  # from 0, the first step would stay where it is
+    if climbed < schedule.warmup:
+        return start + (1.0 - start) * climbed / schedule.warmup
     if schedule.shape == "constant":
         return 1.0
     rest = total - schedule.warmup
-    done = min(1.0, (progress - schedule.warmup) / rest) if rest > 0 else 1.0
+    done = min(1.0, max(0.0, before - schedule.warmup) / rest) if rest > 0 else 1.0
     remaining = 1.0 - done if schedule.shape == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
     return schedule.final + (1.0 - schedule.final) * remaining
+
+
+class Schedule(LambdaLR):
+    """A schedule whose state is its place alone: a resumed run goes on there, with the peak and the shape of its recipe
+    now.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimizer steps taken."""
+        return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to that place, and give every group its rate there."""
+        self.last_epoch = int(state_dict["last_epoch"])
+        self._step_count = self.last_epoch + 1
+        self._last_lr = list(self.get_lr())
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+
+def keep_settings(optimizer: Optimizer) -> None:
+    """Restoring gives `optimizer` what it had accumulated, and never the rates, decays and betas of that time: those are
+    the recipe's.
+    """
+    for part in optimizer.parts.values() if isinstance(optimizer, MuonAdamW) else [optimizer]:
+        part.register_load_state_dict_pre_hook(_accumulated)
+
+
+_ACCUMULATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}, "SGD": {"momentum_buffer"}}
+
+
+def _accumulated(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """`state` with the settings of `optimizer`.
+
+    Raises:
+        UserError: it is the state of another algorithm, or of other parameters.
+    """
+    kind, stored = type(optimizer).__name__, state.get("param_groups")
+    found = [len(group["params"]) for group in stored] if isinstance(stored, list) else list(state)
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    expect(found == sizes, "optimizer_states", found, f"{kind} over groups of {sizes} parameters")
+    assert stored is not None
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in stored for number in group["params"]]
+    if kind in _ACCUMULATES:
+        shapes = {number: parameter.shape for number, parameter in zip(numbers, parameters, strict=True)}
+        _check_entries(kind, state["state"], shapes)
+    groups = [
+        {**own, "params": group["params"]} for own, group in zip(optimizer.param_groups, stored, strict=True)
+    ]
+    return {**state, "param_groups": groups}
+
+
+def _check_entries(kind: str, entries: dict[Any, dict[str, Any]], shapes: dict[Any, torch.Size]) -> None:
+    expect(bool(entries) or kind == "SGD", "optimizer_states", "no moments", f"those of {kind}")
+    for number, entry in entries.items():
+        names = _ACCUMULATES[kind] & set(entry) if kind == "SGD" else _ACCUMULATES[kind]
+        expect(set(entry) == names, f"optimizer_states: {number}", sorted(entry), f"{sorted(names)} of {kind}")
+        for name, value in entry.items():
+            expected = torch.Size() if name == "step" else shapes.get(number)
+            shape = getattr(value, "shape", type(value).__name__)
+            expect(shape == expected or value is None, f"optimizer_states: {number}: {name}", shape, f"{expected}")
 
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, **options: Any) -> list[dict[str, Any]]:
@@ -116,13 +205,14 @@ def configure(
     optimizer: Optimizer,
     schedule: ScheduleConfig,
     total_steps: float,
-    tokens: tuple[Callable[[], float], float] | None = None,
+    tokens: tuple[Callable[[], tuple[float, float]], float] | None = None,
 ) -> dict[str, Any]:
     """What `configure_optimizers` returns: an optimizer and a schedule that Lightning steps after each optimizer step.
+    Both keep the recipe's settings when a checkpoint is restored.
 
     Args:
         total_steps: optimizer steps of the run, `inf` when only time ends it.
-        tokens: how many will be seen once the next step is done, and how many in the whole run, over all devices;
+        tokens: how many are seen before and after the next step, and how many in the whole run, over all devices;
             needed when the schedule counts tokens.
     """
     if schedule.unit == "tokens" and tokens is None:
@@ -130,17 +220,19 @@ def configure(
             "schedule.unit: found 'tokens', expected 'steps' or 'run': "
             "this procedure has no fixed number of tokens in a step"
         )
-    # The factor of a step counts that step's own tokens, so that the first step of a warm-up moves.
     if schedule.unit == "tokens" and tokens is not None:
-        (reached, run), per_step = tokens, 1.0
+        (place, run), per_step = tokens, 1.0
     else:
-        reached, run, per_step = None, total_steps, 1.0 / total_steps if schedule.unit == "run" else 1.0
+        place, run, per_step = None, total_steps, 1.0 / total_steps if schedule.unit == "run" else 1.0
     total = run * per_step if schedule.total is None else schedule.total
     if not math.isfinite(total) and schedule.shape != "constant":
         raise UserError(
             "schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them"
         )
-    scheduler = LambdaLR(
-        optimizer, lambda step: lr_factor(reached() if reached else (step + 1) * per_step, schedule, total)
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def factor(step: int) -> float:
+        before, after = place() if place else (step * per_step, (step + 1) * per_step)
+        return lr_factor(before, after, schedule, total)
+
+    keep_settings(optimizer)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factor), "interval": "step"}}

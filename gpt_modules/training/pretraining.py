@@ -144,7 +144,7 @@ class PretrainingModule(L.LightningModule):
             steps = self.trainer.fit_loop.epoch_loop.max_steps = clock.steps(budget)
         groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
         optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
-        tokens = (lambda: clock.after_next(self.tokens_seen), clock.tokens(steps))
+        tokens = (lambda: (self.tokens_seen, clock.after_next(self.tokens_seen)), clock.tokens(steps))
         return optimizers.configure(optimizer, self.schedule_config, steps, tokens)
 
     def _clock(self) -> TokenClock:

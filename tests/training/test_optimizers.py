@@ -18,24 +18,29 @@ from gpt_modules.training.optimizers import (
 )
 
 
+def between(progress, schedule, total):
+    """The factor of a step so small that it begins where it ends."""
+    return lr_factor(progress, progress, schedule, total)
+
+
 @pytest.mark.parametrize(
     ("progress", "expected"), [(0, 0.0), (50, 0.5), (100, 1.0), (600, 0.55), (1100, 0.1), (5000, 0.1)]
 )
 def test_cosine_after_warmup(progress, expected):
     schedule = ScheduleConfig(shape="cosine", warmup=100, final=0.1)
-    assert lr_factor(progress, schedule, total=1100) == pytest.approx(expected)
+    assert between(progress, schedule, 1100) == pytest.approx(expected)
 
 
-def test_linear_reaches_its_end_and_constant_stays():
-    assert lr_factor(500, ScheduleConfig(shape="linear", final=0.0), 1000) == pytest.approx(0.5)
-    assert lr_factor(10**9, ScheduleConfig(shape="constant", warmup=10), math.inf) == 1.0
+def test_linear_is_half_way_down_and_constant_stays():
+    assert between(500, ScheduleConfig(shape="linear", final=0.0), 1000) == pytest.approx(0.5)
+    assert between(10**9, ScheduleConfig(shape="constant", warmup=10), math.inf) == 1.0
 
 
 def test_gpt3_small_in_tokens():
     schedule = ScheduleConfig(shape="cosine", warmup=375e6, total=260e9, final=0.1, unit="tokens")
-    assert lr_factor(187.5e6, schedule, 260e9) == pytest.approx(0.5)
-    assert lr_factor(130e9, schedule, 260e9) == pytest.approx(0.55, abs=2e-3)
-    assert lr_factor(290e9, schedule, 260e9) == pytest.approx(0.1)
+    assert between(187.5e6, schedule, 260e9) == pytest.approx(0.5)
+    assert between(130e9, schedule, 260e9) == pytest.approx(0.55, abs=2e-3)
+    assert between(290e9, schedule, 260e9) == pytest.approx(0.1)
 
 
 def rates(optimizer_and_scheduler, steps, taken=None):
@@ -54,11 +59,25 @@ def adamw():
     return build(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(lr=1.0))
 
 
+def test_every_step_of_a_line_to_0_moves_the_weights():
+    assert rates(configure(adamw(), ScheduleConfig(shape="linear", final=0.0), 5), 6) == pytest.approx(
+        [1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
+    )
+    assert rates(configure(adamw(), ScheduleConfig(shape="linear", warmup=2, final=0.0), 6), 7) == pytest.approx(
+        [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    )
+
+
+def test_a_warmup_from_a_tenth_of_the_peak():
+    schedule = ScheduleConfig(shape="constant", warmup=10, warmup_start=0.1)
+    assert rates(configure(adamw(), schedule, 12), 12) == pytest.approx([*(0.1 + 0.09 * i for i in range(10)), 1, 1])
+
+
 def test_tokens_and_steps_give_the_same_rates():
     taken = []
     by_steps = configure(adamw(), ScheduleConfig(warmup=4, unit="steps"), 10)
     by_tokens = configure(
-        adamw(), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, (lambda: 512 * (1 + sum(taken)), 10 * 512)
+        adamw(), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, (lambda: (512 * sum(taken), 512 * (1 + sum(taken))), 10 * 512)
     )
     assert rates(by_steps, 10) == pytest.approx(rates(by_tokens, 10, taken))
     assert rates(configure(adamw(), ScheduleConfig(warmup=4), 10), 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
