@@ -1,8 +1,14 @@
 """The distribution that the next token is drawn from: temperature, top-k, top-p."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+# Below it, logits over the temperature may leave float32's range; what is below float32's own is as cold as it gets.
+_COLD = 1e-3
+_COLDEST = torch.finfo(torch.float32).tiny
 
 
 def filter_logits(
@@ -13,13 +19,18 @@ def filter_logits(
     `top_k` keeps the k most likely tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"; ties with the k-th
     stay). `top_p` keeps the smallest set of most likely tokens whose probability reaches p (Holtzman et al. 2020, "The
     Curious Case of Neural Text Degeneration"), of what top-k left. Log-probs of samples must be taken from the returned
-    logits. Greedy decoding is not sampling and has no temperature here. Raises ValueError for a temperature ≤ 0, a k <
+    logits. As the temperature falls to 0 what is left is the most likely token, ties equally; greedy decoding itself is
+    not sampling and has no temperature here. Raises ValueError for a temperature that is not finite and above 0, a k <
     1, or a p outside (0, 1].
     """
-    if temperature <= 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    fits = 0 < temperature < math.inf and (top_k is None or top_k >= 1) and (top_p is None or 0 < top_p <= 1)
+    if not fits:
         found = f"{temperature=}, {top_k=}, {top_p=}"
-        raise ValueError(f"found {found}; expected temperature > 0, top_k >= 1, 0 < top_p <= 1")
-    filtered = logits.float() / temperature
+        raise ValueError(f"found {found}; expected a finite temperature > 0, top_k >= 1, 0 < top_p <= 1")
+    filtered = logits.float()
+    if temperature < _COLD:
+        filtered = filtered - filtered.amax(dim=1, keepdim=True)
+    filtered = filtered / max(temperature, _COLDEST)
     if top_k is not None and top_k < filtered.shape[1]:
         kth = filtered.topk(top_k, dim=1).values[:, -1:]
         filtered = filtered.masked_fill(filtered < kth, -torch.inf)

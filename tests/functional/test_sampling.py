@@ -37,7 +37,21 @@ def test_no_filter_is_the_logits_in_float32_and_they_stay():
     assert torch.equal(logits, before)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match="expected temperature > 0, top_k >= 1, 0 < top_p <= 1"):
+@pytest.mark.parametrize("temperature", [1e-20, 1e-38, 5e-324])
+def test_without_heat_only_the_most_likely_tokens_are_left(temperature):
+    """The limit of softmax(z / T) as T falls to 0; ties share it, and nothing overflows."""
+    logits = torch.tensor([[3e4, -2.0, 3e4, 2.9e4], [-1.0, -9.0, -3e4, -8.0], [0.0, -torch.inf, 0.0, -torch.inf]])
+    expected = [[0.5, 0.0, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0], [0.5, 0.0, 0.5, 0.0]]
+    for settings in ({}, {"top_k": 3}, {"top_p": 0.9}):
+        assert filter_logits(logits, temperature, **settings).softmax(1).tolist() == expected
+
+
+IMPOSSIBLE = [("temperature", value) for value in (0.0, -1.0, torch.nan, torch.inf)]
+IMPOSSIBLE += [("top_k", 0), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.5), ("top_p", torch.nan)]
+
+
+@pytest.mark.parametrize(("name", "value"), IMPOSSIBLE)
+def test_impossible_settings_are_refused(name, value):
+    wrong = {name: value}
+    with pytest.raises(ValueError, match="expected a finite temperature > 0, top_k >= 1, 0 < top_p <= 1"):
         filter_logits(torch.randn(1, 4), **wrong)

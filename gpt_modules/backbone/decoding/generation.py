@@ -1,10 +1,10 @@
 """Sampling from a language model: unequal prompts in one batch, tokens with the log-probabilities they were drawn with.
 
 Keys and values are cached, only the last position meets the head, finished rows leave the batch, and two uniform
-numbers decide a token. All of these are drawn at the start, so what a row says does not depend on when another one
-finishes.
+numbers decide a token. All of these are drawn at the start, row by row, so what a row says depends neither on when
+another one finishes nor, with generators of the CPU, on how many rows follow it.
 
-How one step is made, and made fast, is in `decoding.py`.
+How one step is made, and made fast, is in `step.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,7 @@ from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
 
 Prompts: TypeAlias = Sequence[Sequence[int]] | tuple[Tensor, Tensor]
+Noise: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 # Finished rows leave once they are this part of the batch: copying the cache more often costs more than it saves.
 RETIRED_PART = 0.25
@@ -48,7 +49,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: Noise = None,
     compile: bool = False,
 ) -> Generation:
     """Continue each prompt by up to `max_new_tokens` tokens, or until it says `eos_id`.
@@ -56,22 +57,23 @@ def generate(
     Args:
         prompts: token ids, one sequence a row, or a pair (tokens (B, T), mask (B, T)) padded on either side.
         temperature: divides the logits; 0 is greedy. `top_k` and `top_p` as of `filter_logits`.
-        generator: the source of randomness; the same state gives the same tokens.
+        generator: the source of randomness; the same state gives the same tokens. Or one a row: then a row says the
+            same in whatever batch it stands.
         compile: `torch.compile` the step: half a minute to start, so for long runs of one shape.
 
     Dropout is off meanwhile, whatever mode the model is in. Raises `UserError` for an empty prompt, a token outside the
-    vocabulary, or a prompt that with `max_new_tokens` exceeds `n_positions`.
+    vocabulary, a prompt that with `max_new_tokens` exceeds `n_positions`, or a rule that is no distribution's.
     """
+    rule = SamplingRule(temperature, top_k, top_p)
+    rule.check()
     tokens, lengths = left_padded(prompts, model.head_weight.device)
     check_prompts(model, tokens, lengths, max_new_tokens)
-    if not temperature >= 0.0:
-        raise UserError(f"temperature: found {temperature}, expected 0 (greedy) or more")
-    uniforms = _uniforms((max_new_tokens, 2, len(lengths)), generator, tokens.device)
+    uniforms = _uniforms(len(lengths), max_new_tokens, generator, tokens.device)
     mask = real_tokens(tokens, lengths)
     with inference(model), input_major(model, max_new_tokens) as head:
         static = compile or can_capture(model)
         cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
-        step = DecodeStep(model, cache, SamplingRule(temperature, top_k, top_p), head)
+        step = DecodeStep(model, cache, rule, head)
         return _decode(step, tokens, mask, uniforms, eos_id, compile)
 
 
@@ -98,12 +100,18 @@ def real_tokens(tokens: Int[Tensor, "B T"], lengths: list[int]) -> Bool[Tensor, 
     return torch.arange(tokens.shape[1], device=tokens.device) >= starts[:, None]
 
 
-def _uniforms(
-    shape: tuple[int, int, int], generator: torch.Generator | None, device: torch.device
-) -> Float[Tensor, "N 2 B"]:
+def _uniforms(rows: int, steps: int, generator: Noise, device: torch.device) -> Float[Tensor, "N 2 B"]:
+    """The numbers of a row are drawn together: with a generator of the CPU, whatever number of rows follows."""
     dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's devices have no float64
-    source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, dtype=dtype, device=source).to(device)
+    if isinstance(generator, Sequence):
+        if len(generator) != rows:
+            raise ValueError(f"generator: found {len(generator)}, expected one, or one for each of {rows} prompts")
+        drawn = [torch.rand(steps, 2, generator=one, dtype=dtype, device=one.device).to(device) for one in generator]
+        uniforms = torch.stack(drawn)
+    else:
+        source = device if generator is None else generator.device
+        uniforms = torch.rand(rows, steps, 2, generator=generator, dtype=dtype, device=source).to(device)
+    return uniforms.permute(1, 2, 0).contiguous()
 
 
 def check_prompts(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], max_new_tokens: int) -> None:

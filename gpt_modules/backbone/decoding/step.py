@@ -3,6 +3,7 @@
 Nothing in a step waits for the device, and with a static cache nothing in it changes shape or address.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.models import GPT
+from gpt_modules.errors import expect
 from gpt_modules.functional.sampling import filter_logits
 
 Advance: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -29,6 +31,13 @@ class SamplingRule(NamedTuple):
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
+
+    def check(self) -> None:
+        """Raises `UserError` for a value that no distribution has."""
+        temperature, top_k, top_p = self
+        expect(0.0 <= temperature < math.inf, "temperature", temperature, "a finite number from 0 (greedy)")
+        expect(top_k is None or top_k >= 1, "top_k", top_k, "at least 1")
+        expect(top_p is None or 0.0 < top_p <= 1.0, "top_p", top_p, "above 0, up to 1")
 
 
 class DecodeStep:

@@ -89,6 +89,30 @@ def test_sampling_is_a_function_of_the_generator() -> None:
     assert not torch.equal(first.tokens, other.tokens)
 
 
+def test_what_a_row_says_does_not_depend_on_those_after_it() -> None:
+    model = make().double()
+    whole = generate(model, PROMPTS, max_new_tokens=15, eos_id=None, generator=seeded())
+    alone = generate(model, PROMPTS[:2], max_new_tokens=15, eos_id=None, generator=seeded())
+    assert torch.equal(whole.tokens[:2], alone.tokens)
+
+
+def test_with_a_generator_of_its_own_a_row_says_the_same_in_any_batch() -> None:
+    model = make().double()
+    whole = generate(model, PROMPTS, max_new_tokens=15, eos_id=None, generator=[seeded(n) for n in range(4)])
+    other = generate(model, [PROMPTS[3], PROMPTS[1]], max_new_tokens=15, eos_id=None, generator=[seeded(3), seeded(1)])
+    assert torch.equal(whole.tokens[[3, 1]], other.tokens)
+    with pytest.raises(ValueError, match="generator: found 1, expected one, or one for each of 4 prompts"):
+        generate(model, PROMPTS, max_new_tokens=1, eos_id=None, generator=[seeded()])
+
+
+def test_a_temperature_near_0_is_greedy() -> None:
+    model = make()
+    cold = generate(model, PROMPTS, max_new_tokens=15, eos_id=None, temperature=1e-38, generator=seeded())
+    greedy = generate(model, PROMPTS, max_new_tokens=15, eos_id=None, temperature=0.0)
+    assert torch.equal(cold.tokens, greedy.tokens)
+    assert (cold.logprobs == 0).all()
+
+
 def test_top_k_of_one_is_greedy() -> None:
     model = make()
     sampled = generate(model, PROMPTS, max_new_tokens=15, eos_id=None, top_k=1, generator=seeded())
@@ -193,7 +217,12 @@ def refuse(*_: object) -> None:
         ([[1, 37]], {}, "prompts: found token 37, expected 0 to 36"),
         ([[-1]], {}, "prompts: found token -1, expected 0 to 36"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens: found 0, expected at least 1"),
-        ([[1]], {"temperature": -0.5}, "temperature: found -0.5, expected 0 (greedy) or more"),
+        ([[1]], {"temperature": -0.5}, "temperature: found -0.5, expected a finite number from 0 (greedy)"),
+        ([[1]], {"temperature": torch.nan}, "temperature: found nan, expected a finite number from 0 (greedy)"),
+        ([[1]], {"temperature": torch.inf}, "temperature: found inf, expected a finite number from 0 (greedy)"),
+        ([[1]], {"top_k": 0}, "top_k: found 0, expected at least 1"),
+        ([[1]], {"top_p": 1.5}, "top_p: found 1.5, expected above 0, up to 1"),
+        ([[1]], {"top_p": torch.nan, "temperature": 0.0}, "top_p: found nan, expected above 0, up to 1"),
     ],
 )
 def test_refusals(prompts: list[list[int]], settings: dict[str, float], message: str) -> None:
