@@ -16,7 +16,15 @@ from gpt_modules.data.batches import LabelledBatch
 from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
-from gpt_modules.data.rows.sources import REVIEWS, Source, load_rows, name_of, split_rows
+from gpt_modules.data.rows.sources import (
+    REVIEWS,
+    Source,
+    load_rows,
+    name_of,
+    refuse_shared_files,
+    split_rows,
+    warn_of_shared_rows,
+)
 from gpt_modules.data.splits import Row, Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -208,9 +216,13 @@ class FinetuningDataModule(ResumableDataModule):
         train = self._load(self.train_source, "train", known, labelled or known is None)
         named = known or self._named(train)
         if self.validation_source is None and not is_built_in(self.train_source):
-            train, validation = split_rows(train, self._check(named, labelled), self.validation_fraction)
+            check, fraction = self._check(named, labelled), self.validation_fraction
+            train, validation = split_rows(train, check, fraction, self.train_source)
         else:
             validation = self._load(self.validation_source or self.train_source, "validation", named, labelled)
+            if stage == "fit" and self.validation_source is not None:
+                refuse_shared_files(self.train_source, self.validation_source)
+                warn_of_shared_rows(train, validation, name_of(self.validation_source))
         train = self._drawn(train)
         self._task = known or self._measured(named, train)
         return train, validation

@@ -112,7 +112,7 @@ class ZeroShotProbes(L.Callback):
         if self._items is None:
             n_positions = language_model(pl_module, "ZeroShotProbes").config.n_positions
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._items = [read_items(p, data.tokenizer, n_positions, data.cache_dir) for p in self.probes]
+            self._items = [read_items(p, data.tokenizer, n_positions) for p in self.probes]
         return self._items
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -30,8 +29,7 @@ from torchmetrics.functional.classification import binary_auroc
 from gpt_modules.backbone import GPT
 from gpt_modules.data.rows.files import file_rows, find_files
 from gpt_modules.data.rows.schemas import FieldError, check_row, describe
-from gpt_modules.data.rows.sources import cache_folder
-from gpt_modules.data.splits import hash_fraction
+from gpt_modules.data.splits import split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.prompts import encode_pairs
@@ -91,16 +89,15 @@ class Item(NamedTuple):
     half: bool
 
 
-def read_items(probe: Probe, tokenizer: Tokenizer, n_positions: int, cache_dir: str | Path | None = None) -> list[Item]:
-    """The rows of a probe's file as tokens. `cache_dir`: see `cache_folder`.
+def read_items(probe: Probe, tokenizer: Tokenizer, n_positions: int) -> list[Item]:
+    """The rows of a probe's file as tokens.
 
     Raises:
         UserError: No row, or one that does not fit, is too long for the model or says nothing: with file, row and
             column.
     """
     check = partial(_check, probe=probe, tokenizer=tokenizer, n_positions=n_positions)
-    folder = str(cache_folder(cache_dir) / "datasets")
-    rows = (row for path in find_files(probe.file) for row in file_rows(path, "sft", check, folder, streaming=False))
+    rows = (row for path in find_files(probe.file) for row in file_rows(path, "sft", check))
     items = [row["item"] for row in islice(rows, probe.limit)]
     if not items:
         raise UserError(f"{probe.file}: found no row, expected at least one")
@@ -181,7 +178,7 @@ def _check(record: object, probe: Probe, tokenizer: Tokenizer, n_positions: int)
             found = f"{len(scored)} tokens to score in {describe(after.strip())}"
             raise FieldError(column, found, f"1 to n_positions = {n_positions}")
     # Salted: texts that were held out by their plain hash would otherwise all be of one half.
-    return {"item": Item(answers, label, hash_fraction(f"half {text}") < 0.5)}
+    return {"item": Item(answers, label, split_of(f"half {text}", 0.5) == "train")}
 
 
 def _pairs(probe: Probe, text: str, record: Mapping[Any, Any]) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 from itertools import product
 from typing import NamedTuple
 
-from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hash_fraction
+from gpt_modules.data.splits import Row, Split, split_of
 
 ROWS = 13_500  # of both splits together
 SINGLE_PREMISES = 0.3  # of the rows
@@ -184,4 +184,4 @@ def _story(generator: random.Random) -> Row:
 
 
 def _part(rows: list[Row], split: Split) -> list[Row]:
-    return [dict(row) for row in rows if (hash_fraction(row["text"]) < VALIDATION_FRACTION) == (split == "validation")]
+    return [dict(row) for row in rows if split_of(row["text"]) == split]

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hash_fraction
+from gpt_modules.data.splits import Row, Split, hash_fraction, split_of
 
 Domain = Literal["film", "product"]
 
@@ -46,7 +46,7 @@ def instruction(domain: Domain = "film", positive: bool = True) -> str:
 
 @lru_cache(maxsize=1)
 def load_reviews() -> tuple[Review, ...]:
-    """All sentences in file order. Texts equal but for case and spaces share a split, so none of them straddles."""
+    """All sentences in file order. Texts equal to a reader share a split, so none of them straddles."""
     return tuple(_parse(domain, line) for domain in _FILES for line in _lines(domain))
 
 
@@ -118,8 +118,7 @@ def _lines(domain: Domain) -> list[str]:
 def _parse(domain: Domain, line: str) -> Review:
     _, rating, text = line.split("\t", 2)
     text = text.strip()
-    split: Split = "validation" if hash_fraction(text) < VALIDATION_FRACTION else "train"
-    return Review(text, float(rating), domain, split)
+    return Review(text, float(rating), domain, split_of(text))
 
 
 def _of(split: Split, domains: Sequence[Domain]) -> list[Review]:

@@ -12,9 +12,7 @@ from collections import Counter
 from functools import lru_cache
 from importlib.resources import files
 
-from gpt_modules.data.splits import Split
-
-VALIDATION_FRACTION = 0.1
+from gpt_modules.data.splits import VALIDATION_FRACTION, Split
 
 
 @lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 from gpt_modules.data.builtin.shakespeare import frequent_words
-from gpt_modules.data.splits import Row, Split, hash_fraction
+from gpt_modules.data.splits import Row, Split, split_of
 from gpt_modules.errors import UserError
 
 SyntheticTask = Literal[
@@ -25,7 +25,6 @@ TASKS: tuple[str, ...] = get_args(SyntheticTask)
 PREFIX = "synthetic:"
 INSTRUCTION = "Please unscramble the letters into a word, and write that word:"
 FORMAT_VERSION = 1  # of what `synthetic_documents` draws: caches are built from it
-VALIDATION_FRACTION = 0.1
 DOCUMENTS = 20_000  # of a pretraining source
 MAX_EXAMPLES = 8  # in a document
 MISSES = 2_000  # draws without a new question, after which there is none left
@@ -62,7 +61,7 @@ def synthetic_items(
     while len(rows) < count and misses < MISSES:
         question = draw(rng)
         misses += 1
-        if question.context in seen or split not in ("all", _split(question)):
+        if question.context in seen or split not in ("all", split_of(question.key)):
             continue
         seen.add(question.context)
         rows.append({"context": question.context, "completion": question.completion})
@@ -80,7 +79,7 @@ def synthetic_documents(task: str, split: Split, seed: int = 0) -> Iterator[Row]
         text, wanted = "" if task[0].isdigit() else INSTRUCTION, rng.randint(1, MAX_EXAMPLES)
         while wanted:
             question = draw(rng)
-            if _split(question) == split:
+            if split_of(question.key) == split:
                 text += question.context + question.completion
                 wanted -= 1
         yield {"text": text}
@@ -96,10 +95,6 @@ def task_of(source: str) -> str:
     if task not in TASKS:
         raise UserError(f"{source}: found no task {task!r}, expected one of {', '.join(TASKS)}")
     return task
-
-
-def _split(question: Question) -> Split:
-    return "validation" if hash_fraction(question.key) < VALIDATION_FRACTION else "train"
 
 
 def _drawing(task: str, words: Sequence[str] | None) -> Callable[[random.Random], Question]:

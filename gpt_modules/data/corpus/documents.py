@@ -2,14 +2,13 @@
 in memory whole.
 """
 
-import codecs
-import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from gpt_modules.data.rows.files import find_files, is_local
+from gpt_modules.data.rows.lines import text_blocks
 from gpt_modules.data.rows.sources import Source, has_own_splits, iter_rows, name_of
 from gpt_modules.data.splits import Split
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -17,7 +16,6 @@ from gpt_modules.errors import UserError
 
 PIECE = 1 << 16  # characters from which on a document is cut
 CHUNK = 1 << 21  # characters encoded at a time
-BLOCK = 1 << 20  # bytes of a text file read at a time
 _CUT = re.compile(r"\n(?=\S)")
 _PROBES = (
     ("Ab c. ", "\nd"),
@@ -66,7 +64,7 @@ def source_documents(
     for item in _items(source):
         if isinstance(item, Path):
             found = True
-            yield file_blocks(item)
+            yield text_blocks(item)
             continue
         rows = iter_rows(item, split, "pretraining", cache_dir=cache_dir, streaming=streaming, text_field=text_field)
         for row in rows:
@@ -74,27 +72,6 @@ def source_documents(
             yield [row["text"]]
     if not found:
         raise UserError(f"{name_of(source)}: found no row, expected text")
-
-
-def file_blocks(path: Path) -> Iterator[str]:
-    """The text of a file block by block, without its byte order mark, every line break as a newline.
-
-    Raises:
-        UserError: Bytes that are not UTF-8, or blank lines only.
-    """
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
-    line, blank = 1, True
-    with path.open("rb") as file:
-        while data := file.read(BLOCK):
-            text = _decode(decoder, data, path, line)
-            line += text.count("\n")
-            blank = blank and not text.strip()
-            yield text
-    if text := _decode(decoder, b"", path, line, final=True):
-        blank = blank and not text.strip()
-        yield text
-    if blank:
-        raise UserError(f"{path}: found only blank lines, expected text")
 
 
 def cut_document(document: Document) -> Iterator[tuple[str, bool]]:
@@ -152,14 +129,4 @@ def _items(source: Source) -> Iterator[Path | str]:
             yield item
             continue
         for path in find_files(item):
-            yield path if path.suffix == ".txt" else str(path)
-
-
-def _decode(decoder: io.IncrementalNewlineDecoder, data: bytes, path: Path, line: int, final: bool = False) -> str:
-    try:
-        return decoder.decode(data, final=final)
-    except UnicodeDecodeError as error:
-        if final:
-            raise UserError(f"{path}:{line}: row: found the file cut off inside a character, expected UTF-8") from error
-        line += error.object[: error.start].count(b"\n")
-        raise UserError(f"{path}:{line}: row: found bytes that are not UTF-8, expected UTF-8 text") from error
+            yield path if path.suffix.lower() == ".txt" else str(path)

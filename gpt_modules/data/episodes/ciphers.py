@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt_modules.data.episodes.families import by_hash
 from gpt_modules.data.episodes.strings import IntArray, StringFamily, spell
-from gpt_modules.data.splits import VALIDATION_FRACTION, Split, hash_fraction
+from gpt_modules.data.splits import Split, split_of
 
 
 class SubstitutionCipher(StringFamily):
@@ -30,8 +30,7 @@ class SubstitutionCipher(StringFamily):
         """A permutation of this split, uniform."""
         while True:
             images = generator.permutation(self.symbols)
-            held_out = hash_fraction(spell(images[None])[0]) < VALIDATION_FRACTION
-            if held_out == (split == "validation"):
+            if split_of(spell(images[None])[0]) == split:
                 return images.__getitem__
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_modules.data.episodes.families import Episode, Family
-from gpt_modules.data.episodes.ways import compose, draw_labels, draw_words, hold_out, texts_needed
+from gpt_modules.data.episodes.ways import compose, draw_labels, draw_words, texts_needed
 from gpt_modules.data.rows.sources import REVIEWS, Source, has_own_splits, iter_rows, name_of
-from gpt_modules.data.splits import VALIDATION_FRACTION, Split, hash_fraction, normalise
+from gpt_modules.data.splits import VALIDATION_FRACTION, Split, hold_out, normalise, split_of
 from gpt_modules.errors import UserError
 
 MIN_WORDS = 4  # of a sentence: fewer leave nothing to tell the word by
@@ -123,7 +123,7 @@ class Cloze(Family):
         read = self._read(self.source, "train")
         train, held_out = list(read.values()), list[str]()
         if self.validation is None and not (isinstance(self.source, str) and has_own_splits(self.source)):
-            train, held_out = hold_out(train, self.validation_fraction)
+            train, held_out = hold_out(train, str, self.validation_fraction, f"{name_of(self.source)}: sentences")
         else:
             other = self._read(self.validation or self.source, "validation")
             held_out = [sentence for key, sentence in other.items() if key not in read]
@@ -187,7 +187,7 @@ def _index(sentences: list[str], split: Split, fraction: float) -> _Index:
     ours = {
         word: np.array(places)
         for word, places in holding.items()
-        if len(word) >= MIN_LETTERS and word.isalpha() and (hash_fraction(word) < fraction) == (split == "validation")
+        if len(word) >= MIN_LETTERS and word.isalpha() and split_of(word, fraction) == split
     }
     return _Index(sentences, ours)
 

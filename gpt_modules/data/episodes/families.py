@@ -61,7 +61,8 @@ class PointFamily(ABC):
 
 
 def by_hash(tasks: Sequence[T]) -> dict[Split, list[T]]:
-    """Splits a family of few tasks: a tenth of them validates, at least one, whatever order they come in.
+    """Splits a family of few tasks: a tenth of them validates, at least one, whatever order they come in. All of them
+    are known from the start and none is ever added, so the tenth with the smallest hashes is always the same.
 
     Raises:
         ValueError: Fewer than two tasks, of which none would be left to train on.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gpt_modules.data.episodes.families import Episode, Example, Family
 from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
 from gpt_modules.data.rows.sources import Source, load_rows, name_of
-from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hash_fraction, normalise
+from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hold_out, normalise, split_of
 from gpt_modules.errors import UserError
 
 WORDS: tuple[str, ...] = (
@@ -62,8 +62,8 @@ def draw_words(generator: np.random.Generator, split: Split, ways: int, words: S
         raise UserError(f"words: found {len(set(words))} different ones, expected at least {ways}, one for each class")
     for _ in range(MISSES):
         drawn = [words[i] for i in generator.choice(len(words), ways, replace=False).tolist()]
-        held_out = hash_fraction(" ".join(sorted(drawn))) < VALIDATION_FRACTION
-        if len(set(drawn)) == ways and (held_out == (split == "validation") or len(words) == ways):
+        ours = len(words) == ways or split_of(" ".join(sorted(drawn))) == split
+        if len(set(drawn)) == ways and ours:
             return drawn
     raise UserError(f"words: found {len(words)}, and no {ways} of them are for {split}, expected more words")
 
@@ -84,13 +84,6 @@ def compose(
     return Episode(examples[:support], examples[support:])
 
 
-def hold_out(texts: Sequence[str], fraction: float, least: int = 1) -> tuple[list[str], list[str]]:
-    """(training, validation): the `fraction` of them with the smallest hashes validates, at least `least`."""
-    by_hash = sorted(texts, key=lambda text: (hash_fraction(text), text))
-    chosen = set(by_hash[: max(least, round(fraction * len(texts)))])
-    return [text for text in texts if text not in chosen], [text for text in texts if text in chosen]
-
-
 class _Class(NamedTuple):
     name: str
     texts: list[str]
@@ -99,8 +92,8 @@ class _Class(NamedTuple):
 class LabelledClasses(Family):
     """Any labelled source as N-way K-shot tasks: a task is `ways` of its classes.
 
-    Without a validation source, and where there are at least three times `ways` classes, some of them (by hash, at
-    least `ways`) are held out, and validation tasks are made of those; with fewer classes, texts are held out.
+    Without a validation source, and where there are at least three times `ways` classes, some of them (by the hash of
+    their names) are held out, and validation tasks are made of those; with fewer classes, texts are held out.
 
     Args:
         source: "reviews" (embedded: film sentences, positive or negative), files, folders or globs of rows, or a data
@@ -175,11 +168,14 @@ class LabelledClasses(Family):
         return self._parted(train)
 
     def _parted(self, classes: list[_Class]) -> dict[Split, list[_Class]]:
+        name, fraction = name_of(self.source), self.validation_fraction
         if len(classes) >= SPARE * self.ways:
-            _, chosen = hold_out([one.name for one in classes], self.validation_fraction, self.ways)
-            held_out = [one for one in classes if one.name in chosen]
-            return {"train": [one for one in classes if one.name not in chosen], "validation": held_out}
-        parts = [(one.name, *hold_out(one.texts, self.validation_fraction)) for one in classes]
+            train, held_out = hold_out(classes, lambda one: one.name, fraction, f"{name}: classes", self.ways)
+            return {"train": train, "validation": held_out}
+        parts = [
+            (one.name, *hold_out(one.texts, str, fraction, f"{name}: texts of class {one.name!r:.50}"))
+            for one in classes
+        ]
         return {
             "train": [_Class(name, texts) for name, texts, _ in parts],
             "validation": [_Class(name, texts) for name, _, texts in parts],

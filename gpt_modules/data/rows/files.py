@@ -1,47 +1,72 @@
-"""Rows from files on this machine: .jsonl, .json, .csv, .parquet and .txt, and where exactly a file is wrong.
+"""Rows from files on this machine.
 
-The `datasets` library reads them. It reports a bad row without its line, or turns it into something else in silence;
-so where it fails, or hands over a row that does not fit, a JSON file is read again line by line and the first bad
-line is named.
+.jsonl    one JSON object a line. `json_rows` says what JSON is refused.
+.json     one list of JSON objects, over any lines; or one object a line.
+.csv      cells between commas, the first line names the columns, quotes as in RFC 4180 (`tables`).
+          Semicolons are refused.
+.tsv      the same with tabs.
+.parquet  the columns of the file.
+.txt      to pretrain on: one document a file. For PPO: one prompt a line, without blank lines.
+
+Text is UTF-8 (`lines`); a byte order mark is dropped, a line ends with a line feed. Nothing is guessed from how a value
+looks: a cell is text, and a number of JSON keeps its spelling. Every row is checked, and the first that does not fit is
+named by file, physical line (in a list of JSON and in parquet: also by its number) and field. Nothing is cached.
 """
 
-import codecs
-import csv
 import glob
-import json
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
 
-from gpt_modules.data.rows.hub import quiet_datasets
+from gpt_modules.data.rows.json_rows import json_lines, json_list
+from gpt_modules.data.rows.lines import text_blocks, text_lines
+from gpt_modules.data.rows.parquet import parquet_rows
 from gpt_modules.data.rows.schemas import Check, FieldError, Schema
+from gpt_modules.data.rows.tables import SEPARATORS, table_rows
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
+_OTHER_ENDINGS = (
+    *(".arrow", ".bin", ".dat", ".doc", ".docx", ".html", ".jsn", ".log", ".md", ".ndjson", ".npy", ".pdf", ".pickle"),
+    *(".pkl", ".pt", ".tab", ".tar", ".text", ".tgz", ".xls", ".xlsx", ".xml", ".yaml", ".yml"),
+)
+_LIKENESS = 0.8
 
 
 def is_local(item: str) -> bool:
-    """Whether a source means files here, not a name on the hub."""
-    path = Path(item).expanduser()
-    return item.endswith(SUFFIXES) or glob.has_magic(item) or item.startswith((".", "/", "~")) or path.exists()
+    """Whether a source means files here, not a name on the hub: it is there, or reads like a path or a file's name."""
+    path = path_of(item)
+    endings = (*SUFFIXES, *COMPRESSED, *_OTHER_ENDINGS)
+    named = path.suffix.lower() in endings or bool(get_close_matches(path.suffix.lower(), SUFFIXES, 1, _LIKENESS))
+    like_a_path = item.startswith((".", "/", "~")) or item.count("/") > 1 or item.endswith("/") or "\\" in item
+    return not item.strip() or named or like_a_path or glob.has_magic(item) or _is_there(path)
+
+
+def path_of(item: str) -> Path:
+    """The path that a name means; `~` is the home folder, unless it has none."""
+    try:
+        return Path(item).expanduser()
+    except RuntimeError:  # "~x.txt" is the home of nobody
+        return Path(item)
 
 
 def find_files(item: str) -> list[Path]:
-    """The files of a path, folder or glob, sorted.
+    """The files of a path, folder (its own files, not those of folders in it) or glob, sorted.
 
     Raises:
         UserError: There is none, or one is empty or of a kind that is not read.
     """
-    path = Path(item).expanduser()
+    path = path_of(item)
+    if not item.strip():
+        raise UserError(f"source: found {item!r}, expected the name of a file, a folder or a data set")
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES)
-    elif path.exists() or not glob.has_magic(item):
+        found = sorted(p for p in path.iterdir() if _ending(p) in SUFFIXES or _packed(p))
+    elif _is_there(path) or not glob.has_magic(item):
         found = [path]
     else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())  # noqa: PTH207
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if not Path(p).is_dir())  # noqa: PTH207
     if not found:
         raise UserError(f"{item}: found no file, expected {', '.join(SUFFIXES)}")
     for file in found:
@@ -49,116 +74,91 @@ def find_files(item: str) -> list[Path]:
     return found
 
 
-def file_rows(path: Path, schema: Schema | Check, check: Check, folder: str, streaming: bool) -> Iterator[Row]:
-    if path.suffix != ".parquet":
-        _check_utf8(path)
-    if path.suffix == ".txt":
+def near_names(item: str) -> list[str]:
+    """Names in the folder of a source that may have been meant."""
+    path = path_of(item)
+    try:
+        names = {entry.name: entry for entry in path.parent.iterdir()}
+    except OSError:
+        return []
+    stems = {entry.stem: name for name, entry in names.items() if _ending(entry) in SUFFIXES}
+    close = get_close_matches(path.name, [*names, *stems], 3, _LIKENESS)
+    return [str(path.parent / stems.get(name, name)) for name in dict.fromkeys(close)]
+
+
+def file_rows(path: Path, schema: Schema | Check, check: Check) -> Iterator[Row]:
+    """The checked rows of a file.
+
+    Raises:
+        UserError: The file or a row of it is not as it should be, or there is none.
+    """
+    if _ending(path) == ".txt":
         yield from _text_rows(path, schema)
         return
-    first = 2 if path.suffix == ".csv" else 1  # the header is a CSV file's row 1
-    good = 0
-    try:
-        for record in _open_file(path, folder, streaming):
+    found = False
+    for where, record in _records(path):
+        try:
             row = check(record)
-            good += 1
-            yield row
-    except FieldError as error:
-        if _BUILDERS[path.suffix] != "json":
-            raise UserError(f"{path}:{good + first}: {error}") from error
-        yield from islice(_json_rows(path, check), good, None)
-    except Exception as error:  # whatever the library raises, it does not name the row
-        if _BUILDERS[path.suffix] != "json":
-            _refuse(path, error)
-        yield from islice(_json_rows(path, check), good, None)
+        except FieldError as error:
+            raise UserError(f"{where}: {error}") from error
+        found = True
+        yield row
+    if not found:
+        raise UserError(f"{path}: found no row, expected at least one")
 
 
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: found no such file, expected {', '.join(SUFFIXES)}")
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: found the ending {path.suffix!r}, expected {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: found an empty file, expected rows")
-
-
-def _check_utf8(path: Path) -> None:
-    """The library replaces or skips bytes that are not UTF-8, so look first; one pass, no more than a read."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line, blank = 1, True
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            try:
-                text = decoder.decode(chunk)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise UserError(f"{path}:{line}: row: found bytes that are not UTF-8, expected UTF-8 text") from error
-            line += text.count("\n")
-            blank = blank and not text.strip()
-    if decoder.getstate()[0]:
-        raise UserError(f"{path}:{line}: row: found the file cut off inside a character, expected UTF-8 text")
-    if blank:
-        raise UserError(f"{path}: found only blank lines, expected rows")
-
-
-def _open_file(path: Path, folder: str, streaming: bool) -> Iterable[Any]:
-    options: dict[str, Any] = {}
-    if path.suffix == ".csv":  # cells are text, whatever they look like
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            columns = next(csv.reader(file), [])
-        options = {"converters": dict.fromkeys(columns, str), "keep_default_na": False, "na_filter": False}
-    with quiet_datasets() as datasets:
-        kind, name = _BUILDERS[path.suffix], glob.escape(str(path))
-        rows: Iterable[Any] = datasets.load_dataset(
-            kind, data_files=[name], split="train", cache_dir=folder, streaming=streaming, **options
-        )
-        return rows
-
-
-def _refuse(path: Path, error: BaseException) -> NoReturn:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    raise UserError(f"{path}: found no readable {path.suffix} file ({reason}), expected rows") from error
+def _records(path: Path) -> Iterator[tuple[str, object]]:
+    """(where, record): file and line, for an error message."""
+    ending = _ending(path)
+    if ending == ".parquet":
+        yield from ((f"{path}: row {number}", record) for number, record in parquet_rows(path))
+    elif ending == ".json":
+        rows = enumerate(json_list(path), start=1)
+        yield from ((f"{path}:{line}: row {number}", record) for number, (line, record) in rows)
+    else:
+        lines = json_lines(path) if ending == ".jsonl" else table_rows(path, SEPARATORS[ending])
+        yield from ((f"{path}:{line}", record) for line, record in lines)
 
 
 def _text_rows(path: Path, schema: Schema | Check) -> Iterator[Row]:
     """A text file is one document to pretrain on, or one prompt a line."""
-    if schema not in ("pretraining", "ppo"):
-        raise UserError(f"{path}: found a text file, expected rows with fields ({', '.join(SUFFIXES[:-1])})")
-    text = path.read_text(encoding="utf-8-sig")
     if schema == "pretraining":
-        yield {"text": text}
-        return
-    yield from ({"prompt": line} for line in text.splitlines() if line.strip())
+        yield {"text": "".join(text_blocks(path))}
+    elif schema == "ppo":
+        yield from ({"prompt": line} for line in text_lines(path) if line.strip())
+    else:
+        raise UserError(f"{path}: found a text file, expected rows with fields ({', '.join(SUFFIXES[:-1])})")
 
 
-def _json_rows(path: Path, check: Check) -> Iterator[Row]:
-    """A JSON file read by Python: slower than the library, and exact about lines."""
-    for number, record in _json_records(path):
-        try:
-            yield check(record)
-        except FieldError as error:
-            raise UserError(f"{path}:{number}: {error}") from error
+def _check_file(path: Path) -> None:
+    expected = ", ".join(SUFFIXES)
+    if _packed(path):
+        raise UserError(f"{path}: found a compressed file, expected it unpacked ({expected})")
+    if not _is_there(path):
+        near = near_names(str(path))
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        kind = "a link to nothing" if path.is_symlink() else "no such file"
+        raise UserError(f"{path}: found {kind}, expected {expected}{meant}")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a device, pipe or socket"
+        raise UserError(f"{path}: found {kind}, expected a file ({expected})")
+    if _ending(path) not in SUFFIXES:
+        raise UserError(f"{path}: found the ending {path.suffix!r}, expected {expected}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: found an empty file, expected rows")
 
 
-def _json_records(path: Path) -> Iterator[tuple[int, object]]:
-    with path.open(encoding="utf-8-sig") as file:
-        if path.suffix == ".json" and file.read(4096).lstrip().startswith("["):
-            file.seek(0)
-            yield from enumerate(_parse_json(path, 1, file.read()), start=1)
-            return
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parse_json(path, number, line)
-
-
-def _parse_json(path: Path, number: int, text: str) -> Any:
+def _is_there(path: Path) -> bool:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = (
-            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else type(error).__name__
-        )
-        number += error.lineno - 1 if isinstance(error, json.JSONDecodeError) else 0
-        raise UserError(f"{path}:{number}: row: found broken JSON ({what}), expected one object") from error
+        return path.exists()
+    except OSError:  # no name for a file: too long
+        return False
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def _packed(path: Path) -> bool:
+    """Whether it is a file of rows that was compressed."""
+    return _ending(path) in COMPRESSED and _ending(Path(path.stem)) in SUFFIXES and path.is_file()

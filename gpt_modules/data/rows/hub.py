@@ -2,10 +2,13 @@
 
 import logging
 import re
+import socket
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from gpt_modules.errors import UserError
 
@@ -14,21 +17,27 @@ _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 @contextmanager
 def quiet_datasets() -> Iterator[Any]:
-    """The library (imported only now: it takes a second), without bars outside a terminal, without its error log, and
-    without the request by which it counts every load on its server, that of a local file too.
+    """The library (imported only now: it takes a second), without bars outside a terminal, without its error log,
+    without the request by which it counts every load on its server, and, where there is no network, without the half
+    minute in which it tries again: then it opens what it has downloaded before.
     """
     import datasets
+    from huggingface_hub import constants
 
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     before = datasets.logging.get_verbosity(), datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    offline = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
     datasets.logging.set_verbosity(logging.CRITICAL)
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    if not _has_network(constants.ENDPOINT):
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield datasets
     finally:
         datasets.logging.set_verbosity(before[0])
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = before[1]
+        datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = offline
 
 
 def open_hub(source: str, split: str, folder: str, streaming: bool) -> Any:
@@ -65,6 +74,17 @@ def split_name(source: str) -> tuple[str, str | None]:
         raise UserError(f"{source}: found no such file, and a name on the hub was expected to read owner/name:config")
     name, _, config = source.partition(":")
     return name, config or None
+
+
+def _has_network(endpoint: str) -> bool:
+    """Whether the hub's name is known; behind a proxy nobody here can tell."""
+    if urllib.request.getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(endpoint).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _refuse(source: str, error: Exception) -> NoReturn:

@@ -6,6 +6,7 @@ number of the class or of the right answer, or for tasks with numbers the number
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,19 +14,18 @@ from typing import Any
 from gpt_modules.data.builtin.puzzles import possession_rows, quantifier_rows
 from gpt_modules.data.builtin.reviews import finetuning_rows
 from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_such_field, text_of, texts_of
-from gpt_modules.data.rows.sources import REVIEWS, Source
+from gpt_modules.data.rows.sources import POSSESSIONS, PRODUCTS, QUANTIFIERS, REVIEWS, Source
 from gpt_modules.data.splits import Row, Split
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import LabellingKind
 
 UNLABELLED = -1  # in place of a class: what GLUE's test rows have
 SHOWN_NAMES = 8
-PRODUCTS = "products"
 BUILT_IN: dict[str, tuple[LabellingKind, ...]] = {
     REVIEWS: ("classification", "regression"),
     PRODUCTS: ("classification", "regression"),
-    "quantifiers": ("entailment",),
-    "possessions": ("multiple_choice",),
+    QUANTIFIERS: ("entailment",),
+    POSSESSIONS: ("multiple_choice",),
 }
 _WHOLE = re.compile(r"0|-?[1-9][0-9]*")
 
@@ -121,7 +121,7 @@ class LabelledRow:
     def _number(self, raw: object) -> float:
         try:
             number = math.nan if isinstance(raw, bool) else float(raw)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         low, high = self.levels or (-math.inf, math.inf)
         if not (math.isfinite(number) and low <= number <= high):
@@ -178,7 +178,7 @@ def built_in_rows(source: str, split: Split, check: LabelledRow) -> list[Row]:
     if source in (REVIEWS, PRODUCTS):
         rows = finetuning_rows(split, check.numeric, "product" if source == PRODUCTS else "film")
     else:
-        rows = quantifier_rows(split) if source == "quantifiers" else possession_rows(split)
+        rows = quantifier_rows(split) if source == QUANTIFIERS else possession_rows(split)
     try:
         return [check(row) for row in rows]
     except FieldError as error:
@@ -186,21 +186,37 @@ def built_in_rows(source: str, split: Split, check: LabelledRow) -> list[Row]:
 
 
 def class_names(labels: Iterable[int | str], source: str) -> tuple[str, ...]:
-    """Names of the classes that occur: texts sorted, or "0", "1", ... up to the largest where all are whole numbers.
+    """Names of the classes that occur: texts sorted, or "0", "1", ... where all are whole numbers.
 
     Raises:
-        UserError: There is just one, or the numbers are too large to count classes.
+        UserError: There is just one, one is spelled in two ways, or a number is left out.
     """
     distinct = set(labels)
-    numbers = {_whole(label) for label in distinct}
+    numbers = [_whole(label) for label in distinct]
     if len(distinct) < 2:
         raise UserError(f"{source}: label: found {len(distinct)} class in all rows, expected at least 2")
     if None in numbers:
+        _refuse_twins(map(str, distinct), source)
         return tuple(sorted(map(str, distinct)))
-    largest = max(number for number in numbers if number is not None)
-    if largest > 100 * len(distinct):
-        raise UserError(f"{source}: label: found {len(distinct)} numbers up to {largest}, expected classes, from 0 up")
-    return tuple(str(number) for number in range(largest + 1))
+    whole = sorted(number for number in numbers if number is not None)
+    if whole != list(range(len(whole))):
+        shown = ", ".join(str(number)[:20] for number in whole[:SHOWN_NAMES]) + ", ..." * (len(whole) > SHOWN_NAMES)
+        expected = f"0 to {len(numbers) - 1}, all of them, or names (labels)"
+        raise UserError(f"{source}: label: found {len(numbers)} classes, {shown}, expected {expected}")
+    return tuple(str(number) for number in range(len(numbers)))
+
+
+def _refuse_twins(names: Iterable[str], source: str) -> None:
+    """Names that nobody would tell apart are one class spelled in two ways: 1 and 1.0, é in one code point or two."""
+    known: dict[float | str, str] = {}
+    for name in sorted(names):
+        try:
+            same: float | str = float(name)
+        except ValueError:
+            same = " ".join(unicodedata.normalize("NFKC", name).split())
+        if same in known:
+            raise UserError(f"{source}: label: found {known[same]!r:.60} and {name!r:.60}, expected one spelling")
+        known[same] = name
 
 
 def class_number(raw: object, names: Sequence[str] | None, count: int) -> int | None:

@@ -57,8 +57,10 @@ def describe(value: object) -> str:
     if isinstance(value, str):
         shown = repr(value[:40]) + ("..." if len(value) > 40 else "")
         return f"the text {shown}" if value.strip() else "empty text"
-    if isinstance(value, bool | int | float):
-        return f"the {'truth value' if isinstance(value, bool) else 'number'} {value}"
+    if isinstance(value, bool):
+        return f"the truth value {value}"
+    if isinstance(value, int | float):
+        return f"the number {value!s:.40}"
     if isinstance(value, list):
         return f"a list of {len(value)}"
     return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
@@ -127,23 +129,26 @@ def _message(item: object, i: int) -> dict[str, str]:
 
 def _comparison(record: Mapping[Any, Any]) -> Row:
     prompt = text_of(record, "prompt")
-    if record.get("responses") is None and record.get("chosen", record.get("rejected")) is not None:
-        return {
-            "prompt": prompt,
-            "responses": [text_of(record, "chosen"), text_of(record, "rejected")],
-            "ranking": [1, 2],
-        }
+    if record.get("responses") is None and ("chosen" in record or "rejected" in record):
+        chosen, rejected = text_of(record, "chosen"), text_of(record, "rejected")
+        if chosen == rejected:
+            raise FieldError("rejected", f"{describe(rejected)}, which is chosen too", "another answer")
+        return {"prompt": prompt, "responses": [chosen, rejected], "ranking": [1, 2]}
     responses = texts_of(record, "responses")
     if len(responses) < 2:
         raise FieldError("responses", "a list of 1", "at least 2 to compare")
-    return {"prompt": prompt, "responses": responses, "ranking": _ranking(record, len(responses))}
+    return {"prompt": prompt, "responses": responses, "ranking": _ranking(record, responses)}
 
 
-def _ranking(record: Mapping[Any, Any], count: int) -> list[int]:
+def _ranking(record: Mapping[Any, Any], responses: list[str]) -> list[int]:
     ranking = items_of(record, "ranking")
-    if len(ranking) != count:
-        raise FieldError("ranking", f"{len(ranking)} ranks", f"{count}, one for each response")
+    if len(ranking) != len(responses):
+        raise FieldError("ranking", f"{len(ranking)} ranks", f"{len(responses)}, one for each response")
     for i, rank in enumerate(ranking):
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise FieldError(f"ranking[{i}]", describe(rank), "a whole number from 1 (best)")
+        first = responses.index(responses[i])
+        if rank != ranking[first]:
+            ranks = f"the ranks {ranking[first]} and {rank} for the same answer, {describe(responses[i])}"
+            raise FieldError(f"ranking[{i}]", ranks, "one rank")
     return list(ranking)

@@ -7,21 +7,25 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import reviews, shakespeare, synthetic
-from gpt_modules.data.rows.files import file_rows, find_files, is_local
+from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_names, path_of
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, FieldError, Schema, check_row
-from gpt_modules.data.splits import Row, Split, hash_fraction, normalise
+from gpt_modules.data.splits import Row, Split, hold_out, normalise
 from gpt_modules.errors import UserError
+from gpt_modules.storage.digests import sha256_of
 
 log = logging.getLogger(__name__)
 
 Source = str | Sequence[str]
 REVIEWS = "reviews"
 SHAKESPEARE = "shakespeare"
+PRODUCTS, QUANTIFIERS, POSSESSIONS = LABELLED = ("products", "quantifiers", "possessions")
+_SHOWN = ("text", "pair", "choices", "prompt", "response", "messages", "responses")
 
 
 def has_own_splits(source: Source) -> bool:
@@ -32,7 +36,7 @@ def has_own_splits(source: Source) -> bool:
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
     """Where downloads, token shards and trained tokenizers are kept: the argument, else $GPT_MODULES_CACHE, else
     ~/.cache/gpt_modules."""
-    return Path(cache_dir or os.environ.get("GPT_MODULES_CACHE") or "~/.cache/gpt_modules").expanduser()
+    return path_of(str(cache_dir or os.environ.get("GPT_MODULES_CACHE") or "~/.cache/gpt_modules"))
 
 
 def load_rows(
@@ -80,7 +84,9 @@ def iter_rows(
     streaming: bool = False,
     text_field: str = "text",
 ) -> Iterator[Row]:
-    """As `load_rows`, one row at a time; `streaming` reads files and the hub without storing a copy in the cache."""
+    """As `load_rows`, one row at a time; `streaming` reads the hub without storing a copy in the cache. Files are never
+    copied.
+    """
     check = schema if callable(schema) else partial(check_row, schema=schema, text_field=text_field)
     if isinstance(source, str) and has_own_splits(source):
         yield from _own_rows(source, split, schema, check)
@@ -88,29 +94,38 @@ def iter_rows(
     folder = str(cache_folder(cache_dir) / "datasets")
     for item in [source] if isinstance(source, str) else source:
         if not is_local(item):
+            _refuse_mistyped(item)
             yield from _hub_rows(item, split, text_field if schema == "pretraining" else None, check, folder, streaming)
             continue
         for path in find_files(item):
-            yield from file_rows(path, schema, check, folder, streaming)
+            yield from file_rows(path, schema, check)
 
 
-def split_rows(rows: Sequence[Row], schema: Schema | Check, fraction: float) -> tuple[list[Row], list[Row]]:
-    """(training, validation) rows: the `fraction` of texts with the smallest hashes validate, at least one text.
-
-    What is equal stays together: demonstrations by prompt and response, comparisons and prompts by prompt, labelled
-    rows by their text.
+def split_rows(
+    rows: Sequence[Row], schema: Schema | Check, fraction: float, source: Source = "validation"
+) -> tuple[list[Row], list[Row]]:
+    """(training, validation) rows, each by the hash of what it shares with others: `split_key`. About `fraction` of
+    those texts validate; a row stays where it is, whatever rows are added.
 
     Raises:
-        UserError: There are fewer than two different texts to part.
+        UserError: The hash of so few texts leaves a side empty; `source` names them.
     """
-    keys = [normalise(_key(row, schema)) for row in rows]
-    distinct = sorted(set(keys), key=lambda key: (hash_fraction(key), key))
-    if len(distinct) < 2:
-        raise UserError("validation: found fewer than two different rows to split, expected a validation file")
-    chosen = set(distinct[: max(1, round(fraction * len(distinct)))])
-    parts = ([row for row, key in zip(rows, keys, strict=True) if (key in chosen) == side] for side in (False, True))
-    train, validation = parts
-    return train, validation
+    shared = "prompts" if schema in ("sft", "reward", "ppo") else "texts"
+    return hold_out(rows, lambda row: split_key(row, schema), fraction, f"{name_of(source)}: different {shared}")
+
+
+def split_key(row: Row, schema: Schema | Check) -> str:
+    """The text that decides a row's split, so that rows which share it share the split.
+
+    The prompt of demonstrations, comparisons and prompts; of a conversation what its user asks first. The text of
+    documents and of labelled rows: pairs and answers follow their text.
+    """
+    if schema == "pretraining" or callable(schema):
+        return str(row["text"])
+    if "messages" not in row:
+        return str(row["prompt"])
+    asked = (message for message in row["messages"] if message["role"] == "user")
+    return str(next(asked, row["messages"][0])["content"])
 
 
 def load_splits(
@@ -122,11 +137,45 @@ def load_splits(
     fraction: float = 0.05,
     k: int = 2,
 ) -> tuple[list[Row], list[Row]]:
-    """(training, validation) rows; without a validation source, the reviews' own or a split by hash of the text."""
+    """(training, validation) rows; without a validation source, the reviews' own or a split by hash (`split_rows`).
+
+    Raises:
+        UserError: As `load_rows` and `split_rows`; or a file is given to train and to validate.
+    """
     if validation is None and train != REVIEWS:
-        return split_rows(load_rows(train, "train", schema, cache_dir=cache_dir), schema, fraction)
+        return split_rows(load_rows(train, "train", schema, cache_dir=cache_dir), schema, fraction, train)
+    if validation is not None:
+        refuse_shared_files(train, validation)
     held_out = load_rows(validation or REVIEWS, "validation", schema, cache_dir=cache_dir, k=k)
-    return load_rows(train, "train", schema, cache_dir=cache_dir, k=k), held_out
+    rows = load_rows(train, "train", schema, cache_dir=cache_dir, k=k)
+    if validation is not None:
+        warn_of_shared_rows(rows, held_out, name_of(validation))
+    return rows, held_out
+
+
+def refuse_shared_files(train: Source, validation: Source) -> None:
+    """Files that train may not validate, under whatever name.
+
+    Raises:
+        UserError: A file of `validation` has the content of one of `train`; the line names both.
+    """
+    ours, theirs = _local_files(train), _local_files(validation)
+    sizes = {path.stat().st_size for path in ours} & {path.stat().st_size for path in theirs}
+    known = {sha256_of(path): path for path in ours if path.stat().st_size in sizes}
+    for path in theirs:
+        if path.stat().st_size in sizes and (twin := known.get(sha256_of(path))) is not None:
+            same = "the training file too" if twin == path else f"the content of the training file {twin}"
+            raise UserError(f"validation: found {path}, {same}, expected rows that are not trained on")
+
+
+def warn_of_shared_rows(train: Sequence[Row], validation: Sequence[Row], source: str) -> None:
+    """One line in the log that counts the validation rows which are trained on, but for what `normalise` ignores and
+    for labels.
+    """
+    seen = set(map(_content, train))
+    shared = sum(_content(row) in seen for row in validation)
+    if shared:
+        log.warning("%s: %d of %d validation rows are in the training rows too", source, shared, len(validation))
 
 
 def fingerprint(source: Source, split: Split) -> str:
@@ -136,18 +185,33 @@ def fingerprint(source: Source, split: Split) -> str:
     digest = hashlib.sha256(split.encode())
     for item in [source] if isinstance(source, str) else source:
         if not is_local(item):
+            _refuse_mistyped(item)
             digest.update(hub_version(item).encode())
             continue
         for path in find_files(item):
             digest.update(path.suffix.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
 
 
 def name_of(source: Source) -> str:
     """A source in an error message."""
     return source if isinstance(source, str) else ", ".join(source)
+
+
+def _refuse_mistyped(item: str) -> None:
+    """Before the hub is asked: a name that is nearly one that is here.
+
+    Raises:
+        UserError: It is.
+    """
+    if item in LABELLED:
+        raise UserError(f"{item}: found labelled rows, expected rows for this procedure")
+    own = [REVIEWS, SHAKESPEARE, *LABELLED, *(synthetic.PREFIX + task for task in synthetic.TASKS)]
+    near = [*get_close_matches(item, own, 3, 0.8), *near_names(item)]
+    if near:
+        meant = " or ".join(near)
+        raise UserError(f"{item}: found no such file; did you mean {meant}? A data set of the hub is owner/name")
 
 
 def _own_rows(source: str, split: Split, schema: Schema | Check, check: Check) -> Iterator[Row]:
@@ -197,9 +261,15 @@ def _hub_rows(
         log.warning("%s[%s]: left out %d empty rows", name, split, empty)
 
 
-def _key(row: Row, schema: Schema | Check) -> str:
-    if schema == "pretraining" or callable(schema):
-        return str(row["text"])
-    if schema == "sft":
-        return json.dumps(row["messages"]) if "messages" in row else f"{row['prompt']}\n{row['response']}"
-    return str(row["prompt"])
+def _local_files(source: Source) -> list[Path]:
+    if isinstance(source, str) and has_own_splits(source):
+        return []
+    items = [source] if isinstance(source, str) else source
+    return [path for item in items if is_local(item) for path in find_files(item)]
+
+
+def _content(row: Row) -> bytes:
+    """A short digest of a row but for its label: what is shown to the model."""
+    shown = (row[name] for name in _SHOWN if name in row)
+    texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in shown)
+    return hashlib.blake2b(normalise("\0".join(texts)).encode(), digest_size=16).digest()

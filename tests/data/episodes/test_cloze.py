@@ -192,12 +192,12 @@ def test_other_columns(write):
     [
         ({"ways": 1}, "ways: found 1, expected at least 2"),
         ({"max_words": 3}, "max_words: found 3, expected at least 4"),
-        ({}, "text.txt: found 0 words that 10 to 0 of 4 sentences hold for train, expected at least 2"),
-        ({"min_count": 5, "max_fraction": 1.0}, "found 0 words that 5 to 4 of 4 sentences hold for train, expected at"),
+        ({}, "text.txt: found 0 words that 10 to 0 of 3 sentences hold for train, expected at least 2"),
+        ({"min_count": 5, "max_fraction": 1.0}, "found 0 words that 5 to 3 of 3 sentences hold for train, expected at"),
     ],
 )
 def test_what_cannot_be_episodes_is_said_in_the_first(write, arguments, message):
-    family = Cloze(write(SIX), **arguments)
+    family = Cloze(write(SIX), **{"validation_fraction": 0.3, **arguments})
     with pytest.raises(UserError) as caught:
         family.episode(np.random.default_rng(0), "train", 2, 2)
     assert message in str(caught.value)

@@ -13,11 +13,10 @@ from gpt_modules.data.episodes.ways import (
     draw_labels,
     draw_texts,
     draw_words,
-    hold_out,
     texts_needed,
 )
 from gpt_modules.data.rows.labelled import Columns
-from gpt_modules.data.splits import normalise
+from gpt_modules.data.splits import normalise, split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
@@ -127,22 +126,12 @@ def test_texts_are_drawn_without_return():
     assert draw_texts(generator(), texts, 0) == []
 
 
-def test_what_is_held_out_is_a_function_of_the_texts():
-    texts = [f"text {i}" for i in range(40)]
-    train, held_out = hold_out(texts, 0.25)
-    assert (len(train), len(held_out)) == (30, 10)
-    assert sorted(train + held_out) == sorted(texts)
-    assert set(hold_out(texts[::-1], 0.25)[1]) == set(held_out)
-    assert len(hold_out(texts[:3], 0.01)[1]) == 1
-    assert len(hold_out(texts, 0.01, least=4)[1]) == 4
-
-
 def test_many_classes_part_by_class(lines):
     names = [f"colour{letter}" for letter in "abcdefghij"]
-    family = LabelledClasses(lines(labelled(names, 6)), ways=3, separator=" is")
+    family = LabelledClasses(lines(labelled(names, 6)), ways=3, separator=" is", validation_fraction=0.4)
     parts = {split: episodes(family, split) for split in ("train", "validation")}
     found = {split: {e.response for one in some for e in one.support} for split, some in parts.items()}
-    assert {split: len(answers) for split, answers in found.items()} == {"train": 7, "validation": 3}
+    assert {split: len(answers) for split, answers in found.items()} == {"train": 5, "validation": 5}
     assert found["train"] | found["validation"] == {f" {name}" for name in names}
     assert not prompts(parts["train"]) & prompts(parts["validation"])
     for one in parts["train"] + parts["validation"]:
@@ -155,7 +144,8 @@ def test_many_classes_part_by_class(lines):
 def test_few_classes_part_by_text(lines):
     family = LabelledClasses(lines(labelled("ab", 40)), validation_fraction=0.25)
     train, validation = (episodes(family, split, 400) for split in ("train", "validation"))
-    assert (len(prompts(train)), len(prompts(validation))) == (60, 20)
+    assert len(prompts(train)) + len(prompts(validation)) == 80
+    assert len(prompts(validation)) == sum(split_of(row["text"], 0.25) == "validation" for row in labelled("ab", 40))
     assert not prompts(train) & prompts(validation)
     assert {e.response for one in validation for e in one.query} == {" a", " b"}
 
@@ -218,7 +208,10 @@ def test_reviews_keep_their_own_split():
 
 def test_the_generator_decides_all(lines):
     source = lines(labelled("abcdef", 20))
-    drawn = [episodes(LabelledClasses(source, random_words=True), "train", 5, seed=seed) for seed in (3, 3, 4)]
+    drawn = [
+        episodes(LabelledClasses(source, random_words=True, validation_fraction=0.2), "train", 5, seed=seed)
+        for seed in (3, 3, 4)
+    ]
     assert drawn[0] == drawn[1] != drawn[2]
 
 
