@@ -1,6 +1,7 @@
 """`gpt fit|validate|test|predict`: LightningCLI on recipes, with the checkpoints and guards that every run gets."""
 
 import fcntl
+import json
 import logging
 import os
 import re
@@ -62,6 +63,7 @@ from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
+from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.callbacks.samples import SampleTable
 from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.callbacks.throughput import Throughput
@@ -145,12 +147,11 @@ class TrainerCLI(LightningCLI):
                 f"trainer: found devices x num_nodes = {self.trainer.world_size}, expected the launcher's {world}: "
                 "independent copies would write into one run"
             )
-        try:
-            super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            if "loading state_dict" not in str(error):
-                raise
-            raise UserError(f"--ckpt_path: holds another model than the recipe's: {one_line(str(error))}") from error
+        told = json.loads(json.dumps(self.config[subcommand].as_dict(), default=str))
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, Resumption):
+                callback.recipe = told
+        super()._run_subcommand(subcommand)
 
     def instantiate_classes(self) -> None:
         """The parser wraps what a constructor raises in pages about unions: bring the user's mistake back out."""
@@ -208,7 +209,7 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 **TRAINER_DEFAULTS,
-                "callbacks": [RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
+                "callbacks": [Resumption(), RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
             },
             parser_kwargs={"prog": "gpt", "parser_mode": "omegaconf+", "exit_on_error": False, **usage},
             seed_everything_default=0,

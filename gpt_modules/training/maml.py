@@ -153,6 +153,18 @@ class MAMLModule(L.LightningModule):
                 expected = f"expected at most the model's n_positions = {self.network.config.n_positions}"
                 raise UserError(f"data.init_args.context: found {self.data.context}, {expected}")
 
+    @property
+    def learned_settings(self) -> set[str]:
+        """Of a resumed run: settings that are only where learned numbers began."""
+        return {"inner.lr"} if self.inner.learned else set()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rates that nobody learns are the recipe's."""
+        if not self.inner.learned:
+            state = {name: value for name, value in checkpoint["state_dict"].items() if "inner_rates." not in name}
+            own = {f"inner_rates.{name}": rate.detach() for name, rate in self.inner_rates.items()}
+            checkpoint["state_dict"] = {**state, **own}
+
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
         """The query loss after adaptation, whose gradient is the algorithm's meta-gradient."""
         self.network.eval()  # the inner loss has to be one function, so nothing drops out

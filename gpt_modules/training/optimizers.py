@@ -116,7 +116,8 @@ class Schedule(LambdaLR):
         """Go to that place, and give every group its rate there."""
         self.last_epoch = int(state_dict["last_epoch"])
         self._step_count = self.last_epoch + 1
-        self._last_lr = list(self.get_lr())
+        factors = [factor(self.last_epoch) for factor in self.lr_lambdas]
+        self._last_lr = [base * factor for base, factor in zip(self.base_lrs, factors, strict=True)]
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 

@@ -410,10 +410,17 @@ class PPOModule(L.LightningModule):
         checkpoint["experience"] = None if self._experience is None else self._experience.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore them; a coefficient that nothing adapts is the recipe's."""
+        if self.kl_config.target is None:
+            checkpoint["state_dict"]["kl_coef"] = torch.tensor(float(self.kl_config.coef))
         self.frontier = checkpoint["frontier"]
         self._cut_off = checkpoint["experience"]
         self._restore_experience()
+
+    @property
+    def learned_settings(self) -> set[str]:
+        """Of a resumed run: settings that are only where adapted numbers began."""
+        return set() if self.kl_config.target is None else {"kl.coef"}
 
     def export(self, folder: Path) -> None:
         """Write the policy; the critic goes beside it, for a later run that begins from it."""

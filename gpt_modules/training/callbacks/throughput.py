@@ -20,6 +20,10 @@ class Throughput(L.Callback):
         self._count = 0.0
         self._since = 0.0
 
+    def on_train_start(self, *_: Any) -> None:
+        """A run that resumes inside an epoch sees no start of it."""
+        self._restart()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """A new window; the time a rollout took belongs to the epoch that it opens."""
         if self._since == 0.0:

@@ -1,0 +1,238 @@
+"""A resumed run does what its recipe says now, says where that differs from the checkpoint's, and refuses what cannot
+change.
+
+What was learned or adapted goes on from the checkpoint: weights, moments of the optimizer, learned inner rates, an
+adaptive coefficient, random states, the place in the data. Everything else is the recipe's.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from gpt_modules.errors import UserError, expect
+from gpt_modules.training.hyperparameters import plain
+
+log = logging.getLogger(__name__)
+
+RECIPE, TOKENIZER = "recipe", "tokenizer"
+
+# Where a run is, and how it is shown: no part of what it computes.
+_UNSAID = ["ckpt_path", "config*", "weights_only", "verbose", "trainer.default_root_dir", "model.class_path", "*._*"]
+# Weights of another form, or a beginning that has been.
+_FIXED = [
+    "seed_everything", "model.config*", "model.init_layers", "model.freeze", "model.lora*", "model.optimizer.sgd",
+    "model.inner.rates",
+]  # fmt: skip
+_FREE = ["model.config.*_pdrop", "model.lora.dropout"]
+# Where the weights came from before the first step; whatever else is read from there is compared by its reader.
+_BEGINNINGS = ["model.init_from", "model.value_from"]
+_LONGEST = 400
+
+
+class Resumption(L.Callback):
+    """Stores the recipe in every checkpoint, and compares it with that of the run that goes on.
+
+    Args:
+        recipe: sections and their keys as plain data; left out: what the module was constructed with. Either way the
+            keys lose their `init_args`, as on the command line.
+    """
+
+    def __init__(self, recipe: Mapping[str, Any] | None = None) -> None:
+        self.recipe = recipe
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """From here on this class sees what is restored."""
+        if not isinstance(trainer._checkpoint_connector, _Restoring):
+            trainer._checkpoint_connector = _Restoring(trainer, self)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what the run was told, and which tokenizer its ids are of."""
+        checkpoint[RECIPE] = self.told(pl_module)
+        checkpoint[TOKENIZER] = _tokenizer_digest(trainer)
+
+    def told(self, module: L.LightningModule) -> dict[str, Any]:
+        """Every key of the recipe with its value: `model.optimizer.lr`."""
+        named = {"model": {"class_path": type(module).__name__, **dict(module.hparams)}}
+        given = plain(self.recipe) if self.recipe is not None else {}
+        return dict(_flat({**given, **named}))
+
+    def check(self, trainer: L.Trainer, checkpoint: dict[str, Any], path: str) -> None:
+        """Refuse what cannot change, and name what does, before anything is restored.
+
+        Raises:
+            UserError: the checkpoint is of another procedure, tokenizer, seed or form of the model.
+        """
+        module, stored = trainer.lightning_module, checkpoint.get(RECIPE)
+        if not isinstance(stored, dict):  # written without this callback
+            return
+        now, key = self.told(module), "model.class_path"
+        expect(stored.get(key) == now[key], f"{path}: {key}", stored.get(key), f"the recipe's {now[key]}")
+        changes = differences(stored, now)
+        for name, (before, after) in changes.items():
+            if _matches(name, _FIXED) and not _matches(name, _FREE):
+                raise UserError(f"{name}: found {_short(after)}, expected the checkpoint's {_short(before)} ({path})")
+        if bool(stored.get("model.optimizer.muon_lr")) != bool(now.get("model.optimizer.muon_lr")):
+            before = _short(stored.get("model.optimizer.muon_lr"))
+            raise UserError(f"model.optimizer.muon_lr: found Muon switched, expected the checkpoint's {before} ({path})")
+        digest = _tokenizer_digest(trainer)
+        if digest is not None and checkpoint.get(TOKENIZER) not in (None, digest):
+            raise UserError(f"data.tokenizer: found another tokenizer, expected the checkpoint's ({path})")
+        if changes and trainer.state.fn == "fit" and trainer.is_global_zero:
+            learned = {f"model.{name}" for name in getattr(module, "learned_settings", ())}
+            log.warning(going_on(checkpoint["global_step"], changes, learned))
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Key -> its value in the checkpoint and now, of the sections that both know, where they differ."""
+    known = {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in now}
+    names = [*now, *(name for name in stored if name not in now)]
+    told = [name for name in names if name.partition(".")[0] in known and not _matches(name, _UNSAID)]
+    return {name: (stored.get(name), now.get(name)) for name in told if stored.get(name) != now.get(name)}
+
+
+def going_on(step: int, changes: Mapping[str, tuple[Any, Any]], learned: set[str]) -> str:
+    """The line that names every difference; what would make it too long is counted."""
+    words = []
+    for name, (before, after) in changes.items():
+        begun = ", which has been learned or read" if name in learned or _matches(name, _BEGINNINGS) else ""
+        words.append(f"{name} {_short(after)} ({_short(before)} in the checkpoint{begun})")
+    line = f"going on from step {step} with {', '.join(words)}"
+    shown = len(words)
+    while len(line) > _LONGEST and shown > 1:
+        shown -= 1
+        line = f"going on from step {step} with {', '.join(words[:shown])}, and {len(words) - shown} more changes"
+    return line
+
+
+class _Restoring(_CheckpointConnector):
+    """Lightning's own, whose every failure names the checkpoint in one line: its parts are anybody's data."""
+
+    def __init__(self, trainer: L.Trainer, resumption: Resumption) -> None:
+        super().__init__(trainer)
+        self._ckpt_path = trainer._checkpoint_connector._ckpt_path
+        self._resumption = resumption
+
+    def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        with self._told(checkpoint_path):
+            super().resume_start(checkpoint_path, weights_only=weights_only)
+            if self._loaded_checkpoint:
+                self._check(str(checkpoint_path))
+
+    def restore_model(self) -> None:
+        with self._told(self._ckpt_path):
+            super().restore_model()
+
+    def restore_datamodule(self) -> None:
+        with self._told(self._ckpt_path):
+            super().restore_datamodule()
+
+    def restore_callbacks(self) -> None:
+        with self._told(self._ckpt_path):
+            super().restore_callbacks()
+
+    def restore_training_state(self) -> None:
+        with self._told(self._ckpt_path):
+            super().restore_training_state()
+
+    def _check(self, path: str) -> None:
+        checkpoint, trainer = self._loaded_checkpoint, self.trainer
+        for name, kind in (("state_dict", dict), ("global_step", int), ("epoch", int)):
+            expect(isinstance(checkpoint.get(name), kind), name, _short(checkpoint.get(name)), kind.__name__)
+        self._resumption.check(trainer, checkpoint, path)
+        self._check_finite("state_dict")
+        if trainer.state.fn != "fit":
+            return
+        for name in ("optimizer_states", "lr_schedulers"):
+            expect(type(checkpoint.get(name)) is list, name, _short(checkpoint.get(name)), "a list")
+        self._check_finite("optimizer_states")
+        _check_like(checkpoint.get("loops"), {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
+        expect(type(checkpoint.get("callbacks")) is dict, "callbacks", _short(checkpoint.get("callbacks")), "dict")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            keeps = type(callback).state_dict is not L.Callback.state_dict
+            if keeps and RECIPE in checkpoint and type(callback).__module__.startswith(__package__):
+                found = sorted(checkpoint["callbacks"])
+                expect(callback.state_key in checkpoint["callbacks"], "callbacks", found, callback.state_key)
+
+    def _check_finite(self, part: str) -> None:
+        """On the first process alone: the others read their own part of a large file."""
+        if self.trainer.is_global_zero:
+            for name, value in _tensors(self._loaded_checkpoint[part], part):
+                expect(bool(value.isfinite().all()), name, "NaN or infinity", "finite numbers")
+
+    @contextmanager
+    def _told(self, path: Any) -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            message = str(error)
+            raise error if str(path) in message else UserError(f"{path}: {message}") from error
+        except MisconfigurationException:
+            raise
+        except Exception as error:  # KeyError, TypeError, AttributeError, ...: any part may be missing or another type
+            reason = _difference(self.trainer, self._loaded_checkpoint) or f"{type(error).__name__} {error}"
+            raise UserError(f"{path}: does not fit this run: {' '.join(reason.split())[:_LONGEST]}") from error
+
+
+def _difference(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> str:
+    """The first weight that the checkpoint and the recipe's model do not share."""
+    own, stored = trainer.lightning_module.state_dict(), checkpoint.get("state_dict", {})
+    for name in [*own, *stored]:
+        found, expected = (getattr(side.get(name), "shape", None) for side in (stored, own))
+        if found != expected:
+            words = [str(tuple(shape)) if shape is not None else "no tensor" for shape in (found, expected)]
+            return f"state_dict: {name}: found {words[0]}, expected the recipe's {words[1]}"
+    return ""
+
+
+def _check_like(found: Any, expected: Any, name: str) -> None:
+    """Refuse a nested value whose keys or types of numbers are not those of `expected`."""
+    if isinstance(expected, Mapping):
+        expect(isinstance(found, Mapping), name, _short(found), "a mapping")
+        for key, value in expected.items():
+            expect(key in found, name, sorted(map(str, found)), str(key))
+            _check_like(found[key], value, f"{name}: {key}")
+    elif isinstance(expected, int):
+        fits = type(found) is type(expected) and (found >= 0 or found == expected)
+        expect(fits, name, _short(found), "a count" if type(expected) is int else "true or false")
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ()):
+        yield from _tensors(item, f"{name}: {key}")
+
+
+def _tokenizer_digest(trainer: L.Trainer) -> str | None:
+    data = getattr(trainer, "datamodule", None)
+    if not getattr(data, "tokenizer_name", None):
+        return None
+    return hashlib.sha256(data.tokenizer.to_json().encode()).hexdigest()  # type: ignore[union-attr]
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys without `init_args`, with the values at the leaves."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, name if key == "init_args" else f"{name}.{key}".removeprefix("."))
+    else:
+        yield name, value
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split()) if not isinstance(value, str | float) else f"{value}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
