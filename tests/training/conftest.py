@@ -8,8 +8,21 @@ import lightning.pytorch as L
 import pytest
 from lightning.pytorch.loggers.logger import Logger
 
-from gpt_modules.data import PPODataModule
-from gpt_modules.training import PPOModule
+from gpt_modules.data import (
+    EpisodicDataModule,
+    FinetuningDataModule,
+    PPODataModule,
+    PretrainingDataModule,
+    RewardDataModule,
+    SFTDataModule,
+)
+from gpt_modules.data.episodes.ciphers import SubstitutionCipher
+from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.training.inner_loop import InnerLoop
+from gpt_modules.training.optimizers import OptimizerConfig
+from gpt_modules.training.ppo import KLConfig
+
+FAST = OptimizerConfig(lr=1e-2)
 
 
 class Memory(Logger):
@@ -60,5 +73,44 @@ def ppo(micro: Any, tmp_path: Path) -> Callable[..., tuple[PPOModule, PPODataMod
         return module, PPODataModule(
             str(micro.prompts), tokenizer=str(micro.gpt), batch_size=batch_size, cache_dir=cache
         )
+
+    return build
+
+
+@pytest.fixture
+def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModule, L.LightningDataModule]]:
+    """procedure(word, **module arguments): a module and its data, of three batches an epoch (PPO: four), with
+    dropout.
+    """
+    folder, cache = str(micro.gpt), {"tokenizer": str(micro.gpt), "cache_dir": str(tmp_path / "cache")}
+    text = str(micro.pretraining)
+
+    def data(word: str) -> L.LightningDataModule:
+        if word == "pretraining":
+            return PretrainingDataModule(text, text, context=16, batch_size=20, **cache)
+        if word == "finetuning":
+            return FinetuningDataModule(str(micro.labelled), context=32, batch_size=35, **cache)
+        if word == "sft":
+            return SFTDataModule(str(micro.sft), context=32, batch_size=10, **cache)
+        if word == "reward":
+            return RewardDataModule(str(micro.comparisons), batch_size=35, **cache)
+        if word == "ppo":
+            return PPODataModule(str(micro.prompts), batch_size=8, **cache)
+        sizes = {"support": 4, "query": 4, "tasks": 2, "steps": 3, "validation_tasks": 4, "context": 32}
+        return EpisodicDataModule([SubstitutionCipher(5)], tokenizer=str(micro.gpt), **sizes)
+
+    kinds: dict[str, tuple[type[L.LightningModule], dict[str, Any]]] = {
+        "pretraining": (PretrainingModule, {"config": micro.config()}),
+        "finetuning": (FinetuningModule, {"init_from": folder}),
+        "sft": (SFTModule, {"init_from": folder}),
+        "reward": (RewardModule, {"init_from": folder}),
+        "maml": (MAMLModule, {"init_from": folder, "inner": InnerLoop(1, 0.1, "per_element")}),
+        "ppo": (PPOModule, {"init_from": folder, "rewards": str(micro.reward), "max_new_tokens": 6, "ppo_epochs": 2,
+                            "minibatches": 2, "kl": KLConfig(coef=0.1, target=1.0, horizon=100.0)}),
+    }  # fmt: skip
+
+    def build(word: str, **arguments: Any) -> tuple[L.LightningModule, L.LightningDataModule]:
+        kind, usual = kinds[word]
+        return kind(**{"optimizer": FAST, **usual, **arguments}), data(word)
 
     return build

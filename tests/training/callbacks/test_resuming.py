@@ -1,0 +1,231 @@
+"""What a resumed run's recipe says holds from its first step, is named, or is refused."""
+
+import logging
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+
+from gpt_modules.backbone import GPT, save_pretrained
+from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
+from gpt_modules.training.callbacks.export import ExportBest
+from gpt_modules.training.callbacks.resuming import Resumption, differences, going_on
+from gpt_modules.training.callbacks.summary import RunSummary
+from gpt_modules.training.inner_loop import InnerLoop
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.ppo import ClipConfig, KLConfig
+
+CUT, END = 2, 4
+
+
+class Change(L.Callback):
+    """Does something to a run at the step where another one is cut off."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if trainer.global_step == CUT:
+            self.change(trainer, module)
+
+
+@pytest.fixture
+def run(procedure, fit, tmp_path):
+    """run(word, model arguments, change=None, checkpoint=None, **trainer settings): the module after four steps."""
+
+    def go(word, arguments, change=None, checkpoint=None, **settings):
+        torch.manual_seed(0)
+        module, data = procedure(word, **arguments)
+        changes = [Change(change)] if change is not None else []
+        callbacks = [Resumption(), RandomState(), RunSummary(), ExportBest(), ExactCheckpoint(1, 100), *changes]
+        saved = {"enable_checkpointing": True, "plugins": [VerifiedCheckpointIO()]}
+        steps = {"max_steps": END, "max_epochs": -1, "limit_val_batches": 0}
+        fit(module, data, callbacks=callbacks, ckpt_path=checkpoint, **{**saved, **steps, **settings})
+        return module
+
+    return go
+
+
+def groups(**settings):
+    def change(trainer, module):
+        for group in trainer.optimizers[0].param_groups:
+            group.update({name: value for name, value in settings.items() if group.get(name) != 0.0})
+        if "lr" in settings:
+            scheduler = trainer.lr_scheduler_configs[0].scheduler
+            scheduler.base_lrs = [settings["lr"]] * len(scheduler.base_lrs)
+            rates(scheduler.lr_lambdas[0])(trainer, module)
+
+    return change
+
+
+def rates(factor):
+    """From here on each group has its base rate times `factor(step)`."""
+
+    def change(trainer, module):
+        scheduler = trainer.lr_scheduler_configs[0].scheduler
+        scheduler.lr_lambdas = [factor] * len(scheduler.base_lrs)
+        for group, base in zip(trainer.optimizers[0].param_groups, scheduler.base_lrs, strict=True):
+            group["lr"] = base * factor(scheduler.last_epoch)
+
+    return change
+
+
+def dropout(trainer, module):
+    for part in module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.6
+        if hasattr(part, "dropout") and isinstance(part.dropout, float):
+            part.dropout = 0.6
+
+
+def one_layer_slower(trainer, module):
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    depths = sorted({base for base in scheduler.base_lrs}, reverse=True)
+    scheduler.base_lrs = [1e-2 * 0.25 ** depths.index(base) for base in scheduler.base_lrs]
+    rates(scheduler.lr_lambdas[0])(trainer, module)
+
+
+def muon(trainer, module):
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    scheduler.base_lrs = [0.05, *scheduler.base_lrs[1:]]
+    rates(scheduler.lr_lambdas[0])(trainer, module)
+
+
+def attribute(**settings):
+    def change(trainer, module):
+        for name, value in settings.items():
+            setattr(module, name, value)
+
+    return change
+
+
+def inner_rates(trainer, module):
+    for rate in module.inner_rates.values():
+        rate.data.fill_(0.3)
+
+
+def adam(**changes):
+    return {"optimizer": OptimizerConfig(**{"lr": 1e-2, **changes})}
+
+
+FLAT = ScheduleConfig(shape="constant")
+LINE = ScheduleConfig(shape="linear", final=0.0, total=10)
+SGD = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=True)
+FIXED = {"inner": InnerLoop(1, 0.1), "schedule": FLAT}
+PENALTY = {"kl": KLConfig(coef=0.1), "schedule": FLAT}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "before", "after", "change"),
+    [
+        ("pretraining", adam(), adam(lr=3e-3), groups(lr=3e-3)),
+        ("pretraining", adam(), adam(weight_decay=0.5), groups(weight_decay=0.5)),
+        ("pretraining", adam(), adam(betas=(0.5, 0.6)), groups(betas=(0.5, 0.6))),
+        ("pretraining", adam(), adam(eps=1e-2), groups(eps=1e-2)),
+        ("pretraining", {"schedule": FLAT}, {"schedule": LINE}, rates(lambda step: 1 - step / 10)),
+        ("pretraining", adam(muon_lr=0.02), adam(muon_lr=0.05), muon),
+        ("finetuning", {"layer_decay": 0.5}, {"layer_decay": 0.25}, one_layer_slower),
+        ("finetuning", {"dropout": 0.1}, {"dropout": 0.6, "classifier_dropout": 0.6}, dropout),
+        ("sft", adam(), adam(lr=3e-3), groups(lr=3e-3)),
+        ("sft", {"optimizer": SGD}, {"optimizer": OptimizerConfig(lr=0.3, weight_decay=0.0, sgd=True)}, groups(lr=0.3)),
+        ("reward", adam(weight_decay=0.0), adam(lr=3e-3, weight_decay=0.0), groups(lr=3e-3)),
+        ("maml", {**FIXED}, {**FIXED, "inner": InnerLoop(1, 0.3)}, inner_rates),
+        ("maml", {**FIXED}, {**FIXED, "inner": InnerLoop(2, 0.1)}, attribute(inner=InnerLoop(2, 0.1))),
+        ("ppo", adam(), adam(lr=3e-3), groups(lr=3e-3)),
+        ("ppo", PENALTY, {**PENALTY, "kl": KLConfig(coef=2.0)}, attribute(kl_coef=torch.tensor(2.0))),
+        ("ppo", {}, {"clip": ClipConfig(0.01, 0.01, 3.0)}, attribute(clip_config=ClipConfig(0.01, 0.01, 3.0))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_a_changed_setting_holds_from_the_step_of_the_checkpoint(run, tmp_path, word, before, after, change):
+    steps = {"max_steps": 6 if word == "ppo" else END}  # PPO: two of the next rollout
+    changed = run(word, before, change, default_root_dir=tmp_path / "changed", **steps)
+    untouched = run(word, before, default_root_dir=tmp_path / "before", **steps)
+    cut_off = tmp_path / "before" / "checkpoints" / f"step={CUT:08d}.ckpt"
+    resumed = run(word, after, checkpoint=cut_off, default_root_dir=tmp_path / "after", **steps)
+    moved = False
+    for name, value in changed.named_parameters():
+        assert torch.equal(resumed.get_parameter(name), value), name
+        moved |= not torch.equal(untouched.get_parameter(name), value)
+    assert moved, "the change would not have shown"
+
+
+@pytest.mark.slow
+def test_a_changed_clip_and_a_longer_run_hold(run, tmp_path):
+    run("sft", {}, default_root_dir=tmp_path / "one")
+    saved = tmp_path / "one" / "checkpoints" / f"step={END:08d}.ckpt"
+    module = run("sft", {}, checkpoint=saved, max_steps=END + 1, gradient_clip_val=1e-9, default_root_dir=tmp_path / "two")
+    assert module.global_step == END + 1
+
+
+@pytest.fixture
+def cut_off(run, tmp_path):
+    """A checkpoint of SFT at step 4."""
+    run("sft", {}, default_root_dir=tmp_path / "one")
+    return tmp_path / "one" / "checkpoints" / f"step={END:08d}.ckpt"
+
+
+def test_every_difference_is_named_in_one_line(run, cut_off, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "gpt_modules.training.callbacks.resuming"):
+        run("sft", {**adam(lr=1e-5), "sample_tokens": 9}, checkpoint=cut_off, default_root_dir=tmp_path / "two")
+    assert caplog.messages == [
+        "going on from step 4 with model.optimizer.lr 1e-05 (0.01 in the checkpoint), "
+        "model.sample_tokens 9 (48 in the checkpoint)"
+    ]
+
+
+def test_nothing_is_said_where_nothing_differs(run, cut_off, tmp_path, caplog):
+    run("sft", {}, checkpoint=cut_off, default_root_dir=tmp_path / "two")
+    assert not [message for message in caplog.messages if "going on" in message]
+
+
+@pytest.mark.parametrize(
+    ("word", "arguments", "message"),
+    [
+        ("reward", {}, r"model\.class_path: found 'SFTModule', expected the recipe's RewardModule"),
+        ("sft", adam(muon_lr=0.02), r"model\.optimizer\.muon_lr: found Muon switched, expected the checkpoint's None"),
+        ("sft", {"optimizer": SGD}, r"model\.optimizer\.sgd: found True, expected the checkpoint's False"),
+    ],
+)
+def test_what_cannot_change_is_refused(run, cut_off, tmp_path, word, arguments, message):
+    with pytest.raises(UserError, match=message) as error:
+        run(word, arguments, checkpoint=cut_off, default_root_dir=tmp_path / "two")
+    assert "\n" not in str(error.value)
+
+
+def test_another_form_of_the_model_is_refused_though_all_shapes_agree(run, micro, tmp_path):
+    run("pretraining", {}, default_root_dir=tmp_path / "one")
+    saved = tmp_path / "one" / "checkpoints" / f"step={END:08d}.ckpt"
+    with pytest.raises(UserError, match=r"^model\.config\.n_head: found 4, expected the checkpoint's 2"):
+        run("pretraining", {"config": micro.config(n_head=4)}, checkpoint=saved, default_root_dir=tmp_path / "two")
+
+
+def test_another_tokenizer_of_equal_size_is_refused(run, cut_off, micro, procedure, fit, tmp_path):
+    texts = [line[::-1] for line in micro.pretraining.read_text().splitlines()]
+    other = Tokenizer.train(texts, micro.vocab_size)
+    model = GPT(micro.config(vocab_size=max(micro.vocab_size, other.vocab_size)))
+    save_pretrained(tmp_path / "other", model, tokenizer_json=other.to_json())
+    module, data = procedure("sft")
+    data.tokenizer_name = str(tmp_path / "other")
+    settings = {"plugins": [VerifiedCheckpointIO()], "callbacks": [Resumption()], "ckpt_path": cut_off}
+    with pytest.raises(UserError, match=r"^data\.tokenizer: found another tokenizer, expected the checkpoint's"):
+        fit(module, data, **settings)
+
+
+def test_sections_that_one_side_does_not_know_are_no_difference():
+    stored = {"model.lr": 1.0, "model.config": None, "trainer.max_steps": 5, "trainer.default_root_dir": "a"}
+    now = {"model.lr": 1.0, "model.config.n_layer": 2, "export.monitor": "val/loss"}
+    assert differences(stored, now) == {"model.config.n_layer": (None, 2)}
+    assert differences({"a.b": [1]}, {"a.b": [1]}) == {}
+
+
+def test_a_long_line_counts_what_it_leaves_out():
+    line = going_on(3, {f"data.key{i}": ("x" * 100, i) for i in range(20)}, set())
+    assert len(line) <= 400
+    assert line.endswith(" more changes")
+    begun = going_on(3, {"model.inner.lr": (0.1, 0.2)}, {"model.inner.lr"})
+    assert begun == "going on from step 3 with model.inner.lr 0.2 (0.1 in the checkpoint, which has been learned or read)"
