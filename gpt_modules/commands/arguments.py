@@ -1,9 +1,17 @@
-"""Command-line words of the commands that are not Lightning's."""
+"""Command-line words of the commands that are not Lightning's: one line for every mistake, before any work."""
 
 import argparse
-from typing import NoReturn
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
 
 from gpt_modules.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+LARGEST = 2**63 - 1
+DEVICES = ("auto", "cpu", "cuda")
 
 
 class Arguments(argparse.ArgumentParser):
@@ -12,3 +20,61 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it for `main` to print."""
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= LARGEST:
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected a whole number from {least}")
+        return value
+
+    return read
+
+
+def number(fits: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """The type of an argument that is a finite number which `fits`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and fits(value)):
+            raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected {expected}")
+        return value
+
+    return read
+
+
+def utf8_text(text: str) -> str:
+    """The type of an argument that is text: bytes that are not UTF-8 reach Python as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("found bytes that are not UTF-8, expected UTF-8 text") from None
+    return text
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`, for `device_of`."""
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="auto takes a GPU where there is one")
+
+
+def device_of(options: argparse.Namespace) -> "torch.device":
+    """The device that `--device` means here.
+
+    Raises:
+        UserError: it is a GPU, and torch sees none.
+    """
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: found 'cuda', expected auto or cpu: torch sees no CUDA device here")
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(there if options.device == "auto" else options.device)

@@ -1,45 +1,49 @@
 """`gpt chat`: a model folder answers, line by line."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-from gpt_modules.commands.generate import Speaker, speaking_parser
+from gpt_modules.commands.generate import say, stdin_lines
+from gpt_modules.commands.speaker import Prompt, Speaker, speaking_parser
+from gpt_modules.errors import UserError
 
 
 def main(words: list[str]) -> None:
-    """`gpt chat --model FOLDER`: read a line, answer it, until end of input."""
+    """`gpt chat --model FOLDER`: read a line, answer it, until end of input.
+
+    Raises:
+        UserError: For a mistake in an argument or the folder, and for a line that is not UTF-8.
+    """
     parser = speaking_parser("chat", "Talk to a model folder. Ends with Ctrl-D.")
     parser.add_argument(
         "--transcript", action="store_true", help="send the whole conversation in the form SFT gives chat-style rows"
     )
     options = parser.parse_args(words)
-    speaker = Speaker(options)
-    respond = _transcript(speaker) if options.transcript else lambda line: speaker.answer([line + "\n"])[0]
-    for line in _lines():
-        sys.stdout.write(respond(line).strip() + "\n")
-        sys.stdout.flush()
-
-
-def _transcript(speaker: Speaker) -> Callable[[str], str]:
+    speaker = Speaker.open(options)
     from gpt_modules.data.rows.chat import encode_conversation
 
     messages: list[dict[str, str]] = []
-
-    def respond(line: str) -> str:
+    for turn, line in enumerate(_lines(), start=1):
         messages.append({"role": "user", "content": line})
-        text = speaker.continue_ids([encode_conversation(messages, speaker.tokenizer)])[0].strip()
-        messages.append({"role": "assistant", "content": text})
-        return text
-
-    return respond
+        conversation = options.transcript
+        ids = encode_conversation(messages, speaker.tokenizer) if conversation else speaker.tokenizer.encode(line + "\n")
+        (answer,) = speaker.answers([Prompt(ids, str(turn), f"line {turn}")])
+        messages.append({"role": "assistant", "content": answer.strip()})
+        say(answer.strip())
 
 
 def _lines() -> Iterator[str]:
-    """Lines of standard input, with a prompt sign when a person types."""
+    """Lines of standard input, stripped, with a prompt sign when a person types."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield from (line.strip() for _, line in stdin_lines())
+        return
     while True:
         try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except (EOFError, SystemExit, KeyboardInterrupt):
+            line = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            say("")
             return
+        except UnicodeDecodeError as error:
+            raise UserError("standard input: found bytes that are not UTF-8, expected UTF-8 text") from error
         if line:
             yield line

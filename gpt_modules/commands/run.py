@@ -250,7 +250,7 @@ def draw_result(pipeline: Pipeline, path: Path) -> None:
 
 def sample_table(pipeline: Pipeline) -> Table:
     """The same prompts answered by each stage's language model, with the same noise."""
-    from gpt_modules.commands.generate import folder_texts
+    from gpt_modules.commands.speaker import folder_texts
 
     speaking = [stage for stage in pipeline.stages if _is_language_model(pipeline.export(stage.name))]
     table = Table(title="What each stage's model says", title_justify="left", show_lines=True)
