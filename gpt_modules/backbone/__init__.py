@@ -3,7 +3,7 @@
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoder import MLP, Block, CausalSelfAttention, Decoder
 from gpt_modules.backbone.decoding.beam import beam_search
-from gpt_modules.backbone.decoding.generation import Generation, generate
+from gpt_modules.backbone.decoding.generation import Generation, generate, noise_of
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.feedforward import FeedForward
 from gpt_modules.backbone.folders.pretrained import load_pretrained, read_config, read_extra, save_pretrained
@@ -30,6 +30,7 @@ __all__ = [
     "beam_search",
     "generate",
     "load_pretrained",
+    "noise_of",
     "read_config",
     "read_extra",
     "save_pretrained",

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt_modules.commands.arguments import Arguments
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, whole_number
+from gpt_modules.commands.opening import fitting_tokenizer
 from gpt_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,18 +36,17 @@ def main(words: list[str]) -> None:
     options = _parser().parse_args(words)
     _check(options)
     from gpt_modules.backbone import save_pretrained
-    from gpt_modules.data.text.tokenizers import Tokenizer
+    from gpt_modules.storage.durable import room_for
 
-    model, tokenizer = _open(options), Tokenizer.load(options.model)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        found = f"{tokenizer.vocab_size} tokens in its tokenizer"
-        raise UserError(f"{options.model}: found {found}, expected at most the model's {model.config.vocab_size}")
+    model = _open(options)
+    tokenizer = fitting_tokenizer(options.model, model)
     rates, steps = _inner_loop(options, model)
     _name_classes(model, options.support)
     support, query = (_read(name, model, tokenizer) if name else [] for name in (options.support, options.query))
     adapted = _descend(model, rates, steps, support, query)
     model.load_state_dict({**model.state_dict(), **adapted})
-    save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json())
+    with room_for(options.output):
+        save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json())
 
 
 def _parser() -> Arguments:
@@ -55,33 +55,30 @@ def _parser() -> Arguments:
     parser.add_argument("--support", required=True, metavar="FILE",
                         help='rows {"prompt", "response"}; for a classifier {"text", "label"}')  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the adapted folder")
-    parser.add_argument("--steps", type=int, metavar="S", help="gradient steps (default: what it was trained for)")
-    parser.add_argument("--lr", type=float, metavar="A",
+    parser.add_argument("--steps", type=whole_number(0), metavar="S", help="gradient steps (default: what it was trained for)")
+    parser.add_argument("--lr", type=number(lambda value: value > 0, "a number above 0"), metavar="A",
                         help="learning rate in place of the folder's own, for the parameters that these adapt, "
                         "or for all where it has none")  # fmt: skip
     parser.add_argument("--query", metavar="FILE", help="rows to measure on after every step, never to adapt on")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_device(parser)
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
     """What needs no model."""
     from gpt_modules.backbone.folders.replacing import check_replaceable
+    from gpt_modules.storage.durable import check_writable
 
-    if options.steps is not None and options.steps < 0:
-        raise UserError(f"--steps: found {options.steps}, expected 0 or more")
-    if options.lr is not None and not (math.isfinite(options.lr) and options.lr > 0):
-        raise UserError(f"--lr: found {options.lr}, expected a number above 0")
     if options.output.resolve() == Path(options.model).resolve():
         raise UserError(f"--output: found the folder of --model, {options.output}, expected another one")
     check_replaceable(options.output)  # before the work, not after it
+    check_writable(options.output.parent)
 
 
 def _open(options: argparse.Namespace) -> "GPT | LabellingModel":
-    import torch
-
     from gpt_modules.backbone import RewardModel, load_pretrained
 
+    device = device_of(options)
     model = load_pretrained(options.model)
     if isinstance(model, RewardModel):
         raise UserError(f"{options.model}: found a reward model, expected a language model or a classifier")
@@ -89,7 +86,6 @@ def _open(options: argparse.Namespace) -> "GPT | LabellingModel":
     if task is not None and (task.kind != "classification" or task.numeric):
         found = f"{task.kind} with levels" if task.kind == "classification" else task.kind
         raise UserError(f"{options.model}: found a model for {found}, expected a language model or a classifier")
-    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
 
 

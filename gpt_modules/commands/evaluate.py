@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_modules.commands.arguments import Arguments
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, whole_number
+from gpt_modules.commands.opening import open_language_model
+from gpt_modules.commands.progress import Meter
 from gpt_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,21 +42,22 @@ def _parser() -> Arguments:
     parser.add_argument("--output", required=True, type=Path, metavar="DIR")
     parser.add_argument("--source", metavar="FILE", help="the data in place of what the task names; for one task")
     parser.add_argument("--demonstrations", metavar="FILE", help="the demonstrations likewise")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N items of each task only")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="the first N items of each task only")
+    parser.add_argument("--seed", type=whole_number(0), default=0)
     parser.add_argument("--items", action="store_true", help="write every item to DIR/items")
     parser.add_argument("--no-end-token", action="store_true",
                         help="begin prompts without an end token, as lm-evaluation-harness does")  # fmt: skip
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--batch-tokens", type=int, default=8192, metavar="N", help="of a batch (default 8192)")
+    add_device(parser)
+    parser.add_argument("--batch-tokens", type=whole_number(1), default=8192, metavar="N", help="of a batch (default 8192)")
     return parser
 
 
 def _shots(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise UserError(f"--shots: found {text!r}, expected whole numbers parted by commas, such as 0,1,5")
-    return sorted({int(part) for part in parts})
+    try:
+        return sorted({whole_number(0)(part) for part in text.split(",")})
+    except argparse.ArgumentTypeError:
+        expected = "expected whole numbers parted by commas, such as 0,1,5"
+        raise UserError(f"--shots: found {text[:40]!r}, {expected}") from None
 
 
 def _tasks(options: argparse.Namespace) -> "list[EvaluationTask]":
@@ -69,16 +72,14 @@ def _tasks(options: argparse.Namespace) -> "list[EvaluationTask]":
 
 
 def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list[int], settings: "Settings") -> None:
-    import torch
-
-    from gpt_modules.backbone import load_pretrained
-    from gpt_modules.data.text.tokenizers import Tokenizer
-    from gpt_modules.evaluation.tasks.measure import measure, prepare, read_data, shots_of
+    from gpt_modules.evaluation.tasks.measure import check_fits, measure, prepare, read_data, shots_of
     from gpt_modules.evaluation.tasks.results import Results, table_header, table_rows, weights_digest
 
+    device = device_of(options)
     data = [read_data(task, settings, shots) for task in tasks]  # a bad row is told before anything is measured
-    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load_pretrained(options.model, kind="gpt").to(device), Tokenizer.load(options.model)
+    model, tokenizer = open_language_model(options.model, device)
+    for task, rows in zip(tasks, data, strict=True):
+        check_fits(task, rows, model.config.n_positions, shots)
     kept = {"model": options.model, "weights": weights_digest(options.model), "tokenizer": tokenizer.fingerprint}
     kept |= {"limit": settings.limit, "seed": settings.seed, "end_token": settings.end_token}
     results = Results(options.output, kept, {task.name: _definition(task, shots) for task in tasks})
@@ -87,10 +88,12 @@ def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list
     for task, rows in zip(tasks, data, strict=True):
         for count in shots_of(task, shots):
             if results.has(task.name, count, options.items):
-                entry = next(one for one in results.entries if (one["task"], one["shots"]) == (task.name, count))
+                entry = results.entry(task.name, count)
             else:
                 work = prepare(task, rows, tokenizer, model.config.n_positions, count, settings)
-                entry = results.add(task.name, count, measure(work, model, tokenizer, settings), options.items)
+                with Meter(f"{task.name}, {count} shots", len(work.prompts) + len(work.texts)) as meter:
+                    found = measure(work, model, tokenizer, settings, meter.update)
+                entry = results.add(task.name, count, found, options.items)
             _say(*table_rows(entry, names))
 
 

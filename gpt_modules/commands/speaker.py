@@ -1,6 +1,5 @@
 """A model folder that continues prompts: in batches of bounded size, in order, each with noise of its own."""
 
-import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,8 +11,6 @@ from gpt_modules.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
-
-    import torch
 
     from gpt_modules.backbone import GPT
     from gpt_modules.data.text.tokenizers import Tokenizer
@@ -106,7 +103,7 @@ class Speaker:
         return (prompt.ids or [self.tokenizer.eos_id])[-self.room :]
 
     def _continue(self, rows: Sequence[list[int]], places: Sequence[str]) -> list[str]:
-        from gpt_modules.backbone import generate
+        from gpt_modules.backbone import generate, noise_of
 
         most, temperature, top_k, top_p, seed = self.sampling
         drawn = generate(
@@ -120,13 +117,6 @@ class Speaker:
             generator=[noise_of(f"{seed} {place}") for place in places],
         )
         return [self.tokenizer.decode(row[keep].tolist()) for row, keep in zip(drawn.tokens, drawn.mask, strict=True)]
-
-
-def noise_of(key: str) -> "torch.Generator":
-    """A generator that is a function of the key."""
-    import torch
-
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1)
 
 
 def _batches(widths: Sequence[int]) -> list[list[int]]:

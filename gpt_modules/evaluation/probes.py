@@ -28,6 +28,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from gpt_modules.backbone import GPT
 from gpt_modules.data.rows.files import file_rows, find_files
+from gpt_modules.data.rows.labelled import class_number
 from gpt_modules.data.rows.schemas import FieldError, check_row, describe
 from gpt_modules.data.splits import split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -208,13 +209,10 @@ def _choices(probe: Probe, record: Mapping[Any, Any]) -> list[str]:
 
 
 def _label(record: Mapping[Any, Any], probe: Probe, count: int) -> int:
-    value, names = _field(record, probe.label, "the right answer"), probe.labels or []
-    if str(value) in names:
-        number = names.index(str(value))
-    else:
-        number = int(value) if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()) else -1
-    if not 0 <= number < count:
-        named = f" or one of {', '.join(names)}" if names else ""
+    value = _field(record, probe.label, "the right answer")
+    number = class_number(value, probe.labels, count)
+    if number is None:
+        named = f" or one of {', '.join(probe.labels)}" if probe.labels else ""
         raise FieldError(probe.label, describe(value), f"0 to {count - 1}{named}")
     return number
 

@@ -45,6 +45,25 @@ def replace_durably(path: Path, text: str) -> None:
     write_durably(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, where there is none, and write a byte into it: what cannot be kept should not be computed.
+
+    Raises:
+        UserError: a file stands in its place, or nothing can be written there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: found a file, expected a folder to write to")
+    with room_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_for(folder / "room")
+        try:
+            temporary.write_bytes(b"x")
+            sync(temporary)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
 def temporary_for(path: Path) -> Path:
     """A name beside `path` to write under, of this call alone."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

@@ -7,6 +7,7 @@ another one finishes nor, with generators of the CPU, on how many rows follow it
 How one step is made, and made fast, is in `step.py`.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
@@ -75,6 +76,11 @@ def generate(
         cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
         step = DecodeStep(model, cache, rule, head)
         return _decode(step, tokens, mask, uniforms, eos_id, compile)
+
+
+def noise_of(key: str) -> torch.Generator:
+    """A generator of the CPU that is a function of `key`: a row's own, for `generate`."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1)
 
 
 def left_padded(prompts: Prompts, device: torch.device) -> tuple[Int[Tensor, "B T"], list[int]]:

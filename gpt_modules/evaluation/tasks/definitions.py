@@ -15,6 +15,7 @@ Fields inside a field have both names, `{answers.text}`. Without templates, rows
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ FOLDER = Path("recipes/evaluation")
 _SHOWN = ("demonstrations", "draw", "instruction", "separator", "delimiter")
 _GOLD = ("choices", "gold", "labels")
 _GENERATED = ("metrics", "stop", "max_new_tokens", "temperature", "top_k", "beams", "length_penalty", "sentences")
+# An empty context is no context, and an empty stop would end every answer before it begins.
+_NEVER_EMPTY = ("name", "source", "split", "demonstrations", "context", "target", "text", "placeholder", "choices", "gold",
+                "labels", "metrics", "stop")  # fmt: skip
 _NAMED: dict[str, Any] = {"kind": TaskKind, "scoring": Scoring, "draw": Draw, "metrics": Metric}
 _KEYS: dict[str, tuple[str, ...]] = {
     "choice": (*_SHOWN, *_GOLD, "context", "scoring", "answer_context"),
@@ -107,12 +111,17 @@ class EvaluationTask:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise UserError(f"{key}: found {value}, expected at least 1")
-        for key in ("name", "source", "metrics", "placeholder", "demonstrations", "labels"):
-            if getattr(self, key) in ("", ()):
+        for key in _NEVER_EMPTY:
+            value = getattr(self, key)
+            if value == "" or (value == () and key != "stop"):
                 raise UserError(f"{key}: found nothing, expected something")
-        if self.temperature < 0.0 or (self.temperature > 0.0 and self.beams > 1):
+            if isinstance(value, tuple) and "" in value:
+                raise UserError(f"{key}: found empty text among {list(value)}, expected something")
+        if not 0.0 <= self.temperature < math.inf or (self.temperature > 0.0 and self.beams > 1):
             raise UserError(f"temperature: found {self.temperature} with {self.beams} beams, expected 0 or more, and 0 "
                             "with more than one beam")  # fmt: skip
+        if not 0.0 <= self.length_penalty < math.inf:
+            raise UserError(f"length_penalty: found {self.length_penalty}, expected 0 or more")
         if isinstance(self.choices, tuple) and len(self.choices) < 2:
             raise UserError(f"choices: found {len(self.choices)}, expected at least 2 or one field that is a list")
 

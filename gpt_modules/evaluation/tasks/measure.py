@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from gpt_modules.backbone import GPT, Generation, beam_search, generate
+from gpt_modules.backbone import GPT, Generation, beam_search, generate, noise_of
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.evaluation.tasks.definitions import EvaluationTask
 from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
 from gpt_modules.evaluation.tasks.metrics import Estimate, Numbers, bleu, bootstrap, mean, ratio_of, text_scores
 from gpt_modules.evaluation.tasks.perplexity import corpus_scores
 from gpt_modules.evaluation.tasks.prompts import Prompt, build_prompts, encode_pairs
 from gpt_modules.evaluation.tasks.questions import Question, Questions, read_questions, read_texts
-from gpt_modules.evaluation.tasks.scoring import Score, continuation_logprobs
+from gpt_modules.evaluation.tasks.scoring import Progress, Score, continuation_logprobs
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _LARGEST_EXPONENT = 700.0  # of a float64
@@ -64,13 +63,14 @@ class Result(NamedTuple):
     """What was measured on n items; the first metric is the task's headline.
 
     shortened: items that had room for fewer than K demonstrations. cut: items whose context lost its beginning.
-    records: an item each, plain values.
+    unfinished: answers that `max_new_tokens` cut off. records: an item each, plain values.
     """
 
     metrics: dict[str, Estimate]
     n: int
     shortened: int
     cut: int
+    unfinished: int
     seconds: float
     records: list[dict[str, Any]]
 
@@ -94,6 +94,23 @@ def shots_of(task: EvaluationTask, shots: Sequence[int]) -> list[int]:
     return [0] if task.kind == "perplexity" else list(shots)
 
 
+def check_fits(task: EvaluationTask, data: Questions | list[str], n_positions: int, shots: Sequence[int]) -> None:
+    """What can be told of a task and a model before any prompt is written.
+
+    Raises:
+        UserError: An answer or a stride as long as the model's context, or fewer demonstrations than K.
+    """
+    if task.kind == "generate":
+        fits, expected = task.max_new_tokens < n_positions, f"fewer than n_positions = {n_positions}"
+        expect(fits, f"{task.name}: max_new_tokens", task.max_new_tokens, expected)
+    if task.kind == "perplexity":
+        expected = f"at most n_positions = {n_positions}"
+        expect(task.stride is None or task.stride <= n_positions, f"{task.name}: stride", task.stride, expected)
+    if isinstance(data, Questions):
+        found, most = len(data.pool), max(shots)
+        expect(found >= most, f"{task.name}: demonstrations", found, f"at least {most}")
+
+
 def prepare(
     task: EvaluationTask,
     data: Questions | list[str],
@@ -113,21 +130,26 @@ def prepare(
     return Workload(task, shots, data.items, prompts, [])
 
 
-def measure(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings) -> Result:
-    """Run the model on a workload; its mode is as before afterwards."""
+def measure(
+    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None = None
+) -> Result:
+    """Run the model on a workload; its mode is as before afterwards. `progress` is told how much of it is done."""
     run = {"choice": _choices, "partial": _choices, "cloze": _clozes, "generate": _answers, "perplexity": _texts}
     started = time.perf_counter()
-    metrics, records = run[work.task.kind](work, model, tokenizer, settings)
+    metrics, records = run[work.task.kind](work, model, tokenizer, settings, progress)
     shortened = sum(prompt.shots < work.shots for prompt in work.prompts)
     cut = sum(prompt.cut for prompt in work.prompts)
-    return Result(metrics, len(records), shortened, cut, time.perf_counter() - started, records)
+    unfinished = sum(not record.get("finished", True) for record in records)
+    return Result(metrics, len(records), shortened, cut, unfinished, time.perf_counter() - started, records)
 
 
 Outcome = tuple[dict[str, Estimate], list[dict[str, Any]]]
 
 
-def _choices(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings) -> Outcome:
-    scored = _scores(work, model, settings)
+def _choices(
+    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
+) -> Outcome:
+    scored = _scores(work, model, settings, progress)
     records: list[dict[str, Any]] = []
     prior = _priors(work, model, tokenizer, settings) if _scoring(work.task) == "ratio" else {}
     for question, prompt, scores in zip(work.questions, work.prompts, scored, strict=True):
@@ -140,19 +162,25 @@ def _choices(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Setting
     return {"accuracy": mean([record["right"] for record in records])}, records
 
 
-def _clozes(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings) -> Outcome:
+def _clozes(
+    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
+) -> Outcome:
+    scored = _scores(work, model, settings, progress)
     records: list[dict[str, Any]] = [
         {"prompt": prompt.text, "choices": [question.answers[0][1]], "scores": [score.logprob], "right": score.greedy}
-        for question, prompt, (score,) in zip(work.questions, work.prompts, _scores(work, model, settings), strict=True)
+        for question, prompt, (score,) in zip(work.questions, work.prompts, scored, strict=True)
     ]
     nats = np.array([[-record["scores"][0], 1.0] for record in records])
     perplexity = bootstrap(nats, ratio_of(_exp), settings.seed)
     return {"accuracy": mean([record["right"] for record in records]), "perplexity": perplexity}, records
 
 
-def _answers(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings) -> Outcome:
+def _answers(
+    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
+) -> Outcome:
     task = work.task
-    said = _write(task, [prompt.rows[0][0] for prompt in work.prompts], model, tokenizer, settings)
+    written = _write(task, [prompt.rows[0][0] for prompt in work.prompts], model, tokenizer, settings, progress)
+    said = [text for text, _ in written]
     known = [[after.strip() for _, after in question.answers] for question in work.questions]
     scores = text_scores(task.metrics, said, known)
     metrics = {name: mean(values) for name, values in scores.items()}
@@ -160,17 +188,21 @@ def _answers(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Setting
         metrics["bleu"] = bleu(said, known, settings.seed)
     metrics = {name: metrics[name] for metric in task.metrics for name in metrics if name.startswith(metric)}
     records = [
-        {"prompt": prompt.text, "prediction": text, "references": references}
+        {"prompt": prompt.text, "prediction": text, "finished": finished, "references": references}
         | {name: values[number] for name, values in scores.items()}
-        for number, (prompt, text, references) in enumerate(zip(work.prompts, said, known, strict=True))
+        for number, (prompt, (text, finished), references) in enumerate(zip(work.prompts, written, known, strict=True))
     ]
     return metrics, records
 
 
-def _texts(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings) -> Outcome:
+def _texts(
+    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
+) -> Outcome:
     task = work.task
     detokenize = None if task.detokenizer is None else DETOKENIZERS[task.detokenizer]
-    scores = corpus_scores(model, tokenizer, work.texts, task.stride, detokenize, settings.max_tokens_a_batch)
+    scores = corpus_scores(
+        model, tokenizer, work.texts, task.stride, detokenize, settings.max_tokens_a_batch, progress
+    )
     records = [dataclasses.asdict(score) for score in scores]
     units = {
         "word_perplexity": ("words", _exp),
@@ -185,10 +217,10 @@ def _texts(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings)
     return metrics, records
 
 
-def _scores(work: Workload, model: GPT, settings: Settings) -> list[list[Score]]:
+def _scores(work: Workload, model: GPT, settings: Settings, progress: Progress | None) -> list[list[Score]]:
     """The score of each answer of each item."""
     rows = [row for prompt in work.prompts for row in prompt.rows]
-    scores = iter(continuation_logprobs(model, rows, settings.max_tokens_a_batch))
+    scores = iter(continuation_logprobs(model, rows, settings.max_tokens_a_batch, progress))
     return [list(islice(scores, len(prompt.rows))) for prompt in work.prompts]
 
 
@@ -215,31 +247,40 @@ def _value(task: EvaluationTask, score: Score, text: str, prior: dict[str, float
 
 
 def _write(
-    task: EvaluationTask, prompts: list[list[int]], model: GPT, tokenizer: Tokenizer, settings: Settings
-) -> list[str]:
-    """What the model says to each prompt."""
+    task: EvaluationTask,
+    prompts: list[list[int]],
+    model: GPT,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    progress: Progress | None,
+) -> list[tuple[str, bool]]:
+    """What the model says to each prompt, and whether it came to an end."""
     end = _end_id(task, tokenizer)
     speak = _speaker(task, model, end, settings.seed)
-    texts: dict[int, str] = {}
+    texts: dict[int, tuple[str, bool]] = {}
     for batch in _batches([len(prompt) + task.max_new_tokens for prompt in prompts],
                           settings.max_tokens_a_batch // task.beams):  # fmt: skip
-        said = speak([prompts[i] for i in batch])
+        said = speak([prompts[i] for i in batch], batch)
         for i, row, kept in zip(batch, said.tokens.tolist(), said.mask.tolist(), strict=True):
             ids = [token for token, is_kept in zip(row, kept, strict=True) if is_kept]
-            texts[i] = _answer(task, tokenizer, ids)
+            texts[i] = _answer(task, tokenizer, ids, end)
+        if progress is not None:
+            progress(len(texts) / len(prompts))
     return [texts[i] for i in range(len(prompts))]
 
 
-def _speaker(task: EvaluationTask, model: GPT, end: int, seed: int) -> Callable[[list[list[int]]], Generation]:
+def _speaker(
+    task: EvaluationTask, model: GPT, end: int, seed: int
+) -> Callable[[list[list[int]], list[int]], Generation]:
+    """(prompts, their numbers) -> what is said; the noise of an answer is a function of its number."""
     new = task.max_new_tokens
     if task.beams > 1:
-        return lambda prompts: beam_search(
+        return lambda prompts, numbers: beam_search(
             model, prompts, max_new_tokens=new, eos_id=end, width=task.beams, length_penalty=task.length_penalty
         )
-    generator = torch.Generator(model.head_weight.device).manual_seed(seed)
-    return lambda prompts: generate(
+    return lambda prompts, numbers: generate(
         model, prompts, max_new_tokens=new, eos_id=end, temperature=task.temperature, top_k=task.top_k,
-        generator=generator,
+        generator=[noise_of(f"{seed} {task.name} {number}") for number in numbers],
     )  # fmt: skip
 
 
@@ -251,11 +292,13 @@ def _end_id(task: EvaluationTask, tokenizer: Tokenizer) -> int:
     return next(single, tokenizer.eos_id)
 
 
-def _answer(task: EvaluationTask, tokenizer: Tokenizer, ids: list[int]) -> str:
+def _answer(task: EvaluationTask, tokenizer: Tokenizer, ids: list[int], end: int) -> tuple[str, bool]:
     ended = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
     text = tokenizer.decode(ids[:ended])
-    text = text[: min((found for stop in task.stop if (found := text.find(stop)) >= 0), default=len(text))].strip()
-    return text if task.sentences is None else " ".join(_SENTENCE_END.split(text)[: task.sentences])
+    stops = [found for stop in task.stop if (found := text.find(stop)) >= 0]
+    finished = bool(stops) or ended < len(ids) or ids[-1] == end
+    text = text[: min(stops, default=len(text))].strip()
+    return text if task.sentences is None else " ".join(_SENTENCE_END.split(text)[: task.sentences]), finished
 
 
 def _batches(widths: list[int], max_tokens: int) -> Iterator[list[int]]:

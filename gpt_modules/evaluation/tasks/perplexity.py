@@ -18,7 +18,7 @@ from itertools import islice
 from gpt_modules.backbone import GPT
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation.tasks.scoring import Row, continuation_logprobs
+from gpt_modules.evaluation.tasks.scoring import Progress, Row, continuation_logprobs
 
 # Windows held at a time: with a stride of 1 there are as many as tokens, each as long as the context.
 _WINDOWS = 1024
@@ -28,8 +28,8 @@ _WINDOWS = 1024
 class CorpusScore:
     """Minus the log-probability of a text in nats, and its length in every unit. Scores of several texts add up.
 
-    words (what white space parts), characters and bytes (UTF-8) are those of the text as it was given, tokens those
-    that the model predicted.
+    words (what white space parts, and each line's end), characters and bytes (UTF-8) are those of the text as it was
+    given, tokens those that the model predicted.
     """
 
     nats: float
@@ -48,7 +48,7 @@ class CorpusScore:
 
     @property
     def word_perplexity(self) -> float:
-        """exp(nats a word), the PPL of WikiText and the Penn Treebank."""
+        """exp(nats a word), the PPL of WikiText and the Penn Treebank, whose words include each line's end."""
         return _perplexity(self.nats, self.words)
 
     @property
@@ -98,12 +98,13 @@ def corpus_scores(
     stride: int | None = None,
     detokenizer: Callable[[str], str] | None = None,
     max_tokens_a_batch: int = 8192,
+    progress: Progress | None = None,
 ) -> list[CorpusScore]:
-    """The score of each text; arguments as of `corpus_nats`."""
+    """The score of each text; arguments as of `corpus_nats`, and who is told how far it is."""
     tokens = tokenizer.encode_batch([text if detokenizer is None else detokenizer(text) for text in texts])
-    nats = document_nats(model, tokens, tokenizer.eos_id, stride, max_tokens_a_batch)
+    nats = document_nats(model, tokens, tokenizer.eos_id, stride, max_tokens_a_batch, progress)
     return [
-        CorpusScore(one, len(ids), len(text.split()), len(text), len(text.encode()))
+        CorpusScore(one, len(ids), len(text.split()) + text.count("\n"), len(text), len(text.encode()))
         for one, ids, text in zip(nats, tokens, texts, strict=True)
     ]
 
@@ -114,23 +115,27 @@ def document_nats(
     first: int,
     stride: int | None = None,
     max_tokens_a_batch: int = 8192,
+    progress: Progress | None = None,
 ) -> list[float]:
     """Minus the log-probability in nats of each document, all of its tokens predicted once; 0 for one without any.
 
     Args:
         documents: Token ids. first: The token that each document's first one is predicted from.
-        stride: As of `corpus_nats`.
+        stride: As of `corpus_nats`. progress: Told after each part of the windows.
     """
     limit = model.config.n_positions
     stride = limit if stride is None else stride
     if not 1 <= stride <= limit:
         raise UserError(f"stride: found {stride}, expected 1 to n_positions = {limit}")
-    nats = [0.0] * len(documents)
+    nats, done = [0.0] * len(documents), 0
     rows = ((number, row) for number, tokens in enumerate(documents) for row in windows(tokens, first, limit, stride))
     while part := list(islice(rows, _WINDOWS)):
         scores = continuation_logprobs(model, [row for _, row in part], max_tokens_a_batch)
         for (number, _), score in zip(part, scores, strict=True):
             nats[number] -= score.logprob
+            done += score.tokens
+        if progress is not None:
+            progress(done / sum(map(len, documents)))
     return nats
 
 

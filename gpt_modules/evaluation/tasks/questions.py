@@ -5,12 +5,14 @@ Everything that can be wrong with a row is told when it is read, with file, row 
 """
 
 import re
+import string
 from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from gpt_modules.data.rows.labelled import class_number
 from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_such_field
 from gpt_modules.data.rows.sources import iter_rows, name_of
 from gpt_modules.data.splits import Row
@@ -153,8 +155,8 @@ def _gold(task: EvaluationTask, fields: Mapping[str, Any], choices: list[str]) -
     field = _only_field(task.gold)
     value = _value(fields, field, "the right choice") if field is not None else _fill(task.gold, fields)
     labels = None if task.labels is None else _texts(task.labels, fields, "labels")
-    number = _number(value, choices) if labels is None else _index(str(value), labels)
-    if number is None or not 0 <= number < len(choices):
+    number = _number(value, choices) if labels is None else class_number(value, labels, len(choices))
+    if number is None:
         last = len(choices) - 1
         known = (
             f"one of {', '.join(labels)}" if labels else f"0 to {last}, A to {chr(65 + last)}, or one of the choices"
@@ -165,19 +167,11 @@ def _gold(task: EvaluationTask, fields: Mapping[str, Any], choices: list[str]) -
 
 def _number(value: object, choices: list[str]) -> int | None:
     """A label without names: a text that is one of the choices is that one, before it is a number or a letter."""
-    if isinstance(value, int):
-        return int(value)
-    if not isinstance(value, str):
-        return None
-    word = value.strip()
-    found = _index(word, [choice.strip() for choice in choices])
-    if found is None and word.isdecimal():
-        return int(word)
-    return ord(word) - ord("A") if found is None and len(word) == 1 and word.isascii() and word.isupper() else found
-
-
-def _index(value: str, among: list[str]) -> int | None:
-    return among.index(value) if value in among else None
+    word = value.strip() if isinstance(value, str) else value
+    texts = [choice.strip() for choice in choices]
+    if word in texts:
+        return texts.index(str(word))
+    return class_number(word, string.ascii_uppercase[: len(choices)], len(choices))
 
 
 def _texts(template: Texts, fields: Mapping[str, Any], key: str, least: int = 2) -> list[str]:

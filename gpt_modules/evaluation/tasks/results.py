@@ -13,7 +13,7 @@ from typing import Any
 from gpt_modules.backbone.folders.replacing import find_folder
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.measure import Result
-from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.durable import check_writable, replace_durably
 from gpt_modules.storage.model_files import CONFIG_FILE
 
 FILE = "results.json"
@@ -25,12 +25,12 @@ class Results:
     """The results in a folder, its earlier ones included.
 
     Args:
-        folder: made where there is none.
+        folder: made where there is none; what cannot be written is told before anything is measured.
         settings: plain values; what the earlier results must have been measured with.
         tasks: name -> definition, plain values.
 
     Raises:
-        UserError: The folder holds results of other settings or of another definition of a task.
+        UserError: The folder holds results of other settings or of another definition of a task, or cannot be written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
@@ -40,23 +40,27 @@ class Results:
         self.entries: list[dict[str, Any]] = []
         if (folder / FILE).exists():
             self._go_on()
+        check_writable(folder)
 
     def has(self, task: str, shots: int, items: bool) -> bool:
         """Whether a task was measured at K demonstrations, its items written too where they are wanted."""
         known = any((entry["task"], entry["shots"]) == (task, shots) for entry in self.entries)
         return known and (not items or self._items(task, shots).exists())
 
+    def entry(self, task: str, shots: int) -> dict[str, Any]:
+        """The entry of a result that there is."""
+        return next(entry for entry in self.entries if (entry["task"], entry["shots"]) == (task, shots))
+
     def add(self, task: str, shots: int, result: Result, items: bool) -> dict[str, Any]:
-        """Note a result and write everything; its entry."""
+        """Note a result and write everything, the items last; its entry."""
         entry = {"task": task, "shots": shots, **_plain(result)}
         self.entries = [old for old in self.entries if (old["task"], old["shots"]) != (task, shots)] + [entry]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if items:
-            self._items(task, shots).parent.mkdir(exist_ok=True)
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-            replace_durably(self._items(task, shots), "".join(lines))
         document = {"settings": self.settings, "tasks": self.tasks, "results": self.entries}
         replace_durably(self.folder / FILE, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+        if items:
+            check_writable(self._items(task, shots).parent)
+            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
+            replace_durably(self._items(task, shots), "".join(lines))
         return entry
 
     def _items(self, task: str, shots: int) -> Path:
@@ -101,7 +105,7 @@ def table_header(names: Sequence[str]) -> str:
 
 
 def table_rows(entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """The lines of one result, one a metric, and one more where prompts lost something to the model's context."""
+    """The lines of one result, one a metric, and one more for what the model's context or `max_new_tokens` cut off."""
     lines = []
     for name, metric in entry["metrics"].items():
         error = "" if metric["standard_error"] is None else f"{metric['standard_error']:.4g}"
@@ -111,6 +115,8 @@ def table_rows(entry: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     if entry["shortened"] or entry["cut"]:
         lines.append(f"  of {entry['n']} items, {entry['shortened']} had room for fewer than {entry['shots']} "
                      f"demonstrations, {entry['cut']} lost the beginning of their context")  # fmt: skip
+    if entry.get("unfinished"):
+        lines.append(f"  of {entry['n']} answers, max_new_tokens cut off {entry['unfinished']}")
     return lines
 
 
@@ -121,4 +127,4 @@ def _width(names: Sequence[str]) -> int:
 def _plain(result: Result) -> dict[str, Any]:
     metrics = {name: {"value": one.value, "standard_error": one.standard_error} for name, one in result.metrics.items()}
     return {"metrics": metrics, "n": result.n, "shortened": result.shortened, "cut": result.cut,
-            "seconds": round(result.seconds, 3)}  # fmt: skip
+            "unfinished": result.unfinished, "seconds": round(result.seconds, 3)}  # fmt: skip

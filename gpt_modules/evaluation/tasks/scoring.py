@@ -7,7 +7,7 @@ causal decoder needs no mask for that). Only the positions that predict a contin
 at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from gpt_modules.evaluation.tasks.prefixes import Branch, Strand, plan
 from gpt_modules.functional import token_logprobs
 
 Row = tuple[list[int], list[int]]
+Progress = Callable[[float], object]
+"""Called now and then with the part of the work that is done, 0 to 1."""
 
 # Logits held at a time: products of some hundred rows run at full speed, and a batch has thousands.
 _CPU_CHUNK_ELEMENTS = 2**22
@@ -70,7 +72,9 @@ class _Beginning(NamedTuple):
 
 
 @torch.no_grad()
-def continuation_logprobs(model: GPT, rows: Sequence[Row], max_tokens_a_batch: int = 8192) -> list[Score]:
+def continuation_logprobs(
+    model: GPT, rows: Sequence[Row], max_tokens_a_batch: int = 8192, progress: Progress | None = None
+) -> list[Score]:
     """The score of every (context, continuation), in the order of `rows`.
 
     After an empty context nothing predicts the continuation's first token, so that one is not scored; give the end
@@ -81,6 +85,7 @@ def continuation_logprobs(model: GPT, rows: Sequence[Row], max_tokens_a_batch: i
         rows: Token ids.
         max_tokens_a_batch: Tokens held at a time, padding and cached beginnings included; a single longer row is a
             batch of its own.
+        progress: Told after each batch.
 
     Raises:
         UserError: A continuation alone is longer than `n_positions`.
@@ -91,7 +96,11 @@ def continuation_logprobs(model: GPT, rows: Sequence[Row], max_tokens_a_batch: i
     tree = plan([line.tokens[:-1] for line in lines], _overhead(weight.device), max_tokens_a_batch // 2)
     with inference(model):
         start = _Beginning(weight.new_empty(0, weight.shape[1]), None, 0)
-        scores = dict(_read(model, lines, tree, start, max_tokens_a_batch))
+        scores: dict[int, Score] = {}
+        for found in _read(model, lines, tree, start, max_tokens_a_batch):
+            scores |= found
+            if progress is not None:
+                progress(len(scores) / len(lines))
     return [scores[i] for i in range(len(lines))]
 
 
@@ -114,10 +123,10 @@ def _line(number: int, row: Row, n_positions: int) -> _Line:
 
 def _read(
     model: GPT, lines: list[_Line], branch: Branch, start: _Beginning, max_tokens: int
-) -> Iterator[tuple[int, Score]]:
-    """(row number, score) of everything below `branch`, whose beginning is `start`."""
+) -> Iterator[dict[int, Score]]:
+    """Row number -> score of everything below `branch`, whose beginning is `start`, batch by batch."""
     for batch in _batches(branch.strands, max_tokens - start.held, _overhead(model.head_weight.device)):
-        yield from _score(model, lines, batch, start)
+        yield dict(_score(model, lines, batch, start))
     for longer in branch.branches:
         tokens = lines[longer.row].tokens[branch.depth : longer.depth]
         yield from _read(model, lines, longer, _go_on(model, tokens, start), max_tokens)

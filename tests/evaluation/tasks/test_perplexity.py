@@ -54,9 +54,19 @@ def test_as_transformers_sees_each_window(micro, gpt, stride):
 def test_units_are_those_of_the_text_before_the_detokenizer(micro, gpt):
     text = " ünder @-@ way , \n"
     score = corpus_nats(gpt, micro.tokenizer, text, detokenizer=lambda given: "under-way,\n")
-    assert (score.words, score.characters, score.bytes) == (4, 18, 19)
+    assert (score.words, score.characters, score.bytes) == (5, 18, 19), "the line's end is a word and a character"
     assert score.tokens == len(micro.tokenizer.encode("under-way,\n"))
     assert score.nats == corpus_nats(gpt, micro.tokenizer, "under-way,\n").nats
+
+
+def test_words_are_counted_as_for_the_penn_treebank(micro, gpt):
+    """A line's end is a word there, `<eos>`: two lines of 6 and 4 words are 12. A text without one has none."""
+    lines = " consumers may want to move their \n telephones a little closer \n"
+    score = corpus_nats(gpt, micro.tokenizer, lines)
+    assert (score.words, score.characters, score.bytes) == (12, 64, 64)
+    assert score.word_perplexity == pytest.approx(math.exp(score.nats / 12), rel=1e-12)
+    assert corpus_nats(gpt, micro.tokenizer, "closer to the tv").words == 4
+    assert corpus_nats(gpt, micro.tokenizer, "é\r\n\n").words == 3
 
 
 def test_a_model_that_knows_nothing_needs_the_logarithm_of_its_vocabulary(micro):

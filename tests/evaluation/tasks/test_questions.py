@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gpt_modules.data.rows.labelled import class_number
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.definitions import task_from
 from gpt_modules.evaluation.tasks.questions import read_questions, read_texts
@@ -53,6 +54,18 @@ def test_a_label_is_a_number_a_letter_or_a_text(read, gold, number):
 
 def test_a_text_among_the_choices_is_that_one_before_it_is_a_number(read):
     assert only(read([{"query": "2 - 1 =", "choices": ["0", "2", "1"], "gold": "2"}], kind="choice")).gold == 1
+
+
+def test_a_number_of_json_is_a_number_whatever_the_choices_say(read):
+    assert only(read([{"query": "2 - 1 =", "choices": ["0", "2", "1"], "gold": 2}], kind="choice")).gold == 2
+    assert only(read([{"query": "2 - 1 =", "choices": ["0", "2", "1"], "gold": "C"}], kind="choice")).gold == 2
+
+
+@pytest.mark.parametrize(("key", "number"), [("x", 0), ("y", 1), (1, 1), ("0", 0)])
+def test_a_label_of_ones_own_or_its_number(read, key, number):
+    """As the rows of fine-tuning have it: one rule for which answer is right (`labelled.class_number`)."""
+    assert only(read([{**GOOD, "gold": key}], kind="choice", labels=["x", "y"])).gold == number
+    assert class_number(key, ["x", "y"], 2) == number
 
 
 def test_labels_of_ones_own(read):
@@ -160,7 +173,7 @@ def test_other_rows_that_do_not_fit(read, tmp_path):
     with pytest.raises(UserError, match=r"rows\.jsonl:1: t: found '_' 2 times in .*, expected it once, and text after"):
         read([{"t": "_ a _ b", **GOOD}], kind="partial", text="{t}")
     with pytest.raises(UserError, match=r"rows\.jsonl:1: gold: found .*, expected one of x, y"):
-        read([GOOD], kind="choice", labels=["x", "y"])
+        read([{**GOOD, "gold": "z"}], kind="choice", labels=["x", "y"])
     with pytest.raises(UserError, match=r"rows\.jsonl:1: choices: found 'a{choices}', expected a template that is one"):
         read([GOOD], kind="choice", choices="a{choices}")
     with pytest.raises(UserError, match=r"rows\.jsonl: found an empty file, expected rows"):
