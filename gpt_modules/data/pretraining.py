@@ -39,8 +39,8 @@ class PretrainingDataModule(ResumableDataModule):
         mixture: Several such sources with weights, in place of `train`: each gets its share of the tokens trained on,
             whatever its size (Brown et al. 2020, table 2.2). An epoch has as many windows as all of them together.
         validation: As `train`; None: what embedded and generated sources hold out themselves, of other text
-            `validation_fraction` of the documents by hash, and of tokens or of fewer than 100 documents the end of the
-            stream. Of a mixture: such a part of each source, one after the other.
+            `validation_fraction` of the documents by hash, and of tokens or of fewer than 100 documents the end. Of a
+            mixture: such a part of each source, one after the other.
         tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer (a folder of
             `gpt prepare` has one), or a name on the hub.
         vocab_size: For "train": ids in all, the end token among them.
@@ -175,21 +175,26 @@ class PretrainingDataModule(ResumableDataModule):
     def _corpora(self) -> list[Corpus]:
         """What is trained on; checked here, not in the constructor, where the command line could not tell why."""
         if self._opened is None:
-            settings = (self.cache_dir, self.streaming)
-            if self.mixture is None:
-                source = self.train_source or REVIEWS
-                found = (source, self.validation_source, self.validation_fraction, False, self.text_field)
-                self._opened = [Corpus(*found, *settings)]
-                return self._opened
-            if self.train_source is not None:
-                raise UserError("mixture: found train beside it, expected either")
-            check_mixture(self.mixture)
-            whole = self.validation_source is not None
-            self._opened = [
-                Corpus(part.source, None, self.validation_fraction, whole, part.text_field, *settings)
-                for part in self.mixture
-            ]
+            opened = self._described()
+            if self.validation_source is not None:
+                for corpus in opened:
+                    corpus.refuse_shared(self.validation_source)
+            self._opened = opened
         return self._opened
+
+    def _described(self) -> list[Corpus]:
+        settings = (self.cache_dir, self.streaming)
+        if self.mixture is None:
+            source = self.train_source or REVIEWS
+            return [Corpus(source, self.validation_source, self.validation_fraction, False, self.text_field, *settings)]
+        if self.train_source is not None:
+            raise UserError("mixture: found train beside it, expected either")
+        check_mixture(self.mixture)
+        whole = self.validation_source is not None
+        return [
+            Corpus(part.source, None, self.validation_fraction, whole, part.text_field, *settings)
+            for part in self.mixture
+        ]
 
     def _whole(self, source: str | list[str]) -> Corpus:
         return Corpus(

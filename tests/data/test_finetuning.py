@@ -1,6 +1,7 @@
 import csv
 import json
 import logging
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -11,6 +12,7 @@ from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.data.finetuning import FinetuningDataModule, TaskExamples
 from gpt_modules.data.loader import BatchLoader
 from gpt_modules.data.rows.labelled import Columns
+from gpt_modules.data.splits import split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
@@ -52,6 +54,13 @@ def make(tmp_path):
     return module
 
 
+def again(source):
+    """The same rows in another file: what is trained on may not validate."""
+    path = Path(source)
+    (other := path.with_name(f"again-{path.name}")).write_text(path.read_text() + "\n")
+    return str(other)
+
+
 def rows_of(batch):
     """Every example's rows of tokens without padding, and its label."""
     tokens = [row[:length].tolist() for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)]
@@ -81,9 +90,9 @@ def test_batches_are_the_rows_of_the_paper(lines, make, tokenizer, kind):
     columns = Columns(["article", "question"], choices="options", label="answer")
     source = lines(RACE if kind == "multiple_choice" else MNLI)
     if kind == "multiple_choice":
-        data = make(source, source, task=kind, columns=columns, labels=["A", "B"], batch_size=4)
+        data = make(source, again(source), task=kind, columns=columns, labels=["A", "B"], batch_size=4)
     else:
-        data = make(source, source, task=kind, columns=NLI_COLUMNS, batch_size=4)
+        data = make(source, again(source), task=kind, columns=NLI_COLUMNS, batch_size=4)
     _, rows = data.rows()
     expected = [(naive(tokenizer, row, kind), row["label"]) for row in rows]
     in_order = [example for batch in data.predict_dataloader() for example in rows_of(batch)]
@@ -182,24 +191,24 @@ def test_numbers_are_classes_and_cells_of_a_csv_too(lines, make, tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     for source in (lines(rows), str(tmp_path / "rows.csv")):
-        data = make(source, source)
+        data = make(source, again(source))
         assert data.task_spec.labels == ("0", "1", "2")
         assert data.rows()[0] == rows
-        named = make(source, source, labels=["low", "middle", "high"])
+        named = make(source, again(source), labels=["low", "middle", "high"])
         assert named.task_spec.labels == ("low", "middle", "high")
         assert named.rows()[0] == rows
 
 
 def test_truth_values_are_classes(lines, make):
     source = lines([{"text": "a", "label": True}, {"text": "b", "label": False}])
-    assert make(source, source).task_spec.labels == ("false", "true")
-    data = make(source, source, labels=["ham", "spam"])
+    assert make(source, again(source)).task_spec.labels == ("false", "true")
+    data = make(source, again(source), labels=["ham", "spam"])
     assert [row["label"] for row in data.rows()[0]] == [1, 0]
 
 
 def test_scores_between_levels(lines, make):
     source = lines([{"s1": "a b", "s2": "c", "score": 3.8}, {"s1": "d", "s2": "e", "score": 5}])
-    data = make(source, source, task="similarity", columns=Columns("s1", "s2", label="score"), levels=[0, 5])
+    data = make(source, again(source), task="similarity", columns=Columns("s1", "s2", label="score"), levels=[0, 5])
     assert data.task_spec == Labelling("similarity", levels=(0, 5))
     (batch,) = data.val_dataloader()
     assert sorted(batch.labels.tolist()) == [pytest.approx(3.8), 5.0]
@@ -207,9 +216,10 @@ def test_scores_between_levels(lines, make):
 
 
 def test_without_a_validation_file_texts_are_split_by_hash(lines, make):
-    data = make(lines(MNLI), task="entailment", columns=NLI_COLUMNS, validation_fraction=0.2)
+    data = make(lines(MNLI), task="entailment", columns=NLI_COLUMNS, validation_fraction=0.4)
     train, validation = data.rows()
-    assert (len(train), len(validation)) == (12, 3)
+    assert len(train) + len(validation) == 15
+    assert len(validation) == sum(split_of(row["premise"], 0.4) == "validation" for row in MNLI)
     assert not {row["text"] for row in train} & {row["text"] for row in validation}
 
 
@@ -241,7 +251,7 @@ def test_without_a_validation_file_texts_are_split_by_hash(lines, make):
 def test_bad_rows_are_one_line_with_file_and_row(lines, make, row, kwargs, message):
     source = lines([{"text": "a", "label": "x"}, row])
     with pytest.raises(UserError) as caught:
-        make(source, source, **kwargs)
+        make(source, again(source), **kwargs)
     number = 1 if "columns" in kwargs or "task" in kwargs else 2
     assert str(caught.value) == f"{source}:{number}: {message}"
 
@@ -263,16 +273,16 @@ def test_bad_rows_are_one_line_with_file_and_row(lines, make, row, kwargs, messa
 def test_a_task_that_cannot_be(lines, make, kwargs, message):
     source = lines([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     with pytest.raises(UserError) as caught:
-        make(source, source, **kwargs)
+        make(source, again(source), **kwargs)
     assert str(caught.value) == message
 
 
 def test_labels_that_are_all_alike(lines, make):
     source = lines([{"text": "a", "label": 1}, {"text": "b", "label": 1}])
     with pytest.raises(UserError, match=r"rows\.jsonl: label: found 1 class in all rows, expected at least 2$"):
-        make(source, source)
+        make(source, again(source))
     with pytest.raises(UserError, match=r"rows\.jsonl: label: found the same number in all rows, expected others$"):
-        make(source, source, task="regression")
+        make(source, again(source), task="regression")
 
 
 def examples(tokenizer, kind, context, *rows):
@@ -327,7 +337,7 @@ def test_a_context_without_room(tokenizer):
 
 def test_the_characters_of_a_task_token_are_text(lines, make):
     source = lines([{"text": "a _classify_ b", "label": "x"}, {"text": "c", "label": "y"}])
-    data = make(source, source)
+    data = make(source, again(source))
     (batch,) = data.val_dataloader()
     assert sum((batch.tokens == special).sum() for special in data.tokenizer.task_ids) == 4
 
@@ -374,7 +384,7 @@ def test_a_task_models_folder_knows_its_classes(lines, make, tmp_path):
     with pytest.raises(UserError) as caught:
         make("gone.jsonl", source, str(folder), stage="predict", labels=["x", "y", "z"])
     assert str(caught.value) == f"labels: found ['x', 'y', 'z'], expected those of {folder}, ['z', 'y', 'x']"
-    assert make(source, source, str(folder)).task_spec.labels == ("x", "y")  # another training, other classes
+    assert make(source, again(source), str(folder)).task_spec.labels == ("x", "y")  # another training, other classes
 
 
 def test_a_trainer_tells_what_it_is_about_to_do(lines, tmp_path):

@@ -49,9 +49,10 @@ def test_the_end_of_one_long_text_validates(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(f"line {i}" for i in range(200)))
     data = ready(tmp_path, train=str(tmp_path / "a.txt"), context=8, validation_fraction=0.25)
     train, validation = data.train_tokens.tolist(), data.validation_tokens.tolist()
-    assert data.tokenizer.decode(train + validation[1:]) == (tmp_path / "a.txt").read_text()
-    assert validation[0] == train[-1]
-    assert len(validation) == pytest.approx(0.25 * (len(train) + len(validation)), abs=2)
+    text = (tmp_path / "a.txt").read_text()
+    assert data.tokenizer.decode(train + validation) == text
+    assert validation[0] == train[-1] == data.tokenizer.eos_id
+    assert len(data.tokenizer.decode(validation)) == pytest.approx(0.25 * len(text), abs=len("line 199"))
 
 
 def test_a_changed_file_is_encoded_anew(tmp_path):

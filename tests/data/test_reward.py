@@ -72,7 +72,9 @@ def test_rows_of_unequal_width_and_the_best_as_demonstrations(tmp_path):
     ]
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = RewardDataModule(str(source), str(source), cache_dir=str(tmp_path), batch_size=2)
+    again = tmp_path / "b.jsonl"
+    again.write_text(source.read_text() + "\n")
+    data = RewardDataModule(str(source), str(again), cache_dir=str(tmp_path), batch_size=2)
     data.setup("fit")
     (batch,) = data.val_dataloader()
     assert sorted(map(tuple, answers(data, batch))) == [("b", "a", "c"), ("d", "e")]

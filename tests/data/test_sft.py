@@ -21,9 +21,11 @@ def tokenizer():
 def data(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    again = tmp_path / "b.jsonl"
+    again.write_text(source.read_text() + "\n")
 
     def make(**kwargs):
-        module = SFTDataModule(str(source), str(source), cache_dir=str(tmp_path), context=40, batch_size=2, **kwargs)
+        module = SFTDataModule(str(source), str(again), cache_dir=str(tmp_path), context=40, batch_size=2, **kwargs)
         module.prepare_data()
         module.setup("fit")
         return module

@@ -3,7 +3,7 @@ in memory whole.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,34 @@ def source_documents(
             yield [row["text"]]
     if not found:
         raise UserError(f"{name_of(source)}: found no row, expected text")
+
+
+def beginning_or_end(
+    documents: Iterable[Document], lengths: Sequence[int], held_out: int, split: Split
+) -> Iterator[Document]:
+    """The end of a text in some documents, its last `held_out` characters and what is left of their first word
+    (validation), or all before (train); of known lengths.
+    """
+    cut, start = sum(lengths) - held_out, 0
+    for document, length in zip(documents, lengths, strict=False):
+        if start < cut < start + length:
+            yield (text for text, side in _cut_at(document, cut - start) if side == split)
+        elif (start + length <= cut) == (split == "train"):
+            yield document
+        start += length
+
+
+def _cut_at(document: Document, place: int) -> Iterator[tuple[str, Split]]:
+    """The blocks of a document before a place, moved back to white space in its block, and from there on."""
+    for block in document:
+        if 0 < place < len(block):
+            cut = max(block.rfind(" ", 0, place), block.rfind("\n", 0, place))
+            cut = cut if cut > 0 else place
+            yield block[:cut], "train"
+            yield block[cut:], "validation"
+        else:
+            yield block, "train" if place > 0 else "validation"
+        place -= len(block)
 
 
 def cut_document(document: Document) -> Iterator[tuple[str, bool]]:

@@ -8,17 +8,27 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from typing import Literal
 
-from gpt_modules.data.corpus.documents import PIECE, Document, source_documents
+from gpt_modules.data.corpus.documents import PIECE, Document, beginning_or_end, source_documents
 from gpt_modules.data.corpus.llmc import SUFFIX, open_llmc
 from gpt_modules.data.corpus.shard_writer import open_or_write_shards
 from gpt_modules.data.corpus.shards import FORMAT_VERSION, Tokens, between, is_shard_folder, join_tokens, open_shards
-from gpt_modules.data.rows.sources import Source, cache_folder, fingerprint, has_own_splits, name_of
-from gpt_modules.data.splits import Split, hash_fraction
+from gpt_modules.data.rows.files import is_local, path_of
+from gpt_modules.data.rows.sources import (
+    Source,
+    cache_folder,
+    fingerprint,
+    has_own_splits,
+    name_of,
+    refuse_shared_files,
+)
+from gpt_modules.data.splits import Split, split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
-FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the stream validates instead
+FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the text validates instead
+READING = 2  # raised when the same bytes are read as other text than before: tokens are kept by it
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class Corpus:
     Args:
         source: See `PretrainingDataModule`.
         validation: The source that validates; None: a part of this one.
-        validation_fraction: Of the documents by hash of their text or, of tokens and of fewer than 100 documents, of
-            the stream, whose end validates. Embedded and generated sources have a part of their own.
+        validation_fraction: Of the documents by hash of their text; of tokens, and of the text of fewer than 100
+            documents, the end. Embedded and generated sources have a part of their own.
         whole: Keep all of the source to train on; nothing of it validates.
         text_field, cache_dir, streaming: See `PretrainingDataModule`.
     """
@@ -65,36 +75,91 @@ class Corpus:
             return train, None
         if self.validation is not None:
             return train, replace(self, source=self.validation, validation=None, whole=True).open_validation(tokenizer)
-        if self._cuts_stream:
-            cut = len(train) - max(1, round(self.validation_fraction * len(train)))
-            if cut < 1:
-                raise UserError(f"{name_of(self.source)}: found {len(train)} tokens, expected enough to hold some out")
-            return between(train, 0, cut), between(train, cut - 1, len(train))
-        return train, self._open_part("validation", tokenizer)
+        if not self.has_tokens:
+            return train, self._open_part("validation", tokenizer)
+        cut = len(train) - max(1, round(self.validation_fraction * len(train)))
+        if cut < 1:
+            raise UserError(f"{name_of(self.source)}: found {len(train)} tokens, expected enough to hold some out")
+        return between(train, 0, cut), between(train, cut - 1, len(train))
 
     def open_validation(self, tokenizer: Tokenizer) -> Tokens:
         """Of a source that only validates: the tokens of its part for that, where it has one, else all of them."""
         return self._open_part("validation", tokenizer)
 
+    def refuse_shared(self, validation: Source) -> None:
+        """What is trained on may not validate.
+
+        Raises:
+            UserError: The other source has one of this one's files, or of its folders of tokens.
+        """
+        ours, theirs = ([item for item in _listed(source) if _is_tokens(item)] for source in (self.source, validation))
+        for item in theirs:
+            if path_of(item).resolve() in [path_of(known).resolve() for known in ours]:
+                raise UserError(f"validation: found {item}, which is trained on, expected other text")
+        refuse_shared_files(*(_without(source, ours + theirs) for source in (self.source, validation)))
+
     def documents(self, split: Split) -> Iterator[Document]:
-        """The documents of one part, if the source is text."""
+        """The documents of one part, if the source is text.
+
+        Raises:
+            UserError: It is tokens, the part is empty, or a file changes while it is read.
+        """
         if self.has_tokens:
             raise UserError(f"{name_of(self.source)}: found tokens, expected text to train a tokenizer on")
-        if not self._splits_by_hash:
-            yield from self._texts(split)
-            return
-        for document in self._texts("train"):
-            blocks = iter(document)
-            opening = next(blocks, "")  # of a long text, its beginning decides
-            if (hash_fraction(opening[:PIECE]) < self.validation_fraction) == (split == "validation"):
-                yield chain([opening], blocks)
+        content, found = self._content, False
+        for document in self._part(split):
+            found = True
+            yield document
+        if not found:
+            fraction = f"validation_fraction {self.validation_fraction:g}"
+            raise UserError(
+                f"{name_of(self.source)}: found no document for {split} by hash with {fraction}, expected another "
+                "fraction, or a validation source"
+            )
+        if all(map(is_local, _listed(self.source))) and fingerprint(self.source, "train") != content:
+            raise UserError(f"{name_of(self.source)}: found it changed while it was read, expected files that stay")
 
     def key(self, split: Split, *parts: str) -> str:
         """A folder name that changes with a part's content and with all that decides what is made of it."""
         content = self._content if not has_own_splits(self.source) else fingerprint(self.source, split)
-        kept = str(self.validation_fraction) if self._splits_by_hash else "all"
-        fields = (content, split, kept, self.text_field, *parts)
+        fields = (READING, content, split, self._parting, self.validation_fraction, self.text_field, *parts)
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:24]
+
+    def _part(self, split: Split) -> Iterator[Document]:
+        if self._parting == "none":
+            yield from self._texts(split)
+            return
+        texts = self._texts("train")
+        if self._parting == "end":
+            yield from beginning_or_end(texts, self._lengths, self._held_out, split)
+            return
+        for document in texts:
+            blocks = iter(document)
+            opening = next(blocks, "")  # of a long text, its beginning decides
+            if split_of(opening[:PIECE], self.validation_fraction) == split:
+                yield chain([opening], blocks)
+
+    @cached_property
+    def _parting(self) -> Literal["none", "hash", "end"]:
+        """How text is parted: not here, or by document, or where its end begins."""
+        if self.has_tokens or self.whole or self.validation is not None or has_own_splits(self.source):
+            return "none"
+        few = sum(1 for _ in islice(self._texts("train"), FEW_DOCUMENTS)) < FEW_DOCUMENTS
+        return "end" if few else "hash"
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """Characters of each document, where there are few."""
+        return [sum(map(len, document)) for document in self._texts("train")]
+
+    @property
+    def _held_out(self) -> int:
+        """Characters that validate, where the end does."""
+        total = sum(self._lengths)
+        held_out = max(1, round(self.validation_fraction * total))
+        if held_out >= total:
+            raise UserError(f"{name_of(self.source)}: found {total} characters, expected enough to hold some out")
+        return held_out
 
     @cached_property
     def _content(self) -> str:
@@ -108,16 +173,6 @@ class Corpus:
         folder = cache_folder(self.cache_dir) / "shards" / key
         return open_or_write_shards(folder, self.documents(split), tokenizer)
 
-    @property
-    def _splits_by_hash(self) -> bool:
-        return not self.whole and self.validation is None and not has_own_splits(self.source) and not self._cuts_stream
-
-    @cached_property
-    def _cuts_stream(self) -> bool:
-        if self.whole or self.validation is not None or has_own_splits(self.source):
-            return False
-        return self.has_tokens or sum(1 for _ in islice(self._texts("train"), FEW_DOCUMENTS)) < FEW_DOCUMENTS
-
     def _texts(self, split: Split) -> Iterator[Document]:
         return source_documents(
             self.source, split, cache_dir=self.cache_dir, streaming=self.streaming, text_field=self.text_field
@@ -130,7 +185,7 @@ def open_tokens(item: str, tokenizer: Tokenizer, stamps: Path | None = None) -> 
     Raises:
         UserError: They are not whole or not this tokenizer's.
     """
-    path = Path(item).expanduser()
+    path = path_of(item)
     if is_shard_folder(path):
         return open_shards(path, tokenizer, stamps)[0]
     files = [path] if path.exists() or not glob.has_magic(item) else sorted(_glob(path))
@@ -140,7 +195,7 @@ def open_tokens(item: str, tokenizer: Tokenizer, stamps: Path | None = None) -> 
 
 
 def _is_tokens(item: str) -> bool:
-    return item.endswith(SUFFIX) or is_shard_folder(Path(item).expanduser())
+    return item.endswith(SUFFIX) or is_shard_folder(path_of(item))
 
 
 def _glob(path: Path) -> Iterator[Path]:
@@ -149,3 +204,7 @@ def _glob(path: Path) -> Iterator[Path]:
 
 def _listed(source: Source) -> list[str]:
     return [source] if isinstance(source, str) else list(source)
+
+
+def _without(source: Source, items: list[str]) -> Source:
+    return source if isinstance(source, str) and source not in items else [x for x in _listed(source) if x not in items]

@@ -4,9 +4,14 @@ import random
 import pytest
 
 from gpt_modules.data.corpus import documents as pieces
-from gpt_modules.data.corpus.documents import cut_document, cuts_safely, document_chunks, file_blocks, source_documents
+from gpt_modules.data.corpus.documents import (
+    beginning_or_end,
+    cut_document,
+    cuts_safely,
+    document_chunks,
+    source_documents,
+)
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
 
 TEXT = "One line.\n\nAnother  line \n\tand one \r\nmore.\nA very long line without any break, " * 40
 
@@ -51,25 +56,22 @@ def test_chunks_count_what_ends_in_them(monkeypatch):
     assert [(chunk.documents, chunk.text_bytes) for chunk in chunks] == [(3, 7), (1, 2)]
 
 
-def test_a_text_file_is_read_block_by_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "BLOCK", 3)
-    path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffaé你\r\nb\rc🙂\n".encode())
-    assert "".join(file_blocks(path)) == path.read_text(encoding="utf-8-sig") == "aé你\nb\nc🙂\n"
-
-
+@pytest.mark.parametrize("size", [1, 3, 100])
 @pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"ab\nc\xffd", r":2: row: found bytes that are not UTF-8"),
-        (b"a\n\nb\xc3", r":3: row: found the file cut off inside a character"),
-        (b" \n\n", "found only blank lines"),
-    ],
+    ("held_out", "end"), [(1, " f"), (4, " e f"), (5, "\nd e f"), (9, "c\nd e f"), (13, " b c\nd e f")]
 )
-def test_a_bad_text_file_is_named(tmp_path, data, message):
-    (tmp_path / "a.txt").write_bytes(data)
-    with pytest.raises(UserError, match=f"a.txt{message}" if message.startswith(":") else message):
-        list(file_blocks(tmp_path / "a.txt"))
+def test_the_end_of_some_documents_is_whole_words(size, held_out, end):
+    texts = ["aaaa b ", "c\nd e f"]
+    lengths = [len(text) for text in texts]
+
+    def side(split):
+        blocks = [[text[i : i + size] for i in range(0, len(text), size)] for text in texts]
+        return ["".join(document) for document in beginning_or_end(blocks, lengths, held_out, split)]
+
+    train, validation = side("train"), side("validation")
+    assert "".join(train + validation) == "".join(texts)
+    if size == 100:
+        assert "".join(validation).endswith(end)
 
 
 def test_documents_of_files_of_any_kind_come_in_order(tmp_path):
