@@ -14,6 +14,8 @@ from gpt_modules.errors import UserError
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
+_LONGEST = 200  # characters of a name; the hub allows 96 and a configuration
+
 
 @contextmanager
 def quiet_datasets() -> Iterator[Any]:
@@ -70,8 +72,9 @@ def split_name(source: str) -> tuple[str, str | None]:
     Raises:
         UserError: It cannot be a name on the hub.
     """
-    if not _NAME.fullmatch(source):
-        raise UserError(f"{source}: found no such file, and a name on the hub was expected to read owner/name:config")
+    if len(source) > _LONGEST or not _NAME.fullmatch(source):
+        shown = source if len(source) <= _LONGEST else f"{source[:_LONGEST]}..."
+        raise UserError(f"{shown}: found no such file, and a name on the hub was expected to read owner/name:config")
     name, _, config = source.partition(":")
     return name, config or None
 

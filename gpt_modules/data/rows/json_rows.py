@@ -92,7 +92,7 @@ def _decode(text: str, start: int, where: str) -> tuple[object, int]:
     except json.JSONDecodeError as error:
         file, _, line = where.rpartition(":")
         lines, column = text.count("\n", start, error.pos), error.pos - text.rfind("\n", 0, error.pos)
-        raise _broken(f"{file}:{int(line) + lines}", f"{error.msg} at column {column}") from error
+        raise _broken(f"{file}:{int(line) + lines}", f"{error.msg.removesuffix(' at')} at column {column}") from error
     except RecursionError as error:
         raise _broken(where, f"more than {DEPTH} objects and lists inside one another") from error
     except _Refused as error:

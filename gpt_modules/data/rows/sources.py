@@ -272,4 +272,4 @@ def _content(row: Row) -> bytes:
     """A short digest of a row but for its label: what is shown to the model."""
     shown = (row[name] for name in _SHOWN if name in row)
     texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in shown)
-    return hashlib.blake2b(normalise("\0".join(texts)).encode(), digest_size=16).digest()
+    return hashlib.blake2b("\0".join(map(normalise, texts)).encode(), digest_size=16).digest()

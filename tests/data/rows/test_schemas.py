@@ -72,6 +72,27 @@ def test_good_rows_come_back_bare(schema, row, expected):
             {"prompt": "q", "responses": ["a", ""], "ranking": [1, 2]},
             "responses[1]: found empty text, expected non-empty text",
         ),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "same", "rejected": "same"},
+            "rejected: found the text 'same', which is chosen too, expected another answer",
+        ),
+        ("reward", {"prompt": "q", "chosen": None, "rejected": "b"}, "chosen: found null, expected non-empty text"),
+        (
+            "reward",
+            {"prompt": "q", "rejected": "b"},
+            "chosen: found no such field among ['prompt', 'rejected'], expected text",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a", "b", "a"], "ranking": [1, 2, 3]},
+            "ranking[2]: found the ranks 1 and 3 for the same answer, the text 'a', expected one rank",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2.0]},
+            "ranking[1]: found the number 2.0, expected a whole number from 1 (best)",
+        ),
         ("ppo", {"prompt": {}}, "prompt: found an object, expected non-empty text"),
     ],
 )
@@ -79,6 +100,11 @@ def test_bad_rows_name_field_found_expected(schema, row, message):
     with pytest.raises(FieldError) as caught:
         check_row(row, schema)
     assert str(caught.value) == message
+
+
+def test_the_same_answer_may_stand_twice_in_one_rank():
+    row = {"prompt": "q", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
+    assert check_row(row, "reward") == row
 
 
 def test_the_text_may_have_another_name():

@@ -1,10 +1,14 @@
 import json
+import os
+import re
+from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 
 from gpt_modules.data.rows import sources
 from gpt_modules.data.rows.schemas import FieldError, describe
-from gpt_modules.data.rows.sources import fingerprint, iter_rows, load_rows, load_splits, split_rows
+from gpt_modules.data.rows.sources import fingerprint, iter_rows, load_rows, load_splits, split_key, split_rows
 from gpt_modules.errors import UserError
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(40)]
@@ -56,8 +60,8 @@ BAD_LINES = {
     "empty": (b'{"text": ""}', "text: found empty text"),
     "bytes": (b'{"text": "\xff"}', "row: found bytes that are not UTF-8"),
     "no object": (b"[1]", "row: found a list of 1"),
-    "deep": (b'{"text": ' + b"[" * 5000 + b"]" * 5000 + b"}", ""),
-    "surrogate": (b'{"text": "\\ud800"}', "text: found half of a surrogate pair"),
+    "deep": (b'{"text": ' + b"[" * 5000 + b"]" * 5000 + b"}", "row: found broken JSON (more than 100 objects"),
+    "surrogate": (b'{"text": "\\ud800"}', "row: found broken JSON (half of a surrogate pair)"),
 }
 
 
@@ -92,13 +96,18 @@ def test_what_only_looks_wrong_to_the_library_is_read(tmp_path, cache):
     ("name", "content", "message"),
     [
         ("gone.jsonl", None, "found no such file"),
+        ("a/b/c", None, "found no such file"),
         ("*.nothing", None, "found no file"),
         ("empty.jsonl", "", "found an empty file"),
         ("blank.jsonl", "\n \n", "found only blank lines"),
         ("a.doc", "x", "found the ending '.doc'"),
         ("a.csv", "text,n\na,1\n,2\n", ":3: text: found empty text"),
         ("b.csv", "n\n1\n", ":2: text: found no such field"),
-        ("a.json", '[{"text": "a"}, {"text": 1}]', ":2: text: found the number 1"),
+        ("a.json", '[{"text": "a"},\n\n {"text": 1}]', ":3: row 2: text: found the number 1"),
+        ("c.json", "[]", ": found no row, expected at least one"),
+        ("c.csv", "text\n", ": found no row, expected at least one"),
+        ("a.jsonl.gz", "x", ": found a compressed file, expected it unpacked (.jsonl, .json"),
+        ("rows.jsn", None, ": found no such file, expected .jsonl"),
         ("b.json", '[{"text": "a"},', "found broken JSON"),
         ("a.parquet", "not parquet", "found no readable .parquet file"),
     ],
@@ -168,30 +177,124 @@ def test_columns_of_any_name_with_a_check_of_ones_own(tmp_path, cache):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(UserError, match=r"a\.txt: found a text file, expected rows with fields"):
         load_rows(str(tmp_path / "a.txt"), "train", check, cache_dir=cache)
-    rows = [{"text": text, "pair": str(i)} for i, text in enumerate("abcABC")]
-    train, validation = split_rows(rows, check, 0.3)
-    assert (len(train), len(validation)) == (4, 2)  # a text's rows stay together
-    assert not {row["text"].lower() for row in train} & {row["text"].lower() for row in validation}
 
 
-def test_split_is_by_text_not_by_place():
-    rows = [*ROWS, {"prompt": " Q1 ", "response": "A1"}]
-    train, validation = split_rows(rows, "sft", 0.1)
-    assert len(train) + len(validation) == 41
-    assert 4 <= len(validation) <= 5
-    turned = split_rows(rows[::-1], "sft", 0.1)
-    assert sorted(map(str, turned[1])) == sorted(map(str, validation))
-    sides = [{(r["prompt"].lower().strip(), r["response"].lower()) for r in side} for side in (train, validation)]
-    assert not sides[0] & sides[1]
-    with pytest.raises(UserError, match="fewer than two different rows"):
-        split_rows(ROWS[:1], "sft", 0.5)
+KEYS = ("pretraining", "text"), ("sft", "prompt"), ("reward", "prompt"), ("ppo", "prompt"), (dict, "text")
 
 
-def test_splits_of_a_file_and_of_two(tmp_path, cache):
-    one, two = write_lines(tmp_path / "a.jsonl", ROWS), write_lines(tmp_path / "b.jsonl", ROWS[:3])
-    train, validation = load_splits(one, None, "sft", cache_dir=cache, fraction=0.05)
-    assert (len(train), len(validation)) == (38, 2)
-    assert load_splits(one, two, "sft", cache_dir=cache) == (ROWS, ROWS[:3])
+@pytest.mark.parametrize(("schema", "field"), KEYS)
+def test_what_shares_a_text_shares_a_split_and_no_growth_or_order_moves_it(schema, field):
+    rows = [{field: f"text {i // 2}", "other": i} for i in range(400)]
+    train, validation = split_rows(rows, schema, 0.1)
+    assert sorted(row["other"] for row in train + validation) == list(range(400))
+    assert 20 < len(validation) < 60
+    assert not {row[field] for row in train} & {row[field] for row in validation}
+    for count in range(50, 400, 7):
+        fewer = [row for row in rows[::-1] if row["other"] < count]
+        assert all(row in validation for row in split_rows(fewer, schema, 0.1)[1])
+        assert all(row in train for row in split_rows(fewer, schema, 0.1)[0])
+
+
+def test_a_conversation_goes_with_what_its_user_asks_first():
+    def messages(*turns):
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    asked = messages(("system", "Be brief."), ("user", "Who?"), ("assistant", "I."))
+    assert split_key(asked, "sft") == split_key({"prompt": "Who?", "response": "Me."}, "sft") == "Who?"
+    assert split_key(messages(("user", "Who?"), ("assistant", "x"), ("user", "y"), ("assistant", "z")), "sft") == "Who?"
+    assert split_key(messages(("assistant", "Hello.")), "sft") == "Hello."
+
+
+def test_too_few_texts_for_their_hash_are_refused_with_a_fraction_that_fits():
+    rows = [{"prompt": "a"}, {"prompt": " A"}, {"prompt": "b"}]
+    with pytest.raises(UserError) as caught:
+        split_rows(rows, "ppo", 0.001, "x.jsonl")
+    found = re.fullmatch(
+        r"x\.jsonl: different prompts: found 0 of 2 held out by hash with validation_fraction 0\.001, "
+        r"expected a fraction of (\S+) to (\S+), or a validation source",
+        str(caught.value),
+    )
+    for fraction in map(float, found.groups()):
+        assert sorted(map(len, split_rows(rows, "ppo", fraction))) == [1, 2]
+    with pytest.raises(
+        UserError, match=r"^validation: different prompts: found 1 to split, expected at least 2, or a v"
+    ):
+        split_rows(rows[:2], "ppo", 0.5)
+
+
+def test_a_file_may_not_train_and_validate(tmp_path, cache, caplog):
+    one, two = write_lines(tmp_path / "a.jsonl", ROWS), write_lines(tmp_path / "b.jsonl", ROWS)
+    other = write_lines(
+        tmp_path / "c.jsonl", [*ROWS[:3], {"prompt": "Q3 ", "response": "A3"}, {"prompt": "q", "response": "a"}]
+    )
+    train, validation = load_splits(one, None, "sft", cache_dir=cache, fraction=0.2)
+    assert sorted(map(str, train + validation)) == sorted(map(str, ROWS))
+    with pytest.raises(UserError) as caught:
+        load_splits(one, one, "sft", cache_dir=cache)
+    assert str(caught.value) == f"validation: found {one}, the training file too, expected rows that are not trained on"
+    with pytest.raises(UserError) as caught:
+        load_splits(one, [other, two], "sft", cache_dir=cache)
+    assert str(caught.value) == (
+        f"validation: found {two}, the content of the training file {one}, expected rows that are not trained on"
+    )
+    assert not caplog.records
+    assert load_splits(one, other, "sft", cache_dir=cache)[0] == ROWS
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{other}: 4 of 5 validation rows are in the training rows too"
+    ]
+
+
+def test_an_old_date_hides_no_new_content(tmp_path, cache):
+    """As `cp -p` and reproducible archives leave it."""
+    for name, schema in (("a.jsonl", "pretraining"), ("a.parquet", "pretraining"), ("a.csv", "pretraining")):
+        path = tmp_path / name
+        for text in ("old", "new"):
+            if name.endswith("parquet"):
+                pyarrow.parquet.write_table(pyarrow.table({"text": [text]}), path)
+            else:
+                path.write_text(f'{{"text": "{text}"}}\n' if name.endswith("jsonl") else f"text\n{text}\n")
+            os.utime(path, (1e9, 1e9))
+            assert load_rows(str(path), "train", schema, cache_dir=cache) == [{"text": text}]
+    assert not Path(cache).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("reviws", "did you mean reviews"),
+        ("shakespear", "did you mean shakespeare"),
+        ("synthetic-2D+", "did you mean synthetic:2D+"),
+        ("my_anwsers", "did you mean my_answers.jsonl"),
+        (
+            "my_anwsers.jsonl",
+            "found no such file, expected .jsonl, .json, .csv, .tsv, .parquet, .txt; did you mean my_answers.jsonl?",
+        ),
+        ("products", "found labelled rows, expected rows for this procedure"),
+        ("~nobody.txt", "found no such file"),
+        ("", "expected the name of a file"),
+        ("what\\is.this", "found no such file"),
+        ("x" * 5000, "a name on the hub was expected"),
+        ("/dev/zero", "found a device, pipe or socket, expected a file"),
+        ("link.txt", "found a link to nothing"),
+    ],
+)
+def test_a_mistyped_source_asks_nobody(tmp_path, cache, monkeypatch, name, meant):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "my_answers.jsonl", ROWS)
+    (tmp_path / "link.txt").symlink_to("gone")
+    with pytest.raises(UserError) as caught:
+        load_rows(name, "train", "sft", cache_dir=cache)
+    assert meant in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_a_compressed_file_of_rows_is_refused(tmp_path, cache):
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    (tmp_path / "notes.zip").write_text("x")
+    assert load_rows(str(tmp_path), "train", "sft", cache_dir=cache) == ROWS
+    (tmp_path / "b.jsonl.gz").write_text("x")
+    with pytest.raises(UserError, match=r"b\.jsonl\.gz: found a compressed file, expected it unpacked"):
+        load_rows(str(tmp_path), "train", "sft", cache_dir=cache)
 
 
 def test_fingerprint_follows_the_content(tmp_path):
