@@ -93,7 +93,7 @@ def _cut_at(document: Document, place: int) -> Iterator[tuple[str, Split]]:
     """The blocks of a document before a place, moved back to white space in its block, and from there on."""
     for block in document:
         if 0 < place < len(block):
-            cut = max(block.rfind(" ", 0, place), block.rfind("\n", 0, place))
+            cut = max(block.rfind(" ", 0, place + 1), block.rfind("\n", 0, place + 1))
             cut = cut if cut > 0 else place
             yield block[:cut], "train"
             yield block[cut:], "validation"
