@@ -55,7 +55,9 @@ def _parser() -> Arguments:
     parser.add_argument("--support", required=True, metavar="FILE",
                         help='rows {"prompt", "response"}; for a classifier {"text", "label"}')  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the adapted folder")
-    parser.add_argument("--steps", type=whole_number(0), metavar="S", help="gradient steps (default: what it was trained for)")
+    parser.add_argument(
+        "--steps", type=whole_number(0), metavar="S", help="gradient steps (default: what it was trained for)"
+    )
     parser.add_argument("--lr", type=number(lambda value: value > 0, "a number above 0"), metavar="A",
                         help="learning rate in place of the folder's own, for the parameters that these adapt, "
                         "or for all where it has none")  # fmt: skip
@@ -135,11 +137,11 @@ def _read(source: str, model: "GPT | LabellingModel", tokenizer: "Tokenizer") ->
     encoder = EpisodeEncoder(tokenizer, model.config.n_positions, isinstance(model, LabellingModel))
     examples, device = _examples(source, model), model.head_weight.device
     sizes = []
-    for number, example in enumerate(examples, start=1):
+    for place, example in enumerate(examples, start=1):
         try:
             sizes.append(encoder.encode([Episode([example], [example])]).support.inputs[0].shape[-1])
         except UserError as error:
-            raise UserError(f"{source}: example {number}: {error}") from error
+            raise UserError(f"{source}: example {place}: {error}") from error
     chunks = [[examples[i] for i in chunk] for chunk in _alike(sizes)]
     sets = [encoder.encode([Episode(chunk, chunk)]).support for chunk in chunks]
     return [tree_map(lambda tensor: tensor[0].to(device), one) for one in sets]

@@ -18,8 +18,9 @@ class Arguments(argparse.ArgumentParser):
     """An argument parser whose complaint is the one line that every mistake of the user's gets, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it for `main` to print."""
-        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+        """Raise it for `main` to print; a value that does not fit speaks for itself."""
+        message = message.removeprefix("argument ")
+        raise UserError(message if ": found " in message else f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def whole_number(least: int) -> Callable[[str], int]:

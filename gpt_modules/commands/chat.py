@@ -26,7 +26,9 @@ def main(words: list[str]) -> None:
     for turn, line in enumerate(_lines(), start=1):
         messages.append({"role": "user", "content": line})
         conversation = options.transcript
-        ids = encode_conversation(messages, speaker.tokenizer) if conversation else speaker.tokenizer.encode(line + "\n")
+        ids = (
+            encode_conversation(messages, speaker.tokenizer) if conversation else speaker.tokenizer.encode(line + "\n")
+        )
         (answer,) = speaker.answers([Prompt(ids, str(turn), f"line {turn}")])
         messages.append({"role": "assistant", "content": answer.strip()})
         say(answer.strip())

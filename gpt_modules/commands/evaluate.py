@@ -48,7 +48,9 @@ def _parser() -> Arguments:
     parser.add_argument("--no-end-token", action="store_true",
                         help="begin prompts without an end token, as lm-evaluation-harness does")  # fmt: skip
     add_device(parser)
-    parser.add_argument("--batch-tokens", type=whole_number(1), default=8192, metavar="N", help="of a batch (default 8192)")
+    parser.add_argument(
+        "--batch-tokens", type=whole_number(1), default=8192, metavar="N", help="of a batch (default 8192)"
+    )
     return parser
 
 

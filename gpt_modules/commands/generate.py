@@ -10,10 +10,10 @@ from gpt_modules.commands.speaker import Prompt, Speaker, speaking_parser
 from gpt_modules.errors import UserError
 
 LONGEST_LINE = 2**24  # bytes
-DESCRIPTION = r"""Continue prompts with a model folder: each --prompt, or each line of standard input, is printed with
-its continuation, in order, as they come. A line is taken as it stands, without its line end (LF or CRLF); lines of white
-space alone are passed over. What a prompt is continued with depends on its place and the seed, not on the prompts
-beside it."""
+DESCRIPTION = """Continue prompts with a model folder: each --prompt, or each line of standard input, is printed with
+its continuation, in order, as they come. A line is taken as it stands, without its end (LF or CRLF); lines of white
+space alone are passed over. What a prompt is continued with depends on the seed and on its place among the prompts, not
+on what they say."""
 
 
 def main(words: list[str]) -> None:
@@ -24,7 +24,7 @@ def main(words: list[str]) -> None:
     """
     parser = speaking_parser("generate", DESCRIPTION)
     parser.add_argument("--prompt", action="append", type=utf8_text,
-                        help=r"may be given several times; \n in it is a new line; default: the lines of standard input")  # fmt: skip
+                        help=r"as often as wanted; \n is a new line; default: the lines of standard input")  # fmt: skip
     parser.add_argument("--samples", type=whole_number(1), default=1, metavar="N", help="continuations of each prompt")
     options = parser.parse_args(words)
     speaker = Speaker.open(options)

@@ -185,8 +185,8 @@ def test_more_classes_than_a_meta_learned_classifier_has(world, micro):
     [
         ("--lr 0.1", "--steps: not given, and model was trained for none, expected a number such as 5"),
         ("--steps 1", "--lr: not given, and model has no learned rates, expected a number such as 0.01"),
-        ("--steps -1 --lr 0.1", "--steps: found -1, expected 0 or more"),
-        ("--steps 1 --lr nan", "--lr: found nan, expected a number above 0"),
+        ("--steps -1 --lr 0.1", "--steps: found '-1', expected a whole number from 0"),
+        ("--steps 1 --lr nan", "--lr: found 'nan', expected a number above 0"),
         ("--steps 1 --lr 0.1 --support none.jsonl", "none.jsonl: found no such file, expected"),
         ("--steps 1 --lr 0.1 --support empty.jsonl", "empty.jsonl: found an empty file, expected rows"),
         ("--steps 1 --lr 0.1 --support prompts.jsonl", "prompts.jsonl:2: response: found no such field among"),

@@ -138,9 +138,9 @@ def test_demonstrations_need_not_be_there_for_zero_shot(world):
     [
         (["--shots", "0,one"], "--shots: found '0,one', expected whole numbers parted by commas"),
         (["--shots", "-1"], "expected"),
-        (["--tasks", "none"], r"none: no such task, expected a \.yaml file or one of: quiz"),
+        (["--tasks", "none"], r"none: no such task, expected a \.yaml file or one of: .* quiz, "),
         (["--tasks", "quiz", "quiz"], "tasks: found quiz twice, expected each name once"),
-        (["--limit", "0"], "limit: found 0, expected at least 1"),
+        (["--limit", "0"], "--limit: found '0', expected a whole number from 1"),
         (["--source", "none.jsonl"], r"none\.jsonl: found no such file"),
         (["--shots", "6"], "quiz: demonstrations: found 5 besides item 1, expected at least 6"),
         (["--model", "none/such/folder"], "none/such/folder: no such folder, expected a model folder"),

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
-from gpt_modules.storage.recipes import read_recipe
+from gpt_modules.storage.recipes import find_recipe, read_recipe, recipe_names
 
 TaskKind = Literal["choice", "cloze", "partial", "generate", "perplexity"]
 Scoring = Literal["sum", "token", "character", "byte", "ratio"]
@@ -32,13 +32,13 @@ Metric = Literal["exact_match", "normalized_exact_match", "f1", "bleu", "rouge"]
 Draw = Literal["item", "task"]
 Texts = str | tuple[str, ...]
 
-FOLDER = Path("recipes/evaluation")
+FOLDER = Path("evaluation")  # of the recipes
 _SHOWN = ("demonstrations", "draw", "instruction", "separator", "delimiter")
 _GOLD = ("choices", "gold", "labels")
 _GENERATED = ("metrics", "stop", "max_new_tokens", "temperature", "top_k", "beams", "length_penalty", "sentences")
 # An empty context is no context, and an empty stop would end every answer before it begins.
-_NEVER_EMPTY = ("name", "source", "split", "demonstrations", "context", "target", "text", "placeholder", "choices", "gold",
-                "labels", "metrics", "stop")  # fmt: skip
+_NEVER_EMPTY = ("name", "source", "split", "demonstrations", "context", "target", "text", "placeholder", "choices",
+                "gold", "labels", "metrics", "stop")  # fmt: skip
 _NAMED: dict[str, Any] = {"kind": TaskKind, "scoring": Scoring, "draw": Draw, "metrics": Metric}
 _KEYS: dict[str, tuple[str, ...]] = {
     "choice": (*_SHOWN, *_GOLD, "context", "scoring", "answer_context"),
@@ -133,8 +133,8 @@ class EvaluationTask:
 
 
 def find_tasks(names: Sequence[str]) -> list[EvaluationTask]:
-    """The tasks of files, or of names in `recipes/evaluation/` under the current directory; a file whose one key is
-    `tasks` stands for those that it lists.
+    """The tasks of files, or of names in `recipes/evaluation/`, here or as shipped; a file whose one key is `tasks`
+    stands for those that it lists, which may lie beside it.
 
     Raises:
         UserError: No such task (the known ones are listed), a file that describes none, or two of one name.
@@ -144,7 +144,7 @@ def find_tasks(names: Sequence[str]) -> list[EvaluationTask]:
         values = read_recipe(path)
         listed = values.get("tasks")
         if list(values) == ["tasks"] and isinstance(listed, list) and all(isinstance(one, str) for one in listed):
-            tasks += [read_task(_find(one)) for one in listed]
+            tasks += [read_task(_find(one, path)) for one in listed]
         else:
             tasks.append(read_task(path))
     found = [task.name for task in tasks]
@@ -153,14 +153,17 @@ def find_tasks(names: Sequence[str]) -> list[EvaluationTask]:
     return tasks
 
 
-def _find(name: str) -> Path:
+def _find(name: str, beside: Path | None = None) -> Path:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return path
-    if (FOLDER / f"{name}.yaml").is_file():
-        return FOLDER / f"{name}.yaml"
-    known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml"))) or f"no file in {FOLDER}"
-    raise UserError(f"{name}: no such task, expected a .yaml file or one of: {known}")
+        return find_recipe(name, beside)
+    if beside is not None and (beside.parent / f"{name}.yaml").is_file():
+        return beside.parent / f"{name}.yaml"
+    try:
+        return find_recipe(FOLDER / path.name if len(path.parts) == 1 else path)
+    except UserError:
+        known = [one.removeprefix("evaluation/") for one in recipe_names() if one.startswith("evaluation/")]
+        raise UserError(f"{name}: no such task, expected a .yaml file or one of: {', '.join(known)}") from None
 
 
 def read_task(path: Path) -> EvaluationTask:

@@ -162,9 +162,7 @@ def _choices(
     return {"accuracy": mean([record["right"] for record in records])}, records
 
 
-def _clozes(
-    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
-) -> Outcome:
+def _clozes(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None) -> Outcome:
     scored = _scores(work, model, settings, progress)
     records: list[dict[str, Any]] = [
         {"prompt": prompt.text, "choices": [question.answers[0][1]], "scores": [score.logprob], "right": score.greedy}
@@ -195,14 +193,10 @@ def _answers(
     return metrics, records
 
 
-def _texts(
-    work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
-) -> Outcome:
+def _texts(work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None) -> Outcome:
     task = work.task
     detokenize = None if task.detokenizer is None else DETOKENIZERS[task.detokenizer]
-    scores = corpus_scores(
-        model, tokenizer, work.texts, task.stride, detokenize, settings.max_tokens_a_batch, progress
-    )
+    scores = corpus_scores(model, tokenizer, work.texts, task.stride, detokenize, settings.max_tokens_a_batch, progress)
     records = [dataclasses.asdict(score) for score in scores]
     units = {
         "word_perplexity": ("words", _exp),

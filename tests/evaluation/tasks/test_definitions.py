@@ -43,10 +43,10 @@ FAULTS = {
     "kind: generate\nsource: a\nstop: [\"\\n\", '']": "stop: found empty text among .*, expected something",
     "kind: generate\nsource: a\ntarget: ''": "target: found nothing, expected something",
     "kind: generate\nsource: a\ncontext: ''": "context: found nothing, expected something",
-    "kind: generate\nsource: a\ntemperature: .nan": "temperature: found nan with 1 beams, expected 0 or more",
-    "kind: generate\nsource: a\ntemperature: .inf": "temperature: found inf with 1 beams, expected 0 or more",
+    "kind: generate\nsource: a\ntemperature: .nan": "temperature: found .nan, expected a finite number",
+    "kind: generate\nsource: a\ntemperature: .inf": "temperature: found .inf, expected a finite number",
     "kind: generate\nsource: a\nlength_penalty: -1": "length_penalty: found -1, expected 0 or more",
-    "kind: generate\nsource: a\nlength_penalty: .nan": "length_penalty: found nan, expected 0 or more",
+    "kind: generate\nsource: a\nlength_penalty: .nan": "length_penalty: found .nan, expected a finite number",
     "kind: choice\nsource: a\ngold: ''": "gold: found nothing, expected something",
     "kind: choice\nsource: a\nlabels: [a, '']": "labels: found empty text among .*, expected something",
     "kind: choice\nsource: a\nchoices: [a, '']": "choices: found empty text among .*, expected something",
@@ -76,17 +76,21 @@ def test_tasks_by_name_and_by_group(write, tmp_path, monkeypatch):
     write("tasks: [two, one]\n", "recipes/evaluation/both.yaml")
     alone = write("kind: cloze\nsource: rows.jsonl\n", "alone.yaml")
     assert [task.name for task in find_tasks(["both", str(alone)])] == ["two", "one", "alone"]
-    with pytest.raises(UserError, match=r"three: no such task, expected a \.yaml file or one of: both, one, two"):
+    with pytest.raises(
+        UserError, match=r"three: no such task, expected a \.yaml file or one of: 1DC, .* both, .* one, .* two, "
+    ):
         find_tasks(["three"])
     with pytest.raises(UserError, match="tasks: found one twice, expected each name once"):
         find_tasks(["one", "both"])
     with pytest.raises(UserError, match=r"none\.yaml: no such recipe"):
         find_tasks(["none.yaml"])
-    monkeypatch.chdir(alone.parent / "recipes")
-    with pytest.raises(
-        UserError, match=r"one: no such task, expected a \.yaml file or one of: no file in recipes/eval"
-    ):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"one: no such task, expected a \.yaml file or one of: 1DC, "):
         find_tasks(["one"])
+    group = tmp_path / "recipes/evaluation/both.yaml"
+    assert [task.name for task in find_tasks([str(group)])] == ["two", "one"], "beside it"
+    assert find_tasks(["2D+"])[0].source == "synthetic:2D+", "as shipped"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
