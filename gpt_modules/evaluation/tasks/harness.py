@@ -18,6 +18,7 @@ from gpt_modules.backbone import generate, load_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.perplexity import document_nats
+from gpt_modules.evaluation.tasks.prompts import encode_pairs
 from gpt_modules.evaluation.tasks.scoring import continuation_logprobs
 
 try:
@@ -58,6 +59,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load_pretrained(model, "gpt").to(self._device, getattr(torch, dtype))
         self.text = Tokenizer.load(model)
+        if self.text.vocab_size > self.model.config.vocab_size:
+            found = f"{self.text.vocab_size} tokens in its tokenizer"
+            raise UserError(f"{model}: found {found}, expected at most the model's {self.model.config.vocab_size}")
         self.max_tokens = max_tokens_a_batch
 
     @property
@@ -68,6 +72,20 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; none is ever added. The harness parts context and continuation by this."""
         return self.text.encode(string)
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The harness's own tokens of both; where these leave one of them without any, because one token reaches across
+        the border or the context is white space alone, that token is the continuation's (`encode_pairs`).
+
+        Raises:
+            UserError: The continuation is empty.
+        """
+        before, after = super()._encode_pair(context, continuation)
+        if not (before and after):
+            ((before, after),) = encode_pairs(self.text, [(context, continuation)], end_token=False)
+        if not after:
+            raise UserError(f"continuation of {context[-40:]!r}: found no token in {continuation!r}, expected some")
+        return before, after
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False

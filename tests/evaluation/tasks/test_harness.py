@@ -115,6 +115,56 @@ def test_log_probabilities_are_those_of_the_harness(results):
                 assert all(one == two for one, two in greedy)
 
 
+PAIRS = [("the film", " is good"), ("the film ", "is good"), ("the film", "is"), ("the fi", "lm is bad and poor"),
+         ("", "a"), ("a story is g", "ood and poor"), ("its", "  cast \n"), ("the film is\n", "good")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def systems(folder):
+    from lm_eval.models.huggingface import HFLM
+
+    from gpt_modules.evaluation.tasks.harness import HarnessModel
+
+    model = str(folder / "model")
+    ours = HarnessModel(model, device="cpu", dtype="float64")
+    return ours, HFLM(model, device="cpu", dtype="float64", batch_size=4)
+
+
+def likelihoods(system, pairs):
+    from lm_eval.api.instance import Instance
+
+    requests = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)]
+    return system.loglikelihood(requests, disable_tqdm=True)
+
+
+def test_the_border_of_context_and_continuation_is_that_of_the_harness(systems):
+    ours, theirs = (likelihoods(system, PAIRS) for system in systems)
+    for pair, mine, other in zip(PAIRS, ours, theirs, strict=True):
+        assert mine[0] == pytest.approx(other[0], rel=1e-9), pair
+        assert mine[1] == other[1]
+
+
+def test_a_pair_that_the_harness_cannot_part(systems, micro):
+    """Where its `hf` fails an assertion. A context of white space alone is, moved over, none: the end token predicts
+    all of the continuation. A token across the border belongs to the continuation.
+    """
+    ours, theirs = systems
+    encode = micro.tokenizer.encode
+    crossing = next((word[:cut], word[cut:]) for word in (" good", " film", " story") for cut in range(2, len(word))
+                    if len(encode(word)) <= len(encode(word[:cut])))  # fmt: skip
+    for pair in ((" ", " good"), ("\n", "bad"), crossing, ("the film" + crossing[0], crossing[1])):
+        with pytest.raises(AssertionError):
+            likelihoods(theirs, [pair])
+    spaced, lines = likelihoods(ours, [(" ", "good"), ("\n", "bad")])
+    assert [spaced, lines] == likelihoods(ours, [("", " good"), ("", "\nbad")])
+    whole, part = likelihoods(ours, [("", "".join(crossing)), crossing])
+    assert part == whole, "nothing stands before the token that reaches across"
+    later = likelihoods(ours, [("the film" + crossing[0], crossing[1]), ("the film", "".join(crossing))])
+    assert later[0] == later[1]
+    with pytest.raises(UserError, match=r"continuation of 'the film': found no token in '', expected some"):
+        likelihoods(ours, [("the film", "")])
+
+
 def test_what_is_said_is_what_the_harness_hears(results):
     ours, theirs = ([sample["resps"] for sample in result["samples"]["said"]] for result in results)
     assert ours == theirs
