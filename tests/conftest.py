@@ -15,11 +15,18 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, save_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
 
 torch.set_num_threads(1)
+
+# The same examples on every machine, however busy it is.
+settings.register_profile(
+    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 GOOD = ["good", "great", "fine", "lovely"]
 BAD = ["bad", "poor", "awful", "dull"]
@@ -156,17 +163,19 @@ class Gpt:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.server = subprocess.Popen(command, text=True, env=environment, **pipes)
 
-    def start(self, *words: object, stdin: str = "", cwd: Path | None = None, **environment: str) -> int:
-        """Begin a command; its process id."""
+    def start(
+        self, *words: object, stdin: str = "", cwd: Path | None = None, ranks: int = 1, **environment: str
+    ) -> int:
+        """Begin a command, in as many processes as it has ranks; the first one's process id."""
         (self.folder / "stdin").write_text(stdin)
         request = {"words": list(map(str, words)), "folder": str(self.folder), "environment": environment}
         assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps({**request, "cwd": str(cwd or self.folder)}) + "\n")
+        self.server.stdin.write(json.dumps({**request, "cwd": str(cwd or self.folder), "ranks": ranks}) + "\n")
         self.server.stdin.flush()
         return self._answer()
 
     def wait(self) -> Ended:
-        """Until the command has ended."""
+        """Until the command has ended; what is written is that of the first rank."""
         return Ended(self._answer(), *((self.folder / name).read_text() for name in ("stdout", "stderr")))
 
     def run(self, *words: object, **options: Any) -> Ended:
@@ -184,7 +193,7 @@ def gpt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gpt]:
     yield command
     assert command.server.stdin is not None
     command.server.stdin.close()
-    command.server.wait(timeout=60)
+    command.server.wait()
     assert command.server.stdout is not None
     command.server.stdout.close()
 

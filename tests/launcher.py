@@ -14,7 +14,7 @@ def launch(*words: object) -> None:
         command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     ) as process:
         try:
-            _, errors = process.communicate(timeout=240)
+            _, errors = process.communicate()
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

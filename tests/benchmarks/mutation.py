@@ -40,6 +40,7 @@ LIBRARIES = (
     "beartype", "tensorboard", "scipy.stats", "sklearn.metrics", "torch.distributed.fsdp", "jsonargparse", "omegaconf",
 )  # fmt: skip
 PLUGINS = ("jaxtyping", "_hypothesis_pytestplugin")
+PROGRESS = os.fdopen(os.dup(2), "w")  # pytest takes the usual streams for itself
 SLOWEST = 120.0  # seconds after which a mutant counts as endless, at least; or ten times what its tests need
 COMPARED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
 COMPARED |= {ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in"}
@@ -332,7 +333,7 @@ class Session:
             outcome = self._outcome(session, mutant, [items[name] for name in reached.tests(mutant)], reached)
             outcomes.append(outcome)
             if outcome == "survived":
-                print(described(mutant), file=sys.__stderr__, flush=True)
+                print(described(mutant), file=PROGRESS, flush=True)
             self.notes.with_suffix(".outcomes").write_text(json.dumps(outcomes))
         return True
 
@@ -429,7 +430,7 @@ def _survives_import(mutant: Mutant, reached: Reached) -> bool:
         limit = max(SLOWEST, 10 * sum(reached.seconds[name] for name in names))
         alive = passes(lambda: pytest_passes(names, []), limit)
     if alive:
-        print(described(mutant), file=sys.__stderr__, flush=True)
+        print(described(mutant), file=PROGRESS, flush=True)
     return alive
 
 
@@ -460,7 +461,9 @@ def chosen(words: argparse.Namespace) -> list[Mutant]:
     if words.again:
         mutants = [Mutant(**found) for found in json.loads(Path(words.again).read_text())]
         return [m for m in mutants if (ROOT / m.file).read_text()[m.start : m.end] == m.old]
-    paths = [path for name in words.files for path in (Path(name).rglob("*.py") if Path(name).is_dir() else [Path(name)])]
+    paths = [
+        path for name in words.files for path in (Path(name).rglob("*.py") if Path(name).is_dir() else [Path(name)])
+    ]
     names = sorted(str(path) for path in paths if path.name != "__init__.py")
     mutants = [mutant for name in names for mutant in Mutator(name, (ROOT / name).read_text()).mutants]
     if words.sample and words.sample < len(mutants):
