@@ -377,17 +377,46 @@ class Kernels(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "at_once", "fused"),
-    [("fomaml", 1, True), ("reptile", 1, True), ("maml", 1, False), ("maml", None, False), ("fomaml", None, False)],
+    ("algorithm", "steps", "at_once", "fused", "own_norm"),
+    [
+        ("fomaml", 2, 1, True, True),
+        ("reptile", 2, 1, True, True),
+        ("maml", 0, 1, True, True),
+        ("maml", 2, 1, False, True),
+        ("maml", 2, None, False, False),
+        ("fomaml", 2, None, False, True),
+    ],
 )
-def test_fused_attention_wherever_it_has_the_derivatives(algorithm: Any, at_once: int | None, fused: bool) -> None:
+def test_fast_kernels_wherever_they_have_the_derivatives(
+    algorithm: Any, steps: int, at_once: int | None, fused: bool, own_norm: bool
+) -> None:
     given = decoder()
+    options: dict[str, Any] = {"steps": steps, "algorithm": algorithm, "tasks_at_once": at_once}
     with Kernels() as kernels:
-        meta_gradient(
-            given.loss, given.parameters, given.rates(), *given[2:], steps=2, algorithm=algorithm, tasks_at_once=at_once
-        )
+        meta_gradient(given.loss, given.parameters, given.rates(), *given[2:], **options)
     assert any("flash_attention" in name for name in kernels.names) == fused
+    assert ("native_layer_norm" in kernels.names) == own_norm
     assert "mm" in kernels.names
+
+
+@pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])
+@pytest.mark.parametrize("at_once", [None, 1])
+def test_what_the_loss_does_not_read_has_a_gradient_of_zero(algorithm: Any, at_once: int | None) -> None:
+    given = mlp()
+    parameters = {**given.parameters, "unread": torch.ones(3, dtype=torch.float64)}
+    options: dict[str, Any] = {"steps": 2, "algorithm": algorithm, "tasks_at_once": at_once}
+    found = meta_gradient(given.loss, parameters, given.rates(), *given[2:], **options).gradients
+    assert torch.equal(found["unread"], torch.zeros(3, dtype=torch.float64))
+
+
+def test_noise_of_tasks_that_go_together_is_different() -> None:
+    def noise(parameters: Mapping[str, Tensor], *_: Any) -> Tensor:
+        return torch.rand_like(parameters["w"])
+
+    empty = torch.zeros(TASKS, 1)
+    drawn = adaptation.over_tasks(noise, {"w": torch.zeros(4)}, {}, empty, empty, twice=False)
+    assert drawn.shape == (TASKS, 4)
+    assert len(drawn.unique()) == drawn.numel()
 
 
 @pytest.mark.parametrize("algorithm", ["maml", "fomaml", "reptile"])

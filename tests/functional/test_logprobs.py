@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_modules.functional import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
 
@@ -227,6 +228,55 @@ def test_weights_that_want_a_gradient_are_refused():
     hidden, weight, labels = head(3)
     with pytest.raises(ValueError, match="found requires_grad, expected constants"):
         linear_cross_entropy(hidden, weight, labels, row_weights=torch.ones(3, requires_grad=True))
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products run."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("mm", "addmm", "addmm_")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("wanted", "grad"), [((1, 1), True), ((1, 0), True), ((0, 1), True), ((1, 1), False)])
+def test_a_gradient_that_nobody_wants_costs_no_product(wanted, grad):
+    tensors, labels = head(6)[:2], torch.randint(50, (6,))
+    for tensor, is_wanted in zip(tensors, wanted, strict=True):
+        tensor.requires_grad_(bool(is_wanted))
+    with torch.set_grad_enabled(grad), Products() as products:
+        linear_cross_entropy(*tensors, labels, chunk=2)
+    assert products.count == 3 * (1 + grad * sum(wanted))
+
+
+def test_gradients_of_a_bfloat16_head_add_up_in_float32():
+    """In bfloat16, 512 equal shares added one by one would stop growing at the 256th."""
+    hidden, weight = torch.ones(512, 4).bfloat16(), torch.zeros(2, 4).bfloat16().requires_grad_()
+    linear_cross_entropy(hidden, weight, torch.zeros(512, dtype=torch.int64), chunk=1).backward()
+    assert weight.grad.tolist() == [[-256.0] * 4, [256.0] * 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float64_stays_float64_under_autocast(dtype):
+    hidden, weight, tokens = head(6, torch.float64)
+    exact = linear_cross_entropy(hidden, weight, tokens), *linear_logprobs(hidden, weight, tokens)
+    with torch.autocast("cpu", dtype=dtype):
+        ours = linear_cross_entropy(hidden, weight, tokens), *linear_logprobs(hidden, weight, tokens)
+    for found, expected in zip(ours, exact, strict=True):
+        assert found.dtype == torch.float64
+        assert torch.equal(found, expected)
+
+
+def test_float16_autocast_multiplies_in_float32():
+    """float16 would round the products, and end at 65504."""
+    hidden, weight, tokens = head(6)
+    exact = linear_cross_entropy(hidden, weight, tokens), *linear_logprobs(hidden, weight, tokens)
+    with torch.autocast("cpu", dtype=torch.float16):
+        ours = linear_cross_entropy(hidden, weight, tokens), *linear_logprobs(hidden, weight, tokens)
+    assert all(torch.equal(*pair) for pair in zip(ours, exact, strict=True))
 
 
 # linear_logprobs
