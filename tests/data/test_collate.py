@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gpt_modules.data.collate import (
     RankedAnswers,
     TaskExample,
+    TokenExample,
     collate_packed,
     collate_prompts,
     collate_rankings,
@@ -57,6 +58,36 @@ def test_cut_answers_lose_their_end_and_full_prompts_are_dropped():
     assert truncate_example(example, 2).learned.tolist() == [False, False, True]
 
 
+def test_what_is_only_ever_read_is_not_an_example():
+    """The first token is never predicted, the second may be."""
+    learned = [[True, False], [False, True], [True, True]]
+    kept = [truncate_example(TokenExample(np.array([1, 2]), np.array(places)), 5) for places in learned]
+    assert [example is None for example in kept] == [True, False, False]
+
+
+def test_nothing_is_of_the_right_kind_too():
+    example, empty = make_example([], EOS), empty_example()
+    assert example.tokens.dtype == empty.tokens.dtype == np.int64
+    assert example.learned.dtype == empty.learned.dtype == np.bool_
+    assert (empty.cells, pad_right([]).shape, pad_right([]).dtype) == (0, (0, 0), torch.int64)
+    batches = collate_tokens([], 3), collate_packed([], 3), collate_windows([], 3), collate_prompts([])
+    assert {field.dtype for batch in batches for field in batch} == {torch.int64}
+    shapes = [(field.dtype, tuple(field.shape)) for field in collate_rankings([])]
+    assert shapes == [(torch.int64, size) for size in ((0, 0), (0,), (0, 0), (0, 0))] + [(torch.bool, (0, 0))]
+    assert collate_tasks([], numeric=False).labels.shape == (0,)
+    assert collate_tasks([], numeric=False)[2].shape == (0, 1)
+    whole = [TaskExample([np.array([7, 9])], 2)]
+    assert [collate_tasks(whole, numeric).labels.dtype for numeric in (False, True)] == [torch.int64, torch.float32]
+
+
+def test_a_width_is_kept_where_no_row_needs_it():
+    example = make_example([([1], False), ([2], True)], EOS)
+    assert collate_tokens([example], 5).inputs.tolist() == [[1, 2, 0, 0, 0]]
+    assert collate_tokens([example], 5).labels.tolist() == [[2, EOS, -100, -100, -100]]
+    windows = collate_windows([np.array([5, 6])], context=3)
+    assert (windows.inputs.tolist(), windows.labels.tolist()) == ([[5, 0, 0]], [[6, -100, -100]])
+
+
 def test_packed_row_by_hand():
     first = make_example([([1], False), ([2, 3], True)], EOS)
     second = make_example([([4, 5], False), ([6], True)], EOS)
@@ -82,9 +113,16 @@ def test_packing_finds_the_perfect_fit():
     assert len(pack_examples([7, 3, 6, 4, 5, 5], 10)) == 3
 
 
-def test_example_longer_than_a_row_is_refused():
-    with pytest.raises(ValueError, match="example 1: found 11 cells"):
-        pack_examples([3, 11], 10)
+def test_packing_begins_with_the_longest_and_then_with_the_first():
+    assert pack_examples([3, 5, 7, 5], 10) == [[2, 0], [1, 3]]
+    assert pack_examples([4, 6, 6, 4], 10) == [[1, 0], [2, 3]]
+
+
+@pytest.mark.parametrize("cells", [0, 11])
+def test_example_that_fits_no_row_is_refused(cells):
+    with pytest.raises(ValueError, match=f"example 1: found {cells} cells, expected 1 to 10"):
+        pack_examples([3, cells], 10)
+    assert pack_examples([1, 10], 10) == [[1], [0]]
 
 
 def test_windows_shift_by_one_and_pad_the_last():
@@ -98,13 +136,14 @@ def test_rankings_by_hand():
         RankedAnswers([np.array([1, 2]), np.array([1, 3, 4])], [2, 1]),
         RankedAnswers([np.array([5]), np.array([6]), np.array([7])], [1, 1, 3]),
         RankedAnswers([], []),
+        RankedAnswers([np.array([8]), np.array([9])], [1, 2]),
     ]
     batch = collate_rankings(rows)
-    assert batch.tokens.tolist() == [[1, 2, 0], [1, 3, 4], [5, 0, 0], [6, 0, 0], [7, 0, 0]]
-    assert batch.lengths.tolist() == [2, 3, 1, 1, 1]
-    assert batch[2].tolist() == [[0, 1, -1], [2, 3, 4], [-1, -1, -1]]
-    assert batch.ranks.tolist() == [[2, 1, 0], [1, 1, 3], [0, 0, 0]]
-    assert batch.mask.tolist() == [[True, True, False], [True] * 3, [False] * 3]
+    assert batch.tokens.tolist() == [[1, 2, 0], [1, 3, 4], [5, 0, 0], [6, 0, 0], [7, 0, 0], [8, 0, 0], [9, 0, 0]]
+    assert batch.lengths.tolist() == [2, 3, 1, 1, 1, 1, 1]
+    assert batch[2].tolist() == [[0, 1, -1], [2, 3, 4], [-1, -1, -1], [5, 6, -1]]
+    assert batch.ranks.tolist() == [[2, 1, 0], [1, 1, 3], [0, 0, 0], [1, 2, 0]]
+    assert batch.mask.tolist() == [[True, True, False], [True] * 3, [False] * 3, [True, True, False]]
 
 
 def test_prompts_need_a_token():
