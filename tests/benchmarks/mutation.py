@@ -41,7 +41,7 @@ LIBRARIES = (
 )  # fmt: skip
 PLUGINS = ("jaxtyping", "_hypothesis_pytestplugin")
 PROGRESS = os.fdopen(os.dup(2), "w")  # pytest takes the usual streams for itself
-SLOWEST = 120.0  # seconds after which a mutant counts as endless, at least; or ten times what its tests need
+SLOWEST = 30.0  # seconds after which a mutant counts as endless, at least; or twenty times what its tests need
 COMPARED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
 COMPARED |= {ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in"}
 COMPUTED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "+", ast.Pow: "*"}
@@ -363,7 +363,7 @@ class Session:
             return run_items(session, items)
 
         with restored(Path(mutant.file)):
-            limit = max(SLOWEST, 10 * sum(reached.seconds[item.nodeid] for item in items))
+            limit = max(SLOWEST, 20 * sum(reached.seconds[item.nodeid] for item in items))
             return "survived" if passes(run, limit) else "killed"
 
 
@@ -427,7 +427,7 @@ def _survives_import(mutant: Mutant, reached: Reached) -> bool:
             cached.unlink()  # its date and size could be those of this file
         path.write_text(mutant.applied(path.read_text()))
         sys.dont_write_bytecode = True
-        limit = max(SLOWEST, 10 * sum(reached.seconds[name] for name in names))
+        limit = max(SLOWEST, 20 * sum(reached.seconds[name] for name in names))
         alive = passes(lambda: pytest_passes(names, []), limit)
     if alive:
         print(described(mutant), file=PROGRESS, flush=True)

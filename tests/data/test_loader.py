@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import lightning as L
 import numpy as np
 import pytest
@@ -86,6 +88,7 @@ def test_ranks_share_the_global_batch(world, drop_last):
         parts = [row for rank in ranks for row in rank[i] if row[1] >= 0]
         assert sorted(parts) == sorted(batch)
         assert len({len(rank[i]) for rank in ranks}) == 1
+        assert {row[1] for rank in ranks for row in rank[i] if row[1] < 0} <= {-1}
 
 
 def test_state_survives_another_number_of_ranks():
@@ -122,6 +125,25 @@ def test_alike_lengths_meet_and_nothing_is_lost():
     assert order != sorted(order)
 
 
+def test_alike_lengths_keep_their_order():
+    lengths = np.arange(100) % 2
+    (batch,) = BatchLoader(Numbers(100, lengths), 100, shuffle=False)
+    assert batch[:, 1].tolist() == [*range(0, 100, 2), *range(1, 100, 2)]
+    plain, sorted_ = (BatchLoader(Numbers(1024, of), 16) for of in (None, np.full(1024, 7)))
+    batches = [[frozenset(batch[:, 1].tolist()) for batch in loader] for loader in (plain, sorted_)]
+    assert batches[0] != batches[1]
+    assert set(batches[0]) == set(batches[1]), "the same batches in another order"
+
+
+def test_examples_may_have_an_order_of_their_own():
+    class Backwards(Numbers):
+        def order(self, epoch):
+            return np.arange(self.count)[::-1]
+
+    assert indices(draw(BatchLoader(Backwards(6), 2), 3)) == [5, 4, 3, 2, 1, 0]
+    assert indices(draw(BatchLoader(Backwards(6), 2, shuffle=False), 3)) == [0, 1, 2, 3, 4, 5]
+
+
 def test_lengths_do_not_decide_who_is_left_out():
     lengths = np.arange(19)
     seen = [i for _ in range(1) for epoch in range(200) for i in _epoch(BatchLoader(Numbers(19, lengths), 4), epoch)]
@@ -133,7 +155,18 @@ def _epoch(loader, epoch):
     return [i for index in range(len(loader)) for i in loader.batch_at(epoch, index)[:, 1].tolist()]
 
 
+def test_a_place_in_data_of_another_size_is_told(caplog):
+    loader = BatchLoader(Numbers(20), 4)
+    loader.restore({"epoch": 1, "examples": 8, "of": 20})
+    assert not caplog.records
+    loader.restore({"epoch": 1, "examples": 8, "of": 24})
+    (record,) = caplog.records
+    assert record.getMessage() == "the data has 20 examples, the checkpoint's had 24: the order differs"
+    assert next(iter(loader)).tolist() == BatchLoader(Numbers(20), 4).batch_at(1, 2).tolist()
+
+
 def test_wrong_numbers_are_refused():
+    assert len(BatchLoader(Numbers(3), 1)) == 3
     with pytest.raises(ValueError, match="found batch_size 0"):
         BatchLoader(Numbers(3), 0)
     with pytest.raises(ValueError, match="rank 2, world 2"):
@@ -152,6 +185,50 @@ class NumbersData(ResumableDataModule):
 
     def val_dataloader(self):
         return self.validation_loader(Numbers(5), 4)
+
+
+def rank_of(rank, world):
+    module = NumbersData()
+    module.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": world})
+    return module
+
+
+def test_every_rank_has_its_share_of_each_loader():
+    assert NumbersData().sharding() == (0, 1)
+    assert rank_of(1, 3).sharding() == (1, 3)
+    alone = BatchLoader(Numbers(23), 8, seed=2).batch_at(0, 0)
+    for rank in range(2):
+        assert torch.equal(rank_of(rank, 2).train_dataloader().batch_at(0, 0), alone[rank::2])
+    held_out = [[batch.tolist() for batch in rank_of(rank, 2).val_dataloader()] for rank in range(2)]
+    assert held_out == [[[[0, 0], [0, 2], [0, 4]]], [[[0, 1], [0, 3], [0, -1]]]]
+
+
+def test_what_is_tested_and_predicted_is_the_validation_source():
+    module = NumbersData()
+    expected = [batch.tolist() for batch in module.val_dataloader()]
+    for loader in (module.test_dataloader(), module.predict_dataloader()):
+        assert [batch.tolist() for batch in loader] == expected
+
+
+def test_a_place_is_kept_before_and_after_there_is_a_loader():
+    place = {"loader": {"epoch": 1, "examples": 8, "of": 23}}
+    early, late = NumbersData(), NumbersData()
+    assert early.state_dict() == {}
+    early.load_state_dict(place)
+    assert early.state_dict() == place
+    loader = late.train_dataloader()
+    late.load_state_dict(place)
+    for own in (early.train_dataloader(), loader):
+        assert next(iter(own)).tolist() == BatchLoader(Numbers(23), 4, seed=2).batch_at(1, 2).tolist()
+    assert early.state_dict() == late.state_dict() == {"loader": {"epoch": 1, "examples": 12, "of": 23}}
+    early.load_state_dict({})
+    assert early.state_dict() == late.state_dict()
+
+
+def test_the_tokenizer_is_opened_once_and_when_it_is_asked_for():
+    module = NumbersData()
+    assert module.tokenizer.vocab_size == 50257
+    assert module.tokenizer is module.tokenizer
 
 
 class Recorder(L.LightningModule):
@@ -194,7 +271,7 @@ def fit(folder, steps, checkpoint=None, **kwargs):
 
 
 @pytest.mark.filterwarnings(*LIGHTNING)
-@pytest.mark.parametrize(("stop", "limit"), [(3, 1.0), (5, 1.0), (7, 1.0), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("stop", "limit"), [(3, 1.0), (5, 1.0), (7, 1.0), (2, 2), (3, 2), (2, 0.5)])
 def test_a_resumed_trainer_sees_the_same_batches(tmp_path, stop, limit):
     whole = fit(tmp_path, 12, limit_train_batches=limit)
     first = fit(tmp_path, stop, limit_train_batches=limit)

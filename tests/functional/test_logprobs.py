@@ -8,6 +8,7 @@ from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_modules.functional import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
+from gpt_modules.functional.logprobs import _balanced_chunk
 
 CHUNKS = [None, 1, 3, 4, 100]
 
@@ -257,6 +258,16 @@ def test_gradients_of_a_bfloat16_head_add_up_in_float32():
     hidden, weight = torch.ones(512, 4).bfloat16(), torch.zeros(2, 4).bfloat16().requires_grad_()
     linear_cross_entropy(hidden, weight, torch.zeros(512, dtype=torch.int64), chunk=1).backward()
     assert weight.grad.tolist() == [[-256.0] * 4, [256.0] * 4]
+
+
+@pytest.mark.parametrize(("device", "mebibytes"), [("cpu", 64), ("meta", 512)])
+def test_logits_held_at_a_time_are_bounded_and_their_parts_alike(device, mebibytes):
+    vocab = 2**14
+    most = mebibytes * 2**20 // 4 // vocab
+    for rows, chunk in ((most, most), (most + 1, most // 2 + 1), (3 * most, most), (1, 1), (0, 1)):
+        found = _balanced_chunk(torch.empty(rows, 0, device=device), torch.empty(vocab, 0, device=device), None)
+        assert found == chunk
+    assert _balanced_chunk(torch.empty(10, 0), torch.empty(vocab, 0), 4) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
