@@ -111,6 +111,8 @@ class PPOModule(L.LightningModule):
         seed: of sampling and of the minibatch order.
     """
 
+    also_exports = ("critic",)
+
     def __init__(
         self,
         init_from: str,

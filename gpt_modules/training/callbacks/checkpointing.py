@@ -1,8 +1,8 @@
 """Checkpoints that survive: atomic, verified, resumed exactly, and written when the run is told to stop.
 
 Lightning stages a checkpoint in TMPDIR and moves it, which is not atomic across file systems; it reads a flipped bit
-without noticing;
-it stores no random state; and it ends with status 0 on SIGTERM. Each class here closes one of these gaps.
+without noticing; it stores no random state; and it ends with status 0 on SIGTERM. Each class here closes one of these
+gaps.
 """
 
 import os
@@ -25,6 +25,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import write_durably
+from gpt_modules.training.hyperparameters import expect_number
 
 CHECKPOINT_NAME = re.compile(r"step=(\d+)\.ckpt$")
 
@@ -112,7 +113,7 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
 
 
 class ExactCheckpoint(Checkpoint):
-    """Saves every n optimizer steps and when a signal asks the run to stop; keeps the newest few.
+    """Saves every n optimizer steps, at the last one, and when a signal asks the run to stop; keeps the newest few.
 
     On SIGTERM, SIGINT, SIGHUP or SIGUSR1 the step in flight is finished, with its validation if it has one, and saved;
     then the process exits with 128 + the signal's number. A second signal ends it at once.
@@ -123,6 +124,8 @@ class ExactCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_steps: int = 200, keep: int = 2) -> None:
+        expect_number("checkpoint.every_n_steps", every_n_steps, "[1, inf)", whole=True)
+        expect_number("checkpoint.keep", keep, "[1, inf)", whole=True)
         self.every_n_steps = every_n_steps
         self.keep = max(2, keep)
         self._requested: int | None = None
@@ -153,7 +156,8 @@ class ExactCheckpoint(Checkpoint):
         """Save when due, never inside an accumulation window; leave when asked to."""
         if trainer.global_step == self._saved_step:
             return
-        if not self._asked_to_stop(trainer) and trainer.global_step % self.every_n_steps:
+        last = trainer.global_step == trainer.estimated_stepping_batches  # what fails after it costs no training
+        if not self._asked_to_stop(trainer) and not last and trainer.global_step % self.every_n_steps:
             return
         loop = trainer.fit_loop
         self._after_validation = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]

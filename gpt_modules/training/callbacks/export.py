@@ -1,11 +1,17 @@
-"""The weights that a run hands on: the best, or the last."""
+"""The weights that a run hands on, the best or the last, and what a validation says of exactly these."""
 
+import math
+import tempfile
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning.pytorch as L
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from gpt_modules.errors import UserError
+from gpt_modules.backbone.folders.replacing import check_replaceable
+from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.durable import no_room
 
 
 @runtime_checkable
@@ -19,50 +25,131 @@ class Exports(Protocol):
 class ExportBest(L.Callback):
     """Writes the artefact folder `<root>/export`, the weights that validate best, or the last ones.
 
+    A run ends with a validation of its last weights, unless they have just been validated: `metrics` are those of what
+    is exported. A value of the monitor that is not finite is never the best; a run that has no other exports its last
+    weights and says so.
+
     Args:
         monitor: a validation metric; left out, the weights at the end of the run are exported.
         mode: whether the metric should fall or rise.
     """
 
     def __init__(self, monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
+        expect(mode in ("min", "max"), "export.mode", mode, "min or max")
         self.monitor = monitor
         self.mode = mode
         self.best: float | None = None
+        self.metrics: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
+        self._validated = -1  # the step whose weights `_latest` is of
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far, so that a resumed run does not export something worse."""
-        return {"best": self.best}
+        """The best value so far, of what, and what else was measured there: a resumed run exports nothing worse."""
+        measured = {"metrics": self.metrics, "latest": self._latest, "validated": self._validated}
+        return {"best": self.best, "monitor": self.monitor, "mode": self.mode, **measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
-        self.best = state_dict["best"]
+        """Restore it; the best by another measure is none."""
+        self._latest = {str(name): float(value) for name, value in state_dict["latest"].items()}
+        self._validated = int(state_dict["validated"])
+        if (self.monitor, self.mode) == (state_dict["monitor"], state_dict["mode"]):
+            self.best = None if state_dict["best"] is None else float(state_dict["best"])
+            self.metrics = {str(name): float(value) for name, value in state_dict["metrics"].items()}
+        if self.monitor is not None and self._latest:
+            self._check_monitor()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find out before the first step what would keep the weights from being written after the last."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.monitor is not None and trainer.limit_val_batches == 0:
+            raise UserError("export.monitor: found beside trainer.limit_val_batches 0, expected a run that validates")
+        if trainer.is_global_zero and isinstance(pl_module, Exports):
+            for folder in self._folders(trainer, pl_module):
+                check_replaceable(folder)
+                check_writable(folder)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export when the metric has improved."""
-        if self.monitor is None or trainer.state.fn != "fit":
+        if trainer.state.fn != "fit":
             return
-        if self.monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics))
-            raise UserError(f"export.monitor: found {self.monitor!r}, expected one of the logged metrics: {known}")
+        self._latest = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._validated = trainer.global_step
+        if self.monitor is None:
+            return
+        self._check_monitor()
         if trainer.sanity_checking:  # a wrong name has been told before the first step; a blank model is no best one
             return
-        value = float(trainer.callback_metrics[self.monitor])
-        if self.best is None or (value < self.best if self.mode == "min" else value > self.best):
-            self.best = value
+        value = self._latest[self.monitor]
+        if self._improves(value):
             self._export(trainer, pl_module)
+            self.best, self.metrics = value, self._latest
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Without a metric, or when no validation has run, the last weights are the artefact."""
-        if self.best is None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._export(trainer, pl_module)
+        """Validate the last weights if that has not been done; export them unless better ones have been."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self._validated != trainer.global_step:
+            validate(trainer)
+        if self.best is None:
+            self._export_last(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No run ends without its artefact: one that was cut off after its last step has none left to take when it
         resumes, and then `on_train_end` is not called; one that resumes in another folder may find nothing better.
         """
-        if not (Path(trainer.default_root_dir) / "export").exists() and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._export(trainer, pl_module)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self._validated != trainer.global_step:
+            pl_module.to(trainer.strategy.root_device)  # which the strategy's teardown has left
+            validate(trainer)
+        if not (Path(trainer.default_root_dir) / "export").exists():
+            self._export_last(trainer, pl_module)
+
+    def _improves(self, value: float) -> bool:
+        if not math.isfinite(value) or self.best is None:
+            return math.isfinite(value)
+        return value < self.best if self.mode == "min" else value > self.best
+
+    def _check_monitor(self) -> None:
+        known = ", ".join(sorted(self._latest))
+        expect(self.monitor in self._latest, "export.monitor", self.monitor, f"one of the logged metrics: {known}")
+
+    def _export_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor is not None and self.best is None:
+            found = self._latest.get(self.monitor, math.nan)
+            rank_zero_warn(f"export.monitor: {self.monitor} was never finite (last {found}); exporting the last weights")
+        self._export(trainer, pl_module)
+        self.metrics = self._latest
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if isinstance(pl_module, Exports):
+        if not isinstance(pl_module, Exports):
+            return
+        try:
             pl_module.export(Path(trainer.default_root_dir) / "export")
+        except UserError as error:
+            raise UserError(f"{error}; then go on with --ckpt_path last") from error
+
+    @staticmethod
+    def _folders(trainer: L.Trainer, module: L.LightningModule) -> list[Path]:
+        first = Path(trainer.default_root_dir) / "export"
+        return [first, *(first.with_name(f"export-{name}") for name in getattr(module, "also_exports", ()))]
+
+
+def validate(trainer: L.Trainer) -> None:
+    """A validation at the end of a run, logged as those on the way; it draws no number from a run that goes on."""
+    stage = trainer.state.stage
+    trainer.validating = True
+    with isolate_rng():
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.state.stage = stage
+
+
+def check_writable(folder: Path) -> None:
+    """Raises `UserError` where `folder` could not be written beside what is there."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as new:
+            (Path(new) / "probe").write_bytes(b"1")
+    except OSError as error:
+        raise no_room(folder, error) from error

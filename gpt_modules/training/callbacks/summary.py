@@ -8,7 +8,8 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gpt_modules.storage.durable import write_durably
+from gpt_modules.storage.durable import replace_durably
+from gpt_modules.training.callbacks.export import ExportBest
 
 
 def found_baselines(callback: Any) -> dict[str, dict[str, Any]]:
@@ -17,11 +18,11 @@ def found_baselines(callback: Any) -> dict[str, dict[str, Any]]:
 
 
 class RunSummary(L.Callback):
-    """Keeps the first and the latest value of every validation metric and writes `<root>/summary.json` when the run
-    is complete.
+    """Writes `<root>/summary.json` when the run is complete: every validation metric before the first step, and after
+    the last of the weights that are exported.
 
     The file is what says that a stage is done: `gpt run` skips a stage that has one. TensorBoard's HPARAMS tab gets
-    the same values.
+    the same values. A validation after step n is logged at n, where Lightning would log it at n - 1.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class RunSummary(L.Callback):
         self.after: dict[str, float] = {}
         self.seconds = 0.0
         self._started = 0.0
+        self._counted = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The values so far and the time spent, over all attempts."""
@@ -40,15 +42,24 @@ class RunSummary(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
-        self.before, self.after, self.seconds = state_dict["before"], state_dict["after"], state_dict["seconds"]
+        self.before, self.after = ({**state_dict[when]} for when in ("before", "after"))
+        self.seconds = float(state_dict["seconds"])
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Lightning counts a step only after its validation."""
+        loop = trainer.fit_loop.epoch_loop
+        self._counted, loop._batches_that_stepped = loop._batches_that_stepped, trainer.global_step
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The validation that precedes the first step is the `before`, and TensorBoard's value at step 0."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        trainer.fit_loop.epoch_loop._batches_that_stepped = self._counted
+        if trainer.state.fn != "fit":
+            return
         if not self.before:
             self.before = metrics
         self.after = metrics
@@ -57,14 +68,19 @@ class RunSummary(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the file and the hyper-parameters with their outcome."""
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ExportBest):
+                callback.on_fit_end(trainer, pl_module)  # whichever comes first in the list: it measures, this tells
+                self.after = {name: value for name, value in callback.metrics.items() if name.startswith("val/")}
+        if not trainer.is_global_zero:
             return
         if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.log_hyperparams(
-                dict(pl_module.hparams), {f"final/{key.removeprefix('val/')}": v for key, v in self.after.items()}
-            )
+            final = {f"final/{key.removeprefix('val/')}": value for key, value in self.after.items()}
+            trainer.logger.log_hyperparams(dict(pl_module.hparams), final, step=trainer.global_step)
         baselines = {name: value for callback in trainer.callbacks for name, value in found_baselines(callback).items()}  # type: ignore[attr-defined]
         summary = json.dumps({**self.state_dict(), "steps": trainer.global_step, "baselines": baselines}, indent=2)
         path = Path(trainer.default_root_dir) / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, lambda file: file.write_text(summary + "\n"))
+        replace_durably(path, summary + "\n")

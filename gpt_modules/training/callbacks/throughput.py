@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from gpt_modules.training.callbacks.writer import log_interval
+from gpt_modules.training.hyperparameters import expect_number
 
 
 class Throughput(L.Callback):
@@ -16,6 +17,8 @@ class Throughput(L.Callback):
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
+        if peak_flops is not None:
+            expect_number("throughput.peak_flops", peak_flops, "(0, inf)")
         self.peak_flops = peak_flops
         self._count = 0.0
         self._since = 0.0
