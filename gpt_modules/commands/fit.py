@@ -148,7 +148,7 @@ class TrainerCLI(LightningCLI):
                 "independent copies would write into one run"
             )
         told = json.loads(json.dumps(self.config[subcommand].as_dict(), default=str))
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Resumption):
                 callback.recipe = told
         super()._run_subcommand(subcommand)

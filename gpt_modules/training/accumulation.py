@@ -1,7 +1,9 @@
-"""Optimizer steps counted in tokens: batches that grow, and a loss that is the mean over all tokens of a step.
+"""Optimizer steps that are those of one big batch: a loss that is the mean over all that a step counts (tokens,
+examples, prompts, tasks), and batches counted in tokens, which grow.
 
-Lightning averages the means of micro-batches and of ranks, which weighs a token of a short one more; here a step of k
-micro-batches on n devices is the step of one big batch. How many micro-batches make a step follows from its tokens and
+Lightning averages the means of micro-batches and of ranks, which weighs a token of a short one more, and divides by
+`accumulate_grad_batches` where an epoch's last step has fewer; here a step of k micro-batches on n devices is the step
+of one big batch. How many micro-batches make a step follows from its tokens and
 the devices, so a recipe means the same schedule on 1 device and on 8.
 """
 
@@ -36,11 +38,11 @@ class BatchConfig:
     ramp: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
+        if not 1 <= self.tokens < math.inf:
             raise UserError(f"batch: tokens: found {self.tokens:g}, expected at least 1")
         if self.start is not None and not 1 <= self.start <= self.tokens:
             raise UserError(f"batch: start: found {self.start:g}, expected 1 to tokens = {self.tokens:g}")
-        if (self.start is None) != (self.ramp <= 0):
+        if (self.start is None) == (0 < self.ramp < math.inf) or self.ramp < 0:
             raise UserError(f"batch: ramp: found {self.ramp:g}, expected more than 0 with a start, none without")
 
     def at(self, seen: float) -> float:
@@ -112,7 +114,7 @@ def begin_step(trainer: L.Trainer, micro_batches: int) -> None:
 
 
 class StepMean:
-    """The mean loss over the tokens of an optimizer step, from sums over micro-batches.
+    """The mean loss over what an optimizer step counts, from sums over micro-batches.
 
     `add` gives what `training_step` returns; `close`, called before the optimizer's step, turns the gradients of these
     into the gradient of the mean.
@@ -129,12 +131,12 @@ class StepMean:
         return self.count is None
 
     def add(self, total: Tensor, count: Tensor, cells: int) -> Tensor:
-        """A loss to differentiate: the micro-batch's nats by the cells that the step's first one has.
+        """A loss to differentiate: the micro-batch's sum by the cells that the step's first one has.
 
         Args:
-            total: sum of the micro-batch's cross-entropies in nats.
-            count: tokens it is over.
-            cells: tokens it has, counted or not: keeps gradients in a range that half precision can hold.
+            total: sum of the micro-batch's losses.
+            count: tokens, examples, prompts or tasks it is over.
+            cells: those it has, counted or not: keeps gradients in a range that half precision can hold.
         """
         if self.total is None or self.count is None:
             self.total, self.count, self.unit = total.detach(), count, cells

@@ -15,9 +15,10 @@ from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy, row_mean_weights
 from gpt_modules.labelling import Labelling
 from gpt_modules.training import artefacts, labelling_metrics, optimizers
+from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.figures import confusion_figure
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.hyperparameters import arguments, expect_number, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
 from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
@@ -40,7 +41,8 @@ class FinetuningModule(L.LightningModule):
         init_layers: take the embeddings and the lowest so many blocks from the pretrained model, the rest fresh (the
             paper's figure 2); left out: all.
         lm_coef: λ, the weight of the auxiliary loss; 0.5 in the paper.
-        dropout: residual, embedding and attention dropout; left out: as pretrained, or as `config` says.
+        dropout: residual, embedding and attention dropout, as the paper has it; left out: as pretrained, or as
+            `config` says.
         classifier_dropout: before the head.
         freeze: keep the embeddings and the lowest so many blocks as they are; the new tokens still learn.
         layer_decay: each layer below the head learns at this multiple of the rate of the one above.
@@ -72,7 +74,14 @@ class FinetuningModule(L.LightningModule):
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.save_hyperparameters(given)
+        expect_number("lm_coef", lm_coef, "[0, inf)")
+        expect_number("dropout", dropout or 0.0, "[0, 1)")
+        expect_number("classifier_dropout", classifier_dropout, "[0, 1)")
+        expect_number("init_layers", init_layers or 0, "[0, inf)", whole=True)
+        expect_number("freeze", freeze or 0, "[0, inf)", whole=True)
+        expect_number("layer_decay", layer_decay, "(0, 1]")
         self.val_loss, self.val_lm_loss = MeanMetric(), MeanMetric()
+        self.step = StepMean()
         self.val_metrics: MetricCollection
         self.val_confusion: MulticlassConfusionMatrix | None = None
         self.model: LabellingModel
@@ -139,28 +148,34 @@ class FinetuningModule(L.LightningModule):
         return outputs, labelling_metrics.task_loss(outputs, batch.labels, self.task), lm_loss
 
     def _lm_loss(self, hidden: Tensor, batch: LabelledBatch) -> Tensor:
-        """Every token after the first is predicted, the delimiter and the extract token too."""
+        """Every token after the first is predicted, the delimiter and the extract token too: a mean over a row's
+        tokens, over an example's rows, over examples.
+        """
         places = torch.arange(1, batch.tokens.shape[1], device=hidden.device)
         counted = places < batch.lengths[:, None]
         labels = batch.tokens[:, 1:].masked_fill(~counted, IGNORE)
-        weights = row_mean_weights(counted)
+        weights = row_mean_weights(counted) * _row_shares(batch)[:, None]
         states = hidden[:, :-1].flatten(0, 1)
         return linear_cross_entropy(states, self.model.head_weight, labels.flatten(), row_weights=weights.flatten())
 
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        """L2 + lm_coef * L1."""
+        """L2 + lm_coef * L1, in the scale of `StepMean`."""
         _, loss, lm_loss = self.losses(batch)
-        total: Tensor = loss + self.hparams["lm_coef"] * lm_loss
-        self.log("train/loss", total, prog_bar=True)
         self.log_dict({"train/task_loss": loss, "train/lm_loss": lm_loss})
-        return total
+        labelled, examples = labelling_metrics.has_label(batch.labels, self.task).sum(), _examples(batch).sum()
+        total = loss * labelled + self.hparams["lm_coef"] * lm_loss * examples
+        return self.step.add(total, labelled, len(batch.labels))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """`train/loss`, the mean over the step's labelled examples."""
+        self.log("train/loss", self.step.close(self), prog_bar=True)
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Loss and metrics over the labelled examples."""
         outputs, loss, lm_loss = self.losses(batch)
         count = labelling_metrics.has_label(batch.labels, self.task)
         self.val_loss.update(loss, count.sum())
-        self.val_lm_loss.update(lm_loss, len(batch.lengths))
+        self.val_lm_loss.update(lm_loss, _examples(batch).sum())
         labelling_metrics.update_metrics(self.val_metrics, outputs, batch.labels, self.task)
         if self.val_confusion is not None and bool(count.any()):
             self.val_confusion.update(outputs.argmax(1)[count], batch.labels[count])
@@ -241,6 +256,19 @@ class FinetuningModule(L.LightningModule):
     def export(self, folder: Path) -> None:
         """Write the task model's folder, LoRA merged."""
         artefacts.export(self, merged(self.model), folder)
+
+
+def _examples(batch: LabelledBatch) -> Tensor:
+    """(B,) whether a place of the batch has an example."""
+    return (batch.index >= 0).any(1)
+
+
+def _row_shares(batch: LabelledBatch) -> Tensor:
+    """(N,) what a row weighs among all N, so that each example weighs the same however many answers it has."""
+    rows = (batch.index >= 0).sum(1, keepdim=True).expand_as(batch.index)
+    shares = torch.zeros(len(batch.lengths) + 1, device=batch.index.device)  # the last one is what -1 points at
+    shares[batch.index] = 1.0 / rows.clamp(min=1)
+    return shares[:-1] * len(batch.lengths) / _examples(batch).sum().clamp(min=1)
 
 
 def _holds(group: dict[str, Any], parameter: Tensor) -> bool:

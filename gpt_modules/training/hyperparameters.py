@@ -12,6 +12,8 @@ from gpt_modules.errors import expect
 
 T = TypeVar("T")
 
+SEEDS = "[0, 4294967295]"
+
 
 def plain(value: Any) -> Any:
     """Dataclasses to dicts, tuples to lists, all the way down.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.hyperparameters import expect_number
 
 RateShape = Literal["fixed", "per_step", "per_element"]
 
@@ -34,10 +35,8 @@ class InnerLoop:
     adapts: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UserError(f"inner: steps: found {self.steps}, expected 0 or more")
-        if not self.lr > 0:
-            raise UserError(f"inner: lr: found {self.lr:g}, expected more than 0")
+        expect_number("inner.steps", self.steps, "[0, inf)", whole=True)
+        expect_number("inner.lr", self.lr, "(0, inf)")
 
     def adapted(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters that move.

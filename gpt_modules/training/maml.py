@@ -22,7 +22,8 @@ from gpt_modules.data.batches import IGNORE, EpisodeBatch, EpisodeSet
 from gpt_modules.errors import UserError
 from gpt_modules.functional import Algorithm, Parameters, adapt, meta_gradient, over_tasks, supervised_scores
 from gpt_modules.training import artefacts, optimizers
-from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.accumulation import StepMean
+from gpt_modules.training.hyperparameters import arguments, expect_number, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
@@ -69,10 +70,12 @@ class MAMLModule(L.LightningModule):
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.save_hyperparameters(given)
+        expect_number("tasks_at_once", 1 if tasks_at_once is None else tasks_at_once, "[1, inf)", whole=True)
         self._check()
         if network is not None:
             self.network = network
         self.inner_rates = nn.ParameterDict()
+        self.step = StepMean()
         self.val_loss, self.val_loss_before, self.val_accuracy = MeanMetric(), MeanMetric(), MeanMetric()
 
     def _check(self) -> None:
@@ -166,19 +169,26 @@ class MAMLModule(L.LightningModule):
             checkpoint["state_dict"] = {**state, **own}
 
     def training_step(self, batch: EpisodeBatch, batch_idx: int) -> Tensor:
-        """The query loss after adaptation, whose gradient is the algorithm's meta-gradient."""
+        """The query loss after adaptation, whose gradient is the algorithm's meta-gradient, in the scale of
+        `StepMean`.
+        """
         self.network.eval()  # the inner loss has to be one function, so nothing drops out
         parameters, rates = self.parameters_now(), self.rates()
         found = meta_gradient(
             self.loss, parameters, rates, batch.support, batch.query, self.inner.steps,
             self.hparams["algorithm"], self.inner.learned, self.hparams["tasks_at_once"],
         )  # fmt: skip
-        self.log("train/loss", found.query_loss, prog_bar=True)
         pairs = [(parameters[name], gradient) for name, gradient in found.gradients.items()]
         pairs += [(rates[name], gradient) for name, gradient in found.rates.items()]
         # Linear in the parameters: its gradient is what was found, through DDP's hooks and Lightning's backward.
         carrier = torch.stack([(value * gradient).sum() for value, gradient in pairs if value.requires_grad]).sum()
-        return found.query_loss + carrier - carrier.detach()
+        tasks = len(batch.query.targets)
+        count = torch.tensor(tasks, device=self.device)
+        return self.step.add((found.query_loss + carrier - carrier.detach()) * tasks, count, tasks)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """`train/loss`, the mean over the step's tasks."""
+        self.log("train/loss", self.step.close(self), prog_bar=True)
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Query loss before and after adaptation, and the queries answered right after it."""

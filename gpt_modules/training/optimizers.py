@@ -123,9 +123,7 @@ class Schedule(LambdaLR):
 
 
 def keep_settings(optimizer: Optimizer) -> None:
-    """Restoring gives `optimizer` what it had accumulated, and never the rates, decays and betas of that time: those are
-    the recipe's.
-    """
+    """Restoring gives `optimizer` what it had accumulated; rates, decays and betas stay those of the recipe."""
     for part in optimizer.parts.values() if isinstance(optimizer, MuonAdamW) else [optimizer]:
         part.register_load_state_dict_pre_hook(_accumulated)
 
@@ -149,9 +147,7 @@ def _accumulated(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     if kind in _ACCUMULATES:
         shapes = {number: parameter.shape for number, parameter in zip(numbers, parameters, strict=True)}
         _check_entries(kind, state["state"], shapes)
-    groups = [
-        {**own, "params": group["params"]} for own, group in zip(optimizer.param_groups, stored, strict=True)
-    ]
+    groups = [{**own, "params": group["params"]} for own, group in zip(optimizer.param_groups, stored, strict=True)]
     return {**state, "param_groups": groups}
 
 

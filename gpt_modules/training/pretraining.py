@@ -14,7 +14,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
 from gpt_modules.training.callbacks.writer import log_interval
-from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_number, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import shard
@@ -59,6 +59,9 @@ class PretrainingModule(L.LightningModule):
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.batch_config = None if batch is None else typed(BatchConfig, batch)
         self.save_hyperparameters(given)
+        expect_number("max_tokens", 1 if max_tokens is None else max_tokens, "(0, inf)")
+        expect_number("sample_tokens", sample_tokens, "[1, inf)", whole=True)
+        expect_number("seed", seed, SEEDS, whole=True)
         self.val_loss = MeanMetric()
         self.tokens_seen = 0  # by all devices, since the first step of the run
         self.step = StepMean()
@@ -107,6 +110,7 @@ class PretrainingModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore them."""
+        expect_number("tokens_seen", checkpoint["tokens_seen"], "[0, inf)", whole=True)
         self.tokens_seen = checkpoint["tokens_seen"]
 
     def validation_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:

@@ -13,7 +13,7 @@ from gpt_modules.backbone import GPT
 from gpt_modules.data.batches import PackedBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
-from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_number, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
@@ -24,8 +24,8 @@ class SFTModule(L.LightningModule):
 
     Args:
         init_from: folder (or hub name) of the pretrained model.
-        dropout: residual, embedding and attention dropout; InstructGPT used 0.2 on the residual path. Left out: as
-            pretrained.
+        dropout: on the residual path, 0.2 in InstructGPT (appendix C.1); embedding and attention dropout stay as
+            pretrained. Left out: so does this.
         optimizer: AdamW's settings; InstructGPT's rate is 9.65e-6 at 1.3B and 6B.
         schedule: InstructGPT has no warm-up and a cosine to 10 %.
         compile: compile each block with `torch.compile`.
@@ -50,6 +50,9 @@ class SFTModule(L.LightningModule):
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.save_hyperparameters(given)
+        expect_number("dropout", dropout or 0.0, "[0, 1)")
+        expect_number("sample_tokens", sample_tokens, "[1, inf)", whole=True)
+        expect_number("seed", seed, SEEDS, whole=True)
         self.val_loss = MeanMetric()
         self.step = StepMean()
         self.model: GPT
@@ -59,9 +62,9 @@ class SFTModule(L.LightningModule):
         refuse_sharding(self)
         if hasattr(self, "model"):
             return
-        self.model = artefacts.open_gpt(
-            None, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
-        )
+        dropout = self.hparams["dropout"]
+        changes = {} if dropout is None else {"resid_pdrop": dropout}
+        self.model = artefacts.open_gpt(None, self.hparams["init_from"], **changes)
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone import Decoder
 from gpt_modules.errors import UserError
+from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.optimizers import parameter_groups
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -31,6 +32,11 @@ class LoRA:
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        expect_number("lora.rank", self.rank, "[1, inf)", whole=True)
+        expect_number("lora.alpha", self.alpha, "(0, inf)")
+        expect_number("lora.dropout", self.dropout, "[0, 1)")
 
 
 def add_lora(decoder: Decoder, lora: LoRA) -> None:

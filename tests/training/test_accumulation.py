@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from gpt_modules.data import PretrainingDataModule, SFTDataModule
 from gpt_modules.errors import UserError
 from gpt_modules.training import PretrainingModule, SFTModule
 from gpt_modules.training.accumulation import BatchConfig, TokenClock
+from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
 PLAIN = OptimizerConfig(lr=1e-2, eps=1e-4, weight_decay=0.1)
@@ -55,6 +58,58 @@ def test_the_same_for_demonstrations_of_unequal_length(fit, micro, tmp_path):
             max_steps=3)  # fmt: skip
         found.append(weights(module))
     assert torch.allclose(*found, atol=2e-6)
+
+
+class Epoch:
+    """These batches, in this order."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["finetuning", "reward", "sft", "pretraining", "maml", "reptile"])
+def test_a_step_of_any_procedure_is_that_of_one_batch_and_so_is_the_last_of_an_epoch(procedure, fit, word):
+    """Five examples, two a step: the last has one, and would count half as a mean over two micro-batches."""
+    arguments = {
+        "pretraining": {},
+        "finetuning": {"dropout": 0.0, "classifier_dropout": 0.0},
+        "reptile": {"inner": InnerLoop(2, 0.1), "algorithm": "reptile"},
+        "maml": {"inner": InnerLoop(2, 0.1)},
+    }.get(word, {"dropout": 0.0})
+    plain = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=word != "reptile")
+    found = []
+    for together, micro_batches in ((1, [[0, 1], [2, 3], [4]]), (2, [[0], [1], [2], [3], [4]])):
+        torch.manual_seed(0)
+        flat = ScheduleConfig(shape="constant")
+        module, data = procedure("maml" if word == "reptile" else word, optimizer=plain, schedule=flat, **arguments)
+        own = data.train_dataloader
+        data.train_dataloader = lambda own=own, micro_batches=micro_batches: Epoch(
+            [own().examples.batch(0, np.array(rows)) for rows in micro_batches]
+        )
+        fit(module, data, accumulate_grad_batches=together, limit_val_batches=0, callbacks=[Still()])
+        assert module.trainer.global_step == 3
+        found.append(torch.cat([parameter.detach().flatten() for parameter in module.parameters()]))
+    assert torch.allclose(*found, atol=1e-6)
+
+
+class Still(L.Callback):
+    """No dropout at all."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        module.eval()
 
 
 def test_the_ramp_is_gpt3s():

@@ -77,7 +77,10 @@ def test_tokens_and_steps_give_the_same_rates():
     taken = []
     by_steps = configure(adamw(), ScheduleConfig(warmup=4, unit="steps"), 10)
     by_tokens = configure(
-        adamw(), ScheduleConfig(warmup=4 * 512, unit="tokens"), 10, (lambda: (512 * sum(taken), 512 * (1 + sum(taken))), 10 * 512)
+        adamw(),
+        ScheduleConfig(warmup=4 * 512, unit="tokens"),
+        10,
+        (lambda: (512 * sum(taken), 512 * (1 + sum(taken))), 10 * 512),
     )
     assert rates(by_steps, 10) == pytest.approx(rates(by_tokens, 10, taken))
     assert rates(configure(adamw(), ScheduleConfig(warmup=4), 10), 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])

@@ -69,6 +69,12 @@ class ExportBest(L.Callback):
                 check_replaceable(folder)
                 check_writable(folder)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that goes on where its best weights are not, in another folder, looks for the best from here on."""
+        if self.best is not None and not (Path(trainer.default_root_dir) / "export").exists():
+            rank_zero_warn(f"export: not there, though {self.monitor} was {self.best:g}; the best from here on counts")
+            self.best = None
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export when the metric has improved."""
         if trainer.state.fn != "fit":
@@ -118,7 +124,7 @@ class ExportBest(L.Callback):
     def _export_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.monitor is not None and self.best is None:
             found = self._latest.get(self.monitor, math.nan)
-            rank_zero_warn(f"export.monitor: {self.monitor} was never finite (last {found}); exporting the last weights")
+            rank_zero_warn(f"export.monitor: {self.monitor} was never finite (last: {found}); the last weights it is")
         self._export(trainer, pl_module)
         self.metrics = self._latest
 

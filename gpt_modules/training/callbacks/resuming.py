@@ -14,8 +14,8 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.hyperparameters import plain
@@ -53,9 +53,7 @@ class Resumption(L.Callback):
         if not isinstance(trainer._checkpoint_connector, _Restoring):
             trainer._checkpoint_connector = _Restoring(trainer, self)
 
-    def on_save_checkpoint(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what the run was told, and which tokenizer its ids are of."""
         checkpoint[RECIPE] = self.told(pl_module)
         checkpoint[TOKENIZER] = _tokenizer_digest(trainer)
@@ -83,7 +81,7 @@ class Resumption(L.Callback):
                 raise UserError(f"{name}: found {_short(after)}, expected the checkpoint's {_short(before)} ({path})")
         if bool(stored.get("model.optimizer.muon_lr")) != bool(now.get("model.optimizer.muon_lr")):
             before = _short(stored.get("model.optimizer.muon_lr"))
-            raise UserError(f"model.optimizer.muon_lr: found Muon switched, expected the checkpoint's {before} ({path})")
+            raise UserError(f"model.optimizer.muon_lr: found Muon switched, expected the checkpoint's {before}")
         digest = _tokenizer_digest(trainer)
         if digest is not None and checkpoint.get(TOKENIZER) not in (None, digest):
             raise UserError(f"data.tokenizer: found another tokenizer, expected the checkpoint's ({path})")
@@ -209,7 +207,8 @@ def _check_like(found: Any, expected: Any, name: str) -> None:
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         yield name, value
-    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, list) else ()):
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in parts:
         yield from _tensors(item, f"{name}: {key}")
 
 

@@ -83,7 +83,7 @@ def dropout(trainer, module):
 
 def one_layer_slower(trainer, module):
     scheduler = trainer.lr_scheduler_configs[0].scheduler
-    depths = sorted({base for base in scheduler.base_lrs}, reverse=True)
+    depths = sorted(set(scheduler.base_lrs), reverse=True)
     scheduler.base_lrs = [1e-2 * 0.25 ** depths.index(base) for base in scheduler.base_lrs]
     rates(scheduler.lr_lambdas[0])(trainer, module)
 
@@ -158,7 +158,9 @@ def test_a_changed_setting_holds_from_the_step_of_the_checkpoint(run, tmp_path, 
 def test_a_changed_clip_and_a_longer_run_hold(run, tmp_path):
     run("sft", {}, default_root_dir=tmp_path / "one")
     saved = tmp_path / "one" / "checkpoints" / f"step={END:08d}.ckpt"
-    module = run("sft", {}, checkpoint=saved, max_steps=END + 1, gradient_clip_val=1e-9, default_root_dir=tmp_path / "two")
+    module = run(
+        "sft", {}, checkpoint=saved, max_steps=END + 1, gradient_clip_val=1e-9, default_root_dir=tmp_path / "two"
+    )
     assert module.global_step == END + 1
 
 
@@ -228,4 +230,6 @@ def test_a_long_line_counts_what_it_leaves_out():
     assert len(line) <= 400
     assert line.endswith(" more changes")
     begun = going_on(3, {"model.inner.lr": (0.1, 0.2)}, {"model.inner.lr"})
-    assert begun == "going on from step 3 with model.inner.lr 0.2 (0.1 in the checkpoint, which has been learned or read)"
+    assert (
+        begun == "going on from step 3 with model.inner.lr 0.2 (0.1 in the checkpoint, which has been learned or read)"
+    )

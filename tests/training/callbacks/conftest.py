@@ -1,0 +1,18 @@
+"""A module and its data for tests of what watches a run."""
+
+import pytest
+
+from gpt_modules.data import PretrainingDataModule
+from gpt_modules.training import PretrainingModule
+from gpt_modules.training.optimizers import OptimizerConfig
+
+
+@pytest.fixture
+def parts(micro, tmp_path):
+    def build(lr=1e-2, **arguments):
+        module = PretrainingModule(micro.config(), optimizer=OptimizerConfig(lr=lr), **arguments)
+        source = str(micro.pretraining)
+        cache = str(tmp_path / "cache")
+        return module, PretrainingDataModule(source, source, str(micro.gpt), context=16, batch_size=20, cache_dir=cache)
+
+    return build

@@ -1,0 +1,111 @@
+"""Which weights a run hands on, and what is known of them."""
+
+import math
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from gpt_modules.backbone import load_pretrained
+from gpt_modules.errors import UserError
+from gpt_modules.training.callbacks.export import ExportBest
+from gpt_modules.training.callbacks.summary import RunSummary
+
+
+class ValueAt(L.Callback):
+    """Puts a chosen value in place of the validation loss."""
+
+    def __init__(self, values):
+        self.values, self.weights = list(values), []
+
+    def on_validation_epoch_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            module.log("val/chosen", self.values[trainer.current_epoch])
+            self.weights.append(module.model.head_weight.detach().clone())
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 2)])
+def test_the_best_weights_are_exported(fit, parts, tmp_path, mode, best):
+    chosen = ValueAt([2.0, 1.0, 3.0, 2.5])
+    fit(*parts(), max_epochs=4, callbacks=[chosen, ExportBest("val/chosen", mode)])
+    exported = load_pretrained(tmp_path / "export", kind="gpt")
+    assert torch.equal(exported.head_weight.detach(), chosen.weights[best])
+
+
+def test_without_a_metric_the_last_weights_are_exported(fit, parts, tmp_path):
+    module, data = parts()
+    fit(module, data, max_steps=3, callbacks=[ExportBest()])
+    exported = load_pretrained(tmp_path / "export", kind="gpt")
+    assert torch.equal(exported.head_weight.detach(), module.model.head_weight.detach())
+
+
+def test_a_wrong_metric_is_told_before_the_first_step(fit, parts):
+    with pytest.raises(UserError, match=r"export\.monitor: found 'val/los', expected one of .*val/loss"):
+        fit(*parts(), callbacks=[ExportBest("val/los")], num_sanity_val_steps=-1, limit_train_batches=0)
+
+
+@pytest.mark.parametrize(("mode", "first"), [("min", math.nan), ("max", math.inf), ("min", -math.inf)])
+def test_a_value_that_is_not_finite_is_never_the_best(fit, parts, tmp_path, mode, first):
+    chosen, best = ValueAt([first, 2.0, math.nan, first]), ExportBest("val/chosen", mode)
+    fit(*parts(), max_epochs=4, limit_train_batches=1, callbacks=[chosen, best])
+    exported = load_pretrained(tmp_path / "export", kind="gpt")
+    assert torch.equal(exported.head_weight.detach(), chosen.weights[1])
+    assert best.best == 2.0
+
+
+def test_without_any_finite_value_the_last_weights_are_exported_and_said(fit, parts, tmp_path):
+    module, data = parts()
+    with pytest.warns(UserWarning, match=r"export\.monitor: val/chosen was never finite \(last: nan\)"):
+        fit(module, data, max_epochs=2, callbacks=[ValueAt([math.nan] * 2), ExportBest("val/chosen")])
+    exported = load_pretrained(tmp_path / "export", kind="gpt")
+    assert torch.equal(exported.head_weight.detach(), module.model.head_weight.detach())
+
+
+def test_the_best_by_another_measure_is_none():
+    before, after = ExportBest("val/a"), ExportBest("val/b", "max")
+    before.best, before._latest = 0.1, {"val/a": 0.1, "val/b": 0.2}
+    after.load_state_dict(before.state_dict())
+    assert after.best is None
+    with pytest.raises(UserError, match=r"export\.monitor: found 'val/c', expected one of .*: val/a, val/b"):
+        ExportBest("val/c").load_state_dict(before.state_dict())
+
+
+def test_a_monitor_without_validation_is_refused(fit, parts):
+    with pytest.raises(UserError, match=r"export\.monitor: found beside trainer\.limit_val_batches 0"):
+        fit(*parts(), limit_val_batches=0, callbacks=[ExportBest("val/loss")])
+
+
+def test_a_foreign_file_is_found_before_the_first_step(fit, parts, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "thesis.tex").write_text("all I have")
+    module, data = parts()
+    with pytest.raises(UserError, match=r"found thesis\.tex, expected a new folder"):
+        fit(module, data, callbacks=[ExportBest()])
+    assert module.trainer.global_step == 0
+    assert (tmp_path / "export" / "thesis.tex").read_text() == "all I have"
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_first_step(fit, parts, tmp_path):
+    (tmp_path / "file").write_text("")
+    module, data = parts()
+    with pytest.raises(UserError, match="could not be written"):
+        fit(module, data, callbacks=[ExportBest()], default_root_dir=tmp_path / "file" / "run")
+    assert module.trainer.global_step == 0
+
+
+class Counting(L.Callback):
+    def __init__(self):
+        self.steps = []
+
+    def on_validation_end(self, trainer, module):
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [({"max_epochs": 2}, [2, 4]), ({"max_epochs": -1, "max_steps": 3}, [2, 3]), ({"max_steps": 1}, [1])],
+)
+def test_a_run_ends_with_one_validation_of_its_last_weights(fit, parts, settings, steps):
+    counting = Counting()
+    fit(*parts(), limit_train_batches=2, callbacks=[ExportBest(), RunSummary(), counting], **settings)
+    assert counting.steps == steps

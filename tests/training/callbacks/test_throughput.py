@@ -1,0 +1,14 @@
+"""Speed in the log."""
+
+import pytest
+
+from gpt_modules.training.callbacks.throughput import Throughput
+
+
+def test_throughput_counts_tokens(fit, parts):
+    trainer = fit(*parts(), max_epochs=2, callbacks=[Throughput(peak_flops=1e12)], log_every_n_steps=2)
+    rates, utilisation = (trainer.logger.values(f"perf/{name}") for name in ("tokens_per_s", "mfu"))
+    assert rates
+    assert all(rate > 0 for rate in rates)
+    per_token = trainer.lightning_module.flops_per_token()
+    assert utilisation == pytest.approx([rate * per_token / 1e12 for rate in rates], rel=1e-3)
