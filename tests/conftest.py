@@ -116,7 +116,7 @@ class Micro:
             return {"families": [cipher], "steps": 10, **sizes}
         files = {"pretraining": self.pretraining, "finetuning": self.labelled, "sft": self.sft}
         files |= {"reward": self.comparisons, "ppo": self.prompts}
-        sizes: dict[str, Any] = {"ppo": {"batch_size": 8}, "reward": {"batch_size": 10}}
+        sizes: dict[str, Any] = {"ppo": {"episodes": 8}, "reward": {"batch_size": 10}}
         return {
             "train": str(files[word]),
             "cache_dir": str(cache),

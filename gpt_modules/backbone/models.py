@@ -1,5 +1,7 @@
 """A decoder with a head: `GPT` predicts tokens, `RewardModel` scores responses and, as a critic, values states."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -63,8 +65,16 @@ class RewardModel(nn.Module):
         self.config = config
         self.decoder = Decoder(config)
         self.head = ScalarHead(config.n_embd)
-        self.register_buffer("bias", torch.tensor(0.0))
-        self.register_buffer("scale", torch.tensor(1.0))
+        self.register_buffer("bias", torch.tensor(0.0, dtype=torch.float32))
+        self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RewardModel":
+        """What `to` and its like call: weights may become bf16, the two constants keep their digits."""
+        kept = (self.bias, self.scale)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.bias.is_meta and not kept[0].is_meta:
+            self.bias, self.scale = (value.to(self.bias.device) for value in kept)
+        return self
 
     def token_values(
         self,

@@ -53,10 +53,15 @@ class RankingBatch(NamedTuple):
 
 
 class PromptBatch(NamedTuple):
-    """Prompts to answer (PPO). tokens (B, T): right-padded. lengths (B,): tokens of each prompt, at least 1."""
+    """Prompts to answer (PPO).
+
+    tokens (B, T): right-padded. lengths (B,): tokens of each prompt, at least 1. numbers (B,): the place of each among
+    all the prompts of a rollout or a validation, whichever process it is on: what its answer's noise is drawn from.
+    """
 
     tokens: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
+    numbers: Int[Tensor, " B"]
 
 
 class LabelledBatch(NamedTuple):

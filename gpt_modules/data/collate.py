@@ -188,8 +188,11 @@ def collate_rankings(prompts: Sequence[RankedAnswers]) -> RankingBatch:
     return RankingBatch(pad_right(answers), lengths, table, torch.from_numpy(ranks), table >= 0)
 
 
-def collate_prompts(prompts: Sequence[IntArray]) -> PromptBatch:
+def collate_prompts(prompts: Sequence[IntArray], numbers: Sequence[int] | None = None) -> PromptBatch:
     """Prompts, right-padded; none may be empty (there would be nothing to predict the answer's first token from).
+
+    Args:
+        numbers: Of the prompts; None: counted from 0.
 
     Raises:
         ValueError: A prompt is empty.
@@ -197,7 +200,8 @@ def collate_prompts(prompts: Sequence[IntArray]) -> PromptBatch:
     lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64)
     if bool((lengths == 0).any()):
         raise ValueError("found an empty prompt, expected at least one token")
-    return PromptBatch(pad_right(prompts), lengths)
+    counted = range(len(prompts)) if numbers is None else numbers
+    return PromptBatch(pad_right(prompts), lengths, torch.tensor(list(counted), dtype=torch.int64))
 
 
 def cut_pair(text: Sequence[int], pair: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:

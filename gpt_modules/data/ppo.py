@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gpt_modules.data.batches import PromptBatch
@@ -32,7 +33,7 @@ class Prompts(Examples[PromptBatch]):
         return len(self.tokens)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> PromptBatch:
-        return collate_prompts([self.tokens[max(i, 0)] for i in indices.tolist()])
+        return collate_prompts([self.tokens[max(i, 0)] for i in indices.tolist()], indices.tolist())
 
 
 def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | None, source: str) -> Prompts:
@@ -61,8 +62,8 @@ class PPODataModule(ResumableDataModule):
             line, or a data set's name on the hub.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
-        batch_size: Prompts a rollout, of each process.
-        val_batch_size: Prompts a validation batch; None: `batch_size`.
+        episodes: Prompts a rollout, over all processes: one device and eight take the same steps.
+        val_batch_size: Prompts a validation batch of one process; None: its share of `episodes`.
         max_prompt_tokens: Longer prompts are left out; None: all are kept.
         seed: Seed of the order.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
@@ -74,7 +75,7 @@ class PPODataModule(ResumableDataModule):
         train: str | list[str] = REVIEWS,
         validation: str | list[str] | None = None,
         tokenizer: str = "gpt2",
-        batch_size: int = 64,
+        episodes: int = 64,
         val_batch_size: int | None = None,
         max_prompt_tokens: int | None = None,
         seed: int = 0,
@@ -83,7 +84,7 @@ class PPODataModule(ResumableDataModule):
     ) -> None:
         super().__init__(tokenizer)
         self.train_source, self.validation_source = train, validation
-        self.batch_size, self.val_batch_size, self.max_prompt_tokens = batch_size, val_batch_size, max_prompt_tokens
+        self.episodes, self.val_batch_size, self.max_prompt_tokens = episodes, val_batch_size, max_prompt_tokens
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
         self.train_examples: Prompts | None = None
         self.validation_examples: Prompts | None = None
@@ -107,14 +108,27 @@ class PPODataModule(ResumableDataModule):
         Args:
             iteration: From 0.
             rank: This process.
-            world: Processes; together they answer `batch_size * world` different prompts.
+            world: Processes; together they answer the prompts that one would answer alone.
         """
         assert self.train_examples is not None, "setup comes first"
         if (rank, world) not in self._loaders:
-            loader = BatchLoader(self.train_examples, self.batch_size, self.seed, rank=rank, world=world)
+            loader = BatchLoader(self.train_examples, self._share(world), self.seed, rank=rank, world=world)
             self._loaders[rank, world] = loader
         loader = self._loaders[rank, world]
-        return loader.batch_at(*divmod(iteration, len(loader)))
+        batch = loader.batch_at(*divmod(iteration, len(loader)))
+        # By their place in the rollout, as a prompt that stands in it twice is answered twice, each time by its own.
+        return batch._replace(numbers=rank + world * torch.arange(len(batch.lengths)))
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that is answered in training or validation."""
+        found = [self.train_examples, self.validation_examples]
+        return max(len(tokens) for examples in found if examples is not None for tokens in examples.tokens)
+
+    def _share(self, world: int) -> int:
+        if self.episodes % world:
+            raise UserError(f"data.init_args.episodes: found {self.episodes}, expected a multiple of {world} processes")
+        return self.episodes // world
 
     def train_dataloader(self) -> Any:
         """The module's own loader over the answers it has collected."""
@@ -125,7 +139,8 @@ class PPODataModule(ResumableDataModule):
     def val_dataloader(self) -> BatchLoader[PromptBatch]:
         """The validation prompts, each once."""
         assert self.validation_examples is not None, "setup comes first"
-        return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+        _, world = self.sharding()
+        return self.validation_loader(self.validation_examples, self.val_batch_size or self._share(world))
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

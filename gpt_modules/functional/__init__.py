@@ -21,10 +21,11 @@ from gpt_modules.functional.losses import (
     explained_variance,
     ppo_clip_loss,
     ranking_loss,
+    ranking_losses,
     ranking_pairs,
     supervised_scores,
 )
-from gpt_modules.functional.masking import masked_mean, masked_whiten
+from gpt_modules.functional.masking import masked_mean, masked_whiten, token_mean
 from gpt_modules.functional.responses import gather_responses, response_positions
 from gpt_modules.functional.sampling import filter_logits
 from gpt_modules.functional.soft_labels import expected_score, row_mean_weights, soft_targets
@@ -56,6 +57,7 @@ __all__ = [
     "over_tasks",
     "ppo_clip_loss",
     "ranking_loss",
+    "ranking_losses",
     "ranking_pairs",
     "response_positions",
     "row_mean_weights",
@@ -63,4 +65,5 @@ __all__ = [
     "soft_targets",
     "supervised_scores",
     "token_logprobs",
+    "token_mean",
 ]

@@ -1,12 +1,10 @@
 """The distance to the reference policy: its estimate, its place in the reward, and the controller of its weight."""
 
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-
-Scalar = TypeVar("Scalar", float, Tensor)
 
 # exp(20) is 5e8: far beyond any ratio worth reporting, and far below float32's overflow.
 _LOG_RATIO_LIMIT = 20.0
@@ -51,15 +49,15 @@ def kl_shaped_rewards(
     return torch.where(last, rewards + scores.unsqueeze(1), rewards)
 
 
-def adaptive_kl_coef(coef: Scalar, kl: Scalar, target: float, horizon: float, n_episodes: int) -> Scalar:
-    """The KL weight β for the next iteration, from the KL that this one measured (both floats, or both scalar tensors).
+def adaptive_kl_coef(coef: float, kl: float, target: float, horizon: float, n_episodes: int) -> float:
+    """The KL weight β for the next iteration, from the KL that this one measured.
 
-    e = clip(KL / target - 1, -0.2, 0.2);   β ← β (1 + e · n_episodes / horizon)
+    e = clip(KL / target - 1, -0.2, 0.2);   β ← β (1 + e · min(1, n_episodes / horizon))
 
     `kl` is the sum over a sequence's tokens, averaged over sequences, and `target` is in the same unit; `horizon`
-    counts episodes. Source: Ziegler et al. 2019, section 2.2, with K_β = n_episodes / horizon as in its code. To keep β
-    fixed, do not call this.
+    counts episodes. Source: Ziegler et al. 2019, section 2.2, with K_β = n_episodes / horizon as in its code. K_β ends
+    at 1, where a β changes by a fifth at most: beyond 5, a KL below its target would make it negative. To keep β fixed,
+    do not call this.
     """
-    error = kl / target - 1.0
-    clipped = error.clamp(-0.2, 0.2) if isinstance(error, Tensor) else min(max(error, -0.2), 0.2)
-    return coef * (1.0 + clipped * n_episodes / horizon)
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return coef * (1.0 + error * min(1.0, n_episodes / horizon))

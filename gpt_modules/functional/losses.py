@@ -1,10 +1,8 @@
 """Losses of the reward model, the policy, the critic and of supervised sets, with the statistics that tell whether they
 are healthy.
 
-`normaliser`: a loss is a mean over tokens, and a mean of micro-batch means is not the batch's mean. Given the number of
-counted tokens of the *whole* batch, each micro-batch returns its share, so that losses and gradients of micro-batches
-(or ranks, summed) add up exactly. The statistics beside the loss are detached means over the micro-batch's own counted
-tokens.
+`normaliser`: as of `token_mean`. Losses and the detached statistics beside them are means over counted tokens; with the
+number of counted tokens of the whole batch, the shares of its micro-batches (or ranks) add up to them exactly.
 """
 
 from typing import NamedTuple
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt_modules.functional.masking import masked_mean
+from gpt_modules.functional.masking import masked_mean, token_mean
 
 # exp(20) is 5e8: one broken token must not overflow the loss of a batch.
 _LOG_RATIO_LIMIT = 20.0
@@ -50,21 +48,29 @@ def ranking_pairs(
     return scores[prompt, winner] - scores[prompt, loser], prompt
 
 
-def ranking_loss(
+def ranking_losses(
     scores: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
-) -> Float[Tensor, ""]:
-    """Reward-model loss: a mean over a prompt's untied pairs, then over the prompts that have one; 0 if none has.
+) -> tuple[Float[Tensor, "P"], Bool[Tensor, "P"]]:
+    """Reward-model loss of each prompt, a mean over its untied pairs, and which prompts have one; 0 where none.
 
-    loss = E_prompt [ 1/|pairs| Σ_(w,l) -log σ(r_w - r_l) ]
+    loss = 1/|pairs| Σ_(w,l) -log σ(r_w - r_l)
 
-    A prompt weighs the same however many answers it has: its K(K-1)/2 comparisons are correlated and count as one
-    example. Source: Ouyang et al. 2022 (InstructGPT), eq. 1; Bradley & Terry 1952.
+    A batch's loss is the mean over the prompts that have a pair: a prompt weighs the same however many answers it has,
+    for its K(K-1)/2 comparisons are correlated and count as one example. Source: Ouyang et al. 2022 (InstructGPT), eq.
+    1; Bradley & Terry 1952.
     """
     margins, prompt = ranking_pairs(scores.float(), ranks, mask)
     zeros = margins.new_zeros(scores.shape[0])
     totals = zeros.index_add(0, prompt, -F.logsigmoid(margins))
     pairs = zeros.index_add(0, prompt, torch.ones_like(margins))
-    return masked_mean(totals / pairs.clamp(min=1.0), pairs > 0)
+    return totals / pairs.clamp(min=1.0), pairs > 0
+
+
+def ranking_loss(
+    scores: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
+) -> Float[Tensor, ""]:
+    """The mean of `ranking_losses` over the prompts that have a pair; 0 if none has."""
+    return masked_mean(*ranking_losses(scores, ranks, mask))
 
 
 def ppo_clip_loss(
@@ -85,10 +91,10 @@ def ppo_clip_loss(
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    loss = _token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
+    loss = token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
     with torch.no_grad():
-        approx_kl = 0.5 * masked_mean(log_ratio.square(), mask)
-        return PolicyLoss(loss, approx_kl, _fraction(clipped > unclipped, mask), masked_mean(ratio, mask))
+        statistics = (0.5 * log_ratio.square(), (clipped > unclipped).float(), ratio)
+        return PolicyLoss(loss, *(token_mean(values, mask, normaliser) for values in statistics))
 
 
 def clipped_value_loss(
@@ -108,8 +114,8 @@ def clipped_value_loss(
     """
     limited = values.clamp(old_values - clip, old_values + clip)
     unclipped, clipped = (torch.where(mask, v - returns, 0.0).square() for v in (values, limited))
-    loss = 0.5 * _token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
-    return ValueLoss(loss, _fraction(clipped > unclipped, mask))
+    loss = 0.5 * token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
+    return ValueLoss(loss, token_mean((clipped > unclipped).float(), mask, normaliser))
 
 
 def supervised_scores(outputs: Float[Tensor, "B *S"], targets: Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, "B"]]:
@@ -141,18 +147,6 @@ def explained_variance(
     """
     unexplained, total = (_variance(x, mask) for x in (returns - values, returns))
     return torch.where(total > 0, 1.0 - unexplained / total, 0.0)
-
-
-def _token_mean(
-    losses: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], normaliser: float | Tensor | None
-) -> Float[Tensor, ""]:
-    if normaliser is None:
-        return masked_mean(losses, mask)
-    return torch.where(mask, losses, 0.0).sum() / normaliser
-
-
-def _fraction(condition: Bool[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, ""]:
-    return masked_mean(condition.float(), mask)
 
 
 def _variance(values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, ""]:

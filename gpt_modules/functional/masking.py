@@ -36,3 +36,16 @@ def masked_whiten(
     variance = masked_mean((values - mean).square(), mask)
     whitened = (values - mean) * torch.rsqrt(variance + eps)
     return torch.where(mask, whitened if shift_mean else whitened + mean, 0.0)
+
+
+def token_mean(
+    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], normaliser: float | Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean of the counted values, or their sum by a `normaliser`: the share of a part in the mean over a whole.
+
+    A mean of means is not the mean over all tokens. Given the number of counted tokens of the *whole* batch, each part
+    of it (a micro-batch, a rank) returns its share, and the shares add up to the mean exactly.
+    """
+    if normaliser is None:
+        return masked_mean(values, mask)
+    return torch.where(mask, values, 0.0).sum() / normaliser

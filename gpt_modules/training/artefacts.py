@@ -105,9 +105,18 @@ def dropout_changes(dropout: float | None) -> dict[str, Any]:
     return {} if dropout is None else {"embd_pdrop": dropout, "attn_pdrop": dropout, "resid_pdrop": dropout}
 
 
-def open_scorer(folder: str, **changes: Any) -> RewardModel:
-    """A reward model from its folder, or a new head on the trunk of a language model's folder."""
+def open_scorer(folder: str, zero_head: bool = False, **changes: Any) -> RewardModel:
+    """A reward model from its folder, or a new head on the trunk of a language model's folder.
+
+    Args:
+        zero_head: a new head says 0 until it has learnt.
+    """
     model = load_pretrained(folder, None, **changes)
     if isinstance(model, LabellingModel):
         raise UserError(f"{folder}: found a model of kind 'task', expected 'reward' or 'gpt'")
-    return model if isinstance(model, RewardModel) else RewardModel.from_gpt(model)
+    if isinstance(model, RewardModel):
+        return model
+    scorer = RewardModel.from_gpt(model)
+    if zero_head:
+        nn.init.zeros_(scorer.head.linear.weight)
+    return scorer

@@ -2,100 +2,77 @@
 2017).
 """
 
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric, MetricCollection
 
 from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PromptBatch
-from gpt_modules.errors import UserError
-from gpt_modules.functional import (
-    adaptive_kl_coef,
-    clipped_value_loss,
-    masked_mean,
-    ppo_clip_loss,
-)
+from gpt_modules.errors import UserError, expect
+from gpt_modules.functional import adaptive_kl_coef, clipped_value_loss, ppo_clip_loss, token_mean
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
-from gpt_modules.training.callbacks.writer import log_interval, tensorboard
+from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.rl.experience import Experience, ExperienceLoader
-from gpt_modules.training.rl.rewards import Reward, RewardSource, reward_sources, texts
+from gpt_modules.training.processes import HeldOut
+from gpt_modules.training.rl.answers import predictions, side_by_side
+from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
+from gpt_modules.training.rl.frozen import Frozen
+from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
+from gpt_modules.training.rl.rewards import RewardSource, check_tokenizer, reward_sources
 from gpt_modules.training.rl.rollout import (
-    Rollout,
-    Sampling,
     Scored,
-    Shaping,
+    inference,
     response_logprobs,
     response_values,
-    rollout_statistics,
     score_responses,
+    value_responses,
+)
+from gpt_modules.training.rl.settings import ClipConfig, KLConfig, Sampling, Shaping
+from gpt_modules.training.rl.shaping import (
+    Rollout,
+    over_processes,
+    response_statistics,
+    rollout_statistics,
     shape_rollout,
 )
 from gpt_modules.training.sharding import refuse_sharding
 
-FRONTIER = ("val/kl", "val/score")
-
-
-@dataclass(frozen=True)
-class KLConfig:
-    """The penalty for leaving the SFT model.
-
-    Args:
-        coef: beta, reward per nat; InstructGPT 0.02, Stiennon et al. 0.05, Ziegler et al. 0.15 to start from.
-        target: nats a sequence that an adaptive coefficient steers to (Ziegler et al. 2019, section 2.2: 6); None
-            keeps it fixed.
-        horizon: episodes over which the adaptive coefficient reacts.
-    """
-
-    coef: float = 0.05
-    target: float | None = None
-    horizon: float = 10_000
-
-
-@dataclass(frozen=True)
-class ClipConfig:
-    """PPO's trust region.
-
-    Args:
-        ratio: epsilon of the policy's clipped objective.
-        value: how far the critic may move from its old value before the loss stops pulling it on.
-        value_coef: weight of the value loss in the sum.
-    """
-
-    ratio: float = 0.2
-    value: float = 0.2
-    value_coef: float = 0.1
+# What `training_step` has a share of, in its order.
+STATISTICS = (
+    "train/loss",
+    *("loss/policy", "policy/approx_kl", "policy/clip_fraction", "policy/ratio"),
+    *("loss/value", "value/clip_fraction"),
+    "policy/entropy",
+)
+MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of a held-out response
+VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 
 
 class PPOModule(L.LightningModule):
     """PPO under automatic optimisation: one Lightning epoch is one iteration.
 
-    Its first batch samples responses to a batch of prompts and scores them; the training batches are
-    minibatches of that
-    rollout; one optimizer holds the policy and the critic as groups. The reference and the reward are frozen, read
-    from their folders,
-    and not part of any checkpoint.
+    Its first batch samples responses to a batch of prompts and scores them; the training batches are minibatches of
+    that rollout; one optimizer holds the policy and the critic as groups. The reference and the reward are frozen, read
+    from their folders, and not part of any checkpoint, which knows them by their SHA-256.
 
     Args:
         init_from: folder of the SFT model: the policy to begin with, and the reference of the KL penalty.
         rewards: folder of a reward model, or `package.module:function`, or a list of terms to be summed.
-        value_from: folder the critic begins from; left out: the first reward folder, or the SFT model with a new head.
+        value_from: folder the critic begins from; left out: the first reward folder, or the SFT model with a head of
+            zeros.
         monitors: further scores of the validation texts, logged as `val/<name>` and never optimised.
         max_new_tokens: longest response.
         temperature: of sampling, and of every log-probability.
         ppo_epochs: passes over a rollout; InstructGPT 1, Ziegler et al. 4.
-        minibatches: parts of a rollout; each is one optimizer step.
+        minibatches: parts of a rollout, over all devices; each is one optimizer step.
         kl: the penalty.
         clip: the trust region.
         gamma: discount. InstructGPT: none.
@@ -140,25 +117,30 @@ class PPOModule(L.LightningModule):
         given = arguments(locals())
         super().__init__()
         self.save_hyperparameters(given)
+        for name in ("max_new_tokens", "ppo_epochs", "minibatches", "score_rows"):
+            expect(given[name] >= 1, name, given[name], "at least 1")
+        expect(1e-3 <= temperature < math.inf, "temperature", temperature, "a finite number, 0.001 or more")
+        expect(value_lr is None or 0 <= value_lr < math.inf, "value_lr", value_lr, "a finite number, 0 or more")
+        for name in ("sample_prompts", "seed"):
+            expect(given[name] >= 0, name, given[name], "0 or more")
         self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
-        self.register_buffer("kl_coef", torch.tensor(float(self.kl_config.coef)))
-        self.register_buffer("iteration", torch.tensor(-1))
-        names = ["score", "kl", "length", "ended", *self.monitor_sources]
-        self.val_metrics = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
-        self.val_scores = CatMetric()
+        # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
+        self.kl_coef, self.iteration = float(self.kl_config.coef), -1
+        taken = sorted({"score_std", *MEASURED} & self.monitor_sources.keys())
+        expect(not taken, "monitors", taken, "names that no metric of PPO has")
+        self.held_out = HeldOut(*MEASURED, *self.monitor_sources)
         self.rollout: Rollout | None = None
         self.frontier: list[list[float]] = []
         self._experience: ExperienceLoader | None = None
         self._cut_off: dict[str, Any] | None = None
-        self.shown: dict[str, Tensor] = {}
+        self._shares: list[Tensor] = []
+        self.shown: dict[str, float] = {}
         self.policy: GPT
         self.critic: RewardModel
-        self.kl_coef: Tensor
-        self.iteration: Tensor
 
     # --- models ---
 
@@ -167,53 +149,41 @@ class PPOModule(L.LightningModule):
         refuse_sharding(self)
         if hasattr(self, "policy"):
             return
-        no_dropout = artefacts.dropout_changes(0.0)
-        self.policy = artefacts.open_gpt(None, self.hparams["init_from"], **no_dropout)
-        folders = [source.folder for source in self.reward_sources if source.folder is not None]
-        critic_folder = self.hparams["value_from"] or (folders[0] if folders else self.hparams["init_from"])
-        self.critic = artefacts.open_scorer(critic_folder, **no_dropout).fold_scale()
-        reference = artefacts.open_gpt(None, self.hparams["init_from"], **no_dropout).requires_grad_(False).eval()
-        self._frozen = [reference]  # in a list, so that it is no submodule: not trained, not in checkpoints
+        init_from = self.hparams["init_from"]
+        self.policy = artefacts.open_gpt(None, init_from, **artefacts.dropout_changes(0.0))
+        self.critic_folder = critic_folder(self.hparams["value_from"], self.reward_sources, init_from)
+        self.critic = open_critic(self.critic_folder, self.reward_sources)
+        self.frozen = Frozen(init_from, self.reward_sources, self.monitor_sources)
         if self.hparams["compile"]:
-            for decoder in (self.policy.decoder, self.critic.decoder, reference.decoder):
+            for decoder in (self.policy.decoder, self.critic.decoder, self.frozen.reference.decoder):
                 decoder.compile_blocks()
 
-    @property
-    def reference(self) -> GPT:
-        """The frozen SFT model."""
-        return self._frozen[0]
-
     def on_fit_start(self) -> None:
-        """Open the rewards and move what Lightning does not see."""
-        self._open_frozen()
-
-    def on_validation_start(self) -> None:
-        """For `gpt validate`, which has no fit."""
-        self._open_frozen()
-
-    on_test_start = on_predict_start = on_validation_start
-
-    def _open_frozen(self) -> None:
-        if hasattr(self, "reward"):
+        """Open the rewards, and refuse what would fail in the middle of a run."""
+        if self.frozen.opened:
             return
         artefacts.check_vocabulary(self, self.policy.config)
-        tokenizer = artefacts.datamodule_tokenizer(self)
-        if not self.reward_sources:
-            raise UserError("model.init_args.rewards: found none, expected at least one source")
-        self.reference.to(self.device)
-        self.reward = Reward(self.reward_sources, tokenizer, self.device)
-        self.monitors = {
-            name: Reward([source], tokenizer, self.device) for name, source in self.monitor_sources.items()
-        }
+        tokenizer, init_from = artefacts.datamodule_tokenizer(self), self.hparams["init_from"]
+        if self.critic_folder != init_from:
+            check_tokenizer(self.critic_folder, tokenizer)
+        readers = {init_from: self.policy, self.critic_folder: self.critic, **self.frozen.open(self)}
+        longest = self.trainer.datamodule.longest_prompt  # type: ignore[attr-defined]
+        check_fit(self.policy.config, readers, longest, self.hparams["max_new_tokens"])
         self.sampling = Sampling(self.hparams["max_new_tokens"], self.hparams["temperature"], tokenizer.eos_id)
+
+    # A validation of its own has no fit.
+    on_validation_start = on_test_start = on_predict_start = on_fit_start
 
     # --- rollout ---
 
     def experience_loader(self) -> ExperienceLoader:
         """What the datamodule hands to the Trainer."""
-        hparams, accumulate = self.hparams, self.trainer.accumulate_grad_batches
-        sizes = (hparams["ppo_epochs"], hparams["minibatches"], accumulate)
-        self._experience = ExperienceLoader(self, *sizes, hparams["seed"])
+        hparams, trainer = self.hparams, self.trainer
+        parts = Parts(hparams["ppo_epochs"], hparams["minibatches"], trainer.accumulate_grad_batches)
+        episodes = trainer.datamodule.episodes  # type: ignore[attr-defined]
+        self._experience = ExperienceLoader(
+            self, parts, episodes, hparams["seed"], self.global_rank, trainer.world_size
+        )
         self._restore_experience()
         return self._experience
 
@@ -223,22 +193,13 @@ class PPOModule(L.LightningModule):
             self._experience.restore(self._cut_off)
             self._cut_off = None
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """The run's precision with cached casts: without gradients every decode step may reuse the same bf16
-        weights.
-        """
-        training = self.training
-        self.eval()
-        half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(self.trainer.precision))
-        with torch.no_grad(), torch.autocast(self.device.type, dtype=half, enabled=half is not None):
-            yield
-        self.train(training)
-
-    def _score(self, prompts: PromptBatch, generator: torch.Generator) -> Scored:
-        rows = self.hparams["score_rows"]
-        with self._inference():
-            return score_responses(self.policy, self.reference, self.reward, prompts, self.sampling, generator, rows)
+    def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored:
+        """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise."""
+        key, rows = (self.hparams["seed"], draw), self.hparams["score_rows"]
+        with inference(self):
+            return score_responses(
+                policy or self.policy, self.frozen.reference, self.frozen.reward, prompts, self.sampling, key, rows
+            )
 
     def collect(self) -> Rollout:
         """The next iteration's rollout. The experience loader asks for it when an epoch's first batch is asked of it,
@@ -246,72 +207,58 @@ class PPOModule(L.LightningModule):
         """
         started = time.perf_counter()
         self.iteration += 1
-        iteration, rank = int(self.iteration), self.global_rank
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        prompts = PromptBatch(
-            *(field.to(self.device) for field in data.prompts(iteration, rank, self.trainer.world_size))
-        )
-        seed = (self.hparams["seed"] * 1_000_003 + iteration) * 4096 + rank
-        scored = self._score(prompts, torch.Generator(self.device).manual_seed(seed))
-        with self._inference():
-            self.rollout, rewards = shape_rollout(
-                scored, self.critic, self.kl_coef, self.shaping, self.hparams["score_rows"]
-            )
-        kl = self.trainer.strategy.reduce(scored.sequence_kl().mean(), reduce_op="mean")
-        self._log_objective(scored, rewards, kl, started)
-        if self.kl_config.target is not None:
-            episodes = len(scored.scores) * self.trainer.world_size
-            self.kl_coef.copy_(
-                adaptive_kl_coef(self.kl_coef, kl, self.kl_config.target, self.kl_config.horizon, episodes)
-            )
+        own = data.prompts(self.iteration, self.global_rank, self.trainer.world_size)
+        prompts = PromptBatch(*(field.to(self.device) for field in own))
+        scored = self._score(prompts, VALIDATION + 1 + self.iteration)
+        with inference(self):
+            values = value_responses(self.critic, scored, self.hparams["score_rows"])
+        scored, values = over_processes(prompts.numbers, scored, values)
+        self.rollout, _ = shape_rollout(scored, values, self.kl_coef, self.shaping)
+        statistics = rollout_statistics(scored, self.rollout, self.kl_coef, self.shaping)
+        numbers = {name: float(value) for name, value in statistics.items()}
+        numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
+        # Reading them waited for the device, so the clock stops when the rollout is complete.
+        self._log_rollout(numbers | {"perf/rollout_seconds": time.perf_counter() - started})
+        self._adapt_kl_coef(numbers["objective/kl"], len(scored.scores))
         return self.rollout
 
-    def _log_objective(self, scored: Scored, rewards: Tensor, kl: Tensor, started: float) -> None:
+    def _log_rollout(self, numbers: dict[str, float]) -> None:
         """Straight to the logger: values logged for the epoch's end would be lost if the run is cut off before it."""
-        assert self.rollout is not None
-        values = {
-            "objective/kl": kl,
-            "objective/kl_coef": self.kl_coef,
-            "objective/iteration": self.iteration,
-            **rollout_statistics(scored, self.rollout, rewards),
-        }
-        self.shown = {"score": values["objective/score"], "kl": kl}
+        self.shown = {"score": numbers["objective/score"], "kl": numbers["objective/kl"]}
         if self.logger is not None:
-            # Reading waits for the device, so the clock below stops when the rollout is complete.
-            numbers = {name: float(value) for name, value in values.items()}
-            numbers["perf/rollout_seconds"] = time.perf_counter() - started
             self.logger.log_metrics(numbers, step=self.global_step)
+
+    def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
+        config = self.kl_config
+        if config.target is not None:
+            self.kl_coef = adaptive_kl_coef(self.kl_coef, kl, config.target, config.horizon, episodes)
 
     # --- update ---
 
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         """Clipped policy loss plus the clipped value loss, over response tokens."""
-        rollout, normaliser = batch
-        width = rollout.responses.shape[1]
-        temperature = self.hparams["temperature"]
+        assert self.rollout is not None
+        rollout, normaliser = self.rollout.take(batch.rows), batch.normaliser
+        tokens, prompt_lengths, responses, mask = rollout[:4]
         logprobs, entropy = response_logprobs(
-            self.policy, rollout.tokens, rollout.prompt_lengths, rollout.responses, temperature
+            self.policy, tokens, prompt_lengths, responses, self.hparams["temperature"]
         )
-        values = response_values(self.critic, rollout.tokens, rollout.prompt_lengths, width)
-        clip, mask = self.clip_config, rollout.mask
+        values = response_values(self.critic, tokens, prompt_lengths, responses.shape[1])
+        clip = self.clip_config
         policy = ppo_clip_loss(logprobs, rollout.logprobs, rollout.advantages, mask, clip.ratio, normaliser)
         value = clipped_value_loss(values, rollout.values, rollout.returns, mask, clip.value, normaliser)
         loss: Tensor = policy.loss + clip.value_coef * value.loss
-        self.log("train/loss", loss)
+        shares = (loss, *policy, *value, token_mean(entropy, mask, normaliser))
+        self._shares.append(torch.stack([share.detach() for share in shares]))
         self.log_dict(self.shown, prog_bar=True, logger=False)
-        if (self.global_step + 1) % log_interval(self.trainer) == 0:
-            self.log_dict(
-                {
-                    "loss/policy": policy.loss,
-                    "loss/value": value.loss,
-                    "policy/approx_kl": policy.approx_kl,
-                    "policy/clip_fraction": policy.clip_fraction,
-                    "policy/ratio": policy.ratio_mean,
-                    "policy/entropy": masked_mean(entropy, mask),
-                    "value/clip_fraction": value.clip_fraction,
-                }
-            )
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """The step's statistics: what its micro-batches and its processes have of them, together."""
+        shares = torch.stack(self._shares).mean(0)
+        self._shares = []
+        self.log_dict(dict(zip(STATISTICS, self.trainer.strategy.reduce(shares, reduce_op="mean"), strict=True)))
 
     def configure_optimizers(self) -> Any:
         """One AdamW, a group for the policy and one for the critic."""
@@ -326,7 +273,7 @@ class PPOModule(L.LightningModule):
 
     def work(self, batch: Experience) -> tuple[float, str]:
         """Episodes: each is visited once an epoch, and counts a share each time."""
-        return len(batch.rollout.tokens) / self.hparams["ppo_epochs"], "episodes"
+        return len(batch.rows) / self.hparams["ppo_epochs"], "episodes"
 
     # --- validation ---
 
@@ -334,25 +281,18 @@ class PPOModule(L.LightningModule):
         """Sample answers to held-out prompts with the same noise each time; score them with the reward and the
         monitors.
         """
-        generator = torch.Generator(self.device).manual_seed(
-            self.hparams["seed"] * 1_000_003 + batch_idx * 4096 + self.global_rank
-        )
-        scored = self._score(batch, generator)
-        values = {
-            "score": scored.scores,
-            "kl": scored.sequence_kl(),
-            "length": scored.mask.sum(1).float(),
-            "ended": scored.ended.float(),
-        } | {name: monitor(scored.sequences) for name, monitor in self.monitors.items()}
-        self.val_scores.update(scored.scores)
-        for name, value in values.items():
-            self.val_metrics[name].update(value)
+        if not len(batch.lengths):
+            return
+        scored = self._score(batch, VALIDATION)
+        monitored = {name: monitor(scored.sequences) for name, monitor in self.frozen.monitors.items()}
+        measured = response_statistics(scored, self.kl_coef, self.shaping)
+        self.held_out.add(**measured, **monitored)
 
     def on_validation_epoch_end(self) -> None:
         """Means over the held-out prompts, and the reward-against-KL figure."""
         values = self._log_means("val")
         if not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
-            self.frontier.append([float(values[name]) for name in FRONTIER])
+            self.frontier.append([values["val/kl"], values["val/score"]])
         writer = tensorboard(self.trainer)
         if writer is not None and self.frontier:
             kl, score = zip(*self.frontier, strict=True)
@@ -366,22 +306,18 @@ class PPOModule(L.LightningModule):
         """The same means as `test/...`."""
         self._log_means("test")
 
-    def _log_means(self, stage: str) -> dict[str, Tensor]:
-        scores = torch.as_tensor(self.val_scores.compute())
-        values = {f"{stage}/{name}": value for name, value in self.val_metrics.compute().items()}
-        values[f"{stage}/score_std"] = scores.std(unbiased=False)
-        self.val_metrics.reset()
-        self.val_scores.reset()
+    def _log_means(self, stage: str) -> dict[str, float]:
+        columns = self.held_out.take()
+        values = {f"{stage}/{name}": float(column.mean()) for name, column in columns.items()}
+        values[f"{stage}/score_std"] = float(columns["score"].std(unbiased=False))
         self.log_dict(values)
         return values
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Prompt, response and score of each row."""
-        generator = torch.Generator(self.device).manual_seed(self.hparams["seed"] * 1_000_003 + batch_idx)
-        scored = self._score(batch, generator)
-        prompts, responses = texts(scored.sequences, artefacts.datamodule_tokenizer(self))
-        rows = zip(prompts, responses, scored.scores.tolist(), strict=True)
-        return [{"prompt": prompt, "response": response, "score": score} for prompt, response, score in rows]
+        if not len(batch.lengths):
+            return []
+        return predictions(self._score(batch, VALIDATION), artefacts.datamodule_tokenizer(self))
 
     def on_train_start(self) -> None:
         """A PPO run opens as a dashboard in TensorBoard's custom scalars."""
@@ -393,30 +329,33 @@ class PPOModule(L.LightningModule):
         """Held-out prompts, the SFT model's answer, the policy's answer with the same noise, and their scores."""
         batch = next(iter(self.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
         batch = PromptBatch(*(field[: self.hparams["sample_prompts"]].to(self.device) for field in batch))
-        tokenizer = artefacts.datamodule_tokenizer(self)
-        columns: dict[str, list[str]] = {}
-        for name, model in (("SFT", self.reference), ("policy", self.policy)):
-            generator = torch.Generator(self.device).manual_seed(self.hparams["seed"])
-            with self._inference():
-                rows = self.hparams["score_rows"]
-                scored = score_responses(model, self.reference, self.reward, batch, self.sampling, generator, rows)
-            columns["prompt"], columns[name] = texts(scored.sequences, tokenizer)
-            columns[f"{name} score"] = [f"{score:.2f}" for score in scored.scores.tolist()]
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        if not len(batch.lengths):
+            return []
+        models = {"SFT": self.frozen.reference, "policy": self.policy}
+        answers = {name: self._score(batch, VALIDATION, model) for name, model in models.items()}
+        return side_by_side(answers, artefacts.datamodule_tokenizer(self))
 
     # --- artefacts ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The figure's points belong to the run, and inside an iteration its experience."""
-        checkpoint["frontier"] = self.frontier
-        checkpoint["experience"] = None if self._experience is None else self._experience.state()
+        """What is neither weights nor optimizer: the place of the run, and inside an iteration its experience."""
+        checkpoint["ppo"] = {
+            "iteration": self.iteration,
+            "kl_coef": self.kl_coef,
+            "frontier": self.frontier,
+            "frozen": self.frozen.digests,
+            "experience": None if self._experience is None else self._experience.state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them; a coefficient that nothing adapts is the recipe's."""
-        if self.kl_config.target is None:
-            checkpoint["state_dict"]["kl_coef"] = torch.tensor(float(self.kl_config.coef))
-        self.frontier = checkpoint["frontier"]
-        self._cut_off = checkpoint["experience"]
+        """Restore it; a coefficient that was adapted goes on, a fixed one is the recipe's."""
+        if "ppo" not in checkpoint:
+            raise UserError("--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure")
+        state = checkpoint["ppo"]
+        self.iteration, self.frontier, self.frozen.recorded = state["iteration"], state["frontier"], state["frozen"]
+        if self.kl_config.target is not None:
+            self.kl_coef = state["kl_coef"]
+        self._cut_off = state["experience"]
         self._restore_experience()
 
     @property

@@ -6,17 +6,19 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torchmetrics import CatMetric, MeanMetric
-from torchmetrics.classification import BinaryAccuracy, BinaryCalibrationError
+from torchmetrics.functional.classification import binary_calibration_error
 
 from gpt_modules.backbone import RewardModel
-from gpt_modules.data.batches import RankingBatch
-from gpt_modules.functional import ranking_loss, ranking_pairs
+from gpt_modules.data.batches import PromptBatch, RankingBatch
+from gpt_modules.errors import expect
+from gpt_modules.functional import ranking_losses, ranking_pairs
 from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.figures import reliability_figure
 from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.hyperparameters import arguments, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
 
 CALIBRATION_BINS = 10
@@ -26,13 +28,15 @@ class RewardModule(L.LightningModule):
     """Learns a scalar from ranked answers: every pair of a prompt's K answers, one forward an answer, each prompt
     weighing the same.
 
-    The exported folder carries the bias that makes demonstrations score 0 on average (appendix C.2).
+    The exported folder carries the bias that makes demonstrations score 0 on average (appendix C.2). A reward model
+    that is trained further begins with its scores as they are: its bias and scale become part of its head.
 
     Args:
         init_from: folder of the SFT (or pretrained) model, or of a reward model to train further.
         dropout: residual, embedding and attention dropout; left out: as stored.
-        unit_scale: also divide by the standard deviation of the demonstrations' scores, as Ziegler et al. 2019
-            (section 2.2) normalise.
+        unit_scale: also divide by the standard deviation of the demonstrations' scores, so that a coefficient of the KL
+            penalty means the same for any reward model. (Ziegler et al. 2019, section 2.2, normalise to mean 0 and
+            variance 1 too, but over samples of the policy.) A margin is then no log-odds of a preference any more.
         optimizer: AdamW's settings; InstructGPT's rate is 9e-6.
         schedule: InstructGPT has a cosine to 10 % over one epoch.
         compile: compile each block with `torch.compile`.
@@ -52,11 +56,9 @@ class RewardModule(L.LightningModule):
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.save_hyperparameters(given)
-        self.val_loss = MeanMetric()
-        self.val_margin = MeanMetric()
-        self.val_accuracy = BinaryAccuracy()
-        self.val_calibration = BinaryCalibrationError(n_bins=CALIBRATION_BINS)
-        self.val_preferences = CatMetric()
+        expect(dropout is None or 0 <= dropout < 1, "dropout", dropout, "a number from 0 up to 1, or null")
+        self.prompt_losses, self.margins = HeldOut("loss"), HeldOut("margin")
+        self.step = StepMean()
         self.model: RewardModel
 
     def configure_model(self) -> None:
@@ -66,13 +68,18 @@ class RewardModule(L.LightningModule):
             return
         self.model = artefacts.open_scorer(
             self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
-        )
+        ).fold_scale()
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
     def on_fit_start(self) -> None:
-        """Refuse a tokenizer with more tokens than the model."""
+        """Refuse a tokenizer with more tokens than the model, and what the export could not be centred by."""
         artefacts.check_vocabulary(self, self.model.config)
+        different = {
+            tuple(row[:length].tolist()) for batch in self._demonstrations() for row, length in zip(*batch[:2])
+        }
+        if self.hparams["unit_scale"]:
+            expect(len(different) > 1, "unit_scale", len(different), "at least two different demonstrations")
 
     def prompt_scores(self, batch: RankingBatch) -> Tensor:
         """Scores as (P, K); a cell that holds no answer gets that of row 0 and is masked by the caller."""
@@ -80,28 +87,28 @@ class RewardModule(L.LightningModule):
         return scores[batch.index.clamp(min=0)]
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
-        """-log sigmoid of the margin, over the pairs of each prompt, then over prompts."""
+        """-log sigmoid of the margin, over the pairs of each prompt, then over the prompts, in the scale of
+        `StepMean`.
+        """
         scores = self.prompt_scores(batch)
-        loss = ranking_loss(scores, batch.ranks, batch.mask)
-        self.log("train/loss", loss, prog_bar=True)
+        losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
         if (self.global_step + 1) % log_interval(self.trainer) == 0:
             margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
             self.log("train/accuracy", (margins > 0).float().mean())
-        return loss
+        return self.step.add(losses.sum(), counted.sum(), len(losses))
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """`train/loss`, the mean over the step's prompts."""
+        self.log("train/loss", self.step.close(self), prog_bar=True)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
-        """Accuracy and calibration over all untied pairs."""
-        scores = self.prompt_scores(batch)
-        margins, _ = ranking_pairs(scores, batch.ranks, batch.mask)
-        if margins.numel() == 0:
+        """Accuracy and calibration over all untied pairs; the loss over all prompts that have one."""
+        if not len(batch.lengths):
             return
-        preference = torch.sigmoid(margins)
-        confidence, correct = torch.maximum(preference, 1 - preference), (margins > 0).long()
-        self.val_loss.update(ranking_loss(scores, batch.ranks, batch.mask), batch.mask.any(1).sum())
-        self.val_margin.update(margins)
-        self.val_accuracy.update(preference, torch.ones_like(correct))
-        self.val_calibration.update(confidence, correct)
-        self.val_preferences.update(preference)
+        scores = self.prompt_scores(batch)
+        losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
+        self.prompt_losses.add(loss=losses[counted])
+        self.margins.add(margin=ranking_pairs(scores, batch.ranks, batch.mask)[0])
 
     def on_validation_epoch_end(self) -> None:
         """Accuracy, margin, expected calibration error, and the reliability figure."""
@@ -121,20 +128,19 @@ class RewardModule(L.LightningModule):
         return [{"scores": scores[kept].tolist(), "ranks": ranks[kept].tolist()} for scores, ranks, kept in rows]
 
     def _log_preferences(self, stage: str) -> None:
-        metrics = {
-            f"{stage}/loss": self.val_loss,
-            f"{stage}/accuracy": self.val_accuracy,
-            f"{stage}/margin": self.val_margin,
-            f"{stage}/calibration_error": self.val_calibration,
+        losses, margins = self.prompt_losses.take()["loss"], self.margins.take()["margin"]
+        preferences, right = torch.sigmoid(margins), margins > 0
+        confidence = torch.maximum(preferences, 1 - preferences)
+        values = {
+            f"{stage}/loss": losses.mean(),
+            f"{stage}/accuracy": right.double().mean(),
+            f"{stage}/margin": margins.mean(),
+            f"{stage}/calibration_error": binary_calibration_error(confidence, right.long(), CALIBRATION_BINS),
         }
-        values = {name: metric.compute() for name, metric in metrics.items()}
-        preferences = torch.as_tensor(self.val_preferences.compute())
-        for metric in (*metrics.values(), self.val_preferences):
-            metric.reset()
-        self.log_dict(values, prog_bar=True)
+        self.log_dict({name: value.float() for name, value in values.items()}, prog_bar=True)
         writer = tensorboard(self.trainer)
         if writer is not None and not self.trainer.sanity_checking:
-            figure = reliability_figure(preferences.float().cpu().numpy(), CALIBRATION_BINS)
+            figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)
             writer.add_figure(f"{stage}/reliability", figure, self.global_step)
 
     def configure_optimizers(self) -> Any:
@@ -158,12 +164,16 @@ class RewardModule(L.LightningModule):
         self.model.eval()
         self.model.bias.zero_()
         self.model.scale.fill_(1.0)
-        batches = self.trainer.datamodule.demonstrations()  # type: ignore[attr-defined]
-        scores = torch.cat([self.model(b.tokens.to(self.device), b.lengths.to(self.device)) for b in batches])
+        batches = self._demonstrations()
+        scores = torch.cat([self.model(b.tokens.to(self.device), b.lengths.to(self.device)) for b in batches]).double()
         self.model.bias.copy_(-scores.mean())
         if self.hparams["unit_scale"]:
-            self.model.scale.copy_(1.0 / scores.std())
+            self.model.scale.copy_(1.0 / scores.std(unbiased=False))
         self.model.train(training)
+
+    def _demonstrations(self) -> list[PromptBatch]:
+        batches: list[PromptBatch] = self.trainer.datamodule.demonstrations()  # type: ignore[attr-defined]
+        return batches
 
     def export(self, folder: Path) -> None:
         """Centre, then write the folder; bias and scale are part of it."""

@@ -39,11 +39,11 @@ def random_prompts(options: argparse.Namespace) -> Any:
     from gpt_modules.data import PromptBatch, Tokenizer
 
     class RandomPrompts(L.LightningDataModule):
-        tokenizer = Tokenizer.gpt2()
+        tokenizer, episodes, longest_prompt = Tokenizer.gpt2(), options.episodes, options.prompt
 
         def prompts(self, iteration: int, rank: int, world: int) -> PromptBatch:
             tokens = torch.randint(self.tokenizer.vocab_size - 1, (options.episodes, options.prompt))
-            return PromptBatch(tokens, torch.full((options.episodes,), options.prompt))
+            return PromptBatch(tokens, torch.full((options.episodes,), options.prompt), torch.arange(options.episodes))
 
         def train_dataloader(self) -> Any:
             return self.trainer.lightning_module.experience_loader()

@@ -11,7 +11,7 @@ from gpt_modules.errors import UserError
 
 @pytest.fixture(scope="module")
 def data():
-    module = PPODataModule(batch_size=16)
+    module = PPODataModule(episodes=16)
     module.setup("fit")
     return module
 
@@ -29,17 +29,45 @@ def test_rollouts_visit_every_prompt_once_before_any_twice(data):
 
 def test_prompts_are_a_function_of_the_iteration(data):
     late = rows(data.prompts(700))
-    other = PPODataModule(batch_size=16)
+    other = PPODataModule(episodes=16)
     other.setup("fit")
     assert rows(other.prompts(700)) == late
-    other = PPODataModule(batch_size=16, seed=1)
+    other = PPODataModule(episodes=16, seed=1)
     other.setup("fit")
     assert rows(other.prompts(700)) != late
 
 
-def test_ranks_answer_different_prompts(data):
-    ranks = [rows(data.prompts(3, rank, 4)) for rank in range(4)]
-    assert len({row for rank in ranks for row in rank}) == 64
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_share_out_the_prompts_that_one_process_answers(data, world):
+    whole = data.prompts(3)
+    assert whole.numbers.tolist() == list(range(16))
+    ranks = [data.prompts(3, rank, world) for rank in range(world)]
+    together = {number: row for rank in ranks for number, row in zip(rank.numbers.tolist(), rows(rank), strict=True)}
+    assert [together[number] for number in range(16)] == rows(whole)
+
+
+def test_episodes_that_the_processes_cannot_share_are_refused(data):
+    with pytest.raises(UserError, match=r"^data\.init_args\.episodes: found 16, expected a multiple of 3 processes$"):
+        data.prompts(0, 0, 3)
+
+
+def test_a_prompt_that_is_answered_twice_has_two_numbers(tmp_path):
+    source = tmp_path / "a.txt"
+    source.write_text("one\ntwo\n")
+    data = PPODataModule(str(source), str(source), cache_dir=str(tmp_path), episodes=6)
+    data.setup("fit")
+    batch = data.prompts(0)
+    assert len(set(rows(batch))) == 2
+    assert batch.numbers.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_longest_prompt_is_of_both_splits(tmp_path):
+    for name, text in (("train", "a b c"), ("validation", "a b c d e")):
+        (tmp_path / f"{name}.txt").write_text(text + "\n")
+    files = [str(tmp_path / f"{name}.txt") for name in ("train", "validation")]
+    data = PPODataModule(*files, cache_dir=str(tmp_path), episodes=1)
+    data.setup("fit")
+    assert data.longest_prompt == len(data.tokenizer.encode("a b c d e"))
 
 
 def test_padding_is_no_token(data):
@@ -72,7 +100,7 @@ def test_long_prompts_are_left_out(caplog):
 def test_a_file_of_prompts(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(40)))
-    data = PPODataModule(str(source), cache_dir=str(tmp_path), batch_size=8, validation_fraction=0.1)
+    data = PPODataModule(str(source), cache_dir=str(tmp_path), episodes=8, validation_fraction=0.1)
     data.prepare_data()
     data.setup("fit")
     held_out = sum(split_of(f"question {i}", 0.1) == "validation" for i in range(40))

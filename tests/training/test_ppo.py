@@ -10,8 +10,9 @@ import torch
 
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.ppo import KLConfig
+from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.settings import KLConfig
 
 FLAT = ScheduleConfig(shape="constant")
 
@@ -41,15 +42,14 @@ class AtStart(L.Callback):
     """What the models are before the first step."""
 
     def on_train_start(self, trainer, module):
-        self.policy, self.critic, self.reference = (
-            weights(m) for m in (module.policy, module.critic, module.reference)
-        )
-        self.reward = [weights(term.__closure__[0].cell_contents) for _, term in module.reward.terms]
+        models = (module.policy, module.critic, module.frozen.reference)
+        self.policy, self.critic, self.reference = map(weights, models)
+        self.reward = [weights(term.model) for term in module.frozen.reward.terms]
 
 
 def test_the_first_minibatch_has_ratio_one(fit, ppo):
     """Although the folder stores dropout 0.3, and at a temperature that is not 1."""
-    trainer = fit(*ppo(batch_size=16, minibatches=4, temperature=0.5))
+    trainer = fit(*ppo(episodes=16, minibatches=4, temperature=0.5))
     first = {name: trainer.logger.values(f"policy/{name}")[0] for name in ("ratio", "approx_kl", "clip_fraction")}
     assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7)
@@ -68,9 +68,9 @@ def test_before_training_the_policy_is_the_reference(fit, ppo):
     module, data = ppo()
     trainer = fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
     assert trainer.global_step == 0
-    assert distance(weights(module.policy), weights(module.reference)) == 0.0
+    assert distance(weights(module.policy), weights(module.frozen.reference)) == 0.0
     assert not any(m.p for m in module.modules() if isinstance(m, torch.nn.Dropout))
-    assert not any(m.p for m in module.reference.modules() if isinstance(m, torch.nn.Dropout))
+    assert not any(m.p for m in module.frozen.reference.modules() if isinstance(m, torch.nn.Dropout))
 
 
 def test_the_frozen_models_neither_change_nor_reach_optimizer_or_checkpoint(fit, ppo, tmp_path):
@@ -79,18 +79,18 @@ def test_the_frozen_models_neither_change_nor_reach_optimizer_or_checkpoint(fit,
     trainer = fit(module, data, callbacks=[start], max_epochs=2)
     assert distance(weights(module.policy), start.policy) > 0.1
     assert distance(weights(module.critic), start.critic) > 0.1
-    assert distance(weights(module.reference), start.reference) == 0.0
-    reward = module.reward.terms[0][1].__closure__[0].cell_contents
+    assert distance(weights(module.frozen.reference), start.reference) == 0.0
+    reward = module.frozen.reward.terms[0].model
     assert distance(weights(reward), start.reward[0]) == 0.0
-    frozen = [*module.reference.parameters(), *reward.parameters()]
+    frozen = [*module.frozen.reference.parameters(), *reward.parameters()]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
     trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert trained == {id(p) for model in (module.policy, module.critic) for p in model.parameters()}
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     stored = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    count = sum(value.numel() for name, value in stored["state_dict"].items() if "val_metrics" not in name)
+    count = sum(value.numel() for value in stored["state_dict"].values())
     trainable = sum(p.numel() for model in (module.policy, module.critic) for p in model.parameters())
-    assert count == trainable + 4, "beyond what is trained: kl_coef, iteration, the critic's bias and scale"
+    assert count == trainable + 2, "beyond what is trained: the critic's bias and scale"
 
 
 def test_the_critic_begins_as_the_reward(fit, ppo):
@@ -98,7 +98,7 @@ def test_the_critic_begins_as_the_reward(fit, ppo):
     module.configure_model()
     fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
     batch = data.prompts(0)
-    scored = module._score(batch, torch.Generator().manual_seed(0))
+    scored = module._score(batch, VALIDATION)
     ends = scored.sequences.lengths[:, None] - 1
     with torch.no_grad():
         last = module.critic.eval().token_values(scored.sequences.tokens).gather(1, ends)[:, 0]
@@ -111,7 +111,7 @@ def test_without_a_reward_folder_the_critic_gets_a_new_head(fit, ppo, functions,
     start = AtStart()
     start.on_train_start = lambda trainer, module: setattr(start, "critic", weights(module.critic.decoder))  # type: ignore[method-assign]
     fit(module, data, callbacks=[start])
-    assert distance(start.critic, weights(module.reference.decoder)) == 0.0
+    assert distance(start.critic, weights(module.frozen.reference.decoder)) == 0.0
 
 
 def test_value_from_names_the_critics_folder(ppo, functions, micro):
@@ -142,7 +142,7 @@ def test_two_critic_rates(fit, ppo):
 def test_an_adaptive_coefficient_steers_towards_its_target(fit, ppo, target, direction):
     """At the first iteration the KL is 0, below any target; then the coefficient follows the measured KL."""
     kl = KLConfig(coef=0.1, target=target, horizon=100)
-    trainer = fit(*ppo(kl=kl, optimizer=adam(3e-2), schedule=FLAT, batch_size=16), max_epochs=3)
+    trainer = fit(*ppo(kl=kl, optimizer=adam(3e-2), schedule=FLAT, episodes=16), max_epochs=3)
     used, measured = (trainer.logger.values(f"objective/{name}") for name in ("kl_coef", "kl"))
     assert used[0] == pytest.approx(0.1)
     assert used[1] == pytest.approx(0.1 * (1 - 0.2 * 16 / 100))
@@ -170,13 +170,13 @@ def test_more_ppo_epochs_move_the_policy_further(fit, ppo):
     for epochs in (1, 2, 4):
         module, data = ppo(ppo_epochs=epochs, optimizer=adam(1e-3), schedule=FLAT)
         fit(module, data)
-        moved.append(distance(weights(module.policy), weights(module.reference)))
+        moved.append(distance(weights(module.policy), weights(module.frozen.reference)))
     assert moved[0] < moved[1] < moved[2]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_optimizer_steps_are_iterations_times_epochs_times_minibatches(fit, ppo, accumulate):
-    trainer = fit(*ppo(ppo_epochs=2, minibatches=3, batch_size=12), max_epochs=2, accumulate_grad_batches=accumulate)
+    trainer = fit(*ppo(ppo_epochs=2, minibatches=3, episodes=12), max_epochs=2, accumulate_grad_batches=accumulate)
     assert trainer.global_step == 2 * 2 * 3
     assert trainer.estimated_stepping_batches == 2 * 2 * 3
     assert trainer.logger.values("objective/iteration") == [0.0, 1.0]
@@ -197,7 +197,7 @@ def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo):
     found = []
     for accumulate in (1, 2):
         seen = Gradients()
-        module, data = ppo(minibatches=2, batch_size=16, temperature=2.0, max_new_tokens=16)
+        module, data = ppo(minibatches=2, episodes=16, temperature=2.0, max_new_tokens=16)
         trainer = fit(module, data, callbacks=[seen], accumulate_grad_batches=accumulate)
         found.append(seen.steps)
         lengths = module.rollout.mask.sum(1)
@@ -221,7 +221,7 @@ def test_dropout_stays_off_while_training(fit, ppo):
 
 def test_the_reward_rises_on_a_toy_task(fit, ppo, functions):
     module, data = ppo(
-        batch_size=32,
+        episodes=32,
         rewards="toy_rewards:share_of_g",
         kl=KLConfig(coef=0.0),
         missing_eos_score=None,
@@ -241,14 +241,14 @@ def test_validation_means_are_over_prompts(fit, ppo, functions):
     trainer = fit(module, data)
     names = ("score", "kl", "length", "ended", "letters")
     totals, count = dict.fromkeys(names, 0.0), 0
-    for index, batch in enumerate(data.val_dataloader()):
-        scored = module._score(batch, torch.Generator().manual_seed(index * 4096))
+    for batch in data.val_dataloader():
+        scored = module._score(batch, VALIDATION)
         values = (
             scored.scores,
             scored.sequence_kl(),
             scored.mask.sum(1),
             scored.ended,
-            module.monitors["letters"](scored.sequences),
+            module.frozen.monitors["letters"](scored.sequences),
         )
         totals = {name: totals[name] + value.double().sum().item() for name, value in zip(names, values, strict=True)}
         count += len(batch.lengths)
@@ -283,7 +283,7 @@ def test_random_numbers_of_the_process_do_not_matter(fit, ppo):
 
 
 def test_logged_statistics_are_over_counted_tokens(fit, ppo):
-    module, data = ppo(batch_size=16)
+    module, data = ppo(episodes=16)
     original, seen = module._score, []
     module._score = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
     logged = {name: value for name, _, value in fit(module, data, limit_val_batches=0).logger.points}

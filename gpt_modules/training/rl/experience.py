@@ -4,24 +4,23 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.rollout import Rollout
+from gpt_modules.training.rl.shaping import Rollout
 
 
 class Experience(NamedTuple):
-    """A micro-batch of a rollout.
+    """A micro-batch, named by its rows: half-precision plugins round every float tensor of a batch, and an old
+    log-probability in bf16 would make ratios of anything.
 
-    rollout: its rows.
-    normaliser: scalar, what a sum over the micro-batch's tokens is divided by, so that the micro-batches of all ranks
-        average to the
-        mean over the whole minibatch's tokens.
+    rows: (N,) of the owner's rollout, this process's share.
+    normaliser: what a sum over the micro-batch's tokens is divided by, so that the micro-batches of all processes
+        average to the mean over the whole minibatch's tokens.
     """
 
-    rollout: Rollout
-    normaliser: Tensor
+    rows: Tensor
+    normaliser: float
 
 
 @runtime_checkable
@@ -29,90 +28,91 @@ class Owner(Protocol):
     """What the loader asks of the procedure."""
 
     rollout: Rollout | None
-    iteration: Tensor
+    iteration: int
 
     @property
     def device(self) -> torch.device:
         """Where the update runs."""
 
     def collect(self) -> Rollout:
-        """The next iteration's rollout."""
+        """The next iteration's rollout, of the episodes of all processes."""
+
+
+class Parts(NamedTuple):
+    """How a rollout is cut: passes over it, optimizer steps of a pass, micro-batches of a step on each process."""
+
+    epochs: int
+    minibatches: int
+    accumulate: int
 
 
 class ExperienceLoader:
     """Yields `epochs x minibatches x accumulate` micro-batches of the owner's current rollout.
 
+    Which episodes make a minibatch is a function of (seed, iteration), the same for any number of processes: each takes
+    every `world`-th of them.
+
     It is a plain iterable with a length: a DataLoader would be given a distributed sampler that drops experience, and
-    an iterable
-    without a length is prefetched, which takes a batch of the rollout before the update that should precede it.
-    Iteration is lazy, as
-    Lightning calls `iter` before the rollout exists.
+    an iterable without a length is prefetched, which takes a batch of the rollout before the update that should precede
+    it. Iteration is lazy, as Lightning calls `iter` before the rollout exists.
     """
 
-    def __init__(self, owner: Owner, epochs: int, minibatches: int, accumulate: int, seed: int) -> None:
-        self.owner = owner
-        self.epochs, self.minibatches, self.accumulate = epochs, minibatches, accumulate
-        self.seed = seed
+    def __init__(self, owner: Owner, parts: Parts, episodes: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        least = parts.minibatches * parts.accumulate * world
+        if episodes < least:
+            raise UserError(
+                f"data.init_args.episodes: found {episodes}, expected at least minibatches x accumulate_grad_batches x "
+                f"processes = {least}"
+            )
+        self.owner, self.parts, self.seed, self.rank, self.world = owner, parts, seed, rank, world
         self.position = 0
         self._resumed = False
 
     def __len__(self) -> int:
-        return self.epochs * self.minibatches * self.accumulate
+        return self.parts.epochs * self.parts.minibatches * self.parts.accumulate
 
     def __iter__(self) -> Iterator[Experience]:
         resumed, self._resumed = self._resumed, False
         start, rollout = (self.position, self.owner.rollout) if resumed else (0, self.owner.collect())
         assert rollout is not None
-        self._check_size(len(rollout.tokens))
-        plan = self._plan(len(rollout.tokens))
-        normalisers = self._normalisers(rollout, plan)
+        plan, accumulate = self._plan(len(rollout.tokens)), self.parts.accumulate
+        tokens = rollout.mask.sum(1).cpu()
         for index in range(start, len(self)):
             self.position = index + 1
-            rows = plan[index].to(rollout.tokens.device)
-            yield Experience(Rollout(*(field[rows] for field in rollout)), normalisers[index // self.accumulate])
-
-    def _check_size(self, episodes: int) -> None:
-        parts = self.minibatches * self.accumulate
-        if episodes < parts:
-            raise UserError(
-                f"data.init_args.batch_size: found {episodes} prompts a rollout, expected at least "
-                f"minibatches x accumulate_grad_batches = {parts}"
-            )
+            first = index // accumulate * accumulate
+            counted = sum(int(tokens[rows].sum()) for rows in plan[first : first + accumulate])
+            yield Experience(plan[index][self.rank :: self.world], counted / (accumulate * self.world))
 
     def _plan(self, episodes: int) -> list[Tensor]:
-        """Row numbers of each micro-batch, a function of (seed, iteration)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + int(self.owner.iteration))
-        orders = [torch.randperm(episodes, generator=generator) for _ in range(self.epochs)]
-        return [part for order in orders for part in order.tensor_split(self.minibatches * self.accumulate)]
-
-    def _normalisers(self, rollout: Rollout, plan: list[Tensor]) -> Tensor:
-        tokens = rollout.mask.sum(1)
-        counts = torch.stack([tokens[rows.to(tokens.device)].sum() for rows in plan]).float()
-        counts = counts.view(-1, self.accumulate).sum(1)
-        world = 1
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-            world = dist.get_world_size()
-        return counts / (self.accumulate * world)
+        """Row numbers of each micro-batch of all processes together."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.owner.iteration)
+        orders = [torch.randperm(episodes, generator=generator) for _ in range(self.parts.epochs)]
+        minibatches = [rows for order in orders for rows in order.tensor_split(self.parts.minibatches)]
+        return [rows for minibatch in minibatches for rows in minibatch.tensor_split(self.parts.accumulate)]
 
     def state(self) -> dict[str, Any]:
-        """Position and, inside an iteration, every rank's rollout: a checkpoint holds what rank 0 gives."""
+        """The place and, inside an iteration, its rollout."""
         inside = 0 < self.position < len(self)
         if not inside or self.owner.rollout is None:
-            return {"position": 0, "rollouts": None}
-        own: Any = [field.cpu() for field in self.owner.rollout]
-        rollouts = [own]
-        if dist.is_available() and dist.is_initialized():
-            rollouts = [None] * dist.get_world_size()
-            dist.all_gather_object(rollouts, own)
-        return {"position": self.position, "rollouts": rollouts}
+            return {"position": 0, "parts": list(self.parts), "rollout": None}
+        rollout = [field.cpu() for field in self.owner.rollout]
+        return {"position": self.position, "parts": list(self.parts), "rollout": rollout}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where the iteration was cut off."""
-        if state["rollouts"] is None:
+        """Go on where the iteration was cut off, on any number of processes.
+
+        Raises:
+            UserError: it was cut into other parts.
+        """
+        if state["rollout"] is None:
             return
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in state["rollouts"][rank]))
+        if state["parts"] != list(self.parts):
+            then, now = (" x ".join(map(str, parts)) for parts in (state["parts"], self.parts))
+            raise UserError(
+                f"--ckpt_path: found ppo_epochs x minibatches x accumulate_grad_batches = {now}, expected {then} as "
+                "the checkpoint was written inside an iteration; change them from one between iterations"
+            )
+        self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in state["rollout"]))
         self.position, self._resumed = state["position"], True
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Where a reward comes from: a reward-model folder, any Python callable, or a weighted sum of both."""
 
-import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_modules.backbone import RewardModel, load_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.training.hyperparameters import typed
-
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
+from gpt_modules.training.rl.functions import import_reward, source_digest, text_scores
+from gpt_modules.training.rl.unchanged import FUNCTION, model_digest
 
 
 class Sequences(NamedTuple):
@@ -45,53 +45,104 @@ class RewardSource:
     function: str | None = None
     weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        given = [name for name in (self.folder, self.function) if name]
+        if len(given) != 1:
+            found = "neither" if not given else "both"
+            raise UserError(f"rewards: found {found} of folder and function, expected exactly one of them")
+        expect(math.isfinite(self.weight), "rewards.weight", self.weight, "a finite number")
+
+    @property
+    def name(self) -> str:
+        """The folder or the function."""
+        return self.folder or self.function or ""
+
 
 def reward_sources(rewards: str | Sequence[RewardSource | Mapping[str, Any]]) -> list[RewardSource]:
     """A recipe's `rewards` as terms; a single string is a folder, or a function when it has the form
     `package.module:name`.
+
+    Raises:
+        UserError: there is none.
     """
     if isinstance(rewards, str):
         is_function = ":" in rewards and not Path(rewards).exists()
         return [RewardSource(function=rewards) if is_function else RewardSource(folder=rewards)]
+    expect(len(rewards) > 0, "rewards", [], "at least one folder or function")
     return [typed(RewardSource, source) for source in rewards]
+
+
+class ModelScores:
+    """A frozen reward model as a term. Its head and its constants stay float32, whatever the trunk becomes.
+
+    Args:
+        place: brings a trunk to the device and the precision of the run.
+    """
+
+    def __init__(self, folder: str, tokenizer: Tokenizer, place: Callable[[nn.Module], nn.Module]) -> None:
+        self.model = open_reward_model(folder, tokenizer)
+        self.digest: str | None = model_digest(self.model)
+        trunk = place(self.model.decoder)
+        self.model.to(next(trunk.parameters()).device)
+
+    def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
+        """The model's score at the last token of each row."""
+        scores: Tensor = self.model(sequences.tokens, sequences.lengths)
+        return scores
+
+
+class FunctionScores:
+    """A function on texts as a term."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer) -> None:
+        self.name, self.tokenizer, self.function = name, tokenizer, import_reward(name)
+        self.digest = source_digest(self.function)
+
+    def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
+        """What the function says of each row's texts."""
+        scores = text_scores(self.name, self.function, *texts(sequences, self.tokenizer))
+        return torch.tensor(scores, dtype=torch.float32, device=sequences.tokens.device)
 
 
 class Reward:
     """The weighted sum of its sources; never trained, never stored in a checkpoint."""
 
-    def __init__(self, sources: Sequence[RewardSource], tokenizer: Tokenizer, device: torch.device) -> None:
-        self.tokenizer = tokenizer
-        self.terms = [(source.weight, self._open(source, device)) for source in sources]
-
-    def _open(self, source: RewardSource, device: torch.device) -> Callable[[Sequences], Tensor]:
-        if (source.folder is None) == (source.function is None):
-            raise UserError("rewards: each source needs exactly one of folder and function")
-        if source.folder is not None:
-            return self._model_scores(open_reward_model(source.folder, self.tokenizer).to(device))
-        assert source.function is not None
-        return self._text_scores(import_reward(source.function), source.function)
+    def __init__(
+        self, sources: Sequence[RewardSource], tokenizer: Tokenizer, place: Callable[[nn.Module], nn.Module]
+    ) -> None:
+        self.sources = sources
+        self.terms: list[ModelScores | FunctionScores] = [
+            FunctionScores(source.function, tokenizer)
+            if source.function
+            else ModelScores(source.name, tokenizer, place)
+            for source in sources
+        ]
 
     def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
-        """Score each response, float32, without gradients."""
+        """Score each response, float32, without gradients.
+
+        Raises:
+            UserError: a score is no finite number.
+        """
+        total = torch.zeros(len(sequences.tokens), dtype=torch.float32, device=sequences.tokens.device)
         with torch.no_grad():
-            total = sequences.tokens.new_zeros(len(sequences.tokens), dtype=torch.float32)
-            for weight, term in self.terms:
-                total += weight * term(sequences).float()
+            for source, term in zip(self.sources, self.terms, strict=True):
+                total += source.weight * term(sequences).float()
+        if not bool(total.isfinite().all()):
+            names = ", ".join(source.name for source in self.sources)
+            raise UserError(f"rewards: found a score that is not finite, expected numbers of {names}")
         return total
 
-    @staticmethod
-    def _model_scores(model: RewardModel) -> Callable[[Sequences], Tensor]:
-        return lambda sequences: model(sequences.tokens, sequences.lengths)
+    def models(self) -> dict[str, RewardModel]:
+        """The reward models by folder."""
+        terms = zip(self.sources, self.terms, strict=True)
+        return {source.name: term.model for source, term in terms if isinstance(term, ModelScores)}
 
-    def _text_scores(self, function: TextReward, name: str) -> Callable[[Sequences], Tensor]:
-        def scores(sequences: Sequences) -> Tensor:
-            prompts, responses = texts(sequences, self.tokenizer)
-            values = torch.as_tensor(function(prompts, responses), dtype=torch.float32)
-            if values.shape != (len(prompts),):
-                raise UserError(f"rewards: {name} gave shape {tuple(values.shape)}, expected ({len(prompts)},)")
-            return values.to(sequences.tokens.device)
-
-        return scores
+    def digests(self) -> dict[str, str | None]:
+        """SHA-256 of each source as it was read."""
+        kinds = [FUNCTION if source.function else "" for source in self.sources]
+        names = [kind + source.name for kind, source in zip(kinds, self.sources, strict=True)]
+        return dict(zip(names, (term.digest for term in self.terms), strict=True))
 
 
 def texts(sequences: Sequences, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
@@ -108,28 +159,16 @@ def open_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
         UserError: when the folder holds no reward model, or another tokenizer.
     """
     model = load_pretrained(folder, kind="reward", **{f"{part}_pdrop": 0.0 for part in ("embd", "attn", "resid")})
-    assert isinstance(model, RewardModel)
+    check_tokenizer(folder, tokenizer)
+    return model.requires_grad_(False).eval()
+
+
+def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
+    """Raises:
+    UserError: the folder's tokenizer is not the policy's.
+    """
     if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{folder}/tokenizer.json: differs from the policy's tokenizer, expected the same: "
             "token ids are scored as they are"
         )
-    return model.requires_grad_(False).eval()
-
-
-def import_reward(name: str) -> TextReward:
-    """The callable that a recipe names.
-
-    Raises:
-        UserError: when it cannot be found.
-    """
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"rewards.function: found {name!r}, expected 'package.module:name' of a callable: {error}"
-        ) from error
-    if not callable(function):
-        raise UserError(f"rewards.function: {name!r} is no callable")
-    return function  # type: ignore[no-any-return]

@@ -1,49 +1,20 @@
-"""One iteration's experience: sample responses, score them, and turn scores into advantages."""
+"""The first half of an iteration's experience: sample responses and take their log-probabilities and scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import lightning.pytorch as L
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, RewardModel, generate
 from gpt_modules.data.batches import PromptBatch
-from gpt_modules.functional import (
-    explained_variance,
-    gather_responses,
-    generalized_advantage_estimation,
-    kl_estimate,
-    kl_shaped_rewards,
-    linear_logprobs,
-    masked_mean,
-    masked_whiten,
-)
+from gpt_modules.functional import gather_responses, kl_estimate, linear_logprobs
 from gpt_modules.training.rl.rewards import Sequences
-
-
-class Rollout(NamedTuple):
-    """What the update needs of an iteration, or of a minibatch of it. R counts response tokens, the end-of-text token
-    included.
-
-    tokens: (B, T) prompt and response, right-padded.
-    prompt_lengths: (B,) tokens of the prompt.
-    responses: (B, R) ids of the response.
-    mask: (B, R) True where a response token stands.
-    logprobs: (B, R) of the sampled tokens under the policy that sampled them.
-    values: (B, R) of the critic before the update.
-    advantages: (B, R) GAE, whitened over the iteration.
-    returns: (B, R) targets of the critic.
-    """
-
-    tokens: Int[Tensor, "B T"]
-    prompt_lengths: Int[Tensor, "B"]
-    responses: Int[Tensor, "B R"]
-    mask: Bool[Tensor, "B R"]
-    logprobs: Float[Tensor, "B R"]
-    values: Float[Tensor, "B R"]
-    advantages: Float[Tensor, "B R"]
-    returns: Float[Tensor, "B R"]
+from gpt_modules.training.rl.settings import Sampling
 
 
 class Scored(NamedTuple):
@@ -71,12 +42,23 @@ class Scored(NamedTuple):
         return (kl_estimate(self.logprobs, self.ref_logprobs) * self.mask).sum(1)
 
 
-class Sampling(NamedTuple):
-    """How responses are drawn; the same temperature divides the logits wherever a log-probability is taken."""
+@contextmanager
+def inference(module: L.LightningModule) -> Iterator[None]:
+    """The run's precision with cached casts: without gradients every decode step may reuse the same bf16 weights."""
+    training = module.training
+    module.eval()
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(module.trainer.precision))
+    with torch.no_grad(), torch.autocast(module.device.type, dtype=half, enabled=half is not None):
+        yield
+    module.train(training)
 
-    max_new_tokens: int
-    temperature: float
-    eos_id: int
+
+def noise(key: Sequence[int], numbers: Int[Tensor, "B"]) -> list[torch.Generator]:
+    """A generator for what each row says, a function of the key and of the row's number alone: not of the rows beside
+    it, of the process, or of the device.
+    """
+    seeds = [np.random.SeedSequence((*key, number)).generate_state(1)[0] for number in numbers.tolist()]
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
 def assemble(prompts: PromptBatch, responses: Tensor, mask: Tensor) -> Sequences:
@@ -92,7 +74,7 @@ def assemble(prompts: PromptBatch, responses: Tensor, mask: Tensor) -> Sequences
 
 
 def sample(
-    policy: GPT, prompts: PromptBatch, sampling: Sampling, generator: torch.Generator
+    policy: GPT, prompts: PromptBatch, sampling: Sampling, key: Sequence[int]
 ) -> tuple[Sequences, Tensor, Tensor]:
     """Draw one response a prompt from the policy itself: no top-k, no top-p. Returns sequences, responses (B, R) and
     mask (B, R).
@@ -104,7 +86,7 @@ def sample(
         max_new_tokens=sampling.max_new_tokens,
         eos_id=sampling.eos_id,
         temperature=sampling.temperature,
-        generator=generator,
+        generator=noise(key, prompts.numbers),
     )
     longest = int(drawn.mask.sum(1).max())
     responses, mask = drawn.tokens[:, :longest], drawn.mask[:, :longest]
@@ -124,7 +106,7 @@ def response_logprobs(
 
 def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, width: int) -> Float[Tensor, "B R"]:
     """The critic's value of the state before each response token."""
-    return gather_responses(critic.token_values(tokens), prompt_lengths, width).float()
+    return gather_responses(critic.token_values(tokens), prompt_lengths, width)
 
 
 def in_pieces(function: Callable[..., tuple[Tensor, ...]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -142,11 +124,16 @@ def score_responses(
     reward: Callable[[Sequences], Tensor],
     prompts: PromptBatch,
     sampling: Sampling,
-    generator: torch.Generator,
+    key: Sequence[int],
     rows: int,
 ) -> Scored:
-    """Sample, then take log-probabilities from the training forward: the sampler's differ by its rounding."""
-    sequences, responses, mask = sample(policy, prompts, sampling, generator)
+    """Sample, then take log-probabilities from the training forward: the sampler's differ by its rounding.
+
+    Args:
+        key: whole numbers, 0 or more, that name this draw; see `noise`.
+        rows: of a forward pass.
+    """
+    sequences, responses, mask = sample(policy, prompts, sampling, key)
 
     def logprobs(tokens: Tensor, lengths: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
         own, entropy = response_logprobs(policy, tokens, lengths, chosen, sampling.temperature)
@@ -159,58 +146,10 @@ def score_responses(
     return Scored(sequences, responses, mask, own, theirs, entropy, scores, last == sampling.eos_id)
 
 
-class Shaping(NamedTuple):
-    """How scores become advantages.
-
-    missing_eos_score: replaces the score of a response that did not end; None leaves it.
-    whiten_rewards: scale rewards to unit variance, keeping their mean (Ziegler et al.'s code).
-    whiten_advantages: to mean 0 and variance 1 over the iteration.
-    """
-
-    gamma: float = 1.0
-    lam: float = 0.95
-    missing_eos_score: float | None = -1.0
-    whiten_rewards: bool = False
-    whiten_advantages: bool = True
-
-
 @torch.no_grad()
-def shape_rollout(
-    scored: Scored, critic: RewardModel, kl_coef: Tensor, shaping: Shaping, rows: int
-) -> tuple[Rollout, Tensor]:
-    """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token), values and GAE. Returns the rollout and the shaped
-    rewards (B, R).
-    """
-    tokens, prompt_lengths, _ = scored.sequences
+def value_responses(critic: RewardModel, scored: Scored, rows: int) -> Float[Tensor, "B R"]:
+    """The critic's values of the states before the response tokens; 0 where there is none."""
     width = scored.responses.shape[1]
+    tokens, prompt_lengths, _ = scored.sequences
     (values,) = in_pieces(lambda t, n: (response_values(critic, t, n, width),), rows, tokens, prompt_lengths)
-    values = torch.where(scored.mask, values, 0.0)
-    scores = scored.scores
-    if shaping.missing_eos_score is not None:
-        scores = torch.where(scored.ended, scores, shaping.missing_eos_score)
-    kl = kl_estimate(scored.logprobs, scored.ref_logprobs)
-    rewards = kl_shaped_rewards(scores, kl, scored.mask, kl_coef)
-    if shaping.whiten_rewards:
-        rewards = masked_whiten(rewards, scored.mask, shift_mean=False)
-    advantages, returns = generalized_advantage_estimation(rewards, values, scored.mask, shaping.gamma, shaping.lam)
-    if shaping.whiten_advantages:
-        advantages = masked_whiten(advantages, scored.mask)
-    rollout = Rollout(
-        tokens, prompt_lengths, scored.responses, scored.mask, scored.logprobs, values, advantages, returns
-    )
-    return rollout, rewards
-
-
-def rollout_statistics(scored: Scored, rollout: Rollout, rewards: Tensor) -> dict[str, Tensor]:
-    """What a run is watched by, over response tokens only; `rewards` are the shaped ones, (B, R)."""
-    mask = scored.mask
-    return {
-        "objective/score": scored.scores.mean(),
-        "objective/score_std": scored.scores.std(unbiased=False),
-        "objective/reward": (rewards * mask).sum(1).mean(),
-        "objective/entropy": masked_mean(scored.entropy, mask),
-        "response/length": mask.sum(1).float().mean(),
-        "response/ended": scored.ended.float().mean(),
-        "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
-        "value/returns": masked_mean(rollout.returns, mask),
-    }
+    return torch.where(scored.mask, values, 0.0)

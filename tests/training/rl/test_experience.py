@@ -1,11 +1,11 @@
-"""The loader over a rollout: every episode once an epoch, exact means under accumulation, resumable in the middle."""
+"""The loader over a rollout: every episode once an epoch, exact means over accumulation and processes, resumable."""
 
 import pytest
 import torch
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.experience import Experience, ExperienceLoader
-from gpt_modules.training.rl.rollout import Rollout
+from gpt_modules.training.rl.experience import ExperienceLoader, Parts
+from gpt_modules.training.rl.shaping import Rollout
 
 EPISODES = 12
 
@@ -19,7 +19,7 @@ def rollout(episodes=EPISODES, width=5):
 
 class Owner:
     def __init__(self, iteration=0, episodes=EPISODES):
-        self.iteration, self.device = torch.tensor(iteration), torch.device("cpu")
+        self.iteration, self.device = iteration, torch.device("cpu")
         self.rollout, self.episodes, self.collected = None, episodes, 0
 
     def collect(self):
@@ -27,12 +27,13 @@ class Owner:
         return self.rollout
 
 
-def loader(epochs=2, minibatches=3, accumulate=1, seed=0, iteration=0):
-    return ExperienceLoader(Owner(iteration), epochs, minibatches, accumulate, seed)
+def loader(epochs=2, minibatches=3, accumulate=1, seed=0, iteration=0, rank=0, world=1, episodes=EPISODES):
+    owner = Owner(iteration, episodes)
+    return ExperienceLoader(owner, Parts(epochs, minibatches, accumulate), episodes, seed, rank, world)
 
 
 def episodes(batches):
-    return [batch.rollout.tokens[:, 0].tolist() for batch in batches]
+    return [batch.rows.tolist() for batch in batches]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -49,8 +50,9 @@ def test_every_episode_once_an_epoch(accumulate):
 def test_fields_of_a_row_stay_together():
     whole = rollout()
     for batch in loader():
-        for row, number in enumerate(batch.rollout.tokens[:, 0].tolist()):
-            assert all(torch.equal(part[row], field[number]) for part, field in zip(batch.rollout, whole, strict=True))
+        taken = whole.take(batch.rows)
+        for row, number in enumerate(batch.rows.tolist()):
+            assert all(torch.equal(part[row], field[number]) for part, field in zip(taken, whole, strict=True))
 
 
 def test_the_order_is_a_function_of_seed_and_iteration():
@@ -59,47 +61,64 @@ def test_the_order_is_a_function_of_seed_and_iteration():
     assert episodes(loader()) != episodes(loader(seed=1))
 
 
-@pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_micro_batches_average_to_the_minibatch_mean(accumulate):
-    """What Lightning does with losses: divide by `accumulate` and add."""
-    whole = rollout()
-    expected = episodes(loader(minibatches=3))
-    batches: list[Experience] = list(loader(minibatches=3, accumulate=accumulate))
-    for minibatch in range(6):
-        parts = batches[minibatch * accumulate : (minibatch + 1) * accumulate]
-        sums = [torch.where(part.rollout.mask, part.rollout.logprobs, 0.0).sum() / part.normaliser for part in parts]
-        rows = torch.tensor(expected[minibatch])
+@pytest.mark.parametrize(("accumulate", "world", "count"), [(1, 1, 12), (2, 1, 13), (4, 1, 12), (1, 2, 12), (2, 2, 13)])
+def test_parts_average_to_the_minibatch_mean(accumulate, world, count):
+    """What Lightning does with losses: divide by `accumulate`, add, and average over processes; whatever divides."""
+    whole = rollout(count)
+    minibatches = episodes(loader(minibatches=3, episodes=count))
+    ranks = [
+        list(loader(minibatches=3, accumulate=accumulate, rank=r, world=world, episodes=count)) for r in range(world)
+    ]
+    for number, rows in enumerate(minibatches):
+        window = slice(number * accumulate, (number + 1) * accumulate)
+        parts = [part for rank in ranks for part in rank[window]]
+        assert sorted(row for part in parts for row in part.rows.tolist()) == sorted(rows)
+        sums = [whole.logprobs[part.rows][whole.mask[part.rows]].sum() / part.normaliser for part in parts]
         mean = whole.logprobs[rows][whole.mask[rows]].mean()
-        assert (sum(sums) / accumulate).item() == pytest.approx(mean.item(), abs=1e-5)
+        assert (sum(sums) / accumulate / world).item() == pytest.approx(mean.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("cut", [1, 2, 5])
-def test_a_cut_iteration_goes_on_where_it_was(cut, tmp_path):
+def test_a_cut_iteration_goes_on_where_it_was_on_any_number_of_processes(cut, world, tmp_path):
     uninterrupted = list(loader())
     source = loader()
     batches = iter(source)
     for _ in range(cut):
         next(batches)
     torch.save(source.state(), tmp_path / "state")
-    stranger = Owner()
-    resumed = ExperienceLoader(stranger, 2, 3, 1, 0)
-    resumed.restore(torch.load(tmp_path / "state", weights_only=True))
-    rest = list(resumed)
-    assert episodes(rest) == episodes(uninterrupted)[cut:]
-    assert all(torch.equal(a.normaliser, b.normaliser) for a, b in zip(rest, uninterrupted[cut:], strict=True))
-    assert stranger.collected == 0, "what was stored is used"
-    assert len(list(resumed)) == 6, "the next iteration is a whole one"
-    assert stranger.collected == 1
+    ranks = []
+    for rank in range(world):
+        stranger = Owner()
+        resumed = ExperienceLoader(stranger, Parts(2, 3, 1), EPISODES, 0, rank, world)
+        resumed.restore(torch.load(tmp_path / "state", weights_only=True))
+        ranks.append(list(resumed))
+        assert stranger.collected == 0, "what was stored is used"
+        assert len(list(resumed)) == 6, "the next iteration is a whole one"
+        assert stranger.collected == 1
+    for old, *new in zip(uninterrupted[cut:], *ranks, strict=True):
+        assert sorted(row for part in new for row in part.rows.tolist()) == sorted(old.rows.tolist())
+        assert all(part.normaliser * world == pytest.approx(old.normaliser) for part in new)
 
 
 def test_between_iterations_nothing_is_stored():
     source = loader()
-    assert source.state() == {"position": 0, "rollouts": None}
+    nothing = {"position": 0, "parts": [2, 3, 1], "rollout": None}
+    assert source.state() == nothing
     list(source)
-    assert source.state() == {"position": 0, "rollouts": None}
+    assert source.state() == nothing
 
 
-def test_more_parts_than_episodes_is_the_users_mistake():
-    source = ExperienceLoader(Owner(episodes=3), 1, 2, 2, 0)
-    with pytest.raises(UserError, match=r"found 3 .* expected at least .* 4"):
-        list(source)
+def test_a_cut_iteration_keeps_its_parts():
+    source = loader()
+    next(iter(source))
+    other = loader(minibatches=2)
+    with pytest.raises(UserError, match=r"found ppo_epochs x minibatches x .* = 2 x 2 x 1, expected 2 x 3 x 1"):
+        other.restore(source.state())
+
+
+@pytest.mark.parametrize(("sizes", "world", "least"), [((1, 2, 2), 1, 4), ((1, 1, 1), 4, 4)])
+def test_more_parts_than_episodes_is_the_users_mistake(sizes, world, least):
+    """Before the first response is sampled."""
+    with pytest.raises(UserError, match=rf"data\.init_args\.episodes: found 3, expected at least .* = {least}$"):
+        ExperienceLoader(Owner(), Parts(*sizes), 3, 0, 0, world)

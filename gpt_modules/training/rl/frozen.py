@@ -1,0 +1,61 @@
+"""What a PPO run reads and never trains: the reference, the rewards, and the monitors."""
+
+from collections.abc import Mapping, Sequence
+
+import lightning.pytorch as L
+from torch import nn
+
+from gpt_modules.backbone import GPT
+from gpt_modules.training import artefacts
+from gpt_modules.training.rl.rewards import Reward, RewardSource
+from gpt_modules.training.rl.unchanged import check_unchanged, model_digest
+
+
+class Frozen:
+    """Models from their folders; no module of torch, so that nothing trains them or puts them into a checkpoint, which
+    knows them by their SHA-256 instead.
+
+    Args:
+        reference: folder of the policy that the penalty holds to.
+        rewards: terms of what is optimised.
+        monitors: scores that are only watched.
+    """
+
+    def __init__(self, reference: str, rewards: Sequence[RewardSource], monitors: Mapping[str, RewardSource]) -> None:
+        self.reference: GPT = artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
+        self.reference.requires_grad_(False).eval()
+        self.digests: dict[str, str | None] = {reference: model_digest(self.reference)}
+        self.recorded: dict[str, str | None] = {}  # of a checkpoint that the run goes on from
+        self.reward: Reward
+        self.monitors: dict[str, Reward] = {}
+        self._sources = (rewards, monitors)
+
+    @property
+    def opened(self) -> bool:
+        """Whether `open` has been called."""
+        return hasattr(self, "reward")
+
+    def open(self, module: L.LightningModule) -> dict[str, nn.Module]:
+        """Open the rewards, bring all to the module's device and precision, and compare them with what a checkpoint
+        says. Returns the reward models by folder.
+
+        Raises:
+            UserError: a source cannot be opened or reads other tokens, or a folder holds another model than it did.
+        """
+
+        def place(model: nn.Module) -> nn.Module:  # a float32 reference beside a bf16 policy is none
+            converted: nn.Module = module.trainer.precision_plugin.convert_module(model)
+            return converted.to(module.device)
+
+        rewards, monitors = self._sources
+        tokenizer = artefacts.datamodule_tokenizer(module)
+        reward = Reward(rewards, tokenizer, place)
+        self.monitors = {name: Reward([source], tokenizer, place) for name, source in monitors.items()}
+        models: dict[str, nn.Module] = {}
+        for scorer in (reward, *self.monitors.values()):
+            models |= scorer.models()
+            self.digests |= scorer.digests()
+        check_unchanged(self.digests, self.recorded)
+        place(self.reference)
+        self.reward = reward
+        return models

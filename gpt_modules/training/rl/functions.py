@@ -1,0 +1,103 @@
+"""A reward that is a function of the user's own, on texts: found by its name, and not believed blindly."""
+
+import difflib
+import hashlib
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_modules.errors import UserError
+
+TextReward = Callable[[list[str], list[str]], Sequence[float]]
+SHOWN = 40  # characters of a text in a message
+
+
+def import_reward(name: str) -> TextReward:
+    """The callable that a recipe names as `package.module:name`, installed or in the current folder.
+
+    Raises:
+        UserError: when it cannot be found or imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:  # `python -m` puts it there, an installed command does not; last, to hide nothing
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # what stands in the file is the user's
+        wanted = "expected 'package.module:name' of a callable, installed or in the current folder"
+        raise UserError(f"rewards.function: found {name!r}, {wanted}: {_told(error)}") from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = difflib.get_close_matches(attribute, known, n=1)
+        hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
+        what = "is no callable" if hasattr(module, attribute) else f"is not in {module_name}"
+        raise UserError(f"rewards.function: {name!r} {what}, expected 'package.module:name' of a callable{hint}")
+    return function  # type: ignore[no-any-return]
+
+
+def source_digest(function: TextReward) -> str | None:
+    """SHA-256 of a function's source, None where Python knows none."""
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+def text_scores(name: str, function: TextReward, prompts: list[str], responses: list[str]) -> list[float]:
+    """One finite number a response.
+
+    Raises:
+        UserError: the function raised, or gave something else; with its name and the example.
+    """
+    try:
+        given: Any = function(prompts, responses)
+    except Exception as error:
+        raise UserError(f"rewards: {name} {_first_failure(function, prompts, responses, error)}") from error
+    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__len__") or getattr(given, "ndim", 1) != 1:
+        shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
+        raise UserError(
+            f"rewards: {name} gave {type(given).__name__}{shape}, expected a list of {len(prompts)} numbers"
+        )
+    if len(given) != len(prompts):
+        raise UserError(f"rewards: {name} gave {len(given)} scores, expected one for each of {len(prompts)} responses")
+    return [_number(name, value, *texts) for value, *texts in zip(given, prompts, responses, strict=True)]
+
+
+def _number(name: str, value: Any, prompt: str, response: str) -> float:
+    try:
+        plain = value.tolist() if hasattr(value, "tolist") else value  # of numpy or torch
+        number = math.nan if isinstance(plain, str | bytes) else float(plain)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"rewards: {name} gave {_cut(repr(value))} {_example(prompt, response)}, expected a number")
+    return number
+
+
+def _first_failure(function: TextReward, prompts: list[str], responses: list[str], error: Exception) -> str:
+    """The first response that fails alone, as a batch does not tell which of them it was."""
+    for prompt, response in zip(prompts, responses, strict=True):
+        try:
+            function([prompt], [response])
+        except Exception as alone:
+            return f"raised {_told(alone)} {_example(prompt, response)}"
+    return f"raised {_told(error)} for {len(prompts)} responses together, for none of them alone"
+
+
+def _told(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
+def _example(prompt: str, response: str) -> str:
+    return f"for the response {_cut(response)!r} to {_cut(prompt)!r}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"

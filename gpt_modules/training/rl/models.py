@@ -1,0 +1,54 @@
+"""What the models around a policy must be: the critic in units of the reward, all of them wide enough for its text."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from gpt_modules.backbone import DecoderConfig, RewardModel
+from gpt_modules.errors import UserError
+from gpt_modules.training import artefacts
+from gpt_modules.training.rl.rewards import RewardSource
+
+
+def critic_folder(value_from: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
+    """Where the critic begins: as it is told, or as the first reward model, or as the SFT model."""
+    folders = [source.folder for source in sources if source.folder is not None]
+    return value_from or (folders[0] if folders else init_from)
+
+
+def open_critic(folder: str, sources: Sequence[RewardSource]) -> RewardModel:
+    """The critic without dropout, in units of what is optimised.
+
+    A reward model values with its bias, its scale and its weight in the sum; the trunk of a language model gets a head
+    of zeros (Ziegler et al. 2019, code): a random one on pretrained states is far off, and explains less than nothing.
+    """
+    critic = artefacts.open_scorer(folder, zero_head=True, **artefacts.dropout_changes(0.0))
+    weight = next((source.weight for source in sources if source.folder == folder), 1.0)
+    critic.scale.mul_(weight)
+    return critic.fold_scale()
+
+
+def check_fit(policy: DecoderConfig, others: Mapping[str, nn.Module], longest: int, max_new_tokens: int) -> None:
+    """Every model that reads the policy's text has room for it and knows its tokens.
+
+    Args:
+        others: by the folder they are from.
+        longest: tokens of the longest prompt.
+
+    Raises:
+        UserError: one has not; before the first response.
+    """
+    for name, model in others.items():
+        config = model.config
+        assert isinstance(config, DecoderConfig)
+        if longest + max_new_tokens > config.n_positions:
+            raise UserError(
+                f"model.init_args.max_new_tokens: found {max_new_tokens} after prompts of up to {longest} tokens, "
+                f"expected at most n_positions = {config.n_positions} of {name} together; "
+                "data.init_args.max_prompt_tokens leaves out longer prompts"
+            )
+        if config.vocab_size < policy.vocab_size:
+            raise UserError(
+                f"{name}: found a vocabulary of {config.vocab_size}, expected at least the policy's "
+                f"{policy.vocab_size}: it reads what the policy says"
+            )

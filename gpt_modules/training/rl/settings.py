@@ -1,0 +1,86 @@
+"""What a recipe says of reinforcement learning: penalty, trust region, sampling, and how scores become advantages.
+
+Each refuses, in one line that names the field, a value that makes no sense.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gpt_modules.errors import expect
+
+
+@dataclass(frozen=True)
+class KLConfig:
+    """The penalty for leaving the SFT model.
+
+    Args:
+        coef: beta, reward per nat; InstructGPT 0.02, Stiennon et al. 0.05, Ziegler et al. 0.15 to start from.
+        target: nats a sequence that an adaptive coefficient steers to (Ziegler et al. 2019, section 2.2: 6); None
+            keeps it fixed.
+        horizon: episodes over which the adaptive coefficient reacts; a rollout of more of them reacts as one of these.
+    """
+
+    coef: float = 0.05
+    target: float | None = None
+    horizon: float = 10_000
+
+    def __post_init__(self) -> None:
+        expect(0 <= self.coef < math.inf, "kl.coef", self.coef, "a finite number, 0 or more")
+        expect(0 < self.horizon < math.inf, "kl.horizon", self.horizon, "a finite number above 0")
+        if self.target is not None:
+            expect(0 < self.target < math.inf, "kl.target", self.target, "a finite number above 0, or null")
+            expect(self.coef > 0, "kl.coef", self.coef, "more than 0 with a target: a factor moves it")
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """PPO's trust region.
+
+    Args:
+        ratio: epsilon of the policy's clipped objective.
+        value: how far the critic may move from its old value before the loss stops pulling it on.
+        value_coef: weight of the value loss in the sum.
+    """
+
+    ratio: float = 0.2
+    value: float = 0.2
+    value_coef: float = 0.1
+
+    def __post_init__(self) -> None:
+        expect(0 < self.ratio < 1, "clip.ratio", self.ratio, "a number above 0 and below 1")
+        expect(self.value > 0, "clip.value", self.value, "a number above 0")
+        expect(0 <= self.value_coef < math.inf, "clip.value_coef", self.value_coef, "a finite number, 0 or more")
+
+
+class Sampling(NamedTuple):
+    """How responses are drawn; the same temperature divides the logits wherever a log-probability is taken."""
+
+    max_new_tokens: int
+    temperature: float
+    eos_id: int
+
+
+@dataclass(frozen=True)
+class Shaping:
+    """How scores become advantages.
+
+    Args:
+        gamma: discount. InstructGPT: none.
+        lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
+        missing_eos_score: replaces the score of a response that did not end; None leaves it.
+        whiten_rewards: scale rewards to unit variance, keeping their mean (Ziegler et al.'s code).
+        whiten_advantages: to mean 0 and variance 1 over the iteration.
+    """
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    missing_eos_score: float | None = -1.0
+    whiten_rewards: bool = False
+    whiten_advantages: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in {"gamma": self.gamma, "lam": self.lam}.items():
+            expect(0 <= value <= 1, name, value, "a number from 0 to 1")
+        score = self.missing_eos_score
+        expect(score is None or math.isfinite(score), "missing_eos_score", score, "a finite number, or null")

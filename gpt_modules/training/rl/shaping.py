@@ -1,0 +1,116 @@
+"""The second half of an iteration's experience: scores, KL and values become rewards, advantages and returns."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from gpt_modules.functional import (
+    explained_variance,
+    generalized_advantage_estimation,
+    kl_estimate,
+    kl_shaped_rewards,
+    masked_mean,
+    masked_whiten,
+)
+from gpt_modules.training.processes import in_order
+from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.settings import Shaping
+
+
+class Rollout(NamedTuple):
+    """What the update needs of an iteration, or of a minibatch of it. R counts response tokens, the end-of-text token
+    included.
+
+    tokens: (B, T) prompt and response, right-padded.
+    prompt_lengths: (B,) tokens of the prompt.
+    responses: (B, R) ids of the response.
+    mask: (B, R) True where a response token stands.
+    logprobs: (B, R) of the sampled tokens under the policy that sampled them.
+    values: (B, R) of the critic before the update.
+    advantages: (B, R) GAE, whitened over the iteration.
+    returns: (B, R) targets of the critic.
+    """
+
+    tokens: Int[Tensor, "B T"]
+    prompt_lengths: Int[Tensor, "B"]
+    responses: Int[Tensor, "B R"]
+    mask: Bool[Tensor, "B R"]
+    logprobs: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"]
+    advantages: Float[Tensor, "B R"]
+    returns: Float[Tensor, "B R"]
+
+    def take(self, rows: Int[Tensor, "N"]) -> "Rollout":
+        """These rows of it."""
+        return Rollout(*(field[rows.to(field.device)] for field in self))
+
+
+def over_processes(
+    numbers: Int[Tensor, "B"], scored: Scored, values: Float[Tensor, "B R"]
+) -> tuple[Scored, Float[Tensor, "E R"]]:
+    """The whole iteration's responses and values from every process's own, in the order of their numbers.
+
+    Whitening, statistics and the minibatches are of all episodes, so every process holds them all: numbers a token, a
+    few megabytes beside the models. It is what makes one device and eight take the same step.
+    """
+    fields, form = tree_flatten(scored)
+    *fields, values = in_order(numbers, [*fields, values])
+    whole: Scored = tree_unflatten(fields, form)
+    return whole, values
+
+
+def optimised_scores(scored: Scored, shaping: Shaping) -> Float[Tensor, "B"]:
+    """The score that the policy is trained on: the reward's, or `missing_eos_score` where a response did not end."""
+    if shaping.missing_eos_score is None:
+        return scored.scores
+    return torch.where(scored.ended, scored.scores, shaping.missing_eos_score)
+
+
+@torch.no_grad()
+def shape_rollout(
+    scored: Scored, values: Float[Tensor, "B R"], kl_coef: float, shaping: Shaping
+) -> tuple[Rollout, Float[Tensor, "B R"]]:
+    """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token) and GAE. Returns the rollout and the rewards."""
+    kl = kl_estimate(scored.logprobs, scored.ref_logprobs)
+    rewards = kl_shaped_rewards(optimised_scores(scored, shaping), kl, scored.mask, kl_coef)
+    if shaping.whiten_rewards:
+        rewards = masked_whiten(rewards, scored.mask, shift_mean=False)
+    advantages, returns = generalized_advantage_estimation(rewards, values, scored.mask, shaping.gamma, shaping.lam)
+    if shaping.whiten_advantages:
+        advantages = masked_whiten(advantages, scored.mask)
+    tokens, prompt_lengths, _ = scored.sequences
+    experience = (scored.responses, scored.mask, scored.logprobs, values, advantages, returns)
+    return Rollout(tokens, prompt_lengths, *experience), rewards
+
+
+def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dict[str, Float[Tensor, "B"]]:
+    """What is known of each response.
+
+    `score` is the reward's own, whether the response ended or not; `optimised_score` is what training uses of it, and
+    `reward` what it maximises: the optimised score less the penalty, before any whitening.
+    """
+    optimised, kl = optimised_scores(scored, shaping), scored.sequence_kl()
+    return {
+        "score": scored.scores,
+        "optimised_score": optimised,
+        "reward": optimised - kl_coef * kl,
+        "kl": kl,
+        "length": scored.mask.sum(1).float(),
+        "ended": scored.ended.float(),
+    }
+
+
+def rollout_statistics(scored: Scored, rollout: Rollout, kl_coef: float, shaping: Shaping) -> dict[str, Tensor]:
+    """What a run is watched by: means over all responses, or over all response tokens."""
+    responses, mask = response_statistics(scored, kl_coef, shaping), scored.mask
+    rooms = dict.fromkeys(("length", "ended"), "response")
+    return {
+        **{f"{rooms.get(name, 'objective')}/{name}": values.double().mean() for name, values in responses.items()},
+        "objective/score_std": scored.scores.std(unbiased=False),
+        "objective/entropy": masked_mean(scored.entropy, mask),
+        "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
+        "value/returns": masked_mean(rollout.returns, mask),
+    }

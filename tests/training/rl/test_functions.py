@@ -1,0 +1,143 @@
+"""A user's function as a reward: found where it lies, and every mistake of it one line with the example."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt_modules.errors import UserError
+from gpt_modules.training.rl.functions import import_reward, source_digest, text_scores
+
+PROMPTS, RESPONSES = ["the film", "a story"], [" is good.", " is bad."]
+
+
+def fails_on(word):
+    def function(prompts, responses):
+        if any(word in response for response in responses):
+            raise ValueError(f"cannot read {word}\nand more")
+        return [0.0] * len(responses)
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[1, 0.5], (1.0, 0.5), np.array([1.0, 0.5]), torch.tensor([1.0, 0.5], requires_grad=True), [True, np.float32(0.5)]],
+)
+def test_numbers_of_any_kind_are_scores(given):
+    assert text_scores("m:f", lambda *_: given, PROMPTS, RESPONSES) == [1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ([1.0], "rewards: m:f gave 1 scores, expected one for each of 2 responses"),
+        ([1.0] * 3, "rewards: m:f gave 3 scores, expected one for each of 2 responses"),
+        (None, "rewards: m:f gave NoneType, expected a list of 2 numbers"),
+        (0.5, "rewards: m:f gave float, expected a list of 2 numbers"),
+        ("12", "rewards: m:f gave str, expected a list of 2 numbers"),
+        ({"a": 1, "b": 2}, "rewards: m:f gave dict, expected a list of 2 numbers"),
+        (torch.zeros(2, 1), "rewards: m:f gave Tensor of shape (2, 1), expected a list of 2 numbers"),
+        (torch.tensor(1.0), "rewards: m:f gave Tensor of shape (), expected a list of 2 numbers"),
+        ([1.0, None], "rewards: m:f gave None for the response ' is bad.' to 'a story', expected a number"),
+        ([1.0, "2"], "rewards: m:f gave '2' for the response ' is bad.' to 'a story', expected a number"),
+        ([float("nan"), 1.0], "rewards: m:f gave nan for the response ' is good.' to 'the film', expected a number"),
+        ([1.0, float("inf")], "rewards: m:f gave inf for the response ' is bad.' to 'a story', expected a number"),
+        ([1.0, [2.0]], "rewards: m:f gave [2.0] for the response ' is bad.' to 'a story', expected a number"),
+    ],
+)
+def test_what_is_no_score_is_one_line(given, line):
+    with pytest.raises(UserError) as error:
+        text_scores("m:f", lambda *_: given, PROMPTS, RESPONSES)
+    assert str(error.value) == line
+
+
+def test_a_function_that_raises_names_the_example():
+    with pytest.raises(UserError) as error:
+        text_scores("m:f", fails_on("bad"), PROMPTS, RESPONSES)
+    assert str(error.value) == (
+        "rewards: m:f raised ValueError: cannot read bad for the response ' is bad.' to 'a story'"
+    )
+
+
+def test_one_that_fails_on_the_batch_alone_says_so():
+    def function(prompts, responses):
+        return [1 / (2 - len(responses))]
+
+    with pytest.raises(UserError) as error:
+        text_scores("m:f", function, PROMPTS, RESPONSES)
+    line = "rewards: m:f raised ZeroDivisionError: division by zero for 2 responses together, for none of them alone"
+    assert str(error.value) == line
+
+
+def test_long_texts_do_not_fill_the_screen():
+    with pytest.raises(UserError) as error:
+        text_scores("m:f", lambda *_: [None], ["p" * 10_000], ["r" * 10_000])
+    assert len(str(error.value)) < 200
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the user's package in it, which Python does not look into by itself."""
+    folder = tmp_path / "my_rewards_here"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "scores.py").write_text(
+        "def politeness(prompts, responses):\n    return [float(len(r)) for r in responses]\nNUMBER = 3\n"
+    )
+    (folder / "broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("my_rewards_here")]:
+        del sys.modules[name]
+
+
+def test_a_package_of_the_current_folder_is_found(here):
+    assert import_reward("my_rewards_here.scores:politeness")([], ["abc"]) == [3.0]
+    assert sys.path[-1] == str(here), "last, so that it hides nothing that is installed"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("my_rewards_here.scores:politenes", "is not in my_rewards_here.scores, .*; did you mean .*:politeness"),
+        ("my_rewards_here.scores:NUMBER", "is no callable"),
+        ("my_rewards_here.scores", "is not in my_rewards_here.scores"),
+        ("my_rewards_here.score:politeness", "ModuleNotFoundError: No module named 'my_rewards_here.score'"),
+        ("my_rewards_here.broken:f", "ZeroDivisionError: division by zero"),
+        ("no_such_module:f", "ModuleNotFoundError"),
+        (":f", "ValueError"),
+        ("..a:f", "TypeError"),
+    ],
+)
+def test_a_wrong_name_is_one_line(here, name, told):
+    with pytest.raises(UserError, match=rf"^rewards\.function: .*{name}.*{told}") as error:
+        import_reward(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.slow
+def test_the_installed_command_finds_it_too(here):
+    """`python -m` puts the current folder on the path, a console script does not: as with `-P`."""
+    wanted = "my_rewards_here.scores:politeness"
+    code = f"from gpt_modules.training.rl import functions as f; print(f.import_reward({wanted!r}))"
+    root = Path(__file__).parents[3]
+    environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"}
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "function politeness" in found.stdout, found.stderr
+
+
+def test_a_digest_follows_the_source(here):
+    first = source_digest(import_reward("my_rewards_here.scores:politeness"))
+    del sys.modules["my_rewards_here.scores"]
+    file = here / "my_rewards_here" / "scores.py"
+    file.write_text(file.read_text().replace("float(len(r))", "-float(len(r))"))
+    assert first != source_digest(import_reward("my_rewards_here.scores:politeness"))
+    assert source_digest(len) is None

@@ -1,0 +1,48 @@
+"""Every number of a recipe's settings is one that means something, or refused by its name."""
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from gpt_modules.errors import UserError
+from gpt_modules.training.rl.settings import ClipConfig, KLConfig, Shaping
+
+# What each field takes at its edges; all else of NASTY is refused.
+TAKEN = {
+    "kl.coef": {0.0, 0.5, 1e30},
+    "kl.target": {None, 0.5, 1e30},
+    "kl.horizon": {0.5, 1e30},
+    "clip.ratio": {0.5},
+    "clip.value": {0.5, 1e30, math.inf},
+    "clip.value_coef": {0.0, 0.5, 1e30},
+    "gamma": {0.0, 0.5, 1.0},
+    "lam": {0.0, 0.5, 1.0},
+    "missing_eos_score": {None, 0.0, 0.5, 1.0, 1e30, -1.0},
+}
+NASTY = [0.0, 0.5, 1.0, 1e30, -1.0, math.inf, -math.inf, math.nan]
+
+
+def fields():
+    for kind, prefix in ((KLConfig, "kl."), (ClipConfig, "clip."), (Shaping, "")):
+        for field in dataclasses.fields(kind):
+            if not isinstance(field.default, bool):
+                yield kind, field.name, prefix + field.name
+
+
+@pytest.mark.parametrize(("kind", "name", "told"), list(fields()))
+def test_values(kind, name, told):
+    taken = TAKEN[told] | ({1.0} if told.startswith(("kl", "clip")) and told != "clip.ratio" else set())
+    for value in NASTY:
+        if value in taken:
+            assert getattr(kind(**{name: value}), name) == value
+            continue
+        with pytest.raises(UserError, match=rf"^{told}: found {re.escape(str(value))}, expected ") as error:
+            kind(**{name: value})
+        assert "\n" not in str(error.value)
+
+
+def test_a_coefficient_of_zero_cannot_be_steered():
+    with pytest.raises(UserError, match=r"^kl\.coef: found 0\.0, expected more than 0 with a target"):
+        KLConfig(coef=0.0, target=6.0)

@@ -1,0 +1,123 @@
+"""From scores to advantages, on rollouts small enough to be worked by hand."""
+
+import pytest
+import torch
+
+from gpt_modules.training.rl.rewards import Sequences
+from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.settings import Shaping
+from gpt_modules.training.rl.shaping import (
+    optimised_scores,
+    over_processes,
+    response_statistics,
+    rollout_statistics,
+    shape_rollout,
+)
+
+PLAIN = {"whiten_rewards": False, "whiten_advantages": False}
+# Three answers of 3, 1 and 2 tokens; the second did not end. Their KLs are 0.5, -1 and 0.25 nats.
+MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
+KL = torch.tensor([[0.5, -0.25, 0.25], [-1.0, 9.0, 9.0], [0.0, 0.25, 9.0]])
+VALUES = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.0, 0.0], [-1.0, 1.0, 0.0]])
+
+
+@pytest.fixture
+def scored():
+    lengths = MASK.sum(1)
+    tokens = torch.arange(12).view(3, 4)
+    ended = torch.tensor([True, False, True])
+    scores = torch.tensor([4.0, 2.0, -3.0])
+    entropy = torch.where(MASK, 0.5, 100.0)
+    sequences = Sequences(tokens, torch.ones(3, dtype=torch.long), lengths + 1)
+    return Scored(sequences, tokens[:, 1:], MASK, KL - 7.0, torch.full((3, 3), -7.0), entropy, scores, ended)
+
+
+def test_a_missing_end_replaces_the_score_and_the_score_lands_on_the_last_token(scored):
+    _, rewards = shape_rollout(scored, VALUES, 0.0, Shaping(missing_eos_score=-5.0, **PLAIN))
+    assert rewards.tolist() == [[0.0, 0.0, 4.0], [-5.0, 0.0, 0.0], [0.0, -3.0, 0.0]]
+    assert optimised_scores(scored, Shaping(missing_eos_score=None)).tolist() == [4.0, 2.0, -3.0]
+    assert optimised_scores(scored, Shaping(missing_eos_score=0.0)).tolist() == [4.0, 0.0, -3.0]
+
+
+def test_each_token_pays_for_its_own_kl(scored):
+    _, rewards = shape_rollout(scored, VALUES, 2.0, Shaping(missing_eos_score=None, **PLAIN))
+    assert rewards.tolist() == [[-1.0, 0.5, 3.5], [4.0, 0.0, 0.0], [0.0, -3.5, 0.0]]
+
+
+def test_advantages_and_returns_by_hand(scored):
+    """delta = r + gamma V' - V; A = delta + gamma lambda A'; with gamma 0.5 and lambda 0.5, no penalty."""
+    rollout, _ = shape_rollout(scored, VALUES, 0.0, Shaping(0.5, 0.5, None, **PLAIN))
+    deltas = [[0.5 * 2 - 1, 0.5 * 3 - 2, 4.0 - 3], [2.0 - 0.5], [0.5 * 1 + 1, -3.0 - 1]]
+    for row, delta in enumerate(deltas):
+        advantage = 0.0
+        for t in reversed(range(len(delta))):
+            advantage = delta[t] + 0.25 * advantage
+            assert rollout.advantages[row, t].item() == advantage
+            assert rollout.returns[row, t].item() == advantage + VALUES[row, t].item()
+    assert not rollout.advantages[~MASK].any()
+    assert not rollout.returns[~MASK].any()
+
+
+def test_advantages_are_whitened_over_what_counts_and_returns_are_not(scored):
+    raw, _ = shape_rollout(scored, VALUES, 0.1, Shaping(**PLAIN))
+    white, _ = shape_rollout(scored, VALUES, 0.1, Shaping())
+    counted = raw.advantages[MASK]
+    expected = (counted - counted.mean()) / counted.std(unbiased=False)
+    torch.testing.assert_close(white.advantages[MASK], expected)
+    assert not white.advantages[~MASK].any()
+    assert torch.equal(white.returns, raw.returns)
+
+
+def test_whitened_rewards_keep_their_mean(scored):
+    _, raw = shape_rollout(scored, VALUES, 0.1, Shaping(**PLAIN))
+    _, white = shape_rollout(scored, VALUES, 0.1, Shaping(whiten_rewards=True))
+    counted = raw[MASK]
+    torch.testing.assert_close(white[MASK], (counted - counted.mean()) / counted.std(unbiased=False) + counted.mean())
+
+
+def test_the_rollout_is_what_was_scored(scored):
+    rollout, _ = shape_rollout(scored, VALUES, 0.1, Shaping())
+    assert torch.equal(rollout.tokens, scored.sequences.tokens)
+    assert torch.equal(rollout.responses, scored.responses)
+    assert torch.equal(rollout.logprobs, scored.logprobs)
+    assert torch.equal(rollout.values, VALUES)
+
+
+def test_score_optimised_score_and_reward_are_three_things(scored):
+    found = response_statistics(scored, 2.0, Shaping(missing_eos_score=-5.0))
+    assert found["score"].tolist() == [4.0, 2.0, -3.0]
+    assert found["optimised_score"].tolist() == [4.0, -5.0, -3.0]
+    assert found["kl"].tolist() == [0.5, -1.0, 0.25]
+    assert found["reward"].tolist() == [3.0, -3.0, -3.5]
+    assert found["length"].tolist() == [3.0, 1.0, 2.0]
+    assert found["ended"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_statistics_of_a_rollout_by_hand(scored):
+    """Over tokens that count; the reward is what it was before any whitening."""
+    shaping = Shaping(1.0, 1.0, -5.0, whiten_rewards=True)
+    rollout, _ = shape_rollout(scored, VALUES, 2.0, shaping)
+    found = {name: float(value) for name, value in rollout_statistics(scored, rollout, 2.0, shaping).items()}
+    returns = rollout.returns[MASK]
+    unexplained = (returns - VALUES[MASK]).var(unbiased=False) / returns.var(unbiased=False)
+    assert found == pytest.approx(
+        {
+            "objective/score": 1.0,
+            "objective/score_std": torch.tensor([4.0, 2.0, -3.0]).std(unbiased=False).item(),
+            "objective/optimised_score": -4 / 3,
+            "objective/reward": -3.5 / 3,
+            "objective/kl": -0.25 / 3,
+            "objective/entropy": 0.5,
+            "response/length": 2.0,
+            "response/ended": 2 / 3,
+            "value/explained_variance": 1 - unexplained.item(),
+            "value/returns": returns.mean().item(),
+        }
+    )
+
+
+def test_episodes_come_in_the_order_of_their_numbers(scored):
+    shuffled, values = over_processes(torch.tensor([2, 0, 1]), scored, VALUES)
+    assert shuffled.scores.tolist() == [2.0, -3.0, 4.0]
+    assert torch.equal(values, VALUES[[1, 2, 0]])
+    assert torch.equal(shuffled.sequences.tokens, scored.sequences.tokens[[1, 2, 0]])
