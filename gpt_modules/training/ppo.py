@@ -310,7 +310,7 @@ class PPOModule(L.LightningModule):
         columns = self.held_out.take()
         values = {f"{stage}/{name}": float(column.mean()) for name, column in columns.items()}
         values[f"{stage}/score_std"] = float(columns["score"].std(unbiased=False))
-        self.log_dict(values)
+        self.log_dict(values, sync_dist=True)  # equal on all processes; said, as Lightning warns otherwise
         return values
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:

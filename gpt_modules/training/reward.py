@@ -75,11 +75,10 @@ class RewardModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Refuse a tokenizer with more tokens than the model, and what the export could not be centred by."""
         artefacts.check_vocabulary(self, self.model.config)
-        different = {
-            tuple(row[:length].tolist()) for batch in self._demonstrations() for row, length in zip(*batch[:2])
-        }
+        demonstrations = self._demonstrations()
         if self.hparams["unit_scale"]:
-            expect(len(different) > 1, "unit_scale", len(different), "at least two different demonstrations")
+            different = {tuple(row.tolist()) for batch in demonstrations for row in batch.tokens}
+            expect(len(different) > 1, "unit_scale", len(different), "two different demonstrations to measure it on")
 
     def prompt_scores(self, batch: RankingBatch) -> Tensor:
         """Scores as (P, K); a cell that holds no answer gets that of row 0 and is masked by the caller."""
@@ -137,7 +136,8 @@ class RewardModule(L.LightningModule):
             f"{stage}/margin": margins.mean(),
             f"{stage}/calibration_error": binary_calibration_error(confidence, right.long(), CALIBRATION_BINS),
         }
-        self.log_dict({name: value.float() for name, value in values.items()}, prog_bar=True)
+        # Equal on all processes; said, as Lightning warns otherwise.
+        self.log_dict({name: value.float() for name, value in values.items()}, prog_bar=True, sync_dist=True)
         writer = tensorboard(self.trainer)
         if writer is not None and not self.trainer.sanity_checking:
             figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)
@@ -168,7 +168,7 @@ class RewardModule(L.LightningModule):
         scores = torch.cat([self.model(b.tokens.to(self.device), b.lengths.to(self.device)) for b in batches]).double()
         self.model.bias.copy_(-scores.mean())
         if self.hparams["unit_scale"]:
-            self.model.scale.copy_(1.0 / scores.std(unbiased=False))
+            self.model.scale.copy_(1.0 / scores.std())
         self.model.train(training)
 
     def _demonstrations(self) -> list[PromptBatch]:

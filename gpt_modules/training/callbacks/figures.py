@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+READABLE = 20  # classes whose numbers can be read, and drawn in less than a second
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -21,10 +23,12 @@ def reliability_figure(preferences: NDArray[np.floating[Any]], bins: int = 10) -
     """Predicted probability that the first answer is better against how often it was (Guo et al. 2017, figure 1).
 
     Args:
-        preferences: (N,) predicted probability of the preference that people stated. Each pair counts in both orders,
-            (p, right) and
-            (1 - p, wrong), as the order of a pair means nothing.
+        preferences: (N,) predicted probability of the preference that people stated; N may be 0, and what is not
+            finite is left out. Each pair counts in both orders, (p, right) and (1 - p, wrong), as the order of a pair
+            means nothing.
     """
+    preferences = preferences.reshape(-1)
+    preferences = preferences[np.isfinite(preferences)]
     predicted = np.concatenate([preferences, 1 - preferences])
     stated = np.concatenate([np.ones_like(preferences), np.zeros_like(preferences)])
     cell = np.minimum((predicted * bins).astype(int), bins - 1)
@@ -47,10 +51,12 @@ def frontier_figure(kl: list[float], score: list[float]) -> "Figure":
 
     Args:
         kl: nats a sequence, one value a validation, in order.
-        score: mean reward at the same points.
+        score: mean reward at the same points; a point that is not finite is left out.
     """
     figure, axes = _figure()
-    axes.plot(np.sqrt(np.maximum(kl, 0.0)), score, marker="o")
+    points = np.array([kl, score], dtype=np.float64).reshape(2, -1)
+    points = points[:, np.isfinite(points).all(0)]
+    axes.plot(np.sqrt(np.maximum(points[0], 0.0)), points[1], marker="o")
     axes.set(xlabel="sqrt(KL to the SFT model), nats a sequence", ylabel="mean score", title="Reward against KL")
     return figure
 
@@ -59,17 +65,19 @@ def confusion_figure(counts: NDArray[np.integer[Any]], labels: Sequence[str]) ->
     """How often each class (row) was taken for each (column); the shade is the share of the row.
 
     Args:
-        counts: (L, L) examples.
+        counts: (L, L) examples; of many classes the numbers are left out, and every n-th name stands for those beside
+            it.
         labels: L names.
     """
     figure, axes = _figure()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    for row, column in np.ndindex(*counts.shape):
+    for row, column in np.ndindex(*counts.shape) if len(labels) <= READABLE else ():
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=color)
-    places = range(len(labels))
+    places = range(0, len(labels), 1 + len(labels) // READABLE)
+    names = [labels[place] for place in places]
     axes.set(xticks=places, yticks=places, xlabel="predicted", ylabel="label", title="Confusion")
-    axes.set_xticklabels(labels, rotation=30, ha="right")
-    axes.set_yticklabels(labels)
+    axes.set_xticklabels(names, rotation=30, ha="right", parse_math=False)  # a name may hold a dollar sign
+    axes.set_yticklabels(names, parse_math=False)
     return figure

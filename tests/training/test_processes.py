@@ -1,0 +1,163 @@
+"""Two processes are one: what they hold together, and what a run of both learns and logs at the same global batch."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from gpt_modules.data import RewardDataModule
+from gpt_modules.training import RewardModule
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.processes import HeldOut, gathered, in_order
+from gpt_modules.training.rl.settings import KLConfig
+
+FLAT = ScheduleConfig(shape="constant")
+# Adam makes whole steps of the rounding in gradients that are 0, such as those of the keys' biases.
+SGD = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=True)
+
+
+@pytest.fixture
+def processes(tmp_path):
+    """processes(function, world=2): what `function(rank)` returned in each of so many processes, forked from this."""
+
+    def start(function, rank, world, port):
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+        os.environ |= {"NODE_RANK": "0", "WORLD_SIZE": str(world), "RANK": str(rank)}
+        try:
+            torch.save(function(rank), tmp_path / f"rank{rank}")
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    def run(function, world=2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        fork = multiprocessing.get_context("fork")
+        children = [fork.Process(target=start, args=(function, rank, world, port)) for rank in range(world)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0] * world
+        return [torch.load(tmp_path / f"rank{rank}", weights_only=True) for rank in range(world)]
+
+    return run
+
+
+def test_one_process_has_what_it_has():
+    columns = [torch.tensor([2, 0, 1]), torch.tensor([[2.0], [0.0], [1.0]])]
+    assert all(torch.equal(own, given) for own, given in zip(gathered(columns), columns, strict=True))
+    assert in_order(columns[0], columns[1:])[0].tolist() == [[0.0], [1.0], [2.0]]
+
+
+def test_held_out_rows_are_read_once_and_in_float64():
+    rows = HeldOut("x", "y")
+    rows.add(x=torch.tensor([1.0, 2.0], dtype=torch.bfloat16), y=torch.tensor([1, 0]))
+    rows.add(x=torch.tensor([3.0]), y=torch.tensor([True]))
+    found = rows.take()
+    assert found["x"].tolist() == [1.0, 2.0, 3.0]
+    assert found["x"].dtype == found["y"].dtype == torch.float64
+    assert found["y"].tolist() == [1.0, 0.0, 1.0]
+    assert rows.take()["x"].tolist() == []
+
+
+def together(rank):
+    dist.init_process_group("gloo", rank=rank, world_size=3)
+    numbers = [[0, 3, 4], [], [2, 1]][rank]
+    narrow = torch.tensor(numbers, dtype=torch.float32).view(-1, 1).repeat(1, 1 + rank)
+    ordered, mask = in_order(torch.tensor(numbers, dtype=torch.long), [narrow, narrow > 0])
+    held_out = HeldOut("number")
+    if numbers:
+        held_out.add(number=torch.tensor(numbers))
+    found = held_out.take()["number"]
+    dist.destroy_process_group()
+    return [ordered, mask, found]
+
+
+@pytest.mark.slow
+def test_rows_of_three_processes_one_of_which_has_none(processes):
+    for ordered, mask, found in processes(together, 3):
+        assert ordered.tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 0, 0], [4, 0, 0]]
+        assert mask.dtype == torch.bool
+        assert found.tolist() == [0, 3, 4, 2, 1]
+
+
+def outcome(module, trainer):
+    """Weights, and every logged value of the first process."""
+    points = [list(point) for point in trainer.logger.points if not point[0].startswith("perf/")]
+    return {"weights": dict(module.state_dict()), "points": points, "metrics": dict(trainer.callback_metrics)}
+
+
+def assert_same(one, other):
+    for name, value in one["weights"].items():
+        torch.testing.assert_close(other["weights"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert [point[:2] for point in other["points"]] == [point[:2] for point in one["points"]]
+    for (name, step, value), (_, _, found) in zip(one["points"], other["points"], strict=True):
+        assert found == pytest.approx(value, rel=1e-3, abs=1e-4), (name, step)
+
+
+PPO = {
+    "optimizer": SGD,
+    "schedule": FLAT,
+    "kl": KLConfig(coef=0.1, target=1.0, horizon=100),
+    "whiten_rewards": True,
+    "ppo_epochs": 2,
+    "minibatches": 2,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ppo_of_two_processes_is_ppo_of_one(fit, ppo, processes, accumulate):
+    """Whitened over all episodes, the same answers, minibatches, coefficient, statistics and weights."""
+
+    def run(devices=1):
+        module, data = ppo(episodes=18, **PPO)
+        data.val_batch_size = 4 // devices
+        settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
+        trainer = fit(module, data, max_epochs=2, accumulate_grad_batches=accumulate, **settings)
+        return outcome(module, trainer) | {"rollout": list(module.rollout), "coefficient": module.kl_coef}
+
+    (one,) = processes(lambda rank: run(), 1)
+    two = processes(lambda rank: run(2))
+    for rank in two:
+        for field, whole in zip(rank["rollout"], one["rollout"], strict=True):
+            torch.testing.assert_close(field, whole, rtol=1e-3, atol=2e-4)
+        assert rank["coefficient"] == pytest.approx(one["coefficient"], abs=1e-6)
+        assert rank["coefficient"] != 0.1
+        assert all(torch.equal(rank["weights"][name], value) for name, value in two[0]["weights"].items())
+    assert_same(one, two[0])
+    names = {point[0] for point in one["points"]}
+    assert {"objective/score", "objective/kl", "response/ended", "policy/entropy", "loss/value", "val/reward"} <= names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("accumulate", "rows"), [(1, 0.3), (4, 0.01)])
+def test_a_reward_model_of_two_processes_is_that_of_one(fit, micro, processes, tmp_path, accumulate, rows):
+    """The last window of an epoch is not whole, and with 0.01 a process has no row to validate on."""
+
+    def run(devices=1):
+        data = RewardDataModule(
+            str(micro.comparisons),
+            tokenizer=str(micro.gpt),
+            context=32,
+            batch_size=6 // devices,
+            cache_dir=str(tmp_path / "cache"),
+            validation_fraction=rows,
+        )
+        module = RewardModule(str(micro.gpt), dropout=0.0, optimizer=SGD, schedule=FLAT)
+        settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
+        return outcome(module, fit(module, data, accumulate_grad_batches=accumulate, max_epochs=1, **settings))
+
+    (one,) = processes(lambda rank: run(), 1)
+    two = processes(lambda rank: run(2))
+    one["points"] = [point for point in one["points"] if point[0].startswith("val/")]
+    two[0]["points"] = [point for point in two[0]["points"] if point[0].startswith("val/")]
+    assert one["points"]
+    assert_same(one, two[0])
