@@ -1,12 +1,15 @@
 """The `gpt` command. It imports nothing heavy before it knows what is wanted, so that `gpt --help` answers at once."""
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
-from itertools import pairwise
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
+from typing import Any
 
 from gpt_modules.errors import UserError
 
@@ -15,6 +18,7 @@ COMMANDS = {
     "validate": "run a recipe's validation",
     "test": "run a recipe's test",
     "predict": "write a recipe's predictions to predictions.jsonl",
+    "recipes": "list the recipes, print one, or copy one to edit",
     "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
     "prepare": "tokenise text into shards that a pretraining recipe reads",
     "evaluate": "measure a model folder on tasks, zero-, one- and few-shot",
@@ -23,14 +27,8 @@ COMMANDS = {
     "chat": "talk to a model folder",
 }
 
-_OWN = {
-    "run": ("run", "main"),
-    "prepare": ("prepare", "main"),
-    "evaluate": ("evaluate", "main"),
-    "adapt": ("adapt", "main"),
-    "generate": ("generate", "main"),
-    "chat": ("chat", "main"),
-}
+_TRAINED = ("fit", "validate", "test", "predict")
+_PRINT_ONLY = ("recipes", "generate", "chat")
 
 HELP = f"""usage: gpt COMMAND [...]
 
@@ -49,24 +47,74 @@ examples:
   gpt adapt --model runs/maml/tiny/export --support examples.jsonl --output runs/adapted
   gpt chat --model runs/demo/ppo/export
 
-`gpt COMMAND --help` explains a command; `gpt fit --model.help SFTModule` lists a module's arguments."""
+A recipe's name (ppo/tiny) works wherever its path does; gpt recipes lists them.
+`gpt COMMAND --help` explains a command; `gpt fit --help sft` lists the keys of a procedure; `gpt --version`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Exit status: 0 when done, 2 for a mistake of the user's (one line on stderr), 128 + n after signal n.
+    Exit status: 0 when done, 2 for a mistake of the user's (one line on stderr), 128 + n after signal n, 141 (128 +
+    SIGPIPE) when a command that only prints has nobody left to read it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
-        print(HELP)
-        return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _exit_on_signal)
     try:
-        _command(words[0])(words[1:])
+        _run(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _run(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+    elif words[0] in ("-V", "--version"):
+        print(f"gpt_modules {_version()}")
+    else:
+        if words[0] not in _PRINT_ONLY:
+            _outlive_readers()
+        _command(words[0])(words[1:])
+
+
+def _version() -> str:
+    try:
+        return version("gpt-modules")
+    except PackageNotFoundError:
+        return "from a folder, not installed"
+
+
+class _Unread(io.FileIO):
+    """A standard stream that may lose its reader, its terminal or its disk: no reason to end a run."""
+
+    def write(self, data: Any) -> int:
+        """Write, or pretend to."""
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def _outlive_readers() -> None:
+    for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        if original is None or getattr(sys, name) is not original:
+            continue
+        original.flush()
+        raw = io.BufferedWriter(_Unread(original.fileno(), "w", closefd=False))
+        own = io.TextIOWrapper(raw, original.encoding, original.errors, line_buffering=True)
+        setattr(sys, name, own)
+
+
+def _discard_output() -> None:
+    """Nobody reads: what is still to be written, at the latest when Python ends, goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def fail(message: str) -> None:
@@ -81,30 +129,23 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def _command(name: str) -> Callable[[list[str]], None]:
-    if name in _OWN:
-        module, function = _OWN[name]
-        command: Callable[[list[str]], None] = getattr(import_module(f"gpt_modules.commands.{module}"), function)
-        return command
-    if name in COMMANDS:
+    if name in _TRAINED:
         return lambda words: _lightning(name, words)
-    raise UserError(f"gpt: found command {name!r}, expected one of {', '.join(COMMANDS)}")
+    if name in COMMANDS:
+        command: Callable[[list[str]], None] = import_module(f"gpt_modules.commands.{name}").main
+        return command
+    near = get_close_matches(name, COMMANDS, n=1)
+    hint = f"; did you mean gpt {near[0]}?" if near else ""
+    raise UserError(f"gpt: found command {name!r}, expected one of {', '.join(COMMANDS)}{hint}")
 
 
 def _lightning(subcommand: str, words: list[str]) -> None:
-    _check_recipes(words)
+    from gpt_modules.commands.first_page import FIRST_PAGE, asks_first_page
+
+    if asks_first_page(words):
+        print(FIRST_PAGE.replace("COMMAND", subcommand))
+        return
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     from gpt_modules.commands.fit import run_trainer
 
     run_trainer(subcommand, words)
-
-
-def _check_recipes(words: list[str]) -> None:
-    """What the recipe parser would accept silently: a duplicate key (the last would win), a URL (it would be fetched)
-    and a resolver (it would copy what it finds into the run's folder).
-    """
-    from gpt_modules.storage.recipes import find_recipe, read_recipe
-
-    for word, value in pairwise([*words, ""]):
-        option, _, attached = word.partition("=")
-        if option in ("--config", "-c"):
-            read_recipe(find_recipe(attached or value))

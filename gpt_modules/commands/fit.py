@@ -1,57 +1,30 @@
 """`gpt fit|validate|test|predict`: LightningCLI on recipes, with the checkpoints and guards that every run gets."""
 
-import fcntl
 import json
 import logging
 import os
-import re
 import sys
 import warnings
 from argparse import ArgumentError
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lightning.pytorch as L
 from jsonargparse import ArgumentError as RecipeError
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_modules.backbone import FeedForward
-from gpt_modules.data import (
-    EpisodicDataModule,
-    FinetuningDataModule,
-    PPODataModule,
-    PretrainingDataModule,
-    RewardDataModule,
-    SFTDataModule,
-)
-from gpt_modules.data.episodes.arithmetic_and_words import SyntheticTasks
-from gpt_modules.data.episodes.ciphers import AffineCipher, SubstitutionCipher
-from gpt_modules.data.episodes.cloze import Cloze
-from gpt_modules.data.episodes.label_words import LabelWords
-from gpt_modules.data.episodes.sinusoid import Sinusoid
-from gpt_modules.data.episodes.transforms import SequenceTransforms
-from gpt_modules.data.episodes.ways import LabelledClasses
+from gpt_modules.commands.complaints import complaint
+from gpt_modules.commands.composition import Composition, compose
+from gpt_modules.commands.key_help import key_help
+from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock
+from gpt_modules.commands.trainer_keys import check_environment, check_values, refused_key, refused_later
+from gpt_modules.commands.vocabulary import allow_only
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation import (
-    AdaptationCurves,
-    BagOfWordsBaseline,
-    FewShot,
-    NaiveBayesBaseline,
-    NgramBaseline,
-    ZeroShotProbes,
-)
-from gpt_modules.training import (
-    FinetuningModule,
-    MAMLModule,
-    PPOModule,
-    PretrainingModule,
-    RewardModule,
-    SFTModule,
-)
+from gpt_modules.storage.yaml_files import parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
     RandomState,
@@ -68,30 +41,6 @@ from gpt_modules.training.callbacks.samples import SampleTable
 from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.callbacks.throughput import Throughput
 
-# Imported so that a recipe may write `class_path: SFTModule`: the parser finds what has been imported by its short
-# name.
-MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule)
-CALLBACKS = (AdaptationCurves, NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
-DATA_MODULES = (
-    PretrainingDataModule,
-    FinetuningDataModule,
-    SFTDataModule,
-    RewardDataModule,
-    PPODataModule,
-    EpisodicDataModule,
-)
-NETWORKS = (FeedForward,)
-FAMILIES = (
-    AffineCipher,
-    Cloze,
-    LabelWords,
-    LabelledClasses,
-    SequenceTransforms,
-    Sinusoid,
-    SubstitutionCipher,
-    SyntheticTasks,
-)
-
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.
 TRAINER_DEFAULTS = {
     "enable_progress_bar": False,
@@ -101,19 +50,22 @@ TRAINER_DEFAULTS = {
 }
 
 
-class SavedRecipe(SaveConfigCallback):
-    """Writes `<root>/config.yaml`, without the checkpoint to go on from: the file is the recipe, and runs again."""
+class RecipeParser(LightningArgumentParser):
+    """A parser for which a text is a value: none of its keys opens a file of that name."""
 
-    def __init__(self, parser: LightningArgumentParser, config: Any, **options: Any) -> None:
-        config = config.clone()
-        config["ckpt_path"] = None
-        super().__init__(parser, config, **options)
+    def _add_signature_parameter(self, *args: Any, **options: Any) -> None:
+        super()._add_signature_parameter(*args, **options | {"sub_configs": False})
 
 
 class TrainerCLI(LightningCLI):
     """Adds our callbacks as recipe keys, keeps a checkpoint's hyper-parameters out of the recipe, and resumes only
     what verifies.
     """
+
+    def __init__(self, recipe: Composition, subcommand: str, **options: Any) -> None:
+        self.recipe = recipe
+        words = [*recipe.asked, *(["--help"] if recipe.help == ["all"] else [])]
+        super().__init__(args=[subcommand, f"--config={json.dumps(recipe.values)}", *words], **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Recipe keys beside `model`, `data` and `trainer`."""
@@ -123,24 +75,57 @@ class TrainerCLI(LightningCLI):
         parser.add_lightning_class_args(Throughput, "throughput")
         parser.add_lightning_class_args(StepBar, "progress")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the recipe, and tell what is wrong with it in one line."""
+        if self.recipe.help is not None and self.recipe.help != ["all"]:
+            topic = self.recipe.help[0] if self.recipe.help else None
+            sys.stdout.write(key_help(topic, self.recipe, self._subcommand_parsers[args[0]]) + "\n")
+            sys.exit(0)
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, RecipeError, OmegaConfBaseException, RecursionError) as error:
+            raise complaint(error, self.recipe, self._subcommand_parsers[args[0]]) from error
+        check_values(self.config[args[0]].as_dict(), self.recipe)
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters override the recipe and the command line, the model's
         class included.
         """
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """A fixed run directory, TensorBoard in it, verified checkpoints."""
-        config = self._get(self.config_init, "trainer")
-        root = config.get("default_root_dir")
+    def before_instantiate_classes(self) -> None:
+        """What the types of the keys do not say."""
+        config = self.config[self.subcommand]
+        check_environment()
+        root = config["trainer"]["default_root_dir"]
         if not root:
-            raise UserError("trainer.default_root_dir: not given, expected the run's folder")
-        if config.get("logger") in (None, True):
+            where = self.recipe.where(("trainer", "default_root_dir"))
+            raise UserError(f"{where}: found nothing, expected the run's folder")
+        keep_inside(Path(root), config["trainer"].as_dict(), self.recipe)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """A fixed run directory, TensorBoard in it, verified checkpoints. Only training writes into it."""
+        config = self._get(self.config_init, "trainer")
+        if self.subcommand != "fit":
+            kwargs["logger"], self.save_config_callback = False, None
+        elif config.get("logger") in (None, True):
+            root = config["default_root_dir"]
             kwargs["logger"] = RunLogger(save_dir=root, name="", version="", default_hp_metric=False)
         plugins = config.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), VerifiedCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        try:
+            return super()._instantiate_trainer(dict(config), callbacks)
+        except UserError:
+            raise
+        except Exception as error:  # Lightning and torch raise some ten types for a value that does not fit
+            raise refused_key(error, config, lambda given: L.Trainer(**given), self.recipe) from error
+
     def _run_subcommand(self, subcommand: str) -> None:
+        for name, path in self.recipe.configs:
+            if Path(name) != path and self.trainer.is_global_zero:
+                sys.stdout.write(f"{name}: {path}\n")
         world = int(os.environ.get("WORLD_SIZE", self.trainer.world_size))  # set by torchrun and the like
         if world != self.trainer.world_size:
             raise UserError(
@@ -151,7 +136,10 @@ class TrainerCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Resumption):
                 callback.recipe = told
-        super()._run_subcommand(subcommand)
+        try:
+            super()._run_subcommand(subcommand)
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            raise refused_later(error, self.recipe) or error from error
 
     def instantiate_classes(self) -> None:
         """The parser wraps what a constructor raises in pages about unions: bring the user's mistake back out."""
@@ -177,67 +165,57 @@ class TrainerCLI(LightningCLI):
         if self.trainer.is_global_zero:
             self._lock = lock(root)
         self._resolve_last()
-        if self.config[self.subcommand].get("ckpt_path") is None and any((root / "checkpoints").glob("step=*.ckpt")):
-            raise UserError(
-                f"{root}: holds the checkpoints of an earlier run; go on with --ckpt_path last, or name another "
-                "--trainer.default_root_dir, or remove the folder"
-            )
+        if self.config[self.subcommand].get("ckpt_path") is None and self.trainer.is_global_zero:
+            begin_anew(root, SavedRecipe(self._parser(self.subcommand), self.config[self.subcommand]).text)
+
+
+def _texts_are_yaml_of_recipes() -> None:
+    """What a text of the command line means to a key that is no text: what it would mean in a recipe."""
+
+    def read(text: str) -> Any:
+        value = parse_yaml(text, "value")[0]
+        return loads(text) if isinstance(value, dict) else value  # which makes interpolations relative
+
+    ArgumentParser(parser_mode="omegaconf+", exit_on_error=False).parse_string("{}")  # its loader is made when used
+    loads = get_loader("omegaconf+")
+    set_loader("omegaconf+", read, (UserError,))
+    set_loader("yaml", lambda text: parse_yaml(text, "value")[0], (UserError,))
+
+
+_texts_are_yaml_of_recipes()
 
 
 def run_trainer(subcommand: str, words: list[str]) -> None:
-    """Parse the recipes and run one of Lightning's subcommands.
+    """Run one of Lightning's subcommands on the recipe that the words describe.
 
     Raises:
-        UserError: for anything wrong with a recipe, in one line.
+        UserError: for anything wrong with it, in one line.
     """
+    recipe = compose(words)
+    allow_only(recipe.allowed)
     for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips and "max_steps reached" at every start
         logging.getLogger(name).setLevel(logging.WARNING)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    usage = {
-        name: {"parser_mode": "omegaconf+", "exit_on_error": False} for name in ("fit", "validate", "test", "predict")
-    }
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
+    mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
     try:
         TrainerCLI(
-            L.LightningModule,
-            L.LightningDataModule,
+            recipe,
+            subcommand,
+            model_class=L.LightningModule,
+            datamodule_class=L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             save_config_callback=SavedRecipe,
-            save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 **TRAINER_DEFAULTS,
                 "callbacks": [Resumption(), RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
             },
-            parser_kwargs={"prog": "gpt", "parser_mode": "omegaconf+", "exit_on_error": False, **usage},
+            parser_class=RecipeParser,
+            parser_kwargs={"prog": "gpt", **mode, **dict.fromkeys(("fit", "validate", "test", "predict"), mode)},
             seed_everything_default=0,
         )
-    except (ArgumentError, RecipeError, OmegaConfBaseException, MisconfigurationException) as error:
-        raise UserError(one_line(str(error))) from error
     except SIGTERMException:
         sys.exit(143)
-
-
-def one_line(message: str) -> str:
-    """The innermost complaint of a parser message that repeats its context on many lines."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return re.sub(r"\s+", " ", " ".join(lines))
-
-
-def lock(root: Path) -> IO[str]:
-    """Hold the run's folder for this process; the kernel releases it, however the process ends.
-
-    Raises:
-        UserError: when another process writes there.
-    """
-    root.mkdir(parents=True, exist_ok=True)
-    file = (root / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(
-            f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir"
-        ) from error
-    return file

@@ -21,12 +21,12 @@ Lines = dict[Place, int]
 """Place of a value -> the line of its key, from 1."""
 
 
-_EXPONENT, _INFINITE = r"[eE][-+]?\d+", r"\.(inf|Inf|INF)"
+_EXPONENT, _INFINITE, _NO_NUMBER = r"[eE][-+]?\d+", r"\.(inf|Inf|INF)", r"\.(nan|NaN|NAN)"
 _SCALARS = {
     "bool": r"true|True|TRUE|false|False|FALSE",
     "null": r"~|null|Null|NULL|",
     "int": r"[-+]?(0|[1-9][\d_]*)",
-    "float": rf"[-+]?((0|[1-9][\d_]*)(\.\d*({_EXPONENT})?|{_EXPONENT})|\.\d+({_EXPONENT})?|{_INFINITE})|\.(nan|NaN|NAN)",
+    "float": rf"[-+]?((0|[1-9][\d_]*)(\.\d*({_EXPONENT})?|{_EXPONENT})|\.\d+({_EXPONENT})?|{_INFINITE})|{_NO_NUMBER}",
     "merge": r"<<",
 }
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in (*_SCALARS, "str", "map", "seq")}

@@ -1,0 +1,231 @@
+"""The words of `gpt fit` as one recipe, and where each of its values was said.
+
+Recipes are laid over one another in order, then the keys of the command line over all of them, wherever they stand:
+mappings are merged key by key, anything else is replaced, `key+` appends to a list.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.recipes import find_recipe, read_with_lines, resolver_in
+from gpt_modules.storage.yaml_files import Place, dotted, parse_yaml
+
+_CLASSES = (("model",), ("data",))  # places of a class and its arguments, whether or not the class has been named yet
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+_ASKS = re.compile(r"-h|--help|--print_config|--.*\.help")
+
+
+class Option(NamedTuple):
+    """`--name value...`, `--name=value` or `-c value`."""
+
+    name: str
+    values: list[str]
+
+
+class Assignment(NamedTuple):
+    """One value of one key, as a file or an option says it.
+
+    parts: the key's parts, the last one with `+` when the value is to be appended.
+    sources: place inside the value, () for itself -> where it was said, `file:line` or `--key`.
+    """
+
+    parts: list[str]
+    value: Any
+    sources: dict[Place, str]
+
+
+@dataclass
+class Composition:
+    """One recipe.
+
+    Args:
+        values: the recipe as nested mappings; texts of the command line are left for the key's type to read.
+        sources: place -> where it was last said.
+        configs: the names that `--config` gave, in order, and their files.
+        allowed: packages that `--allow` names.
+        asked: words that ask for something else than a value, such as `--print_config`.
+        help: what `--help` is asked about, None when it is not asked for.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    sources: dict[Place, str] = field(default_factory=dict)
+    configs: list[tuple[str, Path]] = field(default_factory=list)
+    allowed: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    help: list[str] | None = None
+
+    def where(self, place: Place) -> str:
+        """The beginning of a complaint about a place: where it was said, and its key."""
+        for length in range(len(place), 0, -1):
+            if source := self.sources.get(place[:length]):
+                return source if source.startswith("--") and length == len(place) else f"{source}: {dotted(place)}"
+        below = [source for inner, source in self.sources.items() if inner[: len(place)] == place]
+        return f"{below[0]}: {dotted(place)}" if below and place else dotted(place)
+
+    def at(self, place: Place) -> Any:
+        """The value at a place, None where nothing is."""
+        node: Any = self.values
+        for part in place:
+            if isinstance(node, list) and isinstance(part, int):
+                node = node[part] if part < len(node) else None
+            else:
+                node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def assign(self, assignment: Assignment) -> None:
+        """Lay one value over what stands there.
+
+        Raises:
+            UserError: when the key leads into a value that has no keys.
+        """
+        place: list[str | int] = []
+        self.values = self._put(self.values, assignment.parts, assignment, place)
+        for inner in [inner for inner in self.sources if inner[: len(place)] == tuple(place)]:
+            del self.sources[inner]
+        self.sources |= {(*place, *inner): source for inner, source in assignment.sources.items()}
+
+    def _put(self, node: Any, parts: Sequence[str], assignment: Assignment, place: list[str | int]) -> Any:
+        """`node` with the value below it; `place` becomes where it stands."""
+        if not parts:
+            is_class = tuple(place) in _CLASSES and isinstance(node, dict) and isinstance(assignment.value, str)
+            return {**node, "class_path": assignment.value} if is_class else assignment.value
+        node, head = _opened(node, assignment), parts[0]
+        if isinstance(node, list):
+            index = int(head) if head.isdecimal() else len(node) - 1
+            if index not in range(len(node)):
+                raise UserError(f"{assignment.sources[()]}: found no item {head!r} in a list of {len(node)}")
+            place.append(index)
+            node[index] = self._put(node[index], parts[1:] if head.isdecimal() else parts, assignment, place)
+            return node
+        if (tuple(place) in _CLASSES or "class_path" in node) and head not in _OF_A_CLASS:
+            head, parts = "init_args", ["init_args", *parts]
+        if head.endswith("+") and len(parts) == 1:
+            head, items = head[:-1], _items(node.get(head[:-1]))
+            place += [head, len(items)]
+            return {**node, head: [*items, assignment.value]}
+        place.append(head)
+        return {**node, head: self._put(node.get(head), parts[1:], assignment, place)}
+
+
+def compose(words: Sequence[str]) -> Composition:
+    """The recipe that the words describe.
+
+    Raises:
+        UserError: for a word that belongs to no option, an option without its value, or a file that cannot be read.
+    """
+    whole, keys = Composition(), []
+    for option in read_options(words):
+        if option.name in ("--config", "-c"):
+            whole.configs += [(name, find_recipe(name)) for name in option.values]
+        elif option.name == "--allow":
+            whole.allowed += option.values
+        elif option.name in ("--help", "-h"):
+            whole.help = option.values
+        elif _ASKS.fullmatch(option.name):
+            whole.asked += [f"{option.name}={value}" for value in option.values] or [option.name]
+        else:
+            keys.append(option)
+    for _, path in whole.configs:
+        for assignment in _file_assignments(path):
+            whole.assign(assignment)
+    for option in keys:
+        for assignment in _option_assignments(option):
+            whole.assign(assignment)
+    return whole
+
+
+def read_options(words: Sequence[str]) -> list[Option]:
+    """Options with the words that follow them, in order.
+
+    Raises:
+        UserError: for a word before any option, or an option that needs a value and has none.
+    """
+    options: list[Option] = []
+    for word in words:
+        if re.match(r"--.|-[ch](=|$)", word):
+            name, attached, value = word.partition("=")
+            options.append(Option(name, [value] if attached else []))
+        elif options:
+            options[-1].values.append(word)
+        else:
+            raise UserError(f"found {word!r}, which belongs to no option; expected --config RECIPE or --KEY VALUE")
+    for option in options:
+        if not option.values and not _ASKS.fullmatch(option.name):
+            raise UserError(f"{option.name}: found no value, expected one")
+    return options
+
+
+def _file_assignments(path: Path) -> Iterator[Assignment]:
+    content, lines = read_with_lines(path)
+    if "config" in content:
+        raise UserError(f"{path}:{lines[('config',)]}: config: a recipe names no other; give each with --config")
+    for place, value in _leaves(content, ()):
+        parts = [*place[0].split("."), *place[1:]]
+        several = parts[-1].endswith("+") and isinstance(value, list)
+        for spot, item in (
+            [((*place, number), item) for number, item in enumerate(value)] if several else [(place, value)]
+        ):
+            inside = {
+                there[len(spot) :]: f"{path}:{line}" for there, line in lines.items() if there[: len(spot)] == spot
+            }
+            yield Assignment(parts, item, inside)
+
+
+def _option_assignments(option: Option) -> Iterator[Assignment]:
+    key, source = option.name[2:], option.name
+    for text in option.values:
+        if resolver := resolver_in(text):
+            raise UserError(f"{source}: found {resolver}, expected ${{key}} only: resolvers are not allowed")
+    parts = key.split(".")
+    if key.endswith("+"):
+        for text in option.values:
+            yield from (Assignment(parts, item, {(): source}) for item in _items(text))
+        return
+    value: Any = option.values[0] if len(option.values) == 1 else list(option.values)
+    content = _flow(value, source) if isinstance(value, str) and value[:1] in ("[", "{") and ":" in value else value
+    for place, leaf in _leaves(content, ()):
+        yield Assignment([*parts, *place], leaf, {(): source})
+
+
+def _leaves(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What is laid over as one: everything but mappings with keys."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, (*place, key))
+    else:
+        yield place, value
+
+
+def _flow(text: str, source: str) -> Any:
+    """A list or mapping that stands on the command line; a text that only begins like one is that text."""
+    try:
+        return parse_yaml(text, source)[0]
+    except UserError as error:
+        if "stands twice" in str(error) or "found more than" in str(error):
+            raise
+        return text
+
+
+def _opened(node: Any, assignment: Assignment) -> Any:
+    """What stands where a key leads further in, as something that has keys: a class's name is a class without
+    arguments.
+    """
+    source = assignment.sources[()]
+    if isinstance(node, str) and node[:1] in ("[", "{"):
+        node = _flow(node, source)
+    if isinstance(node, str):
+        node = {"class_path": node}
+    if node is not None and not isinstance(node, (dict, list)):
+        raise UserError(f"{source}: found the value {node!r} where the key leads further in, expected keys or nothing")
+    return {} if node is None else node
+
+
+def _items(value: Any) -> list[Any]:
+    """A value as what it adds to a list."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        value = _flow(value, "command line")
+    return list(value) if isinstance(value, list) else [] if value is None else [value]

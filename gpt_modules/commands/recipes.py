@@ -1,0 +1,57 @@
+"""`gpt recipes`: what there is, and a copy to edit."""
+
+import sys
+from pathlib import Path
+
+from gpt_modules.commands.arguments import Arguments
+from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import no_room
+from gpt_modules.storage.recipes import find_recipe, recipe_names
+
+DESCRIPTION = """Without a name, list the recipes: those of the current folder's recipes/ and those that ship with the
+package. With a name, print one, or copy it to a file of yours."""
+
+
+def main(words: list[str]) -> None:
+    """`gpt recipes [NAME [--copy FILE]]`.
+
+    Raises:
+        UserError: no recipe has that name, or the file to copy to exists.
+    """
+    parser = Arguments(prog="gpt recipes", description=DESCRIPTION)
+    parser.add_argument("name", nargs="?", help="such as ppo/tiny, or a folder of recipes such as ppo")
+    parser.add_argument("--copy", type=Path, metavar="FILE", help="write it there, for you to edit")
+    options = parser.parse_args(words)
+    folders = {name.partition("/")[0] for name in recipe_names()}
+    if options.name is None or options.name.removeprefix("recipes/").rstrip("/") in folders:
+        if options.copy:
+            raise UserError("--copy: found no recipe to copy, expected a name before it; gpt recipes lists them")
+        sys.stdout.write(listing((options.name or "").removeprefix("recipes/").rstrip("/")))
+        return
+    content = find_recipe(options.name).read_text(encoding="utf-8")
+    if options.copy:
+        _copy(content, options.copy)
+    else:
+        sys.stdout.write(content)
+
+
+def listing(folder: str = "") -> str:
+    """Each recipe's name and the first line of its comment."""
+    names = [name for name in recipe_names() if not folder or name.startswith(f"{folder}/")]
+    width = max(map(len, names), default=0)
+    return "".join(f"{name:<{width}}  {_first_line(find_recipe(f'{name}.yaml'))}\n".rstrip() + "\n" for name in names)
+
+
+def _first_line(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
+
+
+def _copy(content: str, path: Path) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(content)
+    except FileExistsError:
+        raise UserError(f"--copy: {path} exists, expected the name of a new file") from None
+    except OSError as error:
+        raise no_room(path, error) from error

@@ -1,0 +1,139 @@
+"""The folder of a run: held by one process, never begun twice, and nothing of the run outside it."""
+
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import lightning.pytorch as L
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from gpt_modules.commands.composition import Composition
+from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import no_room, replace_durably
+from gpt_modules.storage.yaml_files import Place
+
+RECIPE_FILE = "config.yaml"
+_FOLDERS = ("dirpath", "save_dir", "log_dir", "root_dir")
+_NAMES = ("filename", "name", "version", "sub_dir", "prefix")
+
+
+class SavedRecipe(SaveConfigCallback):
+    """Writes `<root>/config.yaml` when training begins, without the checkpoint to go on from: the file is the recipe,
+    and runs again. A run that makes no step leaves what stood there before.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, **options: Any) -> None:
+        config = config.clone()
+        config["ckpt_path"] = None
+        super().__init__(parser, config, **options)
+        self._before: str | None = None
+        self._first_step: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The recipe."""
+        text: str = self.parser.dump(self.config, skip_none=False, format="yaml")
+        return text
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet: what is wrong may still show."""
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """Write it."""
+        if not trainer.is_global_zero:
+            return
+        path = Path(trainer.default_root_dir) / RECIPE_FILE
+        self._before, self._first_step = path.read_text() if path.is_file() else None, trainer.global_step
+        replace_durably(path, self.text)
+
+    def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
+        """Put back what stood there when no step was made."""
+        if self._first_step is None or trainer.global_step != self._first_step:
+            return
+        path = Path(trainer.default_root_dir) / RECIPE_FILE
+        if self._before is None:
+            path.unlink(missing_ok=True)
+        else:
+            replace_durably(path, self._before)
+
+
+def begin_anew(root: Path, recipe: str) -> None:
+    """Check that a first step may be made in a folder.
+
+    A run that was cut off before its first checkpoint left its recipe and a beginning of its curves: the same recipe
+    takes its place.
+
+    Raises:
+        UserError: the folder holds what a run has reached, or the beginning of another one.
+    """
+    held = [name for name in ("summary.json", "export") if (root / name).exists()]
+    held += ["checkpoints"] if any((root / "checkpoints").glob("step=*.ckpt")) else []
+    resume = "go on with --ckpt_path last, or " if "checkpoints" in held else ""
+    if held:
+        raise UserError(
+            f"{root}: holds an earlier run ({', '.join(held)}); {resume}name another --trainer.default_root_dir, or "
+            "remove the folder"
+        )
+    begun = root / RECIPE_FILE
+    if not begun.is_file():
+        return
+    if begun.read_text() != recipe:
+        raise UserError(
+            f"{begun}: an earlier run began here with another recipe; name another --trainer.default_root_dir, or "
+            "remove the folder"
+        )
+    for events in root.glob("events.out.tfevents.*"):
+        events.unlink()
+
+
+def lock(root: Path) -> IO[str]:
+    """Hold the run's folder for this process; the kernel releases it, however the process ends.
+
+    Raises:
+        UserError: when another process writes there, or nobody can.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        file = (root / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"trainer.default_root_dir: {no_room(root, error)}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(
+            f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir"
+        ) from error
+    return file
+
+
+def keep_inside(root: Path, trainer: Any, recipe: Composition) -> None:
+    """Check that callbacks, loggers, profilers and the like write below the run's folder.
+
+    Args:
+        trainer: the parsed section `trainer`, as plain values.
+
+    Raises:
+        UserError: for a folder elsewhere or a name that leads out.
+    """
+    for place, key, value in _arguments(trainer, ("trainer",)):
+        if not isinstance(value, str):
+            continue
+        path = Path(value) if key in _FOLDERS else root / value
+        if not path.resolve().is_relative_to(root.resolve()) or (
+            key in _NAMES and path.is_absolute() != root.is_absolute()
+        ):
+            raise UserError(f"{recipe.where(place)}: found {value!r}, expected a place below the run's folder, {root}")
+
+
+def _arguments(value: Any, place: Place) -> Iterator[tuple[Place, str, Any]]:
+    """The arguments of classes that say where something is written."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key in (*_FOLDERS, *_NAMES) and "init_args" in place:
+                yield (*place, key), key, item
+            else:
+                yield from _arguments(item, (*place, key))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _arguments(item, (*place, number))

@@ -1,0 +1,146 @@
+"""The Trainer's keys: values it would take and stumble over later are refused, and what it refuses itself is told by
+key.
+"""
+
+import math
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_modules.commands.complaints import one_line, shown
+from gpt_modules.commands.composition import Composition
+from gpt_modules.errors import UserError
+from gpt_modules.storage.yaml_files import Place
+
+
+class Bound(NamedTuple):
+    """fits: of a value that is given and not null. expected: in words."""
+
+    fits: Callable[[Any], bool]
+    expected: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _from(least: int) -> Bound:
+    return Bound(lambda value: not _is_number(value) or least <= value < 2**63, f"{least} or more")
+
+
+def _unlimited_from(least: int) -> Bound:
+    fits = lambda value: value == -1 or least <= value < 2**63  # noqa: E731
+    return Bound(fits, f"{least} or more, or -1 for no limit")
+
+
+_SHARE = Bound(
+    lambda value: not _is_number(value) or (0 <= value < 2**63 if isinstance(value, int) else 0.0 <= value <= 1.0),
+    "a whole number of batches, or a share from 0.0 to 1.0",
+)
+BOUNDS = {
+    "max_steps": _unlimited_from(1),
+    "max_epochs": _unlimited_from(1),
+    "min_steps": _from(0),
+    "min_epochs": _from(0),
+    "num_nodes": _from(1),
+    "log_every_n_steps": _from(1),
+    "accumulate_grad_batches": _from(1),
+    "check_val_every_n_epoch": _from(1),
+    "reload_dataloaders_every_n_epochs": _from(0),
+    "num_sanity_val_steps": Bound(lambda value: -1 <= value < 2**63, "0 or more, or -1 for a whole validation"),
+    "fast_dev_run": _from(0),
+    "gradient_clip_val": Bound(lambda value: math.isfinite(value) and value >= 0.0, "a finite number, 0 or more"),
+    "gradient_clip_algorithm": Bound(lambda value: value in ("norm", "value"), "norm or value"),
+    "val_check_interval": Bound(
+        lambda value: not _is_number(value) or (value >= 1 if isinstance(value, int) else 0.0 < value <= 1.0),
+        "a whole number of batches, 1 or more, or a share above 0.0 up to 1.0",
+    ),
+    "overfit_batches": _SHARE,
+    **dict.fromkeys((f"limit_{loop}_batches" for loop in ("train", "val", "test", "predict")), _SHARE),
+}
+_WHOLE_NUMBERS = (
+    "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT",
+    "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+)  # fmt: skip
+
+
+def check_values(config: dict[str, Any], recipe: Composition) -> None:
+    """Check what the types of a parsed recipe's keys do not say.
+
+    Raises:
+        UserError: for the first value out of bounds, or number that is not finite.
+    """
+    for place, value in _numbers(config, ()):
+        if not math.isfinite(value):
+            raise UserError(f"{recipe.where(place)}: found {value}, expected a finite number")
+        if isinstance(said := recipe.at(place), str) and ":" in said:  # YAML 1.1 counts 1:30 to the base of 60
+            raise UserError(f"{recipe.where(place)}: found {said!r}, expected a number")
+    seed = config["seed_everything"]
+    if not isinstance(seed, bool) and not 0 <= seed < 2**32:
+        raise UserError(f"{recipe.where(('seed_everything',))}: found {seed}, expected 0 to {2**32 - 1}")
+    for key, bound in BOUNDS.items():
+        value = config["trainer"].get(key)
+        if value is not None and not bound.fits(value):
+            raise UserError(f"{recipe.where(('trainer', key))}: found {shown(value)}, expected {bound.expected}")
+
+
+def _numbers(value: Any, place: Place) -> Iterator[tuple[Place, float]]:
+    if _is_number(value):
+        yield place, value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, item in pairs:
+        yield from _numbers(item, (*place, key))
+
+
+def check_environment() -> None:
+    """What a launcher left in the environment is numbers.
+
+    Raises:
+        UserError: for the first that is not.
+    """
+    for name in _WHOLE_NUMBERS:
+        value = os.environ.get(name)
+        if value is not None and not re.fullmatch(r"\d{1,9}", value):
+            raise UserError(f"environment: {name}: found {shown(value)}, expected a launcher's whole number")
+
+
+def refused_key(
+    error: Exception, given: dict[str, Any], build: Callable[[dict[str, Any]], Any], recipe: Composition
+) -> UserError:
+    """The line for a Trainer that could not be built, by the key without which it can.
+
+    Args:
+        given: the Trainer's arguments.
+        build: a Trainer of other arguments.
+    """
+    said = [key for key in given if ("trainer", key) in recipe.sources or recipe.at(("trainer", key)) is not None]
+    named = [key for key in said if re.search(rf"\b{key}\b", str(error))]
+    for key in [*named, *(key for key in said if key not in named)]:
+        try:
+            build({name: value for name, value in given.items() if name != key})
+        except Exception:
+            continue
+        found = shown(recipe.at(("trainer", key)))
+        return UserError(f"{recipe.where(('trainer', key))}: found {found}, which is refused: {_cut(error)}")
+    return UserError(f"trainer: {_cut(error)}")
+
+
+def refused_later(error: Exception, recipe: Composition) -> UserError | None:
+    """The line for what Lightning itself refuses once it knows model and data, None for any other failure."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    if "lightning" not in Path(last[0].f_code.co_filename).parts:
+        return None
+    keys = re.findall(r"\w+", str(error))
+    said = [key for key in recipe.values.get("trainer", {}) if key in keys]
+    if not said:
+        return UserError(f"trainer: {_cut(error)}")
+    found = shown(recipe.at(("trainer", said[0])))
+    return UserError(f"{recipe.where(('trainer', said[0]))}: found {found}, which is refused: {_cut(error)}")
+
+
+def _cut(error: Exception) -> str:
+    text = one_line(str(error)) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]} ..."

@@ -1,0 +1,118 @@
+"""What a recipe may name: our classes by their short names, Lightning's, torch's, and those of packages that the user
+allows.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import lightning.pytorch as L
+from jsonargparse import set_parsing_settings
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import Profiler
+from lightning.pytorch.strategies import Strategy
+
+from gpt_modules.backbone import FeedForward
+from gpt_modules.data import (
+    EpisodicDataModule,
+    FinetuningDataModule,
+    PPODataModule,
+    PretrainingDataModule,
+    RewardDataModule,
+    SFTDataModule,
+)
+from gpt_modules.data.episodes.arithmetic_and_words import SyntheticTasks
+from gpt_modules.data.episodes.ciphers import AffineCipher, SubstitutionCipher
+from gpt_modules.data.episodes.cloze import Cloze
+from gpt_modules.data.episodes.label_words import LabelWords
+from gpt_modules.data.episodes.sinusoid import Sinusoid
+from gpt_modules.data.episodes.transforms import SequenceTransforms
+from gpt_modules.data.episodes.ways import LabelledClasses
+from gpt_modules.evaluation import (
+    AdaptationCurves,
+    BagOfWordsBaseline,
+    FewShot,
+    NaiveBayesBaseline,
+    NgramBaseline,
+    ZeroShotProbes,
+)
+from gpt_modules.training import (
+    FinetuningModule,
+    MAMLModule,
+    PPOModule,
+    PretrainingModule,
+    RewardModule,
+    SFTModule,
+)
+
+# The parser finds by its short name what has been imported.
+MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule)
+DATA_MODULES = (
+    PretrainingDataModule,
+    FinetuningDataModule,
+    SFTDataModule,
+    RewardDataModule,
+    PPODataModule,
+    EpisodicDataModule,
+)
+CALLBACKS = (AdaptationCurves, NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
+NETWORKS = (FeedForward,)
+FAMILIES = (
+    AffineCipher,
+    Cloze,
+    LabelWords,
+    LabelledClasses,
+    SequenceTransforms,
+    Sinusoid,
+    SubstitutionCipher,
+    SyntheticTasks,
+)
+PROCEDURES = dict(
+    zip(
+        ("pretraining", "finetuning", "sft", "reward", "ppo", "maml"),
+        zip(MODULES, DATA_MODULES, strict=True),
+        strict=True,
+    )
+)
+"""Word -> its LightningModule and its LightningDataModule."""
+
+_BASES = (L.LightningModule, L.LightningDataModule, L.Callback, Logger, Profiler, Strategy)
+_PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
+_ALLOWED = (
+    "gpt_modules",
+    *(f"lightning.{root}.{part}" for root in ("pytorch", "fabric") for part in _PARTS),
+    "torch.nn",
+    "torch.optim",
+    "torch.distributed.fsdp",
+    *(f"torch.{dtype}" for dtype in ("bfloat16", "float16", "float32", "float64")),
+)
+_DENIED = (
+    "*",
+    "gpt_modules.cli",
+    "gpt_modules.commands",
+    "lightning.pytorch.callbacks.LambdaCallback",
+    "lightning.pytorch.callbacks.lambda_function",
+)
+
+
+def allow_only(packages: Sequence[str]) -> None:
+    """From now on the parser imports nothing that a recipe names outside our package, Lightning's parts, torch's
+    layers and optimizers, and these packages; a name is judged before anything is imported.
+    """
+    set_parsing_settings(import_path_denylist=list(_DENIED), import_path_allowlist=[*_ALLOWED, *packages])
+
+
+def named_classes() -> dict[str, type]:
+    """Short name -> class, of what a recipe may name: ours, and Lightning's that have been imported."""
+    kinds: list[type] = list(_BASES)
+    named: dict[str, type] = {kind.__name__: kind for kind in (*FAMILIES, *NETWORKS)}
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith(("gpt_modules.", "lightning.pytorch.")) and not kind.__name__.startswith("_"):
+            named[kind.__name__] = kind
+    return named
+
+
+def is_reward_function(name: str) -> bool:
+    """False for functions of Python's own library: none of them scores texts, and some do what no recipe should."""
+    return name.partition(":")[0].partition(".")[0] not in sys.stdlib_module_names

@@ -1,0 +1,100 @@
+"""One recipe from files and words."""
+
+import pytest
+
+from gpt_modules.commands.composition import compose
+from gpt_modules.errors import UserError
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(
+        "trainer:\n  max_steps: 8\n  callbacks: [{class_path: A, init_args: {x: 1}}]\n"
+        "model:\n  class_path: M\n  init_args:\n    optimizer: {lr: 0.1, muon_lr: 0.2}\n"
+    )
+    (tmp_path / "b.yaml").write_text("trainer:\n  max_steps: 4\n  callbacks+: [B]\nmodel: {compile: true}\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--trainer.max_steps 2 --config a.yaml",
+        "--config a.yaml --trainer.max_steps 2",
+        "--trainer.max_steps=2 -c a.yaml -c b.yaml",
+        "-c=a.yaml --trainer.max_steps 2 -c=b.yaml",
+        "--config a.yaml b.yaml --trainer.max_steps 3 --trainer.max_steps 2",
+    ],
+)
+def test_a_key_of_the_command_line_wins_wherever_it_stands(files, words):
+    assert compose(words.split()).values["trainer"]["max_steps"] == "2"
+
+
+def test_a_later_file_wins_key_by_key_and_appends_where_it_says_so(files):
+    recipe = compose(["-c", "a.yaml", "-c", "b.yaml"])
+    assert recipe.values["trainer"] == {"max_steps": 4, "callbacks": [{"class_path": "A", "init_args": {"x": 1}}, "B"]}
+    assert recipe.values["model"]["init_args"] == {"optimizer": {"lr": 0.1, "muon_lr": 0.2}, "compile": True}
+    assert compose(["-c", "b.yaml", "-c", "a.yaml"]).values["trainer"]["max_steps"] == 8
+
+
+def test_a_key_reaches_into_classes_and_lists(files):
+    words = ["--model.optimizer.muon_lr", "null", "--trainer.callbacks+=C", "--trainer.callbacks.y=2", "-c", "a.yaml"]
+    recipe = compose([*words, "--trainer.callbacks.0.x", "5", "--model", "N"])
+    assert recipe.values["model"] == {"class_path": "N", "init_args": {"optimizer": {"lr": 0.1, "muon_lr": "null"}}}
+    first, second = recipe.values["trainer"]["callbacks"]
+    assert first == {"class_path": "A", "init_args": {"x": "5"}}
+    assert second == {"class_path": "C", "init_args": {"y": "2"}}
+
+
+@pytest.mark.parametrize("words", ["--data.train x.txt y.txt -c a.yaml", "-c a.yaml --data.train x.txt y.txt",
+                                   "--data.train=x.txt y.txt --seed_everything 1"])  # fmt: skip
+def test_several_values_are_a_list(files, words):
+    assert compose(words.split()).values["data"] == {"init_args": {"train": ["x.txt", "y.txt"]}}
+
+
+def test_mappings_of_the_command_line_are_laid_over_like_those_of_files(files):
+    recipe = compose(["-c", "a.yaml", "--model.optimizer", "{lr: 0.3}", "--model.template", "{prompt}"])
+    assert recipe.values["model"]["init_args"] == {"optimizer": {"lr": 0.3, "muon_lr": 0.2}, "template": "{prompt}"}
+
+
+def test_negative_numbers_are_values(files):
+    assert compose(["--trainer.max_epochs", "-1", "--x", "-1e-3"]).values == {
+        "trainer": {"max_epochs": "-1"},
+        "x": "-1e-3",
+    }
+
+
+def test_where_a_value_was_said(files):
+    recipe = compose(["-c", "a.yaml", "-c", "b.yaml", "--model.optimizer.lr", "1"])
+    where = recipe.where
+    assert where(("trainer", "max_steps")) == "b.yaml:2: trainer.max_steps"
+    assert where(("trainer", "callbacks", 0, "init_args", "x")) == "a.yaml:3: trainer.callbacks[0].init_args.x"
+    assert where(("trainer", "callbacks", 1)) == "b.yaml:3: trainer.callbacks[1]"
+    assert where(("model", "init_args", "optimizer", "lr")) == "--model.optimizer.lr"
+    assert where(("model", "init_args", "optimizer", "muon_lr")) == "a.yaml:7: model.init_args.optimizer.muon_lr"
+    assert where(("nowhere",)) == "nowhere"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["a.yaml"], "found 'a.yaml', which belongs to no option; expected --config RECIPE or --KEY VALUE"),
+        (["--trainer.max_steps"], "--trainer.max_steps: found no value, expected one"),
+        (["--config"], "--config: found no value, expected one"),
+        (["--x", "${oc.env:HOME}"], "--x: found ${oc.env:...}, expected ${key} only: resolvers are not allowed"),
+        (["-c", "b.yaml", "--trainer.max_steps.x", "1"],
+         "--trainer.max_steps.x: found the value 4 where the key leads further in, expected keys or nothing"),
+        (["-c", "a.yaml", "--trainer.callbacks.7.x", "1"], "--trainer.callbacks.7.x: found no item '7' in a list of 1"),
+        (["--x", "{a: 1, a: 2}"], "--x:1: key 'a' stands twice, on lines 1 and 1"),
+    ],
+)  # fmt: skip
+def test_words_that_make_no_sense(files, words, line):
+    with pytest.raises(UserError) as refused:
+        compose(words)
+    assert str(refused.value) == line
+
+
+def test_a_recipe_names_no_other(files, tmp_path):
+    (tmp_path / "c.yaml").write_text("trainer: {}\nconfig: a.yaml\n")
+    with pytest.raises(UserError, match=r"c.yaml:2: config: a recipe names no other"):
+        compose(["-c", "c.yaml"])
