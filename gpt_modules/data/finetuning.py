@@ -7,11 +7,12 @@ import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_one_of, expect_part, expect_whole
 from gpt_modules.data.batches import LabelledBatch
 from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
@@ -143,6 +144,12 @@ class FinetuningDataModule(ResumableDataModule):
         train_rows: int | None = None,
     ) -> None:
         super().__init__(tokenizer)
+        expect_one_of(get_args(LabellingKind), task=task)
+        expect_whole(3, context=context)  # a start, a token and an extract token
+        expect_whole(1, batch_size=batch_size, val_batch_size=val_batch_size, train_rows=train_rows)
+        expect_whole(0, None, seed=seed)
+        expect_part(validation_fraction=validation_fraction)
+        _check_names(task, labels, levels)
         self.train_source, self.validation_source = train, validation
         self.task, self.columns, self.labels, self.levels = task, columns, labels, levels
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
@@ -242,10 +249,6 @@ class FinetuningDataModule(ResumableDataModule):
         """The task, where it is clear without the training rows; `setup` of an earlier stage may have found it."""
         if self._task is not None:
             return self._task
-        if self.labels is not None and len(self.labels) < 2:
-            raise UserError(f"labels: found {self.labels}, expected at least 2 names")
-        if self.labels is not None and (self.task == "regression" or self.levels is not None):
-            raise UserError(f"labels: found {self.labels} for a task with numbers, expected none")
         names = self.labels if self.task != "multiple_choice" else None
         given = Labelling(self.task, tuple(names or ()), self._levels())
         saved = saved_task(self.tokenizer_name) if stage == "predict" else None
@@ -255,11 +258,7 @@ class FinetuningDataModule(ResumableDataModule):
         return given if clear else None
 
     def _levels(self) -> tuple[int, int] | None:
-        if self.levels is None:
-            return None
-        if len(self.levels) != 2:
-            raise UserError(f"levels: found {self.levels}, expected the lowest and the highest score")
-        return self.levels[0], self.levels[1]
+        return None if self.levels is None else (self.levels[0], self.levels[1])
 
     def _agreed(self, given: Labelling, saved: Labelling) -> Labelling:
         """The task of the model that will predict: its class numbers are the ones that count."""
@@ -296,6 +295,20 @@ class FinetuningDataModule(ResumableDataModule):
         if len(set(numbers)) < 2:
             raise UserError(f"{name_of(self.train_source)}: label: found the same number in all rows, expected others")
         return Labelling(self.task, mean=statistics.fmean(numbers), std=statistics.pstdev(numbers))
+
+
+def _check_names(task: LabellingKind, labels: list[str] | None, levels: list[int] | None) -> None:
+    """What no task can have, before a row is read."""
+    if levels is not None and len(levels) != 2:
+        raise UserError(f"levels: found {levels}, expected the lowest and the highest score")
+    if labels is None:
+        Labelling(task, levels=None if levels is None else (levels[0], levels[1]))
+        return
+    if task == "regression" or levels is not None:
+        raise UserError(f"labels: found {labels} for a task with numbers, expected none")
+    if len(labels) < 2 or not all(labels):
+        raise UserError(f"labels: found {labels}, expected at least 2 names")
+    Labelling("classification", tuple(labels))  # refuses a name that stands twice
 
 
 def saved_task(folder: str) -> Labelling | None:

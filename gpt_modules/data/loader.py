@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
 from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import expect
 
 BatchT = TypeVar("BatchT")
 log = logging.getLogger(__name__)
@@ -184,6 +185,7 @@ class ResumableDataModule(L.LightningDataModule):
 
     def __init__(self, tokenizer: str) -> None:
         super().__init__()
+        expect(bool(tokenizer), "tokenizer", tokenizer, "a folder, a file, gpt2, or a name on the hub")
         self.tokenizer_name = tokenizer
         self._tokenizer: Tokenizer | None = None
         self._train_loader: BatchLoader[Any] | None = None

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_one_of, expect_whole
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.encoder import SEPARATOR, EpisodeEncoder, InContextSet
 from gpt_modules.data.episodes.families import Episode, Family, PointFamily
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.splits import Split
-from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind
+from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 
@@ -110,7 +111,10 @@ class EpisodicDataModule(ResumableDataModule):
         self.families["validation"] = _listed(families if validation_families is None else validation_families)
         self.objective: Objective = "regression" if isinstance(families, PointFamily) else objective
         self.support, self.query, self.tasks, self.steps = support, query, tasks, steps
-        self.validation_tasks, self.val_tasks_a_batch = validation_tasks, val_tasks_a_batch or tasks
+        self.validation_tasks, self.val_tasks_a_batch = (
+            validation_tasks,
+            tasks if val_tasks_a_batch is None else val_tasks_a_batch,
+        )
         self.trained_vocab_size, self.trained_kind = vocab_size, tokenizer_kind
         self.context, self.in_context, self.seed = context, in_context, seed
         self._encoder: EpisodeEncoder | None = None
@@ -228,9 +232,11 @@ class EpisodicDataModule(ResumableDataModule):
 
     def _check(self, objective: str) -> None:
         """What no constructor argument says alone."""
-        for name in ("support", "query", "tasks", "steps", "validation_tasks", "val_tasks_a_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected at least 1")
+        check_training(self.tokenizer_name, self.trained_vocab_size, self.trained_kind)
+        names = ("support", "query", "tasks", "steps", "validation_tasks", "val_tasks_a_batch", "context")
+        expect_whole(1, **{name: getattr(self, name) for name in names})
+        expect_whole(0, None, seed=self.seed)
+        expect_one_of(("language", "classification"), objective=objective)
         if not self.families["train"] or not self.families["validation"]:
             raise UserError("families: found none, expected at least one")
         found = {isinstance(family, PointFamily) for families in self.families.values() for family in families}

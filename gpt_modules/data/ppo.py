@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_part, expect_whole
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
@@ -49,7 +50,9 @@ def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | 
         message = "%s: of %d prompts, %d longer than %s tokens are left out"
         log.warning(message, source, len(rows), len(rows) - len(kept), max_tokens)
     if not kept:
-        raise UserError(f"{source}: found no prompt of at most {max_tokens} tokens, expected at least one")
+        raise UserError(
+            f"max_prompt_tokens: found {max_tokens} and no prompt of {source} as short, expected at least one"
+        )
     return Prompts(kept)
 
 
@@ -83,6 +86,9 @@ class PPODataModule(ResumableDataModule):
         validation_fraction: float = 0.05,
     ) -> None:
         super().__init__(tokenizer)
+        expect_whole(1, batch_size=batch_size, val_batch_size=val_batch_size, max_prompt_tokens=max_prompt_tokens)
+        expect_whole(0, None, seed=seed)
+        expect_part(validation_fraction=validation_fraction)
         self.train_source, self.validation_source = train, validation
         self.episodes, self.val_batch_size, self.max_prompt_tokens = episodes, val_batch_size, max_prompt_tokens
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction

@@ -9,6 +9,7 @@ from typing import Any
 
 import tokenizers
 
+from gpt_modules.data.arguments import expect_part, expect_whole
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
 from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
@@ -17,7 +18,7 @@ from gpt_modules.data.corpus.streams import Corpus
 from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, cache_folder
-from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind
+from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import TOKENIZER_FILE
 
@@ -76,6 +77,14 @@ class PretrainingDataModule(ResumableDataModule):
         mixture: list[MixedSource] | None = None,
     ) -> None:
         super().__init__(tokenizer)
+        check_training(tokenizer, vocab_size, tokenizer_kind)
+        expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
+        expect_whole(0, None, seed=seed)
+        expect_part(validation_fraction=validation_fraction)
+        if mixture is not None:
+            if train is not None:
+                raise UserError("mixture: found train beside it, expected either")
+            check_mixture(mixture)
         self.isolate_documents = isolate_documents
         self.train_source, self.validation_source, self.mixture = train, validation, mixture
         self.trained_vocab_size, self.trained_kind = vocab_size, tokenizer_kind
@@ -91,8 +100,7 @@ class PretrainingDataModule(ResumableDataModule):
     def open_tokenizer(self) -> Tokenizer:
         if self.tokenizer_name != "train":
             return super().open_tokenizer()
-        if self.trained_vocab_size is None:
-            raise UserError("vocab_size: found none, expected a number of ids for tokenizer: train")
+        assert self.trained_vocab_size is not None, "the constructor asks for it"
         settings = ("tokenizer", self.trained_kind, str(self.trained_vocab_size), tokenizers.__version__)
         keys = [corpus.key("train", *settings) for corpus in self._corpora()]
         key = keys[0] if len(keys) == 1 else hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:24]
@@ -173,7 +181,7 @@ class PretrainingDataModule(ResumableDataModule):
         self.validation_tokens = join_tokens(between(part, int(i > 0), len(part)) for i, part in enumerate(held_out))
 
     def _corpora(self) -> list[Corpus]:
-        """What is trained on; checked here, not in the constructor, where the command line could not tell why."""
+        """What is trained on."""
         if self._opened is None:
             opened = self._described()
             if self.validation_source is not None:
@@ -187,9 +195,6 @@ class PretrainingDataModule(ResumableDataModule):
         if self.mixture is None:
             source = self.train_source or REVIEWS
             return [Corpus(source, self.validation_source, self.validation_fraction, False, self.text_field, *settings)]
-        if self.train_source is not None:
-            raise UserError("mixture: found train beside it, expected either")
-        check_mixture(self.mixture)
         whole = self.validation_source is not None
         return [
             Corpus(part.source, None, self.validation_fraction, whole, part.text_field, *settings)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_part, expect_whole
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.data.builtin.reviews import instruction, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
@@ -114,6 +115,11 @@ class RewardDataModule(ResumableDataModule):
         max_demonstrations: int = 512,
     ) -> None:
         super().__init__(tokenizer)
+        expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
+        expect_whole(1, max_demonstrations=max_demonstrations)
+        expect_whole(2, 8, k=k)
+        expect_whole(0, None, seed=seed)
+        expect_part(validation_fraction=validation_fraction)
         self.demonstration_source, self.max_demonstrations = demonstrations, max_demonstrations
         self.train_source, self.validation_source = train, validation
         self.context, self.k, self.batch_size, self.val_batch_size = context, k, batch_size, val_batch_size

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_part, expect_whole
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.collate import (
     TokenExample,
@@ -123,6 +124,9 @@ class SFTDataModule(ResumableDataModule):
         validation_fraction: float = 0.05,
     ) -> None:
         super().__init__(tokenizer)
+        expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
+        expect_whole(0, None, seed=seed)
+        expect_part(validation_fraction=validation_fraction)
         self.train_source, self.validation_source = train, validation
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
         self.packing, self.seed, self.cache_dir = packing, seed, cache_dir

@@ -154,10 +154,9 @@ def test_few_rows_are_drawn_by_seed_and_validation_stays(make):
     assert numbers.task_spec.mean == pytest.approx(np.mean([row["label"] for row in numbers.rows()[0]]))
 
 
-@pytest.mark.parametrize("count", [0, 100_000])
-def test_rows_that_there_are_not(make, count):
-    with pytest.raises(UserError, match=rf"train_rows: found {count}, expected 1 to the \d+ of products"):
-        make("products", train_rows=count)
+def test_rows_that_there_are_not(make):
+    with pytest.raises(UserError, match=r"train_rows: found 100000, expected 1 to the \d+ of products"):
+        make("products", train_rows=100_000)
 
 
 @pytest.mark.parametrize(("source", "kind"), [("quantifiers", "entailment"), ("possessions", "multiple_choice")])

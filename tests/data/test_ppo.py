@@ -93,7 +93,7 @@ def test_long_prompts_are_left_out(caplog):
     prompts = [{"prompt": " a" * n} for n in (1, 5, 9)]
     assert [len(tokens) for tokens in encode_prompts(prompts, tokenizer, 5, "train").tokens] == [1, 5]
     assert "train: of 3 prompts, 1 longer than 5 tokens are left out" in caplog.text
-    with pytest.raises(UserError, match="found no prompt of at most 5 tokens"):
+    with pytest.raises(UserError, match="max_prompt_tokens: found 5 and no prompt of train as short, expected"):
         encode_prompts(prompts[2:], tokenizer, 5, "train")
 
 

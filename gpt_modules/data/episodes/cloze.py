@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_part, expect_positive, expect_whole
 from gpt_modules.data.episodes.families import Episode, Family
 from gpt_modules.data.episodes.ways import compose, draw_labels, draw_words, texts_needed
 from gpt_modules.data.rows.sources import REVIEWS, Source, has_own_splits, iter_rows, name_of
@@ -64,6 +65,11 @@ class Cloze(Family):
         validation_fraction: float = VALIDATION_FRACTION,
         cache_dir: str | None = None,
     ) -> None:
+        expect_whole(2, ways=ways)
+        expect_whole(MIN_WORDS, max_words=max_words)
+        expect_whole(1, None, min_count=min_count, max_sentences=max_sentences)
+        expect_positive(max_fraction=max_fraction)
+        expect_part(validation_fraction=validation_fraction)
         self.source, self.validation = source, validation
         self.classes = self.ways = ways
         self.min_count, self.max_fraction, self.max_words = min_count, max_fraction, max_words
@@ -118,8 +124,6 @@ class Cloze(Family):
     @cached_property
     def _indices(self) -> dict[Split, "_Index"]:
         """Read at the first episode: the command line could not say why a constructor failed."""
-        if self.max_words < MIN_WORDS:
-            raise UserError(f"max_words: found {self.max_words}, expected at least {MIN_WORDS}")
         read = self._read(self.source, "train")
         train, held_out = list(read.values()), list[str]()
         if self.validation is None and not (isinstance(self.source, str) and has_own_splits(self.source)):

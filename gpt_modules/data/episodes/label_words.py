@@ -6,15 +6,18 @@ nothing outside the examples are how Wei et al. 2023, "Symbol tuning improves in
 makes a model read them.
 """
 
+import math
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 
+from gpt_modules.data.arguments import expect_one_of, expect_whole
 from gpt_modules.data.builtin.reviews import MIN_GAP, Domain, load_reviews
 from gpt_modules.data.episodes.families import Episode, Family
 from gpt_modules.data.episodes.ways import WORDS, compose, draw_labels, draw_texts, draw_words, texts_needed
 from gpt_modules.data.splits import Split, normalise
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 
 WAYS = 2
 SIGNS = ("positive", "negative")
@@ -41,6 +44,12 @@ class LabelWords(Family):
         max_words: int | None = None,
         separator: str = " ->",
     ) -> None:
+        for i, domain in enumerate(domains or ()):
+            expect_one_of(get_args(Domain), **{f"domains[{i}]": domain})
+        expect(domains is None or len(domains) > 0, "domains", domains, "film, product or both")
+        expect(0 <= gap < math.inf, "gap", gap, "rating points, at least 0")
+        expect(words is None or len(set(words)) >= WAYS, "words", words, "at least 2 different ones")
+        expect_whole(1, max_words=max_words)
         self.domains: list[Domain] = ["film"] if domains is None else domains
         self.words, self.gap, self.separator = WORDS if words is None else tuple(words), gap, separator
         self.max_words = max_words
@@ -57,8 +66,6 @@ class LabelWords(Family):
         return compose(labels, texts, answers, self.separator, support)
 
     def _check(self, split: Split, needed: int) -> None:
-        if not self.domains:
-            raise UserError("domains: found none, expected film, product or both")
         for domain in self.domains:
             for sign in SIGNS:
                 found = len(self._sentences[domain, split, sign])

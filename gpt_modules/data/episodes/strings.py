@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_whole
 from gpt_modules.data.episodes.families import Episode, Example, Family
 from gpt_modules.data.splits import Split
-from gpt_modules.errors import UserError
+from gpt_modules.errors import expect
 
 IntArray = NDArray[np.int64]
 ALPHABET = 26
@@ -34,10 +35,9 @@ class StringFamily(Family):
 
     def __init__(self, symbols: int, length: int, fewest: tuple[int, int]) -> None:
         name = type(self).__name__
-        if not fewest[0] <= symbols <= ALPHABET:
-            raise UserError(f"{name}: symbols: found {symbols}, expected {fewest[0]} to {ALPHABET} letters")
-        if length < fewest[1]:
-            raise UserError(f"{name}: length: found {length}, expected at least {fewest[1]} letters")
+        expect(fewest[0] <= symbols <= ALPHABET, f"{name}: symbols", symbols, f"{fewest[0]} to {ALPHABET} letters")
+        expect(length >= fewest[1], f"{name}: length", length, f"at least {fewest[1]} letters")
+        expect_whole(1, **{f"{name}: length": length})
         self.symbols, self.length = symbols, length
 
     @abstractmethod

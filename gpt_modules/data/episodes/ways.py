@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_modules.data.arguments import expect_part, expect_whole
 from gpt_modules.data.episodes.families import Episode, Example, Family
 from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
 from gpt_modules.data.rows.sources import Source, load_rows, name_of
@@ -30,13 +31,7 @@ SPARE = 3  # classes are held out where there are so many times `ways`: twice as
 
 
 def texts_needed(ways: int, support: int, query: int) -> int:
-    """Texts that a class needs for so many balanced examples.
-
-    Raises:
-        UserError: `ways` is below 2.
-    """
-    if ways < 2:
-        raise UserError(f"ways: found {ways}, expected at least 2")
+    """Texts that a class needs for so many balanced examples."""
     return -(-support // ways) - (-query // ways)
 
 
@@ -121,6 +116,8 @@ class LabelledClasses(Family):
         validation_fraction: float = VALIDATION_FRACTION,
         cache_dir: str | None = None,
     ) -> None:
+        expect_whole(2, ways=ways)
+        expect_part(validation_fraction=validation_fraction)
         self.source, self.validation = source, validation
         self.classes = self.ways = ways
         self.columns, self.labels, self.random_words, self.separator = columns, labels, random_words, separator

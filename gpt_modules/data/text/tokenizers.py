@@ -15,14 +15,15 @@ from collections.abc import Iterable, Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from gpt_modules.data.arguments import expect_one_of, expect_whole
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import replace_durably
 from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
 
@@ -160,10 +161,9 @@ class Tokenizer:
         Raises:
             UserError: `vocab_size` is below 257 (256 bytes and the end token), for characters below 3.
         """
+        check_training("train", vocab_size, kind)
         if kind == "characters":
             return cls(_with_end(_characters(texts, vocab_size - 1)))
-        if vocab_size < 257:
-            raise UserError(f"vocab_size: found {vocab_size}, expected at least 257 (256 bytes and {END_OF_TEXT})")
         if kind == "gpt1":
             return cls(_with_end(build(train(texts, vocab_size - 1))))
         backend = tokenizers.Tokenizer(models.BPE())
@@ -197,6 +197,22 @@ class Tokenizer:
         return cls(backend, _end_token(file, backend))
 
 
+def check_training(name: str, vocab_size: int | None, kind: str) -> None:
+    """Settings of a tokenizer that is to be trained, where the `name` says so.
+
+    Raises:
+        UserError: A kind that there is not, or a number of ids that it cannot have.
+    """
+    expect_one_of(get_args(TokenizerKind), tokenizer_kind=kind)
+    expect_whole(1, vocab_size=vocab_size)
+    if name != "train":
+        return
+    if vocab_size is None:
+        raise UserError("vocab_size: found none, expected a number of ids for tokenizer: train")
+    least, parts = (3, f"{UNKNOWN}, a character") if kind == "characters" else (257, "256 bytes")
+    expect(vocab_size >= least, "vocab_size", vocab_size, f"at least {least} ({parts} and {END_OF_TEXT})")
+
+
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -206,8 +222,6 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 
 def _characters(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
     """`<unk>` and the most frequent characters, in the order of Unicode: a BPE that has nothing to merge."""
-    if size < 2:
-        raise UserError(f"vocab_size: found {size + 1}, expected at least 3 ({UNKNOWN}, a character and {END_OF_TEXT})")
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)

@@ -197,9 +197,8 @@ def test_other_columns(write):
     ],
 )
 def test_what_cannot_be_episodes_is_said_in_the_first(write, arguments, message):
-    family = Cloze(write(SIX), **{"validation_fraction": 0.3, **arguments})
     with pytest.raises(UserError) as caught:
-        family.episode(np.random.default_rng(0), "train", 2, 2)
+        Cloze(write(SIX), **{"validation_fraction": 0.3, **arguments}).episode(np.random.default_rng(0), "train", 2, 2)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -231,9 +231,8 @@ def test_the_generator_decides_all(lines):
     ],
 )
 def test_what_cannot_be_episodes_is_said_in_the_first(lines, rows, ways, message):
-    family = LabelledClasses(lines(rows), ways=ways)
     with pytest.raises(UserError) as caught:
-        family.episode(generator(), "train", 2 * ways, 2 * ways)
+        LabelledClasses(lines(rows), ways=ways).episode(generator(), "train", 2 * ways, 2 * ways)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

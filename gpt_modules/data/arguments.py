@@ -1,0 +1,54 @@
+"""Arguments of the data's classes, refused where they are given: before a file is read or a step taken."""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from gpt_modules.errors import expect
+
+MOST = 1 << 20  # of what a batch holds, or an epoch in batches of one: beyond, arrays of places fill the memory
+
+
+def expect_whole(least: int, most: int | None = MOST, **values: Any) -> None:
+    """Whole numbers from `least` to `most` (None: without end); None is left to mean what the argument says.
+
+    Raises:
+        UserError: One is not; with its name.
+    """
+    for name, value in values.items():
+        if value is not None:
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            expect(whole and int(value) >= least, name, value, f"at least {least}")
+            if most is not None:
+                expect(int(value) <= most, name, value, f"at most {most:,}")
+
+
+def expect_part(**values: float) -> None:
+    """Parts of a whole, of which both what is taken and what is left are something.
+
+    Raises:
+        UserError: A number is not between 0 and 1.
+    """
+    for name, value in values.items():
+        expect(_is_number(value) and 0 < value < 1, name, value, "a number above 0 and below 1")
+
+
+def expect_positive(**values: float) -> None:
+    """Raises:
+    UserError: A value is no finite number above 0.
+    """
+    for name, value in values.items():
+        expect(_is_number(value) and 0 < value < math.inf, name, value, "a finite number above 0")
+
+
+def expect_one_of(known: Sequence[str], **values: Any) -> None:
+    """Raises:
+    UserError: A value is none of the words.
+    """
+    for name, value in values.items():
+        expect(value in known, name, value, " or ".join(known))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
