@@ -1,6 +1,7 @@
 """All padding, truncation, packing and masking of the data: from ragged token arrays to the batches of `batches`.
 
-Examples are numpy arrays until here; every function is pure. A prompt is never learned, an answer is, and so is the
+Examples are numpy arrays until here; every function is pure. A batch of no examples (a rank with nothing left to
+validate) has one row of padding, so that a model can run on it. A prompt is never learned, an answer is, and so is the
 end token that closes it. Labels stand where the model predicts them: `labels[t]` is the token after `inputs[t]`.
 """
 
@@ -117,22 +118,17 @@ def pack_examples(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def collate_tokens(examples: Sequence[TokenExample], length: int | None = None) -> TokenBatch:
-    """One example a row. A row without an example (`empty_example`) is all padding."""
-    pairs = [next_token_labels(example) for example in examples]
+    """One example a row; of none, a row of one token that teaches nothing."""
+    pairs = [next_token_labels(example) for example in examples] or [(np.zeros(1, dtype=np.int64), np.full(1, IGNORE))]
     inputs = pad_right([inputs for inputs, _ in pairs], length)
     return TokenBatch(inputs, pad_right([labels for _, labels in pairs], length, fill=IGNORE))
 
 
-def empty_example() -> TokenExample:
-    """Takes no cell and teaches nothing: the row of a rank that has nothing left to validate."""
-    return TokenExample(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.bool_))
-
-
 def collate_packed(rows: Sequence[Sequence[TokenExample]], context: int) -> PackedBatch:
-    """Several examples a row, `context` cells wide; positions and segments as `PackedBatch` says. A row may be
-    empty.
+    """Several examples a row, `context` cells wide; positions and segments as `PackedBatch` says. Of no rows, one that
+    is empty.
     """
-    batch = [_pack_row(row) for row in rows]
+    batch = [_pack_row(row) for row in rows or [[]]]
     inputs, labels, positions, segments = ([row[i] for row in batch] for i in range(4))
     return PackedBatch(
         pad_right(inputs, context),
@@ -155,8 +151,9 @@ def _pack_row(row: Sequence[TokenExample]) -> tuple[IntArray, IntArray, IntArray
 
 def collate_windows(windows: Sequence[IntArray], context: int) -> TokenBatch:
     """Windows of running text, each up to `context` + 1 tokens; what a shorter one lacks is padding with labels
-    -100.
+    -100. Of none, a window that is all padding.
     """
+    windows = windows or [np.zeros(1, dtype=np.int64)]
     inputs = pad_right([window[:-1] for window in windows], context)
     return TokenBatch(inputs, pad_right([window[1:] for window in windows], context, fill=IGNORE))
 
@@ -172,9 +169,9 @@ def isolate_documents(batch: TokenBatch, eos_id: int) -> PackedBatch:
 
 
 def collate_rankings(prompts: Sequence[RankedAnswers]) -> RankingBatch:
-    """The answers of all prompts, one row of tokens each; a prompt without answers is masked out."""
-    answers = [answer for prompt in prompts for answer in prompt.answers]
-    width = max((len(prompt.answers) for prompt in prompts), default=0)
+    """The answers of all prompts, one row of tokens each; of no prompts, one token that no prompt points at."""
+    answers = [answer for prompt in prompts for answer in prompt.answers] or [np.zeros(1, dtype=np.int64)]
+    width = max((len(prompt.answers) for prompt in prompts), default=1)
     index = np.full((len(prompts), width), -1, dtype=np.int64)
     ranks = np.zeros((len(prompts), width), dtype=np.int64)
     row = 0
@@ -231,8 +228,7 @@ def join_row(parts: Sequence[Sequence[int]], task_ids: tuple[int, int, int]) -> 
 def collate_tasks(examples: Sequence[TaskExample], numeric: bool) -> LabelledBatch:
     """The rows of all examples, padded to the longest; labels are float32 where they are `numeric`.
 
-    A batch that has no row at all (a rank with nothing left to validate) gets one of a token that no example points
-    at, so that a model can run.
+    Of no examples, one token that none points at.
     """
     rows = [row for example in examples for row in example.rows] or [np.zeros(1, dtype=np.int64)]
     index = np.full((len(examples), max((len(example.rows) for example in examples), default=0) or 1), -1)

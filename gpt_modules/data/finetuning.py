@@ -67,9 +67,7 @@ class TaskExamples(Examples[LabelledBatch]):
         return self._lengths
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> LabelledBatch:
-        filler = TaskExample([], None)
-        examples = [self.examples[i] if i >= 0 else filler for i in indices.tolist()]
-        return collate_tasks(examples, self.task.numeric)
+        return collate_tasks([self.examples[i] for i in indices.tolist()], self.task.numeric)
 
     def _example(self, row: Row, ids: dict[str, list[int]]) -> TaskExample:
         text, second = ids[row["text"]], [ids[other] for other in _texts(row)[1:]]

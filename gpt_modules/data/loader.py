@@ -8,7 +8,7 @@ trained place) nor injects a sampler of its own.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import lightning as L
 import numpy as np
@@ -34,7 +34,9 @@ class Examples(ABC, Generic[BatchT]):
 
     @abstractmethod
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> BatchT:
-        """The batch of these examples in this epoch. An index of -1 asks for a row that counts for nothing."""
+        """The batch of these examples in this epoch. Of none (a rank that has nothing left to validate) it is one that
+        a model can run on, and nothing in it counts.
+        """
 
     def lengths(self, epoch: int) -> NDArray[np.int64] | None:
         """Tokens of every example, to put alike lengths into one batch; None: do not."""
@@ -45,14 +47,23 @@ class Examples(ABC, Generic[BatchT]):
         return None
 
 
+class _Begun(NamedTuple):
+    """An epoch that was begun with another global batch, of `size`: so many of its examples, in so many batches."""
+
+    epoch: int
+    size: int
+    examples: int
+    batches: int
+
+
 class BatchLoader(Generic[BatchT]):
     """Batches of `examples`, epoch after epoch; each pass of `iter` is one epoch.
 
     Batch i of an epoch is cut from an order drawn from (seed, epoch) alone. `world` ranks share each global batch of
     `batch_size * world` examples and always yield the same number of batches. Training (`drop_last`) leaves out what
     does not fill a global batch, another remainder every epoch; a set smaller than one global batch is repeated to
-    fill it. Validation keeps every example once: its last batch is smaller, and with several ranks some of them fill
-    up with rows that count for nothing.
+    fill it. Validation has every example once: its last batch is smaller, and for some of several ranks it may hold
+    nothing.
 
     Args:
         examples: What to draw from.
@@ -84,12 +95,25 @@ class BatchLoader(Generic[BatchT]):
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
         self._restored = False
+        self._begun: _Begun | None = None
         self._plan: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        size = self.batch_size * self.world
-        return max(1, len(self.examples) // size) if self.drop_last else -(-len(self.examples) // size)
+        """Batches an epoch; of one that another global batch began, its batches and those that are left."""
+        if self._begun is not None and self._begun.epoch == self.epoch:
+            return self._begun.batches + (len(self.examples) - self._begun.examples) // self.size
+        count = len(self.examples)
+        return max(1, count // self.size) if self.drop_last else -(-count // self.size)
+
+    @property
+    def size(self) -> int:
+        """Examples of a global batch."""
+        return self.batch_size * self.world
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether this epoch has another length than those after it, as another global batch began it."""
+        return self._begun is not None
 
     def __iter__(self) -> Iterator[BatchT]:
         """One epoch, from where a restored state says. Nothing happens before the first batch is asked for: Lightning
@@ -105,26 +129,39 @@ class BatchLoader(Generic[BatchT]):
         """This rank's batch `index` of an epoch: a pure function."""
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, self._grid(epoch))
-        row = self._plan[1][index]
-        share = -(-int((row >= 0).sum()) // self.world)
-        batch = self.examples.batch(epoch, row[self.rank :: self.world][:share])
+        own = self._plan[1][index][self.rank :: self.world]
+        batch = self.examples.batch(epoch, own[own >= 0])
         return _pinned(batch) if torch.cuda.is_available() else batch
 
     def state(self) -> dict[str, int]:
-        """The place in the data, counted in examples so that it survives another number of ranks at the same global
-        batch.
+        """The place in the data, counted in examples so that it survives another number of ranks or batch size.
+
+        `size` is the global batch by which the epoch was put in order, `batches` what the Trainer counts.
         """
-        return {"epoch": self.epoch, "examples": self.position * self.batch_size * self.world, "of": len(self.examples)}
+        size, batches, examples = self.size, self.position, self.position * self.size
+        if self._begun is not None:
+            size, examples = self._begun.size, self._begun.examples + (batches - self._begun.batches) * self.size
+        return {
+            "epoch": self.epoch, "examples": examples, "of": len(self.examples), "size": size, "batches": batches
+        }  # fmt: skip
 
     def restore(self, state: dict[str, int]) -> None:
-        """The next `iter` goes on at this place."""
+        """The next `iter` goes on at this place; what is left of an epoch that another global batch began is cut anew,
+        so that no example comes twice.
+        """
         if state["of"] != len(self.examples):
             log.warning(
                 "the data has %d examples, the checkpoint's had %d: the order differs", len(self.examples), state["of"]
             )
-        self.epoch = state["epoch"]
-        self.position = state["examples"] // (self.batch_size * self.world)
-        self._restored = True
+        done, self._begun, self._plan = state["examples"], None, None
+        self.epoch, self._restored = state["epoch"], True
+        if done == state["batches"] * self.size and state["size"] == self.size:
+            self.position = state["batches"]
+        elif done == 0 or len(self.examples) - done < self.size:  # nothing of the epoch is used, or nothing is left
+            self.position = 0 if done == 0 else len(self)
+        else:
+            self._begun = _Begun(self.epoch, state["size"], done, state["batches"])
+            self.position = state["batches"]
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the place travels with the DataModule. Without this pair of names Lightning warns at every resume."""
@@ -137,19 +174,25 @@ class BatchLoader(Generic[BatchT]):
         last = min(len(self), self.limit or len(self))
         if self.position >= last or (self.position > 0 and not self._restored):
             self.epoch, self.position = self.epoch + int(self.shuffle), 0  # unshuffled, all epochs are the first
+            self._begun = None
         self._restored = False
 
     def _grid(self, epoch: int) -> NDArray[np.int64]:
         """(batches, global batch) of example indices, -1 where the last batch is short."""
-        size = self.batch_size * self.world
-        order = self._order(epoch)
+        begun = self._begun
+        if begun is not None and begun.epoch == epoch:
+            left = self._order(epoch, begun.size)[begun.examples :]
+            used = np.full((begun.batches, self.size), -1, dtype=np.int64)
+            return np.concatenate([used, left[: len(left) // self.size * self.size].reshape(-1, self.size)])
+        order = self._order(epoch, self.size)
         if self.drop_last:
-            return np.resize(order, (len(self), size))
-        grid = np.full(len(self) * size, -1, dtype=np.int64)
+            return np.resize(order, (len(self), self.size))
+        grid = np.full(len(self) * self.size, -1, dtype=np.int64)
         grid[: len(order)] = order
-        return grid.reshape(len(self), size)
+        return grid.reshape(-1, self.size)
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _order(self, epoch: int, size: int) -> NDArray[np.int64]:
+        """All examples, in batches of `size` where they give lengths."""
         if self.shuffle and (own := self.examples.order(epoch)) is not None:
             return own
         lengths = self.examples.lengths(epoch)
@@ -157,19 +200,19 @@ class BatchLoader(Generic[BatchT]):
             return np.arange(len(self.examples)) if lengths is None else np.argsort(lengths, kind="stable")
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.examples))
-        return order if lengths is None else self._bucketed(order, lengths, generator)
+        return order if lengths is None else _bucketed(order, lengths, size, generator)
 
-    def _bucketed(
-        self, order: NDArray[np.int64], lengths: NDArray[np.int64], generator: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Sorts by length inside pools of batches, then shuffles whole batches: random order, little padding."""
-        size = self.batch_size * self.world
-        # The remainder is cut off before sorting, or the longest examples would be left out more often than others.
-        full = len(order) // size * size
-        pools = [order[i : min(i + POOL * size, full)] for i in range(0, full, POOL * size)]
-        by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
-        batches = generator.permutation(np.concatenate([order[:0], *by_length]).reshape(-1, size))
-        return np.concatenate([batches.reshape(-1), order[full:]])
+
+def _bucketed(
+    order: NDArray[np.int64], lengths: NDArray[np.int64], size: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Sorts by length inside pools of batches, then shuffles whole batches: random order, little padding."""
+    # The remainder is cut off before sorting, or the longest examples would be left out more often than others.
+    full = len(order) // size * size
+    pools = [order[i : min(i + POOL * size, full)] for i in range(0, full, POOL * size)]
+    by_length = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+    batches = generator.permutation(np.concatenate([order[:0], *by_length]).reshape(-1, size))
+    return np.concatenate([batches.reshape(-1), order[full:]])
 
 
 def _pinned(batch: Any) -> Any:
@@ -220,6 +263,9 @@ class ResumableDataModule(L.LightningDataModule):
         if state is not None:
             loader.restore(state)
         loader.limit = self._limit(len(loader))
+        if self.trainer is not None and loader.goes_on:
+            # Or the epochs after it would get its length.
+            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
         self._train_loader, self._pending = loader, None
         return loader
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils._pytree import tree_map
 
 from gpt_modules.data.arguments import expect_one_of, expect_whole
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
@@ -59,6 +60,9 @@ class EpisodeStream(Examples[EpisodeBatch]):
         return np.arange(self.count)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> EpisodeBatch:
+        if not len(indices):
+            nothing: EpisodeBatch = tree_map(lambda tensor: tensor[:0], self.batch(epoch, np.zeros(1, dtype=np.int64)))
+            return nothing
         return self.encode([self.draw(epoch, index) for index in indices.tolist()])
 
 
@@ -161,15 +165,10 @@ class EpisodicDataModule(ResumableDataModule):
         return self.training_loader(stream, self.tasks, self.seed)
 
     def val_dataloader(self) -> BatchLoader[EpisodeBatch]:
-        """The tasks of `episodes("validation", ...)` with seed 0, as many on every process: their number is rounded
-        up.
-        """
-        _, world = self.sharding()
+        """The tasks of `episodes("validation", ...)` with seed 0."""
         encode = self._encode_validation if self.in_context else self.encode
-        count = -(-self.validation_tasks // world) * world
-        return self.validation_loader(
-            EpisodeStream(self._drawing("validation", VALIDATION_SEED), encode, count), self.val_tasks_a_batch
-        )
+        stream = EpisodeStream(self._drawing("validation", VALIDATION_SEED), encode, self.validation_tasks)
+        return self.validation_loader(stream, self.val_tasks_a_batch)
 
     def episodes(self, split: Split, tasks: int, support: int, query: int, seed: int = 0) -> list[AnyEpisode]:
         """So many tasks of a split, of the families in turn: the same for the same arguments.

@@ -23,9 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Prompts(Examples[PromptBatch]):
-    """Encoded prompts. A row that counts for nothing is asked for only where ranks share the last validation batch:
-    they answer the first prompt once more.
-    """
+    """Encoded prompts."""
 
     def __init__(self, tokens: Sequence[NDArray[np.int64]]) -> None:
         self.tokens = tokens
@@ -34,7 +32,7 @@ class Prompts(Examples[PromptBatch]):
         return len(self.tokens)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> PromptBatch:
-        return collate_prompts([self.tokens[max(i, 0)] for i in indices.tolist()], indices.tolist())
+        return collate_prompts([self.tokens[i] for i in indices.tolist()], indices.tolist())
 
 
 def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | None, source: str) -> Prompts:

@@ -54,7 +54,7 @@ class Comparisons(Examples[RankingBatch]):
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> RankingBatch:
         rows = self._of(epoch)
-        return collate_rankings([rows[i % len(rows)] if i >= 0 else RankedAnswers([], []) for i in indices.tolist()])
+        return collate_rankings([rows[i % len(rows)] for i in indices.tolist()])
 
     def _of(self, epoch: int) -> list[RankedAnswers]:
         if epoch != self._epoch:

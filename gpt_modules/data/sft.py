@@ -18,7 +18,6 @@ from gpt_modules.data.collate import (
     TokenExample,
     collate_packed,
     collate_tokens,
-    empty_example,
     make_example,
     pack_examples,
     truncate_example,
@@ -72,8 +71,7 @@ class PackedRows(Examples[PackedBatch]):
         return len(self.rows)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> PackedBatch:
-        rows = [self.rows[i] if i >= 0 else [] for i in indices.tolist()]
-        return collate_packed([[self.examples[j] for j in row] for row in rows], self.context)
+        return collate_packed([[self.examples[j] for j in self.rows[i]] for i in indices.tolist()], self.context)
 
 
 class SingleRows(Examples[TokenBatch]):
@@ -89,7 +87,7 @@ class SingleRows(Examples[TokenBatch]):
         return np.array([example.cells for example in self.examples])
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
-        return collate_tokens([self.examples[i] if i >= 0 else empty_example() for i in indices.tolist()])
+        return collate_tokens([self.examples[i] for i in indices.tolist()])
 
 
 class SFTDataModule(ResumableDataModule):

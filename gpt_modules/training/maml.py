@@ -199,7 +199,9 @@ class MAMLModule(L.LightningModule):
 
     @torch.no_grad()
     def adapted_scores(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Query loss (N,) before and after adaptation, and the share (N,) of right queries after it."""
+        """Query loss (N,) before and after adaptation, and the share (N,) of right queries after it; of no tasks, none."""
+        if not len(batch.query.targets):
+            return (torch.zeros(0, device=self.device),) * 3
 
         def task(
             parameters: Parameters, rates: Parameters, support: EpisodeSet, query: EpisodeSet

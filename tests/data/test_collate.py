@@ -16,7 +16,6 @@ from gpt_modules.data.collate import (
     collate_windows,
     cut_answer,
     cut_pair,
-    empty_example,
     isolate_documents,
     join_row,
     make_example,
@@ -161,11 +160,21 @@ def test_padding_is_on_the_right_and_never_cuts():
         pad_right([np.arange(3)], 2)
 
 
-def test_rows_without_an_example_teach_nothing():
-    example = make_example([([1], False), ([2], True)], EOS)
-    batch = collate_tokens([example, empty_example()])
-    assert batch.labels[1].tolist() == [-100, -100]
-    assert batch.inputs.dtype == torch.int64
+@pytest.mark.parametrize(
+    "batch", [collate_tokens([]), collate_tokens([], 3), collate_packed([], 3), collate_windows([], 3)]
+)
+def test_a_batch_of_no_text_is_one_row_that_teaches_nothing(batch):
+    assert len(batch.inputs) == 1
+    assert batch.inputs.shape[1] in (1, 3)
+    assert batch.labels.shape == batch.inputs.shape
+    assert batch.labels.eq(-100).all()
+    assert batch.inputs.dtype == batch.labels.dtype == torch.int64
+
+
+def test_a_batch_of_no_rankings_is_one_token_that_no_prompt_points_at():
+    batch = collate_rankings([])
+    assert (batch.tokens.tolist(), batch.lengths.tolist()) == ([[0]], [1])
+    assert batch[2].shape == batch.ranks.shape == batch.mask.shape == (0, 1)
 
 
 def test_isolated_documents_restart_where_an_end_token_stands():
@@ -227,14 +236,13 @@ def test_cutting_wastes_no_room(text, pair, room):
 def test_tasks_by_hand():
     examples = [
         TaskExample([np.array([7, 1, 9]), np.array([7, 1, 2, 9])], 1),
-        TaskExample([], None),
         TaskExample([np.array([7, 3, 9])] * 3, None),
     ]
     batch = collate_tasks(examples, numeric=False)
     assert batch.tokens.tolist() == [[7, 1, 9, 0], [7, 1, 2, 9], [7, 3, 9, 0], [7, 3, 9, 0], [7, 3, 9, 0]]
     assert batch.lengths.tolist() == [3, 4, 3, 3, 3]
-    assert batch[2].tolist() == [[0, 1, -1], [-1, -1, -1], [2, 3, 4]]
-    assert batch.labels.tolist() == [1, -100, -100]
+    assert batch[2].tolist() == [[0, 1, -1], [2, 3, 4]]
+    assert batch.labels.tolist() == [1, -100]
     assert batch.labels.dtype == torch.int64
     numbers = collate_tasks([examples[0]._replace(label=2.5), examples[1]], numeric=True).labels
     assert numbers.dtype == torch.float32
@@ -243,8 +251,8 @@ def test_tasks_by_hand():
 
 
 def test_a_batch_of_nothing_still_has_a_row_to_run_on():
-    batch = collate_tasks([TaskExample([], None)], numeric=False)
+    batch = collate_tasks([], numeric=False)
     assert batch.tokens.shape == (1, 1)
     assert batch.lengths.tolist() == [1]
-    assert batch[2].tolist() == [[-1]]
-    assert batch.labels.tolist() == [-100]
+    assert batch[2].shape == (0, 1)
+    assert batch.labels.shape == (0,)

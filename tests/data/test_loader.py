@@ -85,10 +85,47 @@ def test_ranks_share_the_global_batch(world, drop_last):
     ranks = [[batch.tolist() for batch in loader(rank, world, 2)] for rank in range(world)]
     assert {len(batches) for batches in ranks} == {len(alone)}
     for i, batch in enumerate(alone):
-        parts = [row for rank in ranks for row in rank[i] if row[1] >= 0]
-        assert sorted(parts) == sorted(batch)
-        assert len({len(rank[i]) for rank in ranks}) == 1
-        assert {row[1] for rank in ranks for row in rank[i] if row[1] < 0} <= {-1}
+        assert sorted(row for rank in ranks for row in rank[i]) == sorted(batch)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_rank_may_have_nothing(drop_last):
+    ranks = [BatchLoader(Numbers(1), 2, drop_last=drop_last, rank=rank, world=3) for rank in range(3)]
+    found = [[len(batch) for batch in rank] for rank in ranks]
+    assert found == ([[2]] * 3 if drop_last else [[1], [0], [0]])
+
+
+@pytest.mark.parametrize("lengths", [None, np.random.default_rng(0).integers(1, 9, size=128)])
+@pytest.mark.parametrize(("before", "after"), [((1, 8), (2, 8)), ((2, 8), (1, 8)), ((2, 4), (3, 4)), ((4, 2), (1, 3))])
+def test_an_epoch_goes_on_with_another_global_batch_and_no_example_twice(lengths, before, after):
+    def ranks(world, size, state=None):
+        loaders = [BatchLoader(Numbers(128, lengths), size, seed=3, rank=rank, world=world) for rank in range(world)]
+        for loader in loaders if state else ():
+            loader.restore(state)
+        return loaders
+
+    first = ranks(*before)
+    began = [row for loader in first for row in draw(loader, 3)]
+    second = ranks(*after, first[0].state())
+    iterators = [iter(loader) for loader in second]
+    went_on = [next(iterator).tolist() for iterator in iterators]
+    third = ranks(*before, second[0].state())
+    assert [loader.goes_on for loader in third] == [True] * len(third)
+    rest = [batch.tolist() for loader in third for batch in loader]
+    seen = indices(began + went_on + rest)
+    size = before[0] * before[1]
+    assert len(seen) == len(set(seen)) == 128 - (128 - len(indices(began + went_on))) % size
+    assert {epoch for batch in rest for epoch, _ in batch} == {0}
+    assert len(third[0]) == 3 + 1 + len(rest) // before[0]
+    whole = indices(batch.tolist() for loader in third for batch in loader)
+    assert sorted(whole) == list(range(128))
+    assert len(third[0]) == 128 // size
+    assert draw(third[0], 1) == draw(_at_epoch(2, ranks(*before)[0]), 1)
+
+
+def _at_epoch(epoch, loader):
+    loader.epoch = epoch
+    return loader
 
 
 def test_state_survives_another_number_of_ranks():
@@ -174,14 +211,15 @@ def test_wrong_numbers_are_refused():
 
 
 class NumbersData(ResumableDataModule):
-    def __init__(self):
+    def __init__(self, batch_size=4):
         super().__init__("gpt2")
+        self.batch_size = batch_size
 
     def setup(self, stage):
         self.forget_loader()
 
     def train_dataloader(self):
-        return self.training_loader(Numbers(23), 4, seed=2)
+        return self.training_loader(Numbers(23), self.batch_size, seed=2)
 
     def val_dataloader(self):
         return self.validation_loader(Numbers(5), 4)
@@ -252,7 +290,7 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(folder, steps, checkpoint=None, **kwargs):
+def fit(folder, steps, checkpoint=None, batch_size=4, **kwargs):
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=steps,
@@ -265,7 +303,9 @@ def fit(folder, steps, checkpoint=None, **kwargs):
         **kwargs,
     )
     module = Recorder()
-    trainer.fit(module, datamodule=NumbersData(), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    trainer.fit(
+        module, datamodule=NumbersData(batch_size), ckpt_path=checkpoint, weights_only=True if checkpoint else None
+    )
     trainer.save_checkpoint(folder / f"{steps}.ckpt")
     return module.seen
 
@@ -282,3 +322,19 @@ def test_a_resumed_trainer_sees_the_same_batches(tmp_path, stop, limit):
 @pytest.mark.filterwarnings(*LIGHTNING)
 def test_reloading_the_loader_does_not_start_over(tmp_path):
     assert fit(tmp_path, 12, reload_dataloaders_every_n_epochs=1) == fit(tmp_path, 12)
+
+
+@pytest.mark.filterwarnings(*LIGHTNING)
+@pytest.mark.parametrize(("batch_size", "left"), [(2, 7), (8, 1), (3, 5), (16, 0)])
+def test_a_trainer_that_resumes_with_another_batch_size_ends_the_epoch_and_has_whole_ones_after(
+    tmp_path, batch_size, left
+):
+    """Of 23 examples, two batches of 4 are seen, and then `left` batches of what is left."""
+    first = fit(tmp_path, 2)
+    an_epoch = 23 // batch_size
+    rest = fit(tmp_path, 2 + left + 2 * an_epoch, tmp_path / "2.ckpt", batch_size=batch_size)
+    epochs = [rest[:left], rest[left : left + an_epoch], rest[left + an_epoch :]]
+    assert [{epoch for batch in batches for epoch, _ in batch} for batches in epochs[1:]] == [{1}, {2}]
+    for batches in (first + epochs[0], *epochs[1:]):
+        assert len(set(indices(batches))) == len(indices(batches)) == sum(map(len, batches))
+    assert [len(batches) for batches in epochs] == [left, an_epoch, an_epoch]

@@ -97,6 +97,6 @@ def test_answers_that_do_not_fit_are_left_out(caplog):
         Comparisons(lambda epoch: rows[1:], tokenizer, 3, "train")
 
 
-def test_a_row_that_counts_for_nothing_has_no_answer(reviews):
-    batch = reviews.validation_examples.batch(0, np.array([0, -1]))
-    assert batch.mask.any(1).tolist() == [True, False]
+def test_a_batch_of_nothing_has_no_prompt(reviews):
+    batch = reviews.validation_examples.batch(0, np.array([], dtype=np.int64))
+    assert (len(batch.mask), batch.tokens.shape, batch.lengths.tolist()) == (0, (1, 1), [1])

@@ -134,14 +134,12 @@ class MixtureWindows(Examples[TokenBatch]):
         return counts
 
     def _window(self, epoch: int, index: int) -> NDArray[np.int64]:
-        if index < 0:
-            return np.asarray(self.sources[0].tokens[:1], dtype=np.int64)
         i = int(np.searchsorted(self._firsts, index, side="right")) - 1
         draw = epoch * int(self.quotas[i]) + index - int(self._firsts[i])
         number, place = divmod(draw, int(self.counts[i]))
         source = self.sources[i]
         start = source.offset(number) + int(self._pass_order(i, number)[place]) * self.context
-        return windows_at(source.tokens, np.array([start]), np.array([True]), self.context)[0]
+        return windows_at(source.tokens, np.array([start]), self.context)[0]
 
     def _times(self, epoch: int, i: int) -> NDArray[np.float64]:
         """When each of a source's windows of an epoch comes, rising from 0 to 1: one in each equal part, anywhere in

@@ -34,7 +34,7 @@ class TrainingWindows(Examples[TokenBatch]):
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
         starts = self.offset(epoch) + indices * self.context
-        return collate_windows(windows_at(self.tokens, starts, indices >= 0, self.context), self.context)
+        return collate_windows(windows_at(self.tokens, starts, self.context), self.context)
 
 
 class ValidationWindows(Examples[TokenBatch]):
@@ -47,16 +47,9 @@ class ValidationWindows(Examples[TokenBatch]):
         return -(-(len(self.tokens) - 1) // self.context)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
-        rows = windows_at(self.tokens, indices * self.context, indices >= 0, self.context)
-        return collate_windows(rows, self.context)
+        return collate_windows(windows_at(self.tokens, indices * self.context, self.context), self.context)
 
 
-def windows_at(
-    tokens: Tokens, starts: NDArray[np.int64], real: NDArray[np.bool_], context: int
-) -> list[NDArray[np.int64]]:
-    """`context` + 1 tokens from each start, fewer at the stream's end; one token, to predict nothing of, where not
-    `real`.
-    """
-    rows = zip(starts.tolist(), real.tolist(), strict=True)
-    windows = [tokens[i : i + context + 1] if counts else tokens[:1] for i, counts in rows]
-    return [np.asarray(window, dtype=np.int64) for window in windows]
+def windows_at(tokens: Tokens, starts: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:
+    """`context` + 1 tokens from each start, fewer at the stream's end."""
+    return [np.asarray(tokens[i : i + context + 1], dtype=np.int64) for i in starts.tolist()]

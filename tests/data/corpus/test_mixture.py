@@ -67,7 +67,6 @@ def test_windows_are_a_function_of_seed_epoch_index(windows):
     assert again.batch(2, indices).inputs.equal(windows.batch(2, indices).inputs)
     assert not other.batch(2, indices).inputs.equal(windows.batch(2, indices).inputs)
     assert other.order(1).tolist() != windows.order(1).tolist() != windows.order(2).tolist()
-    assert windows.batch(0, np.array([-1, 5])).labels[0].eq(-100).all()
 
 
 @pytest.mark.parametrize("examples", [0, 1, 57, 400])
@@ -80,9 +79,7 @@ def test_what_was_drawn_is_what_was_seen(windows, examples):
 
 def test_ranks_share_a_mixture(windows):
     def loader(rank, world, size):
-        made = BatchLoader(windows, size, rank=rank, world=world)
-        made._order = windows.order
-        return made
+        return BatchLoader(windows, size, rank=rank, world=world)
 
     alone = [batch.inputs.tolist() for batch in loader(0, 1, 6)]
     ranks = [[batch.inputs.tolist() for batch in loader(rank, 2, 3)] for rank in (0, 1)]
