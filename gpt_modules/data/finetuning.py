@@ -66,6 +66,9 @@ class TaskExamples(Examples[LabelledBatch]):
     def lengths(self, epoch: int) -> NDArray[np.int64] | None:
         return self._lengths
 
+    def longest_row(self) -> NDArray[np.int64]:
+        return max((row for example in self.examples for row in example.rows), key=len)
+
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> LabelledBatch:
         return collate_tasks([self.examples[i] for i in indices.tolist()], self.task.numeric)
 
@@ -249,20 +252,31 @@ class FinetuningDataModule(ResumableDataModule):
             return self._task
         names = self.labels if self.task != "multiple_choice" else None
         given = Labelling(self.task, tuple(names or ()), self._levels())
-        saved = saved_task(self.tokenizer_name) if stage == "predict" else None
-        if saved is not None and saved.kind == self.task:
-            return self._agreed(given, saved)
+        folder = self._model_folder(stage)
+        saved = None if folder is None else saved_task(folder)
+        if folder is not None and saved is not None and saved.kind == self.task and not saved.unnamed:
+            return self._agreed(given, saved, folder)
         clear = names is not None or self.task == "multiple_choice" or self.levels is not None
         return given if clear else None
 
     def _levels(self) -> tuple[int, int] | None:
         return None if self.levels is None else (self.levels[0], self.levels[1])
 
-    def _agreed(self, given: Labelling, saved: Labelling) -> Labelling:
-        """The task of the model that will predict: its class numbers are the ones that count."""
+    def _model_folder(self, stage: str) -> str | None:
+        """What the run's model begins from: its class numbers are the ones that count. Without a Trainer, to predict,
+        the folder of the tokenizer.
+        """
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        if module is None or "init_from" not in module.hparams:
+            return self.tokenizer_name if stage == "predict" else None
+        folder: str | None = module.hparams["init_from"]
+        return folder
+
+    def _agreed(self, given: Labelling, saved: Labelling, folder: str) -> Labelling:
+        """The task of the model, where the recipe says nothing else."""
         for name, ours, theirs in (("labels", given.labels, saved.labels), ("levels", given.levels, saved.levels)):
             if ours and ours != theirs:
-                model = f"those of {self.tokenizer_name}, {list(theirs or ())}"
+                model = f"those of {folder}, {list(theirs or ())}"
                 raise UserError(f"{name}: found {list(ours)}, expected {model}")
         return saved
 

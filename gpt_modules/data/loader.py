@@ -22,6 +22,7 @@ from gpt_modules.errors import expect
 BatchT = TypeVar("BatchT")
 log = logging.getLogger(__name__)
 
+SHOWN_TOKENS = 12
 POOL = 16  # batches that are sorted by length together: enough to save padding, few enough to keep the order random
 
 
@@ -40,6 +41,10 @@ class Examples(ABC, Generic[BatchT]):
 
     def lengths(self, epoch: int) -> NDArray[np.int64] | None:
         """Tokens of every example, to put alike lengths into one batch; None: do not."""
+        return None
+
+    def longest_row(self) -> NDArray[np.int64] | None:
+        """The tokens of the longest row that a model will read; None: a row may have as many as the context."""
         return None
 
     def order(self, epoch: int) -> NDArray[np.int64] | None:
@@ -249,6 +254,19 @@ class ResumableDataModule(L.LightningDataModule):
     def open_tokenizer(self) -> Tokenizer:
         """Opens or makes the tokenizer; `tokenizer` calls it once."""
         return Tokenizer.load(self.tokenizer_name)
+
+    def longest_row(self) -> tuple[int, str]:
+        """(tokens, what the context is found to be) of the longest row that a model will read; known after `setup`."""
+        context, rows = int(getattr(self, "context", 0)), dict[str, Any]()
+        for name in ("train", "validation", "predict"):
+            examples: Examples[Any] | None = getattr(self, f"{name}_examples", None)
+            if examples is not None:
+                rows[name] = examples.longest_row()
+        if not rows or any(row is None for row in rows.values()):
+            return context, str(context)
+        name, longest = max(rows.items(), key=lambda item: len(item[1]))
+        text = self.tokenizer.decode(longest[:SHOWN_TOKENS].tolist())
+        return len(longest), f"{context} and in {name} a row of {len(longest)} tokens ({text!r:.60}...)"
 
     def sharding(self) -> tuple[int, int]:
         """(rank, world) among the processes that see different data; (0, 1) without a Trainer."""

@@ -26,14 +26,21 @@ class Comparisons(Examples[RankingBatch]):
 
     An answer that does not fit the context is left out, and a row without two answers of different rank with it: a
     cut answer was not what people ranked. An epoch has as many rows as the first one: a later draw of fewer repeats
-    some, one of more leaves some out.
+    some, one of more leaves some out. `redrawn` says that a later draw may have other texts.
 
     Raises:
         UserError: No row is left.
     """
 
-    def __init__(self, draw: Callable[[int], Sequence[Row]], tokenizer: Tokenizer, context: int, source: str) -> None:
-        self.draw, self.tokenizer, self.context = draw, tokenizer, context
+    def __init__(
+        self,
+        draw: Callable[[int], Sequence[Row]],
+        tokenizer: Tokenizer,
+        context: int,
+        source: str,
+        redrawn: bool = False,
+    ) -> None:
+        self.draw, self.tokenizer, self.context, self.redrawn = draw, tokenizer, context, redrawn
         self._ids: dict[str, list[int]] = {}
         rows = draw(0)
         self._epoch, self._rows, self._examples = 0, rows, self._encode(rows)
@@ -51,6 +58,11 @@ class Comparisons(Examples[RankingBatch]):
         rows = self._of(epoch)
         longest = [max(len(answer) for answer in row.answers) for row in rows]
         return np.resize(np.array(longest, dtype=np.int64), self._count)
+
+    def longest_row(self) -> NDArray[np.int64] | None:
+        if self.redrawn:
+            return None
+        return max((answer for row in self._examples for answer in row.answers), key=len)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> RankingBatch:
         rows = self._of(epoch)
@@ -136,8 +148,9 @@ class RewardDataModule(ResumableDataModule):
         self.forget_loader()
         if self.train_examples is None:
             train, validation = self.rows()
-            draw = self._regroup if self.train_source == REVIEWS else lambda epoch: train
-            self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train")
+            redrawn = self.train_source == REVIEWS
+            draw = self._regroup if redrawn else lambda epoch: train
+            self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train", redrawn)
             held_out = Comparisons(lambda epoch: validation, self.tokenizer, self.context, "validation")
             self.validation_examples = held_out
 

@@ -86,6 +86,9 @@ class SingleRows(Examples[TokenBatch]):
     def lengths(self, epoch: int) -> NDArray[np.int64]:
         return np.array([example.cells for example in self.examples])
 
+    def longest_row(self) -> NDArray[np.int64]:
+        return max((example.tokens[:-1] for example in self.examples), key=len)
+
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
         return collate_tokens([self.examples[i] for i in indices.tolist()])
 

@@ -11,10 +11,11 @@ from torch import nn
 
 from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.backbone.folders.inner_rates import InnerRates
-from gpt_modules.backbone.folders.replacing import replace_folder
+from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
 from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.data.text.vocabularies import find_vocabulary
 from gpt_modules.errors import UserError
-from gpt_modules.storage.model_files import WEIGHTS_FILE
+from gpt_modules.storage.model_files import TOKENIZER_FILE, WEIGHTS_FILE
 from gpt_modules.training import sharding
 
 
@@ -56,18 +57,47 @@ def datamodule_tokenizer(module: L.LightningModule) -> Tokenizer:
     return tokenizer
 
 
-def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
-    """A token id beyond the embedding would be an index error on the CPU and a dead context on a GPU: say it before.
+def check_data(module: L.LightningModule, config: DecoderConfig) -> None:
+    """The run's data fits its model: what it would come to after many steps, or never, is said before the first one of
+    any stage. For the end of `configure_model`; a module without a Trainer has no data.
 
     Raises:
-        UserError: when the tokenizer has more tokens than the model.
+        UserError: as `check_vocabulary`, or a row is longer than the model's positions.
     """
-    size = datamodule_tokenizer(module).vocab_size
+    if module._trainer is None:
+        return
+    check_vocabulary(module, config)
+    longest, found = module.trainer.datamodule.longest_row()  # type: ignore[attr-defined]
+    if longest > config.n_positions:
+        expected = f"expected at most the model's n_positions = {config.n_positions}"
+        raise UserError(f"data.init_args.context: found {found}, {expected}")
+
+
+def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
+    """The data is read by the tokenizer that the model learnt with. A token id beyond the embedding would be an index
+    error on the CPU and a dead context on a GPU; other ids of the same number train and export the wrong tokenizer.
+
+    Raises:
+        UserError: the tokenizer has more tokens than the model, or is not the one in the folder that it begins from.
+    """
+    tokenizer, folder = datamodule_tokenizer(module), module.hparams.get("init_from")
+    size = tokenizer.vocab_size
     if size > config.vocab_size:
         raise UserError(
             f"model.init_args.config.vocab_size: found {config.vocab_size}, "
             f"expected at least the tokenizer's {size} tokens"
         )
+    theirs = None if folder is None else tokenizer_of(folder)
+    if theirs is not None and not tokenizer.reads_like(theirs):
+        name = module.trainer.datamodule.tokenizer_name  # type: ignore[attr-defined]
+        raise UserError(f"data.init_args.tokenizer: found {name}, expected the tokenizer of the model, {folder}")
+
+
+def tokenizer_of(name: str) -> Tokenizer | None:
+    """The tokenizer in a model's folder (or of its name on the hub); None: it has none."""
+    folder = find_folder(name)
+    has_one = (folder / TOKENIZER_FILE).is_file() or find_vocabulary(folder) is not None
+    return Tokenizer.load(folder) if has_one else None
 
 
 def export(
@@ -105,17 +135,39 @@ def dropout_changes(dropout: float | None) -> dict[str, Any]:
     return {} if dropout is None else {"embd_pdrop": dropout, "attn_pdrop": dropout, "resid_pdrop": dropout}
 
 
-def open_scorer(folder: str, zero_head: bool = False, **changes: Any) -> RewardModel:
+def refuse_random_head(module: L.LightningModule) -> None:
+    """For a procedure that is about to put a new head on its model: fitting learns it and a checkpoint replaces it, but
+    any other stage would give numbers and predictions of random weights.
+
+    Raises:
+        UserError: the stage neither fits nor reads a checkpoint.
+    """
+    stage = None if module._trainer is None else module.trainer.state.fn
+    if stage is None or stage == "fit" or module.trainer.ckpt_path is not None:
+        return
+    folder = module.hparams.get("init_from")
+    found = "a new model" if folder is None else f"{folder}, which has no head for this task"
+    expected = f"expected a folder that this procedure exported, or --ckpt_path: {stage.value} learns nothing"
+    raise UserError(f"model.init_args.init_from: found {found}, {expected}")
+
+
+def open_scorer(
+    folder: str, learner: L.LightningModule | None = None, zero_head: bool = False, **changes: Any
+) -> RewardModel:
     """A reward model from its folder, or a new head on the trunk of a language model's folder.
 
     Args:
+        learner: the procedure that is to learn the new head.
         zero_head: a new head says 0 until it has learnt.
+        changes: configuration fields to change, such as dropout.
     """
     model = load_pretrained(folder, None, **changes)
     if isinstance(model, LabellingModel):
         raise UserError(f"{folder}: found a model of kind 'task', expected 'reward' or 'gpt'")
     if isinstance(model, RewardModel):
         return model
+    if learner is not None:
+        refuse_random_head(learner)
     scorer = RewardModel.from_gpt(model)
     if zero_head:
         nn.init.zeros_(scorer.head.linear.weight)

@@ -1,5 +1,6 @@
 """Fine-tuning on a labelled task: GPT-1's second stage (Radford et al. 2018, sections 3.2, 3.3 and 4.1)."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ class FinetuningModule(L.LightningModule):
         if hasattr(self, "model"):
             return
         self.model = self._open()
+        artefacts.check_data(self, self.model.config)
         self._choose_what_learns()
         self.val_metrics = labelling_metrics.build_metrics(self.task)
         if len(self.task.labels) > 1 and not self.task.numeric and self.task.kind != "multiple_choice":
@@ -117,11 +119,12 @@ class FinetuningModule(L.LightningModule):
         if isinstance(source, LabellingModel):
             if source.task.is_named_by(task):
                 source.task = task
-            if source.task.to_dict() != task.to_dict() and self.trainer.training:
+            if source.task.to_dict() != task.to_dict():
                 raise UserError(
                     f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"
                 )
             return source
+        artefacts.refuse_random_head(self)
         if min(special_ids) > source.config.vocab_size:
             raise UserError(
                 f"model.init_args: found a model of {source.config.vocab_size} tokens, "
@@ -130,6 +133,17 @@ class FinetuningModule(L.LightningModule):
         return LabellingModel.from_gpt(
             source, task, special_ids, self.hparams["init_layers"], self.hparams["classifier_dropout"]
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The task: the weights do not say what their outputs mean."""
+        checkpoint["task"] = self.task.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse classes with other names; numbers keep the mean and spread that the head has learnt."""
+        stored = Labelling.from_dict(checkpoint["task"])
+        if dataclasses.replace(stored, mean=self.task.mean, std=self.task.std) != self.task:
+            raise UserError(f"--ckpt_path: found a model of the task {stored}, expected one of {self.task}")
+        self.model.task = stored
 
     def _choose_what_learns(self) -> None:
         decoder = self.model.decoder

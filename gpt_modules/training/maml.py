@@ -103,6 +103,8 @@ class MAMLModule(L.LightningModule):
             return
         if not hasattr(self, "network"):
             self.network = self._open()
+        if isinstance(self.network, GPT | LabellingModel):
+            artefacts.check_data(self, self.network.config)
         source = self.hparams["init_from"]
         before = load_inner_rates(source) if source is not None else None
         rates = self.inner.first_rates(self.parameters_now(), before.rates if before is not None else {})
@@ -121,6 +123,7 @@ class MAMLModule(L.LightningModule):
             return source
         task = self.data.task_spec
         if isinstance(source, GPT):
+            artefacts.refuse_random_head(self)
             return LabellingModel.from_gpt(source, task, self.data.tokenizer.task_ids)
         if source.task.n_outputs != task.n_outputs or source.task.kind != task.kind:
             raise UserError(
@@ -146,15 +149,10 @@ class MAMLModule(L.LightningModule):
         return self.scores(parameters, examples)[0]
 
     def on_fit_start(self) -> None:
-        """Refuse an interpolation that is clipped, more tokens than the model has, and rows longer than it reads."""
+        """Refuse an interpolation that is clipped."""
         clip = self.trainer.gradient_clip_val
         if self.hparams["algorithm"] == "reptile" and clip:
             raise UserError(f"trainer.gradient_clip_val: found {clip:g}, expected none with reptile")
-        if isinstance(self.network, GPT | LabellingModel):
-            artefacts.check_vocabulary(self, self.network.config)
-            if self.data.context > self.network.config.n_positions:
-                expected = f"expected at most the model's n_positions = {self.network.config.n_positions}"
-                raise UserError(f"data.init_args.context: found {self.data.context}, {expected}")
 
     @property
     def learned_settings(self) -> set[str]:
@@ -199,7 +197,7 @@ class MAMLModule(L.LightningModule):
 
     @torch.no_grad()
     def adapted_scores(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Query loss (N,) before and after adaptation, and the share (N,) of right queries after it; of no tasks, none."""
+        """Query loss (N,) before and after adaptation, and the share (N,) of right queries after it; N may be 0."""
         if not len(batch.query.targets):
             return (torch.zeros(0, device=self.device),) * 3
 

@@ -74,15 +74,12 @@ class PretrainingModule(L.LightningModule):
             return
         sharded = self.device_mesh is not None
         self.model = artefacts.open_gpt(self.config, self.hparams["init_from"], blank=sharded)
+        artefacts.check_data(self, self.model.config)
         self.model.decoder.recompute = self.hparams["recompute"]
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
         if sharded:
             shard(self.model, self)
-
-    def on_fit_start(self) -> None:
-        """Refuse a tokenizer with more tokens than the model."""
-        artefacts.check_vocabulary(self, self.model.config)
 
     def on_train_batch_start(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
         """The first micro-batch of a step decides how many follow."""

@@ -67,14 +67,14 @@ class RewardModule(L.LightningModule):
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_scorer(
-            self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
+            self.hparams["init_from"], self, **artefacts.dropout_changes(self.hparams["dropout"])
         ).fold_scale()
+        artefacts.check_data(self, self.model.config)
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
     def on_fit_start(self) -> None:
-        """Refuse a tokenizer with more tokens than the model, and what the export could not be centred by."""
-        artefacts.check_vocabulary(self, self.model.config)
+        """Refuse what the export could not be centred by."""
         demonstrations = self._demonstrations()
         if self.hparams["unit_scale"]:
             different = {tuple(row.tolist()) for batch in demonstrations for row in batch.tokens}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT
-from gpt_modules.data.batches import PackedBatch
+from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_number, typed
@@ -65,14 +65,11 @@ class SFTModule(L.LightningModule):
         dropout = self.hparams["dropout"]
         changes = {} if dropout is None else {"resid_pdrop": dropout}
         self.model = artefacts.open_gpt(None, self.hparams["init_from"], **changes)
+        artefacts.check_data(self, self.model.config)
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
-    def on_fit_start(self) -> None:
-        """Refuse a tokenizer with more tokens than the model."""
-        artefacts.check_vocabulary(self, self.model.config)
-
-    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the batch's response tokens, in the scale of `StepMean`."""
         return self.step.add(*next_token_loss(self.model, batch), batch.inputs.numel())
 
@@ -80,7 +77,7 @@ class SFTModule(L.LightningModule):
         """`train/loss`, the mean over the step's response tokens."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
 
-    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> None:
         """Weighted by response tokens."""
         total, count = next_token_loss(self.model, batch)
         self.val_loss.update(total / count.clamp(min=1), count)
@@ -89,7 +86,7 @@ class SFTModule(L.LightningModule):
         """`val/loss` in nats a response token and `val/perplexity`."""
         self._log_perplexity("val")
 
-    def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
 
@@ -102,7 +99,7 @@ class SFTModule(L.LightningModule):
         self.val_loss.reset()
         self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}, prog_bar=True)
 
-    def predict_step(self, batch: PackedBatch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Nats and counted tokens of each row."""
         return row_losses(self.model, batch)
 
@@ -116,7 +113,7 @@ class SFTModule(L.LightningModule):
             self.trainer.estimated_stepping_batches,
         )
 
-    def work(self, batch: PackedBatch) -> tuple[int, str]:
+    def work(self, batch: PackedBatch | TokenBatch) -> tuple[int, str]:
         """Cells of the packed rows; what packing leaves empty is a few per cent."""
         return batch.inputs.numel(), "tokens"
 

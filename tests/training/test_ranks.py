@@ -1,16 +1,14 @@
 """Two processes on the CPU validate as one does, however few rows there are."""
 
 import pytest
+from conftest import shaken
 from lightning.pytorch import Trainer
 
-import gpt_modules.data
-from gpt_modules import training
-from gpt_modules.data.episodes.ciphers import SubstitutionCipher
-from gpt_modules.training.inner_loop import InnerLoop
-from gpt_modules.training.optimizers import OptimizerConfig
-from gpt_modules.training.ppo import KLConfig
+from gpt_modules.backbone import LabellingModel, load_pretrained, save_pretrained
+from gpt_modules.labelling import Labelling
 
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+HEADED = ["finetuning", "reward"]
 QUIET = [
     "ignore:.*sync_dist=True",  # the metrics are of all ranks already
     "ignore:.*was called before the ``update``",  # by the rank that has no rows
@@ -25,37 +23,38 @@ def held_out(micro, word, folder, rows):
     return str(source)
 
 
+def headed(micro, word, folder):
+    """A folder with the head that nobody could learn in a validation."""
+    if word == "reward":
+        return str(micro.reward)
+    if (folder / "task").exists():
+        return str(folder / "task")
+    tokenizer = micro.tokenizer.with_task_tokens()
+    task = Labelling("classification", ("blame", "praise"))
+    model = shaken(LabellingModel.from_gpt(load_pretrained(micro.gpt, "gpt"), task, tokenizer.task_ids), 3)
+    save_pretrained(folder / "task", model, tokenizer_json=tokenizer.to_json())
+    return str(folder / "task")
+
+
 @pytest.fixture
-def validated(micro, tmp_path):
+def validated(micro, procedure, tmp_path):
     """validated(word, rows, processes): the metrics."""
 
-    def run(word, rows, processes, **changes):
-        recipe = micro.recipe(word, tmp_path / "run")
-        model, data = (recipe[key]["init_args"] for key in ("model", "data"))
+    def run(word, rows, processes, packing=True):
+        module, data = procedure(word, **({"init_from": headed(micro, word, tmp_path)} if word in HEADED else {}))
         if word == "maml":
-            model["inner"] = InnerLoop(**model["inner"])
-            data |= {"families": [SubstitutionCipher(5)], "validation_tasks": rows, "val_tasks_a_batch": 1}
+            data.validation_tasks, data.val_tasks_a_batch = rows, 1
         else:
-            data |= {"validation": held_out(micro, word, tmp_path, rows), "val_batch_size": 1}
-        module = getattr(training, recipe["model"]["class_path"])(**typed_arguments(word, micro, model))
+            data.validation_source, data.val_batch_size = held_out(micro, word, tmp_path, rows), 1
+        if word == "sft":
+            data.packing = packing
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         strategy = "ddp_fork" if processes > 1 else "auto"
         trainer = Trainer(accelerator="cpu", devices=processes, strategy=strategy, logger=False, **quiet)
-        datamodule = getattr(gpt_modules.data, recipe["data"]["class_path"])(**data | changes)
-        (found,) = trainer.validate(module, datamodule, verbose=False)
+        (found,) = trainer.validate(module, data, verbose=False)
         return found
 
     return run
-
-
-def typed_arguments(word, micro, arguments):
-    """What the recipe's parser would make of the mappings."""
-    arguments = {**arguments, "optimizer": OptimizerConfig(**arguments["optimizer"])}
-    if word == "pretraining":
-        arguments["config"] = micro.config()
-    if word == "ppo":
-        arguments["kl"] = KLConfig(**arguments["kl"])
-    return arguments
 
 
 @pytest.mark.slow
@@ -64,3 +63,10 @@ def typed_arguments(word, micro, arguments):
 @pytest.mark.parametrize("word", WORDS)
 def test_metrics_of_two_processes_are_those_of_one(validated, word, rows):
     assert validated(word, rows, 2) == pytest.approx(validated(word, rows, 1), rel=1e-5, nan_ok=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(*QUIET)
+def test_a_rank_without_unpacked_rows_runs_on_padding(validated):
+    one, two = (validated("sft", 1, processes, packing=False) for processes in (1, 2))
+    assert two == pytest.approx(one, rel=1e-5)

@@ -121,6 +121,30 @@ class Tokenizer:
         """SHA-256 of the tokenizer's JSON and its end token: equal for tokenizers that behave alike."""
         return hashlib.sha256(f"{self.eos}\n{self.to_json()}".encode()).hexdigest()
 
+    def reads_like(self, other: Tokenizer) -> bool:
+        """Whether both give the same ids for every text and end it with the same token: what decides whether a model's
+        tokenizer may be exchanged. How ids become text again, and tokens of labelled rows that just one has, do not.
+        """
+        if self.fingerprint == other.fingerprint:
+            return True
+        ours, theirs = (tokenizer.with_task_tokens() for tokenizer in (self, other))
+        return ours._reading == theirs._reading
+
+    @cached_property
+    def _reading(self) -> dict[str, Any]:
+        """All of the JSON that ids depend on, in a form that does not depend on who wrote it."""
+        form = json.loads(self.to_json())
+        model = {name: value or None for name, value in form["model"].items() if name != "vocab"}
+        matched = [token for token in form["added_tokens"] if not token["special"]]  # special ones are never, in a text
+        return {
+            "eos": self.eos_id,
+            "vocabulary": self._backend.get_vocab(with_added_tokens=True),
+            "model": model,
+            "matched": matched,
+            "normalizer": form["normalizer"],
+            "pre_tokenizer": _without_offsets(form["pre_tokenizer"]),
+        }
+
     def to_json(self) -> str:
         """The library's JSON, the content of `tokenizer.json`."""
         return self._backend.to_str()
@@ -195,6 +219,13 @@ class Tokenizer:
         file = path / TOKENIZER_FILE if path.is_dir() else path
         backend = _read(file) if file.is_file() else _build(path)
         return cls(backend, _end_token(file, backend))
+
+
+def _without_offsets(form: Any) -> Any:
+    """A pre-tokenizer but for where it says that a word began."""
+    if isinstance(form, dict):
+        return {name: _without_offsets(value) for name, value in form.items() if name != "trim_offsets"}
+    return [_without_offsets(part) for part in form] if isinstance(form, list) else form
 
 
 def check_training(name: str, vocab_size: int | None, kind: str) -> None:

@@ -1,0 +1,140 @@
+"""What the data must be for a model, said before the first step of every stage."""
+
+import json
+import re
+
+import pytest
+import tokenizers
+from conftest import shaken
+from lightning.pytorch import Trainer
+
+from gpt_modules.backbone import GPT, save_pretrained
+from gpt_modules.data.episodes.label_words import LabelWords
+from gpt_modules.data.maml import EpisodicDataModule
+from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
+from gpt_modules.training import MAMLModule, artefacts
+
+WORDS = ["pretraining", "finetuning", "sft", "reward", "maml"]
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """stage(name, module, data): a stage of a run."""
+
+    def run(name, module, data):
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        settings = {"accelerator": "cpu", "devices": 1, "logger": False, "default_root_dir": tmp_path, **quiet}
+        trainer = Trainer(max_steps=1, num_sanity_val_steps=0, limit_val_batches=0, **settings)
+        getattr(trainer, name)(module, datamodule=data)
+
+    return run
+
+
+@pytest.fixture
+def short(micro, tmp_path):
+    """A model with 8 positions."""
+    model = shaken(GPT(micro.config(n_positions=8)), 1)
+    save_pretrained(tmp_path / "short", model, tokenizer_json=micro.tokenizer.to_json())
+    return str(tmp_path / "short")
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("name", ["fit", "validate", "test", "predict"])
+def test_a_row_that_the_model_cannot_read_is_named_before_the_first_step(procedure, stage, short, word, name):
+    given = {"init_from": short} | ({"config": None} if word == "pretraining" else {})
+    if word in ("finetuning", "reward") and name != "fit":
+        pytest.skip("a folder without a head only trains")
+    with pytest.raises(UserError) as caught:
+        stage(name, *procedure(word, **given))
+    found = {
+        "pretraining": "16",
+        "finetuning": r"32 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
+        "reward": r"128 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
+    }.get(word, "32")
+    line = rf"data\.init_args\.context: found {found}, expected at most the model's n_positions = 8"
+    assert re.fullmatch(line, str(caught.value))
+
+
+@pytest.mark.parametrize("word", ["sft", "reward"])
+def test_rows_may_be_shorter_than_their_context(procedure, stage, word):
+    module, data = procedure(word)
+    data.context = 500
+    data.packing = False
+    stage("fit", module, data)
+
+
+def other_tokenizer(micro, folder):
+    """Of the same size, with two merges the other way round."""
+    form = json.loads(micro.tokenizer.to_json())
+    merges = form["model"]["merges"]
+    merges[-1], merges[-2] = merges[-2], merges[-1]
+    vocabulary = form["model"]["vocab"]
+    last, before = ("".join(merge) for merge in merges[-2:])
+    vocabulary[last], vocabulary[before] = vocabulary[before], vocabulary[last]
+    (folder / "other.json").write_text(json.dumps(form))
+    return str(folder / "other.json")
+
+
+@pytest.mark.parametrize("word", [*WORDS, "ppo"])
+def test_another_tokenizer_of_equal_size_is_refused(procedure, stage, micro, tmp_path, word):
+    given = {"init_from": str(micro.gpt)} | ({"config": None} if word == "pretraining" else {})
+    module, data = procedure(word, **given)
+    data.tokenizer_name = other_tokenizer(micro, tmp_path)
+    assert data.tokenizer.vocab_size in (micro.vocab_size, micro.vocab_size + 3)
+    with pytest.raises(UserError) as caught:
+        stage("fit", module, data)
+    expected = f"expected the tokenizer of the model, {micro.gpt}"
+    assert str(caught.value) == f"data.init_args.tokenizer: found {data.tokenizer_name}, {expected}"
+
+
+def test_a_tokenizer_of_more_tokens_is_refused(procedure, stage, micro):
+    module, data = procedure("pretraining", config=micro.config(vocab_size=micro.vocab_size - 1))
+    with pytest.raises(UserError, match=rf"vocab_size: found {micro.vocab_size - 1}, expected at least the tokenizer"):
+        stage("fit", module, data)
+
+
+def test_a_folder_without_a_tokenizer_is_known_by_its_size_only(procedure, stage, micro, tmp_path):
+    save_pretrained(tmp_path / "bare", GPT(micro.config()))
+    assert artefacts.tokenizer_of(str(tmp_path / "bare")) is None
+    module, data = procedure("sft", init_from=str(tmp_path / "bare"))
+    data.tokenizer_name = other_tokenizer(micro, tmp_path)
+    stage("fit", module, data)
+
+
+def test_a_module_without_a_trainer_has_no_data(procedure, micro):
+    module, _ = procedure("sft")
+    module.configure_model()
+    assert module.model.config.vocab_size == micro.vocab_size
+
+
+@pytest.mark.parametrize("word", ["finetuning", "reward"])
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_a_head_that_nobody_has_learnt_is_refused(procedure, stage, micro, word, name):
+    with pytest.raises(UserError) as caught:
+        stage(name, *procedure(word))
+    found = f"found {micro.gpt}, which has no head for this task"
+    expected = f"expected a folder that this procedure exported, or --ckpt_path: {name} learns nothing"
+    assert str(caught.value) == f"model.init_args.init_from: {found}, {expected}"
+
+
+def test_a_classifier_of_tasks_needs_its_head_too(micro, stage):
+    families = [LabelWords()]
+    data = EpisodicDataModule(families, objective="classification", tokenizer=str(micro.gpt), context=32, query=4)
+    with pytest.raises(UserError, match=r"which has no head for this task, expected .*: validate learns nothing$"):
+        stage("validate", MAMLModule(str(micro.gpt)), data)
+
+
+def test_tokenizers_read_alike_whoever_wrote_them(micro):
+    ours = Tokenizer.gpt2()
+    form = json.loads(ours.to_json())
+    form["model"]["vocab"]["<|endoftext|>"] = 50256
+    form["model"] |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+    form["post_processor"] = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False}
+    form["pre_tokenizer"]["trim_offsets"] = not form["pre_tokenizer"]["trim_offsets"]
+    theirs = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(form)))
+    assert theirs.fingerprint != ours.fingerprint
+    assert ours.reads_like(theirs)
+    assert ours.reads_like(theirs.with_task_tokens())
+    assert ours.with_task_tokens().reads_like(theirs)
+    assert not ours.reads_like(micro.tokenizer)
