@@ -19,7 +19,7 @@ def parquet_rows(path: Path) -> Iterator[tuple[int, object]]:
 
     number = 0
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(BATCH):
                 for record in batch.to_pylist():
                     number += 1
