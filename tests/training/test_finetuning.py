@@ -218,7 +218,7 @@ def test_the_papers_schedule_in_fractions_of_the_run(fit, data, micro):
     module.on_train_batch_start = lambda *a: (seen.append(module.optimizers().param_groups[0]["lr"]), hook(*a))[1]
     trainer = fit(module, data(), max_epochs=2)
     total = trainer.global_step
-    expected = [2e-2 * (1 - ((step + 1) / total - 0.002) / 0.998) for step in range(total)]
+    expected = [2e-2 * (1 - max(0.0, step / total - 0.002) / 0.998) for step in range(total)]
     assert seen == pytest.approx(expected)
 
 

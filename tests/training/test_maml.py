@@ -221,9 +221,9 @@ class TestRun:
 
 class TestMistakes:
     def test_an_inner_loop_that_goes_nowhere(self):
-        with pytest.raises(UserError, match="inner: steps: found -1"):
+        with pytest.raises(UserError, match=r"inner\.steps: found -1"):
             InnerLoop(steps=-1)
-        with pytest.raises(UserError, match="inner: lr: found 0"):
+        with pytest.raises(UserError, match=r"inner\.lr: found 0"):
             InnerLoop(lr=0.0)
 
     @pytest.mark.parametrize(
