@@ -149,7 +149,7 @@ def test_a_monitor_that_nobody_logs(gpt, sft, tmp_path):
 
 
 def test_too_few_prompts_for_the_minibatches(gpt, micro, tmp_path):
-    recipe = micro.recipe("ppo", tmp_path / "run", data__batch_size=3, model__minibatches=4)
+    recipe = micro.recipe("ppo", tmp_path / "run", data__episodes=3, model__minibatches=4)
     assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", recipe)), "found 3", "minibatches")
 
 

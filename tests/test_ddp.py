@@ -26,7 +26,8 @@ def runs(micro, gpt, tmp_path):
         roots = [tmp_path / name for name in ("one", "two")]
         changes = {"trainer__max_epochs": 2, "trainer__limit_train_batches": 4, "trainer__limit_val_batches": 1}
         for size, root in zip((8, 4), roots, strict=True):
-            recipe = micro.recipe(word, root, data__batch_size=size, checkpoint__keep=100, **changes)
+            share = {} if word == "ppo" else {"data__batch_size": size}  # a rollout is of all processes
+            recipe = micro.recipe(word, root, checkpoint__keep=100, **share, **changes)
             root.with_suffix(".yaml").write_text(json.dumps(recipe))
         assert gpt.run("fit", "--config", roots[0].with_suffix(".yaml")).status == 0
         launch("--config", roots[1].with_suffix(".yaml"), "--config", OVERLAY)

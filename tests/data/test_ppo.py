@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import pytest
 
 from gpt_modules.data.ppo import PPODataModule, encode_prompts
-from gpt_modules.data.splits import split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
@@ -52,9 +51,10 @@ def test_episodes_that_the_processes_cannot_share_are_refused(data):
 
 
 def test_a_prompt_that_is_answered_twice_has_two_numbers(tmp_path):
-    source = tmp_path / "a.txt"
+    source, other = tmp_path / "a.txt", tmp_path / "b.txt"
     source.write_text("one\ntwo\n")
-    data = PPODataModule(str(source), str(source), cache_dir=str(tmp_path), episodes=6)
+    other.write_text("three\n")
+    data = PPODataModule(str(source), str(other), cache_dir=str(tmp_path), episodes=6)
     data.setup("fit")
     batch = data.prompts(0)
     assert len(set(rows(batch))) == 2
@@ -103,5 +103,6 @@ def test_a_file_of_prompts(tmp_path):
     data = PPODataModule(str(source), cache_dir=str(tmp_path), episodes=8, validation_fraction=0.1)
     data.prepare_data()
     data.setup("fit")
-    held_out = sum(split_of(f"question {i}", 0.1) == "validation" for i in range(40))
-    assert (len(data.train_examples), len(data.validation_examples)) == (40 - held_out, held_out)
+    sizes = (len(data.train_examples), len(data.validation_examples))
+    assert sum(sizes) == 40
+    assert 1 <= sizes[1] < 12

@@ -93,7 +93,7 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
         if word == "reward":
             return RewardDataModule(str(micro.comparisons), batch_size=35, **cache)
         if word == "ppo":
-            return PPODataModule(str(micro.prompts), batch_size=8, **cache)
+            return PPODataModule(str(micro.prompts), episodes=8, **cache)
         sizes = {"support": 4, "query": 4, "tasks": 2, "steps": 3, "validation_tasks": 4, "context": 32}
         return EpisodicDataModule([SubstitutionCipher(5)], tokenizer=str(micro.gpt), **sizes)
 

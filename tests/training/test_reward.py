@@ -1,14 +1,18 @@
 """The reward model: it learns preferences, says how sure it is, and is exported with its zero point."""
 
+import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
+from conftest import write_rows
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.data import RewardDataModule
 from gpt_modules.data.rows.sources import load_splits
+from gpt_modules.errors import UserError
 from gpt_modules.training import RewardModule
-from gpt_modules.training.callbacks.figures import reliability_figure
-from gpt_modules.training.optimizers import OptimizerConfig
+from gpt_modules.training.callbacks.dashboard import RunLogger
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
 FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0)
 
@@ -120,20 +124,97 @@ def test_centring_changes_no_preference(trained, data, micro, tmp_path):
     assert torch.allclose(torch.tensor(before), torch.tensor(after), atol=1e-4)
 
 
-def test_a_reward_model_may_be_trained_further(fit, micro, data):
-    module = RewardModule(str(micro.reward), dropout=0.0, optimizer=FAST)
-    fit(module, data, max_steps=1)
-    assert module.model.config.n_embd == 16
+@pytest.mark.parametrize("unit_scale", [False, True])
+def test_trained_further_at_rate_zero_it_stays_what_it_was(fit, micro, data, tmp_path, unit_scale):
+    """The loss before training, after it, after an export, and of the folder: all are of the scores as stored; and what
+    is exported differs by its zero point alone (the folder's scale is 1.9).
+    """
+    begun, frozen = load_pretrained(micro.reward, kind="reward").eval(), OptimizerConfig(lr=0.0, weight_decay=0.0)
+    pairs = naive_margins(begun, held_out(micro), micro.tokenizer)
+    losses = [-torch.nn.functional.logsigmoid(torch.tensor(row)).mean().item() for row in pairs]
+    module = RewardModule(str(micro.reward), dropout=0.0, unit_scale=unit_scale, optimizer=frozen)
+    trainer = fit(module, data, max_epochs=2, callbacks=[Exporting(tmp_path / "export")])
+    expected = pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert trainer.logger.values("val/loss") == [expected, expected]
+    (again,) = trainer.validate(RewardModule(str(micro.reward)), data, verbose=False)
+    assert again["val/loss"] == expected
+    exported = load_pretrained(tmp_path / "export", kind="reward").eval()
+    margins = naive_margins(exported, held_out(micro)[:3], micro.tokenizer)
+    factor = exported.scale.item() if unit_scale else 1.0
+    assert torch.allclose(torch.tensor(margins), factor * torch.tensor(pairs[:3]), atol=1e-4)
 
 
-def test_the_reliability_figure_shows_both_orders_of_a_pair():
-    """Three sure and right, one sure and wrong: at 0.85 predicted, 75 % right; mirrored at 0.15."""
-    import numpy as np
+class Exporting(L.Callback):
+    """An export after each validation."""
 
-    figure = reliability_figure(np.array([0.85, 0.85, 0.85, 0.15]))
-    model = figure.axes[0].lines[1]
-    assert model.get_xdata().tolist() == pytest.approx([0.15, 0.85])
-    assert model.get_ydata().tolist() == pytest.approx([0.25, 0.75])
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_validation_end(self, trainer, module):
+        module.export(self.folder)
+
+
+def test_an_accumulated_step_is_the_step_of_one_batch(fit, micro, tmp_path):
+    """Prompts of 2 and of 3 answers, and a last window of 1 batch in place of 4."""
+    rows = [
+        {"prompt": f"the film {n}", "responses": [" a", " b", " c"][: 2 + n % 2], "ranking": [1, 2, 3][: 2 + n % 2]}
+        for n in range(20)
+    ]
+    file, other = write_rows(tmp_path / "rows.jsonl", rows), write_rows(tmp_path / "held_out.jsonl", rows[:1])
+    other.write_text(other.read_text().replace("film 0", "plot 0"))
+    found = []
+    for size, accumulate in ((4, 4), (16, 1)):
+        data = RewardDataModule(
+            str(file), str(other), tokenizer=str(micro.gpt), context=32, batch_size=size, cache_dir=str(tmp_path)
+        )
+        data.setup("fit")
+        sgd = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=True)
+        module = RewardModule(str(micro.gpt), dropout=0.0, optimizer=sgd, schedule=ScheduleConfig(shape="constant"))
+        order = list(range(20))
+        batches = [data.train_examples.batch(0, np.array(order[i : i + size])) for i in range(0, 20, size)]
+        data.train_dataloader = lambda batches=batches: batches
+        trainer = fit(module, data, accumulate_grad_batches=accumulate)
+        assert trainer.global_step == 2
+        found.append((module.model.state_dict(), trainer.logger.values("train/loss")))
+    (parts, losses), (whole, expected) = found
+    assert losses == pytest.approx(expected, abs=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-6)
+
+
+def test_one_held_out_pair_is_enough(fit, micro, tmp_path):
+    """Any file of fewer than thirty pairs has no more; the figure of one point must not cost the run."""
+    row = {"prompt": "the film", "chosen": " is good.", "rejected": " is bad."}
+    file = write_rows(tmp_path / "one.jsonl", [row])
+    data = RewardDataModule(
+        str(micro.comparisons), str(file), tokenizer=str(micro.gpt), context=32, cache_dir=str(tmp_path)
+    )
+    logger = RunLogger(tmp_path, name="", version="")
+    trainer = fit(RewardModule(str(micro.gpt)), data, logger=logger, limit_train_batches=1)
+    logger.finalize("success")
+    assert trainer.callback_metrics["val/accuracy"].item() in (0.0, 1.0)
+    assert trainer.callback_metrics["val/calibration_error"].isfinite()
+
+
+def test_a_module_that_has_validated_trains(fit, micro, data):
+    module = RewardModule(str(micro.gpt), optimizer=FAST)
+    trainer = fit(module, data, limit_train_batches=1)
+    trainer.validate(module, data, verbose=False)
+    assert fit(module, data, limit_train_batches=1).global_step == 1
+
+
+def test_a_unit_scale_needs_two_demonstrations(fit, micro, tmp_path):
+    """Told before the first step: the export would have nothing to divide by."""
+    file = write_rows(tmp_path / "one.jsonl", [{"prompt": "the film", "response": " is good."}])
+    settings = {"tokenizer": str(micro.gpt), "context": 32, "cache_dir": str(tmp_path), "demonstrations": str(file)}
+    with pytest.raises(UserError, match=r"^unit_scale: found 1, expected two different demonstrations"):
+        fit(RewardModule(str(micro.gpt), unit_scale=True), RewardDataModule(str(micro.comparisons), **settings))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
+def test_a_dropout_is_a_part(micro, dropout):
+    with pytest.raises(UserError, match=rf"^dropout: found {dropout}, expected a number from 0 up to 1, or null$"):
+        RewardModule(str(micro.gpt), dropout=dropout)
 
 
 def test_a_checkpoint_built_in_python_is_plain_data(trained, tmp_path):

@@ -10,6 +10,8 @@ from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.unchanged import check_unchanged, model_digest
 
+REFERENCE = "model.init_args.init_from"  # wherever it lies now
+
 
 class Frozen:
     """Models from their folders; no module of torch, so that nothing trains them or puts them into a checkpoint, which
@@ -24,7 +26,7 @@ class Frozen:
     def __init__(self, reference: str, rewards: Sequence[RewardSource], monitors: Mapping[str, RewardSource]) -> None:
         self.reference: GPT = artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
         self.reference.requires_grad_(False).eval()
-        self.digests: dict[str, str | None] = {reference: model_digest(self.reference)}
+        self.digests: dict[str, str | None] = {REFERENCE: model_digest(self.reference)}
         self.recorded: dict[str, str | None] = {}  # of a checkpoint that the run goes on from
         self.reward: Reward
         self.monitors: dict[str, Reward] = {}
