@@ -154,6 +154,19 @@ class Exporting(L.Callback):
         module.export(self.folder)
 
 
+class InOrder:
+    """A loader of these batches; Lightning takes a list for several loaders."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
 def test_an_accumulated_step_is_the_step_of_one_batch(fit, micro, tmp_path):
     """Prompts of 2 and of 3 answers, and a last window of 1 batch in place of 4."""
     rows = [
@@ -172,7 +185,7 @@ def test_an_accumulated_step_is_the_step_of_one_batch(fit, micro, tmp_path):
         module = RewardModule(str(micro.gpt), dropout=0.0, optimizer=sgd, schedule=ScheduleConfig(shape="constant"))
         order = list(range(20))
         batches = [data.train_examples.batch(0, np.array(order[i : i + size])) for i in range(0, 20, size)]
-        data.train_dataloader = lambda batches=batches: batches
+        data.train_dataloader = lambda batches=batches: InOrder(batches)
         trainer = fit(module, data, accumulate_grad_batches=accumulate)
         assert trainer.global_step == 2
         found.append((module.model.state_dict(), trainer.logger.values("train/loss")))

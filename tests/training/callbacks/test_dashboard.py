@@ -19,6 +19,7 @@ def plugin(tmp_path_factory):
     with warnings.catch_warnings():  # of what it imports
         warnings.simplefilter("ignore", DeprecationWarning)
         from tensorboard.plugins.custom_scalar.custom_scalars_plugin import CustomScalarsPlugin
+        from tensorboard.plugins.scalar.scalars_plugin import ScalarsPlugin
     folder = tmp_path_factory.mktemp("run")
     logger = RunLogger(folder, name="", version="")
     tags = {pattern.strip("^$").replace("\\", "") for patterns in CHARTS.values() for pattern in patterns}
@@ -28,7 +29,9 @@ def plugin(tmp_path_factory):
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(folder))
     multiplexer.Reload()
     provider = MultiplexerDataProvider(multiplexer, str(folder))
-    return CustomScalarsPlugin(TBContext(logdir=str(folder), multiplexer=multiplexer, data_provider=provider))
+    place = {"logdir": str(folder), "multiplexer": multiplexer, "data_provider": provider}
+    scalars = {"scalars": ScalarsPlugin(TBContext(**place))}
+    return CustomScalarsPlugin(TBContext(**place, plugin_name_to_instance=scalars))
 
 
 @pytest.mark.parametrize("title", CHARTS)
