@@ -171,7 +171,7 @@ def _number(value: object, choices: list[str]) -> int | None:
     texts = [choice.strip() for choice in choices]
     if word in texts:
         return texts.index(str(word))
-    return class_number(word, string.ascii_uppercase[: len(choices)], len(choices))
+    return class_number(word, list(string.ascii_uppercase[: len(choices)]), len(choices))
 
 
 def _texts(template: Texts, fields: Mapping[str, Any], key: str, least: int = 2) -> list[str]:

@@ -56,6 +56,25 @@ def test_a_text_among_the_choices_is_that_one_before_it_is_a_number(read):
     assert only(read([{"query": "2 - 1 =", "choices": ["0", "2", "1"], "gold": "2"}], kind="choice")).gold == 1
 
 
+def test_numbers_of_a_row_stand_in_a_prompt_as_they_were_written(read, tmp_path):
+    """Whatever stands in the other rows: a library's columns would make 5 beside 2.5 a 5.0, and 007 a 7."""
+    lines = ['{"a": 5, "b": "007"}', '{"a": 2.5, "b": "1e3"}', '{"a": 1.50, "b": "-0"}', '{"a": 1e3, "b": "1_000"}']
+    lines.append('{"a": 123456789012345678901, "b": "NaN"}')
+    (tmp_path / "numbers.jsonl").write_text("\n".join(lines))
+    task = task_from({"name": "n", "kind": "generate", "source": str(tmp_path / "numbers.jsonl"), "context": "{a} and",
+                      "target": "{b}"})  # fmt: skip
+    found = [question.demonstration for question in read_questions(task).items]
+    assert found == ["5 and 007", "2.5 and 1e3", "1.50 and -0", "1e3 and 1_000", "123456789012345678901 and NaN"]
+
+
+@pytest.mark.parametrize("gold", ["", "AB", "a", "-1", "2", "C", 2, -1, 0.5, None, [0], "1.0"])
+def test_what_names_no_choice_is_refused(read, gold):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl:1: gold: found .*, expected 0 to 1, A to B, or one of the choices"
+    ):
+        read([{"query": "a", "choices": ["red", "blue"], "gold": gold}], kind="choice")
+
+
 def test_a_number_of_json_is_a_number_whatever_the_choices_say(read):
     assert only(read([{"query": "2 - 1 =", "choices": ["0", "2", "1"], "gold": 2}], kind="choice")).gold == 2
     assert only(read([{"query": "2 - 1 =", "choices": ["0", "2", "1"], "gold": "C"}], kind="choice")).gold == 2
@@ -155,7 +174,7 @@ FAULTS = {
     "no letter": ({**GOOD, "gold": "C"}, "gold: found the text 'C', expected 0 to 1"),
     "null query": ({**GOOD, "query": None}, "query: found null, expected text or a number"),
     "list query": ({**GOOD, "query": ["a"]}, "query: found a list of 1, expected text or a number"),
-    "surrogate": ({**GOOD, "query": "\ud800"}, "query: found half of a surrogate pair"),
+    "surrogate": ({**GOOD, "query": "\ud800"}, r"row: found broken JSON \(half of a surrogate pair\)"),
 }  # fmt: skip
 
 
