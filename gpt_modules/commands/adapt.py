@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, whole_number
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, whole_number
 from gpt_modules.commands.opening import fitting_tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ def _parser() -> Arguments:
     parser.add_argument("--model", required=True, help="an exported folder, a transformers folder, or a hub name")
     parser.add_argument("--support", required=True, metavar="FILE",
                         help='rows {"prompt", "response"}; for a classifier {"text", "label"}')  # fmt: skip
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the adapted folder")
+    parser.add_argument("--output", required=True, type=path_name, metavar="DIR", help="the adapted folder")
     parser.add_argument(
         "--steps", type=whole_number(0), metavar="S", help="gradient steps (default: what it was trained for)"
     )
@@ -71,6 +71,8 @@ def _check(options: argparse.Namespace) -> None:
     from gpt_modules.backbone.folders.replacing import check_replaceable
     from gpt_modules.storage.durable import check_writable
 
+    for name in ("support", "query"):
+        expect(getattr(options, name) != "", f"--{name}", "", "the name of a file")
     if options.output.resolve() == Path(options.model).resolve():
         raise UserError(f"--output: found the folder of --model, {options.output}, expected another one")
     check_replaceable(options.output)  # before the work, not after it

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from gpt_modules.errors import UserError
@@ -60,6 +61,13 @@ def utf8_text(text: str) -> str:
     except UnicodeEncodeError:
         raise argparse.ArgumentTypeError("found bytes that are not UTF-8, expected UTF-8 text") from None
     return text
+
+
+def path_name(text: str) -> Path:
+    """The type of an argument that names a file or a folder: an empty one would be the current folder."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected the name of a file or a folder")
+    return Path(text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

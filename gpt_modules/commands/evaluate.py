@@ -3,10 +3,9 @@
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_modules.commands.arguments import Arguments, add_device, device_of, whole_number
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, path_name, whole_number
 from gpt_modules.commands.opening import open_language_model
 from gpt_modules.commands.progress import Meter
 from gpt_modules.errors import UserError
@@ -27,6 +26,9 @@ def main(words: list[str]) -> None:
     """
     options = _parser().parse_args(words)
     tasks, shots = _tasks(options), _shots(options.shots)
+    if options.demonstrations is not None and not any(shots):
+        raise UserError(f"--demonstrations: found {options.demonstrations} with --shots {options.shots}, expected a "
+                        "number of shots above 0")  # fmt: skip
     from gpt_modules.evaluation.tasks.measure import Settings
 
     settings = Settings(options.limit, options.seed, not options.no_end_token, options.batch_tokens)
@@ -39,7 +41,7 @@ def _parser() -> Arguments:
     parser.add_argument("--tasks", required=True, nargs="+", metavar="TASK",
                         help="files, or names of files in recipes/evaluation")  # fmt: skip
     parser.add_argument("--shots", default="0", metavar="K,...", help="numbers of demonstrations (default 0)")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--output", required=True, type=path_name, metavar="DIR")
     parser.add_argument("--source", metavar="FILE", help="the data in place of what the task names; for one task")
     parser.add_argument("--demonstrations", metavar="FILE", help="the demonstrations likewise")
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="the first N items of each task only")
@@ -90,13 +92,14 @@ def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list
     for task, rows in zip(tasks, data, strict=True):
         for count in shots_of(task, shots):
             if results.has(task.name, count, options.items):
-                entry = results.entry(task.name, count)
-            else:
-                work = prepare(task, rows, tokenizer, model.config.n_positions, count, settings)
-                with Meter(f"{task.name}, {count} shots", len(work.prompts) + len(work.texts)) as meter:
-                    found = measure(work, model, tokenizer, settings, meter.update)
-                entry = results.add(task.name, count, found, options.items)
-            _say(*table_rows(entry, names))
+                _say(*table_rows(results.entry(task.name, count), names))
+                continue
+            work = prepare(task, rows, tokenizer, model.config.n_positions, count, settings)
+            with Meter(f"{task.name}, {count} shots", len(work.prompts) + len(work.texts)) as meter:
+                found = measure(work, model, tokenizer, settings, meter.update)
+            entry = results.add(task.name, count, found)
+            _say(*table_rows(entry, names))  # before it is written: the disk may have filled up meanwhile
+            results.write(entry, found.records if options.items else None)
 
 
 def _definition(task: "EvaluationTask", shots: list[int]) -> dict[str, Any]:

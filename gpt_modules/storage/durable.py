@@ -51,9 +51,9 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: a file stands in its place, or nothing can be written there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: found a file, expected a folder to write to")
     with room_for(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder}: found a file, expected a folder to write to")
         folder.mkdir(parents=True, exist_ok=True)
         temporary = temporary_for(folder / "room")
         try:

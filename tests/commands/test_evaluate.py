@@ -141,6 +141,13 @@ def test_demonstrations_need_not_be_there_for_zero_shot(world):
         (["--tasks", "none"], r"none: no such task, expected a \.yaml file or one of: .* quiz, "),
         (["--tasks", "quiz", "quiz"], "tasks: found quiz twice, expected each name once"),
         (["--limit", "0"], "--limit: found '0', expected a whole number from 1"),
+        (
+            ["--shots", "0", "--demonstrations", "rows.jsonl"],
+            "--demonstrations: found rows.jsonl with --shots 0, expected",
+        ),
+        (["--seed", "-1"], "--seed: found '-1', expected a whole number from 0"),
+        (["--batch-tokens", "0"], "--batch-tokens: found '0', expected a whole number from 1"),
+        (["--device", "cuda"], "--device: found 'cuda', expected auto or cpu"),
         (["--source", "none.jsonl"], r"none\.jsonl: found no such file"),
         (["--shots", "6"], "quiz: demonstrations: found 5 besides item 1, expected at least 6"),
         (["--model", "none/such/folder"], "none/such/folder: no such folder, expected a model folder"),
@@ -152,6 +159,45 @@ def test_a_mistake_gets_one_line(world, more, message):
         evaluate_cli.main([*words, *more])
     assert "\n" not in str(caught.value)
     assert not (folder / "out/results.json").exists() or results(folder)["results"]
+
+
+def test_what_was_measured_is_on_the_screen_when_the_disk_is_full(world, capsys, monkeypatch):
+    _, words = world
+
+    def full(path, text):
+        raise UserError(f"{path}: could not be written (No space left on device)")
+
+    monkeypatch.setattr("gpt_modules.evaluation.tasks.results.replace_durably", full)
+    with pytest.raises(UserError, match=r"out/results\.json: could not be written \(No space left on device\)"):
+        evaluate_cli.main(words)
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["quiz", "0", "accuracy"]
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(world, monkeypatch):
+    folder, words = world
+    monkeypatch.setattr(evaluate, "measure", None)
+    (folder / "file").touch()
+    with pytest.raises(UserError, match="file: found a file, expected a folder to write to"):
+        evaluate_cli.main([*words, "--output", "file"])
+    with pytest.raises(UserError, match=r"file/out: could not be written \(Not a directory"):
+        evaluate_cli.main([*words, "--output", "file/out"])
+    with pytest.raises(UserError, match="--output: found '', expected the name of a file or a folder"):
+        evaluate_cli.main([*words, "--output", ""])
+
+
+def test_answers_that_were_cut_off_are_said(world, capsys):
+    folder, words = world
+    rows = [{"context": "the film", "completion": " is"}] * 4
+    (folder / "free.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "free.yaml").write_text(
+        "kind: generate\nsource: free.jsonl\nstop: [qqq]\nmax_new_tokens: 2\ntemperature: 3\n"
+    )
+    evaluate_cli.main([*words, "--tasks", "free.yaml", "--shots", "0", "--items"])
+    items = [json.loads(line) for line in (folder / "out/items/free-0.jsonl").read_text().splitlines()]
+    cut_off = sum(not item["finished"] for item in items)
+    assert cut_off >= 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"  of 4 answers, max_new_tokens cut off {cut_off}"
+    assert results(folder)["results"][0]["unfinished"] == cut_off
 
 
 def test_a_model_of_another_kind(world, micro):

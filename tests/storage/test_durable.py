@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from gpt_modules.errors import UserError
 from gpt_modules.storage import durable
 from gpt_modules.storage.durable import (
+    check_writable,
     clear_leftovers,
     no_room,
     replace_durably,
@@ -101,3 +102,27 @@ def test_the_line_has_no_more_than_there_is_to_say(tmp_path):
     line = str(no_room(tmp_path / "a", RuntimeError("first\nsecond " + "x" * 1000)))
     assert line.startswith(f"{tmp_path / 'a'}: could not be written (first, ")
     assert "second" not in line
+
+
+def test_a_folder_to_write_to_is_made_and_left_empty(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path / "a" / "b")
+    assert names(tmp_path / "a" / "b") == []
+
+
+def test_what_cannot_be_written_is_told_before_there_is_anything_to_write(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: found a file, expected a folder to write to"):
+        check_writable(tmp_path / "file")
+    with pytest.raises(UserError, match=r"file/a: could not be written \(Not a directory"):
+        check_writable(tmp_path / "file" / "a")
+    with pytest.raises(UserError, match=r"could not be written \(File name too long"):
+        check_writable(tmp_path / ("x" * 300))
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable.os, "fsync", full)
+    with pytest.raises(UserError, match=r"could not be written \(No space left on device"):
+        check_writable(tmp_path)
+    assert names(tmp_path) == ["file"]

@@ -51,17 +51,24 @@ class Results:
         """The entry of a result that there is."""
         return next(entry for entry in self.entries if (entry["task"], entry["shots"]) == (task, shots))
 
-    def add(self, task: str, shots: int, result: Result, items: bool) -> dict[str, Any]:
-        """Note a result and write everything, the items last; its entry."""
+    def add(self, task: str, shots: int, result: Result) -> dict[str, Any]:
+        """Note a result; its entry."""
         entry = {"task": task, "shots": shots, **_plain(result)}
         self.entries = [old for old in self.entries if (old["task"], old["shots"]) != (task, shots)] + [entry]
+        return entry
+
+    def write(self, entry: Mapping[str, Any], records: Sequence[Mapping[str, Any]] | None) -> None:
+        """Write all entries and, where they are given, the items of one.
+
+        Raises:
+            UserError: Nothing can be written.
+        """
         document = {"settings": self.settings, "tasks": self.tasks, "results": self.entries}
         replace_durably(self.folder / FILE, json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-        if items:
-            check_writable(self._items(task, shots).parent)
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in result.records)
-            replace_durably(self._items(task, shots), "".join(lines))
-        return entry
+        if records is not None:
+            path = self._items(entry["task"], entry["shots"])
+            check_writable(path.parent)
+            replace_durably(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
     def _items(self, task: str, shots: int) -> Path:
         return self.folder / "items" / f"{task}-{shots}.jsonl"
