@@ -2,8 +2,6 @@
 plain fine-tuning of weights that were not meta-learned.
 """
 
-import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -25,18 +23,22 @@ from gpt_modules.evaluation.adaptation.baseline import check_tokenizer, open_bas
 from gpt_modules.evaluation.adaptation.comparison import (
     Comparison,
     Network,
-    Point,
     Settings,
     Trial,
     compare,
     function_fits,
 )
-from gpt_modules.evaluation.adaptation.figures import adaptation_figure, sinusoid_figure
-from gpt_modules.evaluation.adaptation.table import adaptation_table, comparison_values, counted
+from gpt_modules.evaluation.adaptation.figures import sinusoid_figure
+from gpt_modules.evaluation.adaptation.report import (
+    comparison_figures,
+    finetuned_baseline,
+    how_finetuned,
+    metric_values,
+    write_comparison,
+)
+from gpt_modules.evaluation.adaptation.table import adaptation_table
 from gpt_modules.functional import Parameters
-from gpt_modules.storage.durable import replace_durably
 
-FILE = "adaptation.json"
 CURVES = 3  # tasks in the figure of functions
 CURVE_POINTS = 200
 
@@ -150,15 +152,21 @@ class AdaptationCurves(L.Callback):
         baseline = self._open_baseline(trainer, pl_module)
         trials, notes = self._trials(data, pl_module.device)
         self.latest = found = compare(learned, rates, baseline, trials, trained, self.settings)
-        notes += self._how_finetuned(self._folder(pl_module), _at_trained(found, trained))
+        at_trained = [point for point in found.by_support if point.support == trained[0]]
+        notes.append(how_finetuned(at_trained, self.settings, self.tuning_tasks, self._folder(pl_module)))
         Console(soft_wrap=True, highlight=False).print(
             adaptation_table(found, trained, self.tasks, notes), markup=False
         )
-        self._write(Path(trainer.default_root_dir), found, trained, notes)
-        self._log(trainer, _at_trained(found, trained))
-        self._draw_figures(trainer, trained)
+        sizes = {"tasks": self.tasks, "tuning_tasks": self.tuning_tasks, "seed": self.seed}
+        write_comparison(Path(trainer.default_root_dir), found, trained, sizes, notes)
+        self.baselines = finetuned_baseline(at_trained)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(metric_values(at_trained), step=trainer.global_step)
+        for writer in _writers(trainer):
+            for name, figure in comparison_figures(found, trained):
+                writer.add_figure(f"adaptation/{name}", figure, trainer.global_step)
         if trials[0].episodes.query.targets.is_floating_point():
-            self._draw_functions(trainer, learned, rates, trained)
+            self._draw_functions(trainer, learned, rates, trained[1])
 
     def _draw(self, data: Any) -> Tasks:
         """The held-out tasks, at the largest support set."""
@@ -203,65 +211,15 @@ class AdaptationCurves(L.Callback):
             check_tokenizer(folder, opened, data.tokenizer, self._draw(data).episodes[0])
         return _as_function(opened.to(pl_module.device).eval())
 
-    def _how_finetuned(self, folder: str | None, at_trained: Sequence[Point]) -> list[str]:
-        """Where its settings end at what they were chosen from, more might have served it better: that is said too."""
-        rates, most = self.settings.learning_rates, max(self.settings.finetuning_steps, *self.settings.steps)
-        for point in at_trained:
-            if point.arm == "fine-tuning":
-                largest = " (the largest)" if point.learning_rate == max(rates) else ""
-                steps = " (the most)" if point.steps == most else ""
-                tried = ", ".join(f"{rate:g}" for rate in rates)
-                return [f"fine-tuning: AdamW from {folder or 'the weights that the run began with'}, rate (of {tried}) "
-                        f"and steps (up to {most}) chosen on {self.tuning_tasks} training tasks; with {point.support} "
-                        f"examples {point.learning_rate:g}{largest} and {point.steps}{steps}"]  # fmt: skip
-        return ["fine-tuning: left out, as no checkpoint was given that knows the weights that the run began with"]
-
-    def _write(self, root: Path, found: Comparison, trained: tuple[int, int], notes: list[str]) -> None:
-        document = {
-            "trained": dict(zip(("support", "steps"), trained, strict=True)),
-            "tasks": self.tasks,
-            "tuning_tasks": self.tuning_tasks,
-            "seed": self.seed,
-            "notes": notes,
-            **comparison_values(found),
-        }
-        root.mkdir(parents=True, exist_ok=True)
-        replace_durably(root / FILE, json.dumps(document, indent=2, allow_nan=False) + "\n")
-
-    def _log(self, trainer: L.Trainer, points: Sequence[Point]) -> None:
-        values = {}
-        for point in points:
-            way = re.sub(r"\W+", "_", point.arm).strip("_")
-            for metric, estimate in (("accuracy", point.accuracy), ("loss", point.loss)):
-                if estimate is not None:
-                    values[f"adaptation/{way}_{metric}"] = estimate.value
-            if point.arm == "fine-tuning":
-                metric, best = ("loss", point.loss) if point.accuracy is None else ("accuracy", point.accuracy)
-                self.baselines[f"val/{metric}"] = {"name": "(fine-tuning)", "value": best.value}
-        if trainer.logger is not None:
-            trainer.logger.log_metrics(values, step=trainer.global_step)
-
-    def _draw_figures(self, trainer: L.Trainer, trained: tuple[int, int]) -> None:
-        assert self.latest is not None
-        support, steps = trained
-        for writer in _writers(trainer):
-            by_steps = adaptation_figure(self.latest.by_steps, "steps", counted(support, "example"), "inner steps")
-            title = f"{counted(steps, 'inner step')}, fine-tuning after its best"
-            by_support = adaptation_figure(self.latest.by_support, "support", title, "support examples")
-            writer.add_figure("adaptation/steps", by_steps, trainer.global_step)
-            writer.add_figure("adaptation/support", by_support, trainer.global_step)
-
-    def _draw_functions(
-        self, trainer: L.Trainer, learned: Network, rates: Parameters, trained: tuple[int, int]
-    ) -> None:
+    def _draw_functions(self, trainer: L.Trainer, learned: Network, rates: Parameters, steps: int) -> None:
         """Of one number to one number only: more have no such picture."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         episodes = data.encode(data.episodes("validation", CURVES, data.support, CURVE_POINTS, self.seed))
         if episodes.query.inputs[0].shape[-1] != 1 or episodes.query.targets.shape[-1] != 1:
             return
-        steps = sorted({0, trained[1], max(self.settings.steps)})
+        shown = sorted({0, steps, max(self.settings.steps)})
         device = next(iter(learned.parameters.values())).device
-        fits = function_fits(learned, rates, tree_map(lambda tensor: tensor.to(device), episodes), steps)
+        fits = function_fits(learned, rates, tree_map(lambda tensor: tensor.to(device), episodes), shown)
         for writer in _writers(trainer):
             writer.add_figure("adaptation/functions", sinusoid_figure(fits), trainer.global_step)
 
@@ -270,10 +228,6 @@ def _in_context(data: Any, episodes: list[Episode], support: int) -> EpisodeSet 
     """None where not every query has room for all examples before it."""
     found = data.encode_in_context([Episode(episode.support[:support], episode.query) for episode in episodes])
     return found.rows if bool((found.shown == support).all()) else None
-
-
-def _at_trained(found: Comparison, trained: tuple[int, int]) -> list[Point]:
-    return [point for point in found.by_support if point.support == trained[0]]
 
 
 def _network(pl_module: Any) -> nn.Module:

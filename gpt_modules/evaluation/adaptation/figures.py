@@ -30,11 +30,14 @@ def adaptation_figure(
     figure = Figure(figsize=(2.0 + 4.0 * len(metrics), 3.8), layout="constrained")
     arms = list(dict.fromkeys(point.arm for point in points))
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        curves = {arm: [(getattr(p, axis), getattr(p, metric)) for p in points if p.arm == arm] for arm in arms}
-        top = 2 * max(curve[0][1].value for curve in curves.values() if math.isfinite(curve[0][1].value))
+        shown = [point for point in points if getattr(point, metric) is not None]
+        curves = {arm: [(getattr(p, axis), getattr(p, metric)) for p in shown if p.arm == arm] for arm in arms}
+        curves = {arm: curve for arm, curve in curves.items() if curve}
+        begins = [curve[0][1].value for curve in curves.values() if math.isfinite(curve[0][1].value)]
+        top = 2 * max(begins, default=1.0)
         cut = metric == "loss" and any(estimate.value > top for curve in curves.values() for _, estimate in curve)
-        for number, (arm, curve) in enumerate(curves.items()):
-            _draw_arm(axes, arm, curve, f"C{number}", 10 * top, everywhere=axis == "steps" and len(curve) == 1)
+        for arm, curve in curves.items():
+            _draw_arm(axes, arm, curve, f"C{arms.index(arm)}", 10 * top, everywhere=axis == "steps" and len(curve) == 1)
         axes.set(xlabel=xlabel, ylabel=f"query {metric}" + (f" (cut off at {top:.2g})" if cut else ""))
         axes.set_xticks(sorted({getattr(point, axis) for point in points}))
         axes.set_ylim(bottom=0, top=top if cut else 1.03 if metric == "accuracy" else None)

@@ -22,6 +22,12 @@ def test_a_loss_that_leaves_the_axis_is_said():
     figure.draw_without_rendering()
 
 
+def test_losses_that_are_beyond_a_float_from_the_start():
+    """A run that diverged ends with a figure, not with a traceback."""
+    lost = [Point("gradient", 4, step, Estimate(float("inf"), None), None) for step in (0, 1)]
+    adaptation_figure(lost, "steps", "", "inner steps").draw_without_rendering()
+
+
 def test_a_loss_that_stays_is_shown_whole():
     figure = adaptation_figure(points([2.0, 1.0, 3.0], accuracy=None), "steps", "4 examples", "inner steps")
     (loss,) = figure.axes
