@@ -334,6 +334,30 @@ def test_first_order_keeps_no_graph_of_the_inner_loss() -> None:
     assert torch.equal(*adapted.values())
 
 
+def test_second_order_is_what_is_meant_by_default() -> None:
+    given = mlp()
+    theta = {name: value.requires_grad_() for name, value in given.parameters.items()}
+    adapted = adapt(given.loss, theta, given.rates(), given.task(0)[0], steps=1)
+    assert any("Tanh" in kind for kind in graph(adapted["2.weight"]))
+    maml, default = (
+        meta_gradient(given.loss, given.parameters, given.rates(), *given[2:], steps=2, **options)  # type: ignore[arg-type]
+        for options in ({"algorithm": "maml", "learn_rates": False, "tasks_at_once": None}, {})
+    )
+    assert distance(default.gradients, maml.gradients) == 0.0
+    assert default.rates == {}
+
+
+@pytest.mark.parametrize("given", ["nothing", "weight", "bias", "both"])
+def test_the_plain_layer_norm_is_layer_norm(given: str) -> None:
+    x = 1e-3 * torch.randn(4, 2, 3, dtype=torch.float64)  # so small that eps matters
+    affine = {name: torch.randn(2, 3, dtype=torch.float64) for name in ("weight", "bias") if given in (name, "both")}
+    for options in (affine, {**affine, "eps": 1e-3}):
+        expected = F.layer_norm(x, (2, 3), **options)  # type: ignore[arg-type]
+        with adaptation.exact_kernels(twice=True, batched=True):
+            found = F.layer_norm(x, (2, 3), **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected)
+
+
 class Tied(nn.Module):
     """Two layers that share a matrix, registered under two names."""
 

@@ -33,6 +33,11 @@ def test_equals_the_definition(episode, gamma, lam):
     torch.testing.assert_close(returns, torch.where(episode[2], expected + episode[1], 0.0))
 
 
+def test_without_settings_there_is_no_discount_and_lambda_is_that_of_stiennon(episode):
+    found, _ = generalized_advantage_estimation(*episode)
+    torch.testing.assert_close(found, discounted_sum_of_td_errors(*episode, 1.0, 0.95))
+
+
 def test_hand_worked_literal():
     rewards, values = torch.tensor([[0.0, 1.0, 9.0]]), torch.tensor([[0.5, 0.25, 9.0]])
     # delta_1 = 1 - 0.25; delta_0 = 0 + 0.25 - 0.5; A_0 = -0.25 + 0.5 * 0.75

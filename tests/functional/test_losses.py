@@ -117,6 +117,13 @@ def test_only_the_policy_loss_has_a_gradient():
     assert [field.requires_grad for field in stats] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_log_ratio_counts_up_to_20(sign):
+    stats = ppo_clip_loss(row(sign * 1000.0), row(0.0), row(-1.0), torch.ones(1, 1, dtype=torch.bool))
+    assert stats.ratio_mean.item() == pytest.approx(math.exp(sign * 20.0))
+    assert stats.approx_kl.item() == 200.0
+
+
 def test_a_broken_token_neither_overflows_nor_leaks_out_of_the_mask():
     logprobs = row(0.0, -1.0, math.nan).requires_grad_()
     old, advantages = row(-1000.0, -1.0, 0.0), row(-1.0, 1.0, math.nan)
