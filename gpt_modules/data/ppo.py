@@ -84,7 +84,7 @@ class PPODataModule(ResumableDataModule):
         validation_fraction: float = 0.05,
     ) -> None:
         super().__init__(tokenizer)
-        expect_whole(1, batch_size=batch_size, val_batch_size=val_batch_size, max_prompt_tokens=max_prompt_tokens)
+        expect_whole(1, episodes=episodes, val_batch_size=val_batch_size, max_prompt_tokens=max_prompt_tokens)
         expect_whole(0, None, seed=seed)
         expect_part(validation_fraction=validation_fraction)
         self.train_source, self.validation_source = train, validation
