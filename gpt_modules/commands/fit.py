@@ -64,6 +64,8 @@ class TrainerCLI(LightningCLI):
 
     def __init__(self, recipe: Composition, subcommand: str, **options: Any) -> None:
         self.recipe = recipe
+        every = self.subcommands()  # a parser takes a second to build: one is enough
+        self.subcommands = lambda: {subcommand: every[subcommand]}  # type: ignore[method-assign]
         words = [*recipe.asked, *(["--help"] if recipe.help == ["all"] else [])]
         super().__init__(args=[subcommand, f"--config={json.dumps(recipe.values)}", *words], **options)
 
@@ -214,7 +216,7 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
                 "callbacks": [Resumption(), RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
             },
             parser_class=RecipeParser,
-            parser_kwargs={"prog": "gpt", **mode, **dict.fromkeys(("fit", "validate", "test", "predict"), mode)},
+            parser_kwargs={"prog": "gpt", **mode, subcommand: mode},
             seed_everything_default=0,
         )
     except SIGTERMException:

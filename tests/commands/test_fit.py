@@ -1,0 +1,167 @@
+"""The recipe that is parsed is the one that was said; a mistake is one line: where, key, found, expected."""
+
+import pytest
+
+from gpt_modules.commands import fit
+from gpt_modules.errors import UserError
+
+SFT = ["-c", "sft/tiny"]
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """Parse words in an empty folder, without building anything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["gpt"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    parsed = []
+    monkeypatch.setattr(fit.TrainerCLI, "instantiate_classes", lambda cli: None)
+    monkeypatch.setattr(
+        fit.TrainerCLI, "_run_subcommand", lambda cli, subcommand: parsed.append(cli.config[subcommand])
+    )
+
+    def run(*words, command="fit"):
+        fit.run_trainer(command, list(words))
+        return parsed.pop()
+
+    return run
+
+
+def refusal(parse, *words):
+    with pytest.raises(UserError) as refused:
+        parse(*words)
+    line = str(refused.value)
+    assert "\n" not in line
+    assert len(line) <= 400
+    return line
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_keys_before_the_recipe_win_in_every_command(parse, command):
+    config = parse("--trainer.max_steps", "2", "--data.batch_size", "${trainer.max_steps}", *SFT, command=command)
+    assert (config["trainer"]["max_steps"], config["data"]["init_args"]["batch_size"]) == (2, 2)
+
+
+def test_values_of_every_shape(parse):
+    words = ["--model.optimizer.muon_lr", "null", "--model.optimizer.betas", "0.9", "0.5", "--model.dropout=null"]
+    words += ["--data.train", "007", "8", "--seed_everything", "010", "--trainer.callbacks+=EarlyStopping"]
+    config = parse(*words, "--trainer.callbacks.monitor=val/loss", *SFT)
+    model = config["model"]["init_args"]
+    assert (model["optimizer"]["muon_lr"], model["optimizer"]["betas"], model["dropout"]) == (None, (0.9, 0.5), None)
+    assert model["optimizer"]["lr"] == 5e-3
+    assert config["data"]["init_args"]["train"] == ["007", "8"]
+    assert config["seed_everything"] == 10
+    assert config["trainer"]["callbacks"][0]["init_args"]["monitor"] == "val/loss"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--trainer.max_step 2", "--trainer.max_step: no such key; near it: trainer.max_steps"),
+        ("--trainer.max_steps many", "--trainer.max_steps: found 'many', expected a whole number"),
+        ("--trainer.max_steps 1e3", "--trainer.max_steps: found '1e3', expected a whole number"),
+        ("--trainer.max_steps 1:30", "--trainer.max_steps: found '1:30', expected a number"),
+        ("--model.optimizer.lr null", "--model.optimizer.lr: found 'null', expected a number"),
+        ("--model.optimizer.lrr 3", "--model.optimizer.lrr: no such key; near it: optimizer.lr"),
+        ("--model.droput 3", "--model.droput: no such key; near it: dropout"),
+        ("--model.optimizer.betas 0.9", "--model.optimizer.betas: found '0.9', expected a list of 2 (each a number)"),
+        ("--model STFModule", "--model: found 'STFModule', expected one of PretrainingModule, FinetuningModule, SFT"),
+        ("--data Nope", "--data: found 'Nope', expected one of PretrainingDataModule"),
+        ("--trainer.callbacks+=EarlyStopping",
+         "--trainer.callbacks+: trainer.callbacks[0].init_args.monitor: missing, expected text"),
+        ("--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=v --trainer.callbacks.patience=q",
+         "--trainer.callbacks.patience: found 'q', expected a whole number"),
+        ("--trainer.callbacks+=EarlyStoping", "--trainer.callbacks+: found 'EarlyStoping', expected a list"),
+        ("--trainer f.yaml", "--trainer: found 'f.yaml', expected keys; a file of keys is given with --config"),
+        ("--checkpoint f.yaml", "--checkpoint: found 'f.yaml', expected keys; a file of keys is given with --config"),
+        ("--model.optimizer f.yaml", "--model.optimizer: found 'f.yaml', expected keys; a file of keys is given with"),
+        ("--data f.yaml", "--data: data.class_path: found 'f.yaml', expected one of PretrainingDataModule"),
+        ("--trainer.callbacks f.yaml", "--trainer.callbacks: found 'f.yaml', expected a list"),
+        ("--model.dropout 1e400", "--model.dropout: found inf, expected a finite number"),
+        ("--trainer.gradient_clip_val nan", "--trainer.gradient_clip_val: found 'nan', expected"),
+        ("--trainer.gradient_clip_val -1", "--trainer.gradient_clip_val: found -1, expected a finite number, 0"),
+        ("--trainer.log_every_n_steps 0", "--trainer.log_every_n_steps: found 0, expected 1 or more"),
+        ("--trainer.limit_val_batches -1", "--trainer.limit_val_batches: found -1, expected a whole number of batches"),
+        ("--seed_everything -1", "--seed_everything: found -1, expected 0 to 4294967295"),
+        ("--data.batch_size ${trainer.max_epoch}", "--data.batch_size: found '${trainer.max_epoch}', expected the name "
+         "of a key that has a value; near it: trainer.max_epochs"),
+        ("--modl.x 3", "--modl.x: no such key"),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_the_command_line(parse, tmp_path, words, line):
+    (tmp_path / "f.yaml").write_text("x: 1\nx: ${oc.env:HOME}\n")
+    assert refusal(parse, *words.split(), *SFT).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("trainer:\n  max_steps: many\n", "r.yaml:2: trainer.max_steps: found 'many', expected a whole number"),
+        ("model:\n  init_args:\n    optimizer:\n      lr: fast\n",
+         "r.yaml:4: model.init_args.optimizer.lr: found 'fast', expected a number"),
+        ("trainer:\n  max_stepz: 1\n", "r.yaml:2: trainer.max_stepz: no such key; near it: trainer.max_steps"),
+        ("data: f.yaml\n", "r.yaml:1: data.class_path: found 'f.yaml', expected one of"),
+        ("trainer: f.yaml\n", "r.yaml:1: trainer: found 'f.yaml', expected keys; a file of keys is"),
+        ("data:\n  init_args:\n    context: ${trainer.max_epoch}\n",
+         "r.yaml:3: data.init_args.context: found '${trainer.max_epoch}', expected the name of a key that has a value"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_file(parse, tmp_path, text, line):
+    (tmp_path / "r.yaml").write_text(text)
+    assert refusal(parse, *SFT, "-c", "r.yaml").startswith(line)
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        "{class_path: evil.Callback}",
+        "{class_path: LambdaCallback, init_args: {setup: os.system}}",
+        "{class_path: lightning.pytorch.callbacks.lambda_function.LambdaCallback}",
+        "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1, avg_fn: evil.run}}",
+        "{class_path: subprocess.Popen, init_args: {args: [touch, marker]}}",
+        "{class_path: gpt_modules.commands.run.run_process}",
+    ],
+)
+@pytest.mark.parametrize("key", ["callbacks", "plugins", "logger"])
+def test_nothing_is_imported_or_called_that_a_recipe_may_not_name(parse, tmp_path, monkeypatch, callback, key):
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "r.yaml").write_text(f"trainer:\n  {key}: [{callback}]\n")
+    assert "r.yaml:2: trainer." in refusal(parse, *SFT, "-c", "r.yaml")
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_package_of_the_users_is_named_with_a_flag(parse, tmp_path, monkeypatch):
+    (tmp_path / "mine_of_test_fit.py").write_text("import lightning.pytorch as L\nclass Mine(L.Callback): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*SFT, "--trainer.callbacks+=mine_of_test_fit.Mine"]
+    assert "a package of yours named with --allow mine_of_test_fit" in refusal(parse, *words)
+    assert parse(*words, "--allow", "mine_of_test_fit")["trainer"]["callbacks"][0]["class_path"].endswith("Mine")
+
+
+@pytest.mark.parametrize("command", ["fit", "predict"])
+def test_no_recipe(parse, command):
+    with pytest.raises(UserError, match="found no recipe, expected --config RECIPE; gpt recipes lists"):
+        parse(command=command)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (
+            ["--help", "sft"],
+            ["--model.init_from", "--model.optimizer.lr", "--data.train", "required", "--export.monitor"],
+        ),
+        ([*SFT, "--help"], ["0.05 in ", "sft/tiny.yaml:"]),
+        (["--help", "trainer"], ["--trainer.max_steps", "--trainer.precision"]),
+        (["--help", "EarlyStopping"], ["--monitor", "--patience"]),
+        (["--help", "pretraining"], ["--model.config.n_layer"]),
+    ],
+)
+def test_help_on_keys(parse, capsys, words, parts):
+    with pytest.raises(SystemExit) as ended:
+        parse(*words)
+    assert ended.value.code == 0
+    page = capsys.readouterr().out
+    assert all(part in page for part in parts)
+    assert len(page.splitlines()) < 200
