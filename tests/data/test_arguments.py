@@ -60,8 +60,8 @@ def works_or_names(name, run):
 def test_a_number_of_a_data_module_works_or_is_named(kind, name, value, micro, tmp_path):
     word = kind.__name__.removesuffix("DataModule").lower()
     files = {"finetuning": micro.labelled, "sft": micro.sft, "reward": micro.comparisons, "ppo": micro.prompts}
-    settings = {"train": str(files.get(word, micro.pretraining)), "tokenizer": str(micro.gpt), "batch_size": 2}
-    small = {} if word == "ppo" else {"context": 32}
+    settings = {"train": str(files.get(word, micro.pretraining)), "tokenizer": str(micro.gpt)}
+    small = {"episodes": 2} if word == "ppo" else {"context": 32, "batch_size": 2}
     works_or_names(name, lambda: draws(kind(**{**settings, **small, "cache_dir": str(tmp_path), name: value})))
 
 

@@ -65,14 +65,13 @@ def test_what_is_only_ever_read_is_not_an_example():
 
 
 def test_nothing_is_of_the_right_kind_too():
-    example, empty = make_example([], EOS), empty_example()
-    assert example.tokens.dtype == empty.tokens.dtype == np.int64
-    assert example.learned.dtype == empty.learned.dtype == np.bool_
-    assert (empty.cells, pad_right([]).shape, pad_right([]).dtype) == (0, (0, 0), torch.int64)
+    example = make_example([], EOS)
+    assert (example.tokens.dtype, example.learned.dtype) == (np.int64, np.bool_)
+    assert (pad_right([]).shape, pad_right([]).dtype) == ((0, 0), torch.int64)
     batches = collate_tokens([], 3), collate_packed([], 3), collate_windows([], 3), collate_prompts([])
     assert {field.dtype for batch in batches for field in batch} == {torch.int64}
     shapes = [(field.dtype, tuple(field.shape)) for field in collate_rankings([])]
-    assert shapes == [(torch.int64, size) for size in ((0, 0), (0,), (0, 0), (0, 0))] + [(torch.bool, (0, 0))]
+    assert shapes == [(torch.int64, size) for size in ((1, 1), (1,), (0, 1), (0, 1))] + [(torch.bool, (0, 1))]
     assert collate_tasks([], numeric=False).labels.shape == (0,)
     assert collate_tasks([], numeric=False)[2].shape == (0, 1)
     whole = [TaskExample([np.array([7, 9])], 2)]

@@ -85,7 +85,7 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
 
     def data(word: str) -> L.LightningDataModule:
         if word == "pretraining":
-            return PretrainingDataModule(text, text, context=16, batch_size=20, **cache)
+            return PretrainingDataModule(text, str(micro.labelled), context=16, batch_size=20, **cache)
         if word == "finetuning":
             return FinetuningDataModule(str(micro.labelled), context=32, batch_size=35, **cache)
         if word == "sft":
