@@ -2,7 +2,6 @@
 3.3 and figure 1).
 """
 
-import json
 import logging
 import statistics
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from gpt_modules.data.splits import Row, Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling, LabellingKind
+from gpt_modules.storage.json_files import read_json
 from gpt_modules.storage.model_files import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -328,10 +328,7 @@ def saved_task(folder: str) -> Labelling | None:
     path = Path(folder).expanduser() / CONFIG_FILE
     if not path.is_file():
         return None
-    try:
-        config: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: found broken JSON, expected the configuration of a model") from error
+    config = read_json(path, "the configuration of a model")
     ours = config.get("gpt_modules") if isinstance(config, dict) else None
     return Labelling.from_dict(ours["task"]) if isinstance(ours, dict) and ours.get("kind") == "task" else None
 

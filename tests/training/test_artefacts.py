@@ -5,14 +5,15 @@ import re
 
 import pytest
 import tokenizers
-from conftest import shaken
+from conftest import GOOD, shaken
 from lightning.pytorch import Trainer
 
-from gpt_modules.backbone import GPT, save_pretrained
+from gpt_modules.backbone import GPT, LabellingModel, load_pretrained, save_pretrained
 from gpt_modules.data.episodes.label_words import LabelWords
 from gpt_modules.data.maml import EpisodicDataModule
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.labelling import Labelling
 from gpt_modules.training import MAMLModule, artefacts
 
 WORDS = ["pretraining", "finetuning", "sft", "reward", "maml"]
@@ -138,3 +139,45 @@ def test_tokenizers_read_alike_whoever_wrote_them(micro):
     assert ours.reads_like(theirs.with_task_tokens())
     assert ours.with_task_tokens().reads_like(theirs)
     assert not ours.reads_like(micro.tokenizer)
+
+
+@pytest.fixture
+def praise_first(micro, tmp_path):
+    """A task model whose classes are not in the order of the alphabet."""
+    tokenizer, task = micro.tokenizer.with_task_tokens(), Labelling("classification", ("praise", "blame"))
+    model = LabellingModel.from_gpt(load_pretrained(micro.gpt, "gpt"), task, tokenizer.task_ids)
+    save_pretrained(tmp_path / "task", model, tokenizer_json=tokenizer.to_json())
+    return str(tmp_path / "task")
+
+
+@pytest.mark.parametrize("name", ["fit", "validate", "test", "predict"])
+def test_the_classes_of_the_model_count_wherever_it_is_opened(procedure, stage, praise_first, name):
+    module, data = procedure("finetuning", init_from=praise_first)
+    stage(name, module, data)
+    assert data.task_spec.labels == module.task.labels == ("praise", "blame")
+    (batch, *_) = data.predict_dataloader()
+    (row, length), number = (batch.tokens[0], int(batch.lengths[0])), int(batch.labels[0])
+    praised = any(word in data.tokenizer.decode(row[:length].tolist()) for word in GOOD)
+    assert number == (0 if praised else 1)
+
+
+@pytest.mark.parametrize("name", ["validate", "test", "predict"])
+def test_a_class_that_the_model_does_not_know_is_named_with_its_row(procedure, stage, praise_first, tmp_path, name):
+    module, data = procedure("finetuning", init_from=praise_first)
+    data.validation_source = str(tmp_path / "rows.jsonl")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a film", "label": "praise"}\n{"text": "it", "label": "shrug"}\n')
+    with pytest.raises(UserError) as caught:
+        stage(name, module, data)
+    found = f"{tmp_path}/rows.jsonl:2: label: found the unknown class 'shrug'"
+    assert str(caught.value) == f"{found}, expected one of praise, blame"
+
+
+def test_a_checkpoint_of_other_classes_is_refused(procedure, praise_first):
+    module, _ = procedure("finetuning")
+    module.model = load_pretrained(praise_first, "task")
+    checkpoint = {}
+    module.on_save_checkpoint(checkpoint)
+    module.on_load_checkpoint(checkpoint)
+    checkpoint["task"]["labels"] = ["blame", "praise"]
+    with pytest.raises(UserError, match=r"^--ckpt_path: found a model of the task .*'blame', 'praise'.*, expected one"):
+        module.on_load_checkpoint(checkpoint)

@@ -1,6 +1,5 @@
 """Folders as units: found by path or by name on the hub, read with a word to the user, written all or nothing."""
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,9 +8,9 @@ from pathlib import Path
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import sync
+from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # All that is ever fetched: no pickles, no code.
 _HUB_FILES = [CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
 _OUR_FILES = {
@@ -30,16 +29,9 @@ def find_folder(name: str | Path) -> Path:
         return folder
     if folder.exists():
         raise UserError(f"{name}: found a file, expected a model folder")
-    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
+    if not isinstance(name, str) or not is_hub_name(name):
         raise UserError(f"{name}: no such folder, expected a model folder or a name on the Hugging Face hub")
-    import huggingface_hub  # only here: slow to import, and most runs never need it
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        # Offline, unknown, gated: every library below raises its own; the user needs the name and the reason.
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: no such folder, and not to be had from the Hugging Face hub: {reason}") from error
+    return fetch(name, _HUB_FILES)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -25,8 +25,12 @@ from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, me
 from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.hub import fetch, is_hub_name
+from gpt_modules.storage.json_files import read_json
 from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
 
+SETTINGS_FILE = "tokenizer_config.json"
+MOST_IDS = 1 << 24
 TokenizerKind = Literal["gpt2", "gpt1", "characters"]
 
 
@@ -66,13 +70,24 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens."""
-        return self._backend.encode(mend(text) if self._mends else text, add_special_tokens=False).ids
+        return self._encoded(lambda: [self._backend.encode(self._mended(text), add_special_tokens=False)])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of many texts, on all cores; equal to `[encode(text) for text in texts]`."""
-        texts = [mend(text) for text in texts] if self._mends else list(texts)
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        mended = [self._mended(text) for text in texts]
+        return self._encoded(lambda: self._backend.encode_batch_fast(mended, add_special_tokens=False))
+
+    def _mended(self, text: str) -> str:
+        return mend(text) if self._mends else text
+
+    def _encoded(self, encode: Callable[[], Iterable[tokenizers.Encoding]]) -> list[list[int]]:
+        """What the library finds out only when it meets a text: an expression that backtracks without end, a symbol for
+        unknown ones that is none.
+        """
+        try:
+            return [encoding.ids for encoding in encode()]
+        except BaseException as error:
+            raise UserError(f"tokenizer: could not encode a text ({_reason(error)}), expected one that can") from error
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; bytes that are no valid UTF-8 become U+FFFD. `skip_special` leaves out the end token."""
@@ -161,7 +176,7 @@ class Tokenizer:
             "bos_token": self.eos,
             "unk_token": self.eos if self._backend.token_to_id(UNKNOWN) is None else UNKNOWN,
         }
-        replace_durably(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        replace_durably(folder / SETTINGS_FILE, json.dumps(config, indent=2) + "\n")
         replace_durably(folder / TOKENIZER_FILE, self.to_json())
         return folder / TOKENIZER_FILE
 
@@ -307,45 +322,50 @@ def _find(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".json"):
+    if not is_hub_name(name):
         raise UserError(f"{name}: found no such file or folder, expected a tokenizer")
-    return _download(name)
-
-
-def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    wanted = [TOKENIZER_FILE, "tokenizer_config.json", "vocab.json", "merges.txt"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except Exception as error:  # the hub's client raises a dozen kinds, all meaning: not to be had
-        raise UserError(
-            f"{name}: found no such folder and no such model on the hub ({type(error).__name__})"
-        ) from error
+    return fetch(name, [TOKENIZER_FILE, SETTINGS_FILE, "vocab.json", "merges.txt"])
 
 
 def _read(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except BaseException as error:  # a panic in the library's Rust code is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except BaseException as error:
+        reason = _reason(error)
         raise UserError(
             f"{path}: found no readable tokenizer ({reason}), expected the JSON of the tokenizers library"
         ) from error
+    _check_vocabulary(path, backend)
+    return backend
+
+
+def _reason(error: BaseException) -> str:
+    """What the library says, in a line; a panic in its Rust code is no `Exception`."""
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+        raise error
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+def _check_vocabulary(path: Path, backend: tokenizers.Tokenizer) -> None:
+    """What the library reads without a word, and a model would learn from."""
+    names = dict[int, str]()
+    for symbol, i in backend.get_vocab(with_added_tokens=True).items():
+        if i >= MOST_IDS:
+            raise UserError(f"{path}: {symbol!r:.40}: found id {i}, expected ids below {MOST_IDS:,}")
+        if i in names:
+            raise UserError(f"{path}: found id {i} for both {names[i]!r:.40} and {symbol!r:.40}, expected one each")
+        names[i] = symbol
+    if len(names) <= len(backend.get_added_tokens_decoder()):
+        raise UserError(f"{path}: found no symbols in its vocabulary, expected those that text is made of")
+    if dropout := getattr(backend.model, "dropout", None):
+        raise UserError(f"{path}: dropout: found {dropout:g}, expected none: a text has the same ids every time")
 
 
 def _end_token(path: Path, backend: tokenizers.Tokenizer) -> str:
     if backend.token_to_id(END_OF_TEXT) is not None:
         return END_OF_TEXT
-    config: Any = {}
-    beside = path.with_name("tokenizer_config.json")
-    if beside.is_file():
-        try:
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{beside}: found broken JSON, expected transformers' tokenizer settings") from error
+    beside = path.with_name(SETTINGS_FILE)
+    config: Any = read_json(beside, "transformers' tokenizer settings") if beside.is_file() else {}
     eos = config.get("eos_token") if isinstance(config, dict) else None
     eos = eos.get("content") if isinstance(eos, dict) else eos
     if eos is None and backend.token_to_id(NEWLINE) is not None:

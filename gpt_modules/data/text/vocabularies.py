@@ -4,13 +4,13 @@ give them out.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tokenizers import models
 
 from gpt_modules.data.text.gpt1_bpe import UNKNOWN, WORD_END
 from gpt_modules.errors import UserError
+from gpt_modules.storage.json_files import read_json, read_text
 
 VOCABULARY_FILES = (
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),  # GPT-1's release
@@ -50,10 +50,7 @@ def read_vocabulary(symbols: Path, merges: Path) -> models.BPE:
 
 
 def _read_symbols(path: Path) -> dict[str, int]:
-    try:
-        vocabulary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: found no JSON, expected a vocabulary: symbols and their ids") from error
+    vocabulary = read_json(path, "a vocabulary: symbols and their ids")
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise UserError(f"{path}: found no JSON object, expected a vocabulary: symbols and their ids")
     seen: set[int] = set()
@@ -65,10 +62,7 @@ def _read_symbols(path: Path) -> dict[str, int]:
 
 
 def _read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # symbols may hold what splitlines takes for an end
-    except ValueError as error:
-        raise UserError(f"{path}: found bytes that are no UTF-8, expected a list of merges") from error
+    lines = read_text(path, "a list of merges").split("\n")  # symbols may hold what splitlines takes for an end
     pairs = []
     for number, line in enumerate(lines, start=1):
         if not line or (number == 1 and line.startswith("#version")):

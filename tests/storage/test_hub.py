@@ -1,0 +1,35 @@
+import huggingface_hub
+import pytest
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.hub import fetch, is_hub_name
+
+
+def test_names_of_the_hub_are_told_from_paths():
+    assert all(map(is_hub_name, ["gpt2", "openai-community/gpt2", "a.b/c_d"]))
+    assert not any(map(is_hub_name, ["", "./a", "/a", "~/a", "a/b/c", "tokenizer.json", "a/tokenizer.json", "a b"]))
+
+
+def test_only_what_is_asked_for_is_fetched(tmp_path, monkeypatch):
+    asked = {}
+
+    def snapshot_download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert fetch("a/b", ("tokenizer.json",)) == tmp_path
+    assert asked == {"a/b": ["tokenizer.json"]}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(OSError("404\nand a long story"), "404"), (TimeoutError(), "TimeoutError")]
+)
+def test_whatever_the_hub_raises_is_one_line(monkeypatch, error, reason):
+    def snapshot_download(name, allow_patterns):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(UserError) as caught:
+        fetch("a/b", ["x"])
+    assert str(caught.value) == f"a/b: no such folder, and not to be had from the Hugging Face hub: {reason}"
