@@ -2,7 +2,6 @@
 2017).
 """
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.hyperparameters import arguments, expect_number, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.answers import predictions, side_by_side
@@ -118,11 +117,12 @@ class PPOModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(given)
         for name in ("max_new_tokens", "ppo_epochs", "minibatches", "score_rows"):
-            expect(given[name] >= 1, name, given[name], "at least 1")
-        expect(1e-3 <= temperature < math.inf, "temperature", temperature, "a finite number, 0.001 or more")
-        expect(value_lr is None or 0 <= value_lr < math.inf, "value_lr", value_lr, "a finite number, 0 or more")
+            expect_number(name, given[name], "[1, inf)", whole=True)
         for name in ("sample_prompts", "seed"):
-            expect(given[name] >= 0, name, given[name], "0 or more")
+            expect_number(name, given[name], "[0, inf)", whole=True)
+        expect_number("temperature", temperature, "[0.001, inf)")
+        if value_lr is not None:
+            expect_number("value_lr", value_lr, "[0, inf)")
         self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)

@@ -16,7 +16,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.figures import reliability_figure
 from gpt_modules.training.callbacks.writer import log_interval, tensorboard
-from gpt_modules.training.hyperparameters import arguments, typed
+from gpt_modules.training.hyperparameters import arguments, expect_number, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
@@ -56,7 +56,8 @@ class RewardModule(L.LightningModule):
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         self.save_hyperparameters(given)
-        expect(dropout is None or 0 <= dropout < 1, "dropout", dropout, "a number from 0 up to 1, or null")
+        if dropout is not None:
+            expect_number("dropout", dropout, "[0, 1)")
         self.prompt_losses, self.margins = HeldOut("loss"), HeldOut("margin")
         self.step = StepMean()
         self.model: RewardModel

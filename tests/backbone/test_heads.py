@@ -51,3 +51,17 @@ def test_answers_of_an_example_share_a_dropout_mask_and_examples_do_not() -> Non
     assert torch.equal(scores[:, 0], scores[:, 2])
     same = head(torch.ones(4, 1, 64))
     assert len(set(same.flatten().tolist())) == 4
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_heads_multiply_in_float32_whatever_the_precision(kind):
+    """512 scores in bf16 would share some hundred values; float64 stays float64."""
+    head, hidden = ScalarHead(16), torch.randn(512, 16)
+    exact = head(hidden)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = head(hidden.to(kind))
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) > 500
+    torch.testing.assert_close(scores, head(hidden.to(kind).float()))
+    torch.testing.assert_close(scores, exact, atol=0.05, rtol=0.0)
+    assert head.double()(hidden.double()).dtype == torch.float64

@@ -43,3 +43,14 @@ def test_trunk_of_a_language_model_is_copied_not_shared() -> None:
     with torch.no_grad():
         gpt.head_weight.zero_()
     assert model.decoder.wte.weight.abs().sum() > 0
+
+
+def test_a_reward_models_constants_keep_their_digits_in_half_precision():
+    model = RewardModel(DecoderConfig(vocab_size=8, n_positions=4, n_layer=1, n_head=1, n_embd=4))
+    model.bias.fill_(0.7)
+    model.scale.fill_(1.9)
+    model.to(torch.bfloat16)
+    assert model.head.linear.weight.dtype == torch.bfloat16
+    assert torch.equal(model.bias, torch.tensor(0.7))
+    assert torch.equal(model.scale, torch.tensor(1.9))
+    assert {"bias", "scale"} <= model.state_dict().keys()

@@ -67,4 +67,10 @@ def test_a_row_sums_to_its_score_minus_its_weighted_kl():
 def test_adaptive_coefficient(kl, expected):
     # 500 episodes of a horizon of 10,000 move the coefficient by at most 0.2 * 0.05 = 1 %.
     assert adaptive_kl_coef(0.1, kl, 6.0, 10_000.0, 500) == pytest.approx(expected)
-    assert adaptive_kl_coef(torch.tensor(0.1), torch.tensor(kl), 6.0, 10_000.0, 500).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("episodes", [10_000, 60_000, 10**9])
+def test_a_rollout_beyond_the_horizon_reacts_as_one_of_the_horizon(episodes):
+    """At 60,000 of 10,000 the linear formula alone would give 0.1 * (1 - 0.2 * 6) = -0.02."""
+    assert adaptive_kl_coef(0.1, 0.0, 6.0, 10_000.0, episodes) == pytest.approx(0.08)
+    assert adaptive_kl_coef(0.1, 600.0, 6.0, 10_000.0, episodes) == pytest.approx(0.12)

@@ -1,6 +1,5 @@
 """Where a reward comes from: a reward-model folder, any Python callable, or a weighted sum of both."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from gpt_modules.backbone import RewardModel, load_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
-from gpt_modules.training.hyperparameters import typed
+from gpt_modules.training.hyperparameters import expect_number, typed
 from gpt_modules.training.rl.functions import import_reward, source_digest, text_scores
 from gpt_modules.training.rl.unchanged import FUNCTION, model_digest
 
@@ -50,7 +49,7 @@ class RewardSource:
         if len(given) != 1:
             found = "neither" if not given else "both"
             raise UserError(f"rewards: found {found} of folder and function, expected exactly one of them")
-        expect(math.isfinite(self.weight), "rewards.weight", self.weight, "a finite number")
+        expect_number("rewards.weight", self.weight, "(-inf, inf)")
 
     @property
     def name(self) -> str:

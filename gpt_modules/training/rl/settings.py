@@ -3,11 +3,11 @@
 Each refuses, in one line that names the field, a value that makes no sense.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpt_modules.errors import expect
+from gpt_modules.training.hyperparameters import expect_number
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class KLConfig:
     horizon: float = 10_000
 
     def __post_init__(self) -> None:
-        expect(0 <= self.coef < math.inf, "kl.coef", self.coef, "a finite number, 0 or more")
-        expect(0 < self.horizon < math.inf, "kl.horizon", self.horizon, "a finite number above 0")
+        expect_number("kl.coef", self.coef, "[0, inf)")
+        expect_number("kl.horizon", self.horizon, "(0, inf)")
         if self.target is not None:
-            expect(0 < self.target < math.inf, "kl.target", self.target, "a finite number above 0, or null")
+            expect_number("kl.target", self.target, "(0, inf)")
             expect(self.coef > 0, "kl.coef", self.coef, "more than 0 with a target: a factor moves it")
 
 
@@ -48,9 +48,9 @@ class ClipConfig:
     value_coef: float = 0.1
 
     def __post_init__(self) -> None:
-        expect(0 < self.ratio < 1, "clip.ratio", self.ratio, "a number above 0 and below 1")
-        expect(self.value > 0, "clip.value", self.value, "a number above 0")
-        expect(0 <= self.value_coef < math.inf, "clip.value_coef", self.value_coef, "a finite number, 0 or more")
+        expect_number("clip.ratio", self.ratio, "(0, 1)")
+        expect_number("clip.value", self.value, "(0, inf]")
+        expect_number("clip.value_coef", self.value_coef, "[0, inf)")
 
 
 class Sampling(NamedTuple):
@@ -80,7 +80,7 @@ class Shaping:
     whiten_advantages: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in {"gamma": self.gamma, "lam": self.lam}.items():
-            expect(0 <= value <= 1, name, value, "a number from 0 to 1")
-        score = self.missing_eos_score
-        expect(score is None or math.isfinite(score), "missing_eos_score", score, "a finite number, or null")
+        expect_number("gamma", self.gamma, "[0, 1]")
+        expect_number("lam", self.lam, "[0, 1]")
+        if self.missing_eos_score is not None:
+            expect_number("missing_eos_score", self.missing_eos_score, "(-inf, inf)")

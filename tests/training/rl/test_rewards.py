@@ -104,7 +104,7 @@ def test_a_source_is_a_folder_or_a_function(source):
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
 def test_a_weight_is_a_number(weight):
-    with pytest.raises(UserError, match=r"^rewards\.weight: found (nan|inf), expected a finite number$"):
+    with pytest.raises(UserError, match=r"^rewards\.weight: found (nan|inf), expected a number in "):
         RewardSource(folder="x", weight=weight)
 
 
