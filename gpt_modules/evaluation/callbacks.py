@@ -6,6 +6,7 @@ from itertools import combinations
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.utilities import rank_zero_warn
 
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
@@ -39,7 +40,11 @@ class NgramBaseline(_Baseline):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count and score; seconds on a million tokens, in pure Python."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
+        if not trainer.is_global_zero:
+            return
+        if len(data.validation_tokens) < self.order:
+            _leave_out("NgramBaseline", f"{len(data.validation_tokens)} validation tokens", f"{self.order}")
+        else:
             model = KneserNey(data.train_tokens, data.tokenizer.vocab_size, self.order)
             self._report(trainer, "val/perplexity", f"({self.order}-gram)", model.perplexity(data.validation_tokens))
 
@@ -54,6 +59,10 @@ class BagOfWordsBaseline(_Baseline):
         if not trainer.is_global_zero:
             return
         train, validation = trainer.datamodule.rows()  # type: ignore[attr-defined]
+        if not pairs(train) or not pairs(validation):
+            found = f"{len(pairs(train))} training and {len(pairs(validation))} validation pairs that are no ties"
+            _leave_out("BagOfWordsBaseline", found, "1 of each")
+            return
         model = BagOfWords(pairs(train))
         chosen = "choices" in validation[0]
         accuracy = choice_accuracy(model, validation) if chosen else model.accuracy(pairs(validation))
@@ -71,6 +80,9 @@ class NaiveBayesBaseline(_Baseline):
         if "choices" in train[0] or not all(isinstance(row["label"], int) for row in train):
             raise UserError("NaiveBayesBaseline: found a task without classes, expected classification, entailment or "
                             "similarity")  # fmt: skip
+        if not validation:
+            _leave_out("NaiveBayesBaseline", "no validation row", "1")
+            return
         (texts, labels), held_out = classes(train), classes(validation)
         model = NaiveBayes(texts, labels, 1 + max(labels))
         self._report(trainer, "val/accuracy", "(naive Bayes, uni- and bigrams)", model.accuracy(*held_out))
@@ -114,6 +126,11 @@ class ZeroShotProbes(L.Callback):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             self._items = [read_items(p, data.tokenizer, n_positions) for p in self.probes]
         return self._items
+
+
+def _leave_out(name: str, found: str, expected: str) -> None:
+    """A run goes on without what its data are too few for, and says so."""
+    rank_zero_warn(f"{name}: left out: found {found}, expected at least {expected}")
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

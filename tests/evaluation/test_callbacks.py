@@ -41,8 +41,10 @@ def fit(module, data, root, callback):
 
 
 def test_an_ngram_model_on_the_same_tokens(micro, tmp_path):
+    lines = micro.pretraining.read_text().splitlines(keepends=True)
+    (tmp_path / "same.jsonl").write_text("".join(lines[::-1]))  # as a file it is another one
     data = PretrainingDataModule(
-        str(micro.pretraining), str(micro.pretraining), str(micro.gpt), context=16, cache_dir=str(tmp_path)
+        str(micro.pretraining), str(tmp_path / "same.jsonl"), str(micro.gpt), context=16, cache_dir=str(tmp_path)
     )
     found = fit(PretrainingModule(micro.config()), data, tmp_path, NgramBaseline(order=2))["val/perplexity"]
     stream = np.array(
@@ -106,6 +108,35 @@ def test_a_bag_of_words_on_multiple_choice():
     assert len(pairs(rows)) == 2 + 1 + 3
 
 
+TIE = {"responses": ["one", "other"], "ranking": [1, 1]}
+RANKED = {"responses": ["good", "bad"], "ranking": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("callback", "train", "validation", "found"),
+    [
+        (BagOfWordsBaseline, [RANKED], [TIE], "1 training and 0 validation pairs that are no ties"),
+        (BagOfWordsBaseline, [TIE], [RANKED], "0 training and 1 validation pairs that are no ties"),
+        (BagOfWordsBaseline, [RANKED], [], "1 training and 0 validation pairs that are no ties"),
+        (NaiveBayesBaseline, [{"text": "good", "label": 1}], [], "no validation row"),
+    ],
+)
+def test_a_baseline_of_too_few_rows_is_left_out_aloud(callback, train, validation, found):
+    left_out = callback()
+    with pytest.warns(UserWarning, match=f"{callback.__name__}: left out: found {found}, expected at least 1"):
+        left_out.on_fit_start(trainer_of(train, validation), L.LightningModule())
+    assert left_out.baselines == {}
+
+
+def test_an_ngram_model_of_fewer_tokens_than_an_ngram_has():
+    trainer, tokenizer = trainer_of([], []), SimpleNamespace(vocab_size=5)
+    trainer.datamodule = SimpleNamespace(train_tokens=np.arange(4), validation_tokens=np.arange(2), tokenizer=tokenizer)
+    callback = NgramBaseline(order=3)
+    with pytest.warns(UserWarning, match="NgramBaseline: left out: found 2 validation tokens, expected at least 3"):
+        callback.on_fit_start(trainer, L.LightningModule())
+    assert callback.baselines == {}
+
+
 def test_a_tie_of_answers_is_a_guess():
     model = BagOfWords([("good good", "bad")] * 4)
     rows = [{"text": "", "choices": ["so", "thus", "bad", "hence"], "label": 1}]
@@ -134,7 +165,7 @@ def pretrain(micro, folder, callbacks, logger=None):
     """Four steps with a validation before them and after every second one; the module and the logger."""
     torch.manual_seed(0)
     data = PretrainingDataModule(
-        str(micro.pretraining), str(micro.pretraining), str(micro.gpt), context=16, batch_size=4, cache_dir=str(folder)
+        str(micro.pretraining), tokenizer=str(micro.gpt), context=16, batch_size=4, cache_dir=str(folder)
     )
     module, logger = PretrainingModule(micro.config()), logger or Kept()
     trainer = L.Trainer(

@@ -68,8 +68,10 @@ def ratio_of(transform: Callable[[Numbers], Numbers]) -> Callable[[Numbers], Num
 
 
 def normalize(text: str) -> str:
-    """SQuAD's: lower case, no punctuation, no articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD's: lower case, no punctuation, no articles, single spaces; of a text that is nothing else, lower case only,
+    for an answer that says nothing does not agree with "A".
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()) or text.lower().strip()
 
 
 def word_f1(prediction: str, reference: str) -> float:

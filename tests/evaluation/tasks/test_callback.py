@@ -20,7 +20,7 @@ def pretrain(micro, folder, callbacks, logger=False):
     """Four steps with a validation before them and after every second one; the module."""
     torch.manual_seed(0)
     data = PretrainingDataModule(
-        str(micro.pretraining), str(micro.pretraining), str(micro.gpt), context=16, batch_size=4, cache_dir=str(folder)
+        str(micro.pretraining), tokenizer=str(micro.gpt), context=16, batch_size=4, cache_dir=str(folder)
     )
     module = PretrainingModule(micro.config())
     trainer = L.Trainer(

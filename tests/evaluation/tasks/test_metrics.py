@@ -72,3 +72,10 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     assert bootstrap(statistics, ratio_of(lambda means: means), seed=1).standard_error != error
     assert bootstrap(statistics * [400, 1], ratio_of(lambda means: np.exp(means + 400))).standard_error is None
     assert bootstrap(statistics[:1], ratio_of(np.exp)) == (pytest.approx(math.exp(values[0])), None)
+
+
+@pytest.mark.parametrize("reference", ["A", "the", ".", "The!"])
+def test_an_answer_that_says_nothing_does_not_agree_with_a_reference_of_articles(reference):
+    """SQuAD's normalisation leaves nothing of it."""
+    scores = text_scores(["normalized_exact_match", "f1"], ["", reference, "cat"], [[reference]] * 3)
+    assert scores == {"normalized_exact_match": [0.0, 1.0, 0.0], "f1": [0.0, 1.0, 0.0]}
