@@ -137,6 +137,7 @@ class PPODataModule(ResumableDataModule):
     def train_dataloader(self) -> Any:
         """The module's own loader over the answers it has collected."""
         assert self.trainer is not None, "only a Trainer asks for it"
+        self._share(self.sharding()[1])  # refused before the first answer
         module: Any = self.trainer.lightning_module
         return module.experience_loader()
 

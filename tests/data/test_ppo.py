@@ -46,8 +46,13 @@ def test_ranks_share_out_the_prompts_that_one_process_answers(data, world):
 
 
 def test_episodes_that_the_processes_cannot_share_are_refused(data):
-    with pytest.raises(UserError, match=r"^data\.init_args\.episodes: found 16, expected a multiple of 3 processes$"):
+    line = r"^data\.init_args\.episodes: found 16, expected a multiple of 3 processes$"
+    with pytest.raises(UserError, match=line):
         data.prompts(0, 0, 3)
+    shared = PPODataModule(episodes=16)
+    shared.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": 0, "num_replicas": 3})
+    with pytest.raises(UserError, match=line):  # when the loader is made, before the first answer
+        shared.train_dataloader()
 
 
 def test_a_prompt_that_is_answered_twice_has_two_numbers(tmp_path):
