@@ -37,7 +37,13 @@ Count = Annotated[int, Rule(lambda number: number >= 0, "a whole number from 0")
 Positive = Annotated[int, Rule(lambda number: number >= 1, "a whole number from 1")]
 Sha256 = Annotated[str, Rule(re.compile("[0-9a-f]{64}").fullmatch, "a SHA-256 in hexadecimal")]
 FileName = Annotated[
-    str, Rule(lambda name: name not in ("", ".", "..") and not set(name) & set("/\\\0"), "the name of a file, no path")
+    str,
+    Rule(
+        lambda name: (
+            name not in (".", "..") and 0 < len(name) <= 200 and name.isprintable() and not set(name) & set("/\\")
+        ),
+        "the name of a file, no path",
+    ),
 ]
 
 _LARGEST_NUMBER = 2**64
@@ -148,11 +154,11 @@ def _fields(kind: Any, value: Any, key: str) -> Any:
     known, required = _known(kind)
     for name in value:
         if name not in known and not issubclass(kind, Foreign):
-            raise UserError(f"{_at(key, name)}: unknown key, expected one of {', '.join(known)}")
+            raise UserError(f"{at(key, name)}: unknown key, expected one of {', '.join(known)}")
     for name in required:
         if name not in value:
-            raise UserError(f"{_at(key, name)}: missing, expected {expected_of(known[name])}")
-    found = {name: typed(known[name], value[name], _at(key, name)) for name in known if name in value}
+            raise UserError(f"{at(key, name)}: missing, expected {expected_of(known[name])}")
+    found = {name: typed(known[name], value[name], at(key, name)) for name in known if name in value}
     try:
         return kind(**found)
     except UserError as error:
@@ -185,8 +191,8 @@ def _items(origin: Any, of: tuple[Any, ...], value: Any, key: str) -> Any:
 def _entries(kind: Any, value: Any, key: str) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
-            raise UserError(f"{_at(key, name)}: found this key, expected text in quotation marks")
-    return {name: typed(kind, item, _at(key, name)) for name, item in value.items()}
+            raise UserError(f"{at(key, name)}: found this key, expected text in quotation marks")
+    return {name: typed(kind, item, at(key, name)) for name, item in value.items()}
 
 
 def _plain(kind: Any, value: Any, key: str) -> Any:
@@ -219,6 +225,7 @@ def _misfit(kind: Any, value: object, key: str, beyond: str = "") -> UserError:
     return UserError(f"{where}found {shown(value)}, expected {expected_of(kind)}{quotes}{beyond}")
 
 
-def _at(key: str, name: object) -> str:
+def at(key: str, name: object) -> str:
+    """A key below another in a message; a name that would not fit a line, or is no text, as Python writes it."""
     word = name if isinstance(name, str) and name.isprintable() and 0 < len(name) <= 60 else shown(name)
     return f"{key}.{word}" if key else str(word)

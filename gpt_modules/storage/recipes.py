@@ -36,9 +36,16 @@ def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
         folders.append((SHIPPED, short))
     for folder, path in folders:
         for found in (folder / path, folder / f"{path}.yaml"):
-            if found.exists() and not found.is_dir():
+            if _is_there(found):
                 return found
-    raise UserError(f"{name}: no such recipe{_near(short)}")
+    raise UserError(f"{str(name)[:200]}: no such recipe{_near(short)}")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def recipe_names() -> list[str]:

@@ -34,7 +34,9 @@ from gpt_modules.data.corpus.shards import (
 )
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import at
 from gpt_modules.storage.durable import replace_durably, room_for, temporary_for
+from gpt_modules.storage.json_files import shown
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,8 @@ def refuse_other(folder: Path, tokenizer: Tokenizer, made_from: dict[str, Any]) 
     for key in sorted({*found.made_from, *made_from}):
         before, now = found.made_from.get(key), made_from.get(key)
         if before != now:
-            raise UserError(f"{path}: {key}: found {before}, expected this run's {now}, or an empty folder")
+            expected = f"expected this run's {shown(now)}, or an empty folder"
+            raise UserError(f"{path}: {at('', key)}: found {shown(before)}, {expected}")
 
 
 def _with_shards(manifest: ShardManifest, shards: list[ShardRecord], complete: bool = False) -> ShardManifest:

@@ -14,16 +14,16 @@ Fields inside a field have both names, `{answers.text}`. Without templates, rows
 {context, continuation}, {context, completion}, {query, choices, gold}, {context_options, continuation, gold}.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
+from gpt_modules.storage.documents import FileName, at, typed
+from gpt_modules.storage.json_files import shown
 from gpt_modules.storage.recipes import find_recipe, read_recipe, recipe_names
 
 TaskKind = Literal["choice", "cloze", "partial", "generate", "perplexity"]
@@ -39,7 +39,6 @@ _GENERATED = ("metrics", "stop", "max_new_tokens", "temperature", "top_k", "beam
 # An empty context is no context, and an empty stop would end every answer before it begins.
 _NEVER_EMPTY = ("name", "source", "split", "demonstrations", "context", "target", "text", "placeholder", "choices",
                 "gold", "labels", "metrics", "stop")  # fmt: skip
-_NAMED: dict[str, Any] = {"kind": TaskKind, "scoring": Scoring, "draw": Draw, "metrics": Metric}
 _KEYS: dict[str, tuple[str, ...]] = {
     "choice": (*_SHOWN, *_GOLD, "context", "scoring", "answer_context"),
     "cloze": (*_SHOWN, "text", "context", "target", "detokenizer"),
@@ -53,7 +52,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
 class EvaluationTask:
     """A task as its file says. Raises `UserError`, one line naming the key, for what no task can be."""
 
-    name: str
+    name: FileName
+    """Names the files that the items are written to, too."""
     kind: TaskKind
     source: Texts
     """Files, folders or globs, "synthetic:2D+", or a name on the hub (`data.sources`)."""
@@ -105,8 +105,8 @@ class EvaluationTask:
     """perplexity: tokens that each window predicts; by default as many as the model's context has."""
 
     def __post_init__(self) -> None:
-        if self.detokenizer is not None:
-            _check_one_of("detokenizer", self.detokenizer, tuple(DETOKENIZERS))
+        if self.detokenizer is not None and self.detokenizer not in DETOKENIZERS:
+            raise UserError(f"detokenizer: found {shown(self.detokenizer)}, expected one of {', '.join(DETOKENIZERS)}")
         for key in ("max_new_tokens", "beams", "top_k", "sentences", "stride"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -116,7 +116,7 @@ class EvaluationTask:
             if value == "" or (value == () and key != "stop"):
                 raise UserError(f"{key}: found nothing, expected something")
             if isinstance(value, tuple) and "" in value:
-                raise UserError(f"{key}: found empty text among {list(value)}, expected something")
+                raise UserError(f"{key}: found empty text among {shown(list(value))}, expected something")
         if not 0.0 <= self.temperature < math.inf or (self.temperature > 0.0 and self.beams > 1):
             raise UserError(f"temperature: found {self.temperature} with {self.beams} beams, expected 0 or more, and 0 "
                             "with more than one beam")  # fmt: skip
@@ -163,7 +163,7 @@ def _find(name: str, beside: Path | None = None) -> Path:
         return find_recipe(FOLDER / path.name if len(path.parts) == 1 else path)
     except UserError:
         known = [one.removeprefix("evaluation/") for one in recipe_names() if one.startswith("evaluation/")]
-        raise UserError(f"{name}: no such task, expected a .yaml file or one of: {', '.join(known)}") from None
+        raise UserError(f"{at('', name)}: no such task, expected a .yaml file or one of: {', '.join(known)}") from None
 
 
 def read_task(path: Path) -> EvaluationTask:
@@ -181,45 +181,16 @@ def task_from(values: Mapping[str, Any]) -> EvaluationTask:
     Raises:
         UserError: A key is missing, unknown, not one of the kind's, or its value is of another type.
     """
-    for key in ("kind", "source"):
-        if key not in values:
-            raise UserError(f"{key}: found no such key, expected one")
-    _check_one_of("kind", values["kind"], get_args(TaskKind))
-    known = ("name", "kind", "source", "split", *_KEYS[values["kind"]])
-    for key in values:
-        if key not in known:
-            raise UserError(f"{key}: found this key, expected one of {values['kind']}'s: {', '.join(known)}")
-    types = {field.name: field.type for field in dataclasses.fields(EvaluationTask)}
-    return EvaluationTask(**{key: _typed(key, value, types[key]) for key, value in values.items()})
+    if "kind" in values:
+        kind = typed(TaskKind, values["kind"], "kind")
+        known = ("name", "kind", "source", "split", *_KEYS[kind])
+        for key in values:
+            if key not in known:
+                raise UserError(f"{at('', key)}: found this key, expected one of {kind}'s: {', '.join(known)}")
+    # All lists of a task are of texts, and YAML reads a label such as 1 as a number.
+    texts = {key: [_as_text(item) for item in value] for key, value in values.items() if isinstance(value, list)}
+    return typed(EvaluationTask, {**values, **texts})  # type: ignore[no-any-return]
 
 
-def _typed(key: str, value: Any, kind: Any) -> Any:
-    """A value of YAML as the type of a field."""
-    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    listed = any(get_origin(option) is tuple for option in options)
-    if key in _NAMED:
-        for name in value if isinstance(value, list) else [value]:
-            _check_one_of(key, name, get_args(_NAMED[key]))
-    text = str in options or (key in _NAMED and not listed)
-    if value is None and NoneType in options:
-        return None
-    if listed and isinstance(value, list) and all(_is_text(item) for item in value):
-        return tuple(map(str, value))
-    if text and isinstance(value, str):
-        return value
-    if not isinstance(value, bool) and isinstance(value, int) and (int in options or float in options):
-        return value
-    if float in options and isinstance(value, float):
-        return value
-    wanted = {"text": text, "a list of texts, in quotation marks where YAML reads something else": listed}
-    wanted |= {"a whole number": int in options, "a number": float in options}
-    raise UserError(f"{key}: found {value!r}, expected {' or '.join(name for name, is_so in wanted.items() if is_so)}")
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
-
-
-def _check_one_of(key: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{key}: found {value!r}, expected one of {', '.join(known)}")
+def _as_text(item: object) -> object:
+    return str(item) if isinstance(item, int) and not isinstance(item, bool) else item

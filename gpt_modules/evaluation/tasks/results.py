@@ -6,19 +6,59 @@ demonstrations, so a run that is cut off goes on where it was when it is started
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt_modules.backbone.folders.replacing import find_folder
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.evaluation.tasks.measure import Result
+from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.documents import Count, FileName, Sha256, at, read_document, typed
 from gpt_modules.storage.durable import check_writable, replace_durably
+from gpt_modules.storage.json_files import shown
 from gpt_modules.storage.model_files import CONFIG_FILE
 
 FILE = "results.json"
 _WEIGHTS = (".safetensors", ".bin", ".npy")
 _COLUMNS = f"{'shots':>5}  {'metric':<22}  {'value':>10}  {'std. error':>10}  {'n':>6}"
+
+
+@dataclass(frozen=True)
+class Number:
+    """A metric; without an error where there is but one item."""
+
+    value: float
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task at K demonstrations, see `measure.Result`."""
+
+    task: FileName
+    shots: Count
+    metrics: dict[str, Number]
+    n: Count
+    shortened: Count
+    cut: Count
+    seconds: float
+    unfinished: Count = 0
+
+
+@dataclass(frozen=True)
+class Document:
+    """What `results.json` holds. tasks: their definitions, each with the SHA-256 of its data."""
+
+    settings: dict[str, Any]
+    tasks: dict[str, dict[str, Any]]
+    results: list[Entry]
+
+    def __post_init__(self) -> None:
+        for name, task in self.tasks.items():
+            typed(dict[str, Sha256], task.get("sha256"), f"{at('tasks', name)}.sha256")
 
 
 class Results:
@@ -53,7 +93,7 @@ class Results:
 
     def add(self, task: str, shots: int, result: Result) -> dict[str, Any]:
         """Note a result; its entry."""
-        entry = {"task": task, "shots": shots, **_plain(result)}
+        entry = {"task": task, "shots": shots, **_plain(task, result)}
         self.entries = [old for old in self.entries if (old["task"], old["shots"]) != (task, shots)] + [entry]
         return entry
 
@@ -75,24 +115,21 @@ class Results:
 
     def _go_on(self) -> None:
         path = self.folder / FILE
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            settings, tasks, entries = document["settings"], document["tasks"], document["results"]
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"{path}: found no readable results, expected those of an earlier run") from error
+        document = read_document(path, Document, "the results of an earlier run")
+        settings, tasks = document.settings, document.tasks
         for key in [*self.settings, *settings]:
             if key != "model" and settings.get(key) != self.settings.get(key):
-                found = f"found results of {settings.get(key)}, expected {self.settings.get(key)}"
-                raise UserError(f"{path}: {key}: {found}; choose another --output")
+                found = f"found results of {shown(settings.get(key))}, expected {shown(self.settings.get(key))}"
+                raise UserError(f"{path}: {at('', key)}: {found}; choose another --output")
         for name in set(tasks) & set(self.tasks):
             # Zero-shot alone leaves the demonstrations unread, so their checksum may be new or not needed now.
             known, checksums = self.tasks[name], tasks[name]["sha256"] | self.tasks[name]["sha256"]
             if {**tasks[name], "sha256": checksums} != {**known, "sha256": known["sha256"] | tasks[name]["sha256"]}:
-                raise UserError(f"{path}: {name}: found results of another definition or of other data of this task, "
-                                "expected the same; choose another --output")  # fmt: skip
+                raise UserError(f"{path}: {at('', name)}: found results of another definition or of other data of this "
+                                "task, expected the same; choose another --output")  # fmt: skip
             self.tasks[name] = {**known, "sha256": checksums}
         self.tasks = {**tasks, **self.tasks}
-        self.entries = entries
+        self.entries = [asdict(entry) for entry in document.results]
 
 
 def weights_digest(model: str) -> str:
@@ -101,8 +138,7 @@ def weights_digest(model: str) -> str:
     for path in sorted(folder.iterdir()):
         if path.suffix in _WEIGHTS or path.name == CONFIG_FILE:
             digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
 
 
@@ -131,7 +167,9 @@ def _width(names: Sequence[str]) -> int:
     return max(4, *map(len, names))
 
 
-def _plain(result: Result) -> dict[str, Any]:
+def _plain(task: str, result: Result) -> dict[str, Any]:
+    for name, one in result.metrics.items():
+        expect(math.isfinite(one.value), f"{task}: {name}", one.value, "a finite number")
     metrics = {name: {"value": one.value, "standard_error": one.standard_error} for name, one in result.metrics.items()}
     return {"metrics": metrics, "n": result.n, "shortened": result.shortened, "cut": result.cut,
             "unfinished": result.unfinished, "seconds": round(result.seconds, 3)}  # fmt: skip

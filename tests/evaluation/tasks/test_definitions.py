@@ -7,7 +7,7 @@ import pytest
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.definitions import find_tasks, read_task
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes/evaluation").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[3] / "recipes/evaluation").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -27,25 +27,25 @@ def test_a_task_takes_its_name_from_the_file(write):
 
 FAULTS = {
     "kind: quiz\nsource: a": "kind: found 'quiz', expected one of choice, cloze, partial, generate, perplexity",
-    "source: a": "kind: found no such key, expected one",
-    "kind: choice": "source: found no such key, expected one",
+    "source: a": "kind: missing, expected one of choice, cloze, partial, generate, perplexity",
+    "kind: choice": "source: missing, expected text or a list",
     "kind: choice\nsource: a\nquerry: '{a}'": "querry: found this key, expected one of choice's: name, kind, source",
     "kind: perplexity\nsource: a\ngold: '{a}'": "gold: found this key, expected one of perplexity's",
     "kind: choice\nsource: a\nscoring: mean": "scoring: found 'mean', expected one of sum, token, character",
-    "kind: choice\nsource: a\nchoices: [no, yes]": r"choices: found \[False, True\], expected text or a list of",
+    "kind: choice\nsource: a\nchoices: [no, yes]": r"choices\[1\]: found False, expected text in quotation marks",
     "kind: choice\nsource: a\nchoices: ['no']": "choices: found 1, expected at least 2 or one field that is a list",
     "kind: generate\nsource: a\nmax_new_tokens: many": "max_new_tokens: found 'many', expected a whole number",
     "kind: generate\nsource: a\nmax_new_tokens: 0": "max_new_tokens: found 0, expected at least 1",
     "kind: generate\nsource: a\nbeams: true": "beams: found True, expected a whole number",
-    "kind: generate\nsource: a\nmetrics: [chrf]": "metrics: found 'chrf', expected one of exact_match",
+    "kind: generate\nsource: a\nmetrics: [chrf]": r"metrics\[1\]: found 'chrf', expected one of exact_match",
     "kind: generate\nsource: a\nmetrics: []": "metrics: found nothing, expected something",
     "kind: generate\nsource: a\nstop: ['']": "stop: found empty text among .*, expected something",
     "kind: generate\nsource: a\nstop: [\"\\n\", '']": "stop: found empty text among .*, expected something",
     "kind: generate\nsource: a\ntarget: ''": "target: found nothing, expected something",
     "kind: generate\nsource: a\ncontext: ''": "context: found nothing, expected something",
-    "kind: generate\nsource: a\ntemperature: .nan": "temperature: found .nan, expected a finite number",
+    "kind: generate\nsource: a\ntemperature: -1": "temperature: found -1.0 with 1 beams, expected 0 or more",
     "kind: generate\nsource: a\ntemperature: .inf": "temperature: found .inf, expected a finite number",
-    "kind: generate\nsource: a\nlength_penalty: -1": "length_penalty: found -1, expected 0 or more",
+    "kind: generate\nsource: a\nlength_penalty: -1": "length_penalty: found -1.0, expected 0 or more",
     "kind: generate\nsource: a\nlength_penalty: .nan": "length_penalty: found .nan, expected a finite number",
     "kind: choice\nsource: a\ngold: ''": "gold: found nothing, expected something",
     "kind: choice\nsource: a\nlabels: [a, '']": "labels: found empty text among .*, expected something",
@@ -53,11 +53,16 @@ FAULTS = {
     "kind: choice\nsource: [a, '']": "source: found empty text among .*, expected something",
     "kind: partial\nsource: a\nplaceholder: ''": "placeholder: found nothing, expected something",
     "kind: perplexity\nsource: a\ntext: ''": "text: found nothing, expected something",
-    "kind: generate\nsource: a\nstop: text": r"stop: found 'text', expected a list of texts",
-    "kind: generate\nsource: a\nbeams: 4\ntemperature: 1": "temperature: found 1 with 4 beams, expected 0",
+    "kind: generate\nsource: a\nstop: text": r"stop: found 'text', expected a list \(text each\)",
+    "kind: generate\nsource: a\nbeams: 4\ntemperature: 1": "temperature: found 1.0 with 4 beams, expected 0",
     "kind: cloze\nsource: a\ndetokenizer: odd": "detokenizer: found 'odd', expected one of",
     "kind: cloze\nsource: a\nkind: cloze": "key 'kind' stands twice, on lines 1 and 3",
-    "kind: cloze\nsource:\n": "source: found None, expected text or a list of texts",
+    "kind: []\nsource: a": r"kind: found \[\], expected one of choice",
+    "kind: cloze\nsource: a\nname: a/b": "name: found 'a/b', expected the name of a file, no path",
+    "kind: cloze\nsource: a\ntext: 5": "text: found 5, expected text or nothing in quotation marks",
+    "kind: generate\nsource: a\ntemperature: .nan": "temperature: found nan, expected a number that is finite",
+    "kind: generate\nsource: a\ntop_k: .5": "top_k: found 0.5, expected a whole number or nothing",
+    "kind: cloze\nsource:\n": "source: found None, expected text or a list",
 }  # fmt: skip
 
 
