@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import typed
 
 LabellingKind = Literal["classification", "entailment", "similarity", "multiple_choice", "regression"]
 
@@ -78,10 +79,5 @@ class Labelling:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Labelling":
-        """The inverse of `to_dict`; raises `UserError` for a field that does not exist."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise UserError(f"task: {name}: unknown field, expected one of {', '.join(known)}")
-        found: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**found)
+        """The inverse of `to_dict`; raises `UserError` for what does not fit, with its key."""
+        return typed(cls, dict(values), "task")  # type: ignore[no-any-return]

@@ -11,15 +11,21 @@ Floating-point operations a token: Kaplan et al. 2020, section 2.1.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.json_files import shown
 
 Norm = Literal["pre", "post"]
 Init = Literal["gpt1", "gpt2"]
 Attention = Literal["dense", "banded"]
+
+LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 100_000
+"""Beyond what any machine holds; files may say anything."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +60,26 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "window"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"config: {name}: found {value!r}, expected a whole number of at least 1")
+            value, most = getattr(self, name), MOST_LAYERS if name == "n_layer" else LARGEST_SIZE
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                beyond = f", and at most {most:,}" if isinstance(value, int) and value > most else ""
+                self._refuse(name, f"a whole number of at least 1{beyond}")
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-                raise UserError(f"config: {name}: found {value!r}, expected a probability in [0, 1)")
+            if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) < 1.0:
+                self._refuse(name, "a probability in [0, 1)")
         for name, choices in (("norm", get_args(Norm)), ("init", get_args(Init))):
             if getattr(self, name) not in choices:
-                raise UserError(f"config: {name}: found {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+                self._refuse(name, f"one of {', '.join(choices)}")
         if not isinstance(self.qkv_bias, bool):
-            raise UserError(f"config: qkv_bias: found {self.qkv_bias!r}, expected true or false")
-        if not isinstance(self.layer_norm_epsilon, int | float) or not self.layer_norm_epsilon > 0.0:
-            raise UserError(f"config: layer_norm_epsilon: found {self.layer_norm_epsilon!r}, expected a number above 0")
+            self._refuse("qkv_bias", "true or false")
+        if not _is_number(self.layer_norm_epsilon) or not 0.0 < self.layer_norm_epsilon < math.inf:
+            self._refuse("layer_norm_epsilon", "a number above 0")
         if self.n_embd % self.n_head:
             raise UserError(f"config: n_embd: found {self.n_embd}, expected a multiple of n_head ({self.n_head})")
         object.__setattr__(self, "attention", _pattern(self.attention))
+
+    def _refuse(self, name: str, expected: str) -> NoReturn:
+        raise UserError(f"config: {name}: found {shown(getattr(self, name))}, expected {expected}")
 
     @property
     def head_size(self) -> int:
@@ -119,9 +128,14 @@ class DecoderConfig:
         return cls(**({**values, "attention": _pattern(values["attention"])} if "attention" in values else values))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _pattern(found: object) -> tuple[Attention, ...]:
     """A tuple of what YAML and JSON give as a list."""
-    if not isinstance(found, list | tuple) or not found or any(kind not in get_args(Attention) for kind in found):
-        shown = list(found) if isinstance(found, tuple) else found
-        raise UserError(f"config: attention: found {shown!r}, expected a list of {' and '.join(get_args(Attention))}")
+    kinds = list(get_args(Attention))
+    if not isinstance(found, list | tuple) or not 0 < len(found) <= MOST_LAYERS or any(k not in kinds for k in found):
+        value = list(found) if isinstance(found, tuple) else found
+        raise UserError(f"config: attention: found {shown(value)}, expected a list of {' and '.join(kinds)}")
     return tuple(found)

@@ -187,12 +187,47 @@ def _texts_are_yaml_of_recipes() -> None:
 _texts_are_yaml_of_recipes()
 
 
+class RecipeReader(TrainerCLI):
+    """Parses, and does nothing else."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        """None is."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse_recipe(words: list[str]) -> dict[str, Any]:
+    """Every key of a recipe with its value, those that nobody has set among them; nothing is built or run.
+
+    Raises:
+        UserError: for anything that does not parse, in one line.
+    """
+    arguments = sys.argv
+    try:
+        recipe: dict[str, Any] = _open(RecipeReader, "fit", words).config["fit"].as_dict()
+    finally:
+        sys.argv = arguments
+    return recipe
+
+
 def run_trainer(subcommand: str, words: list[str]) -> None:
     """Run one of Lightning's subcommands on the recipe that the words describe.
 
     Raises:
         UserError: for anything wrong with it, in one line.
     """
+    try:
+        _open(TrainerCLI, subcommand, words)
+    except SIGTERMException:
+        sys.exit(143)
+
+
+def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerCLI:
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls what 5.0 removes
     recipe = compose(words)
     allow_only(recipe.allowed)
     for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips and "max_steps reached" at every start
@@ -201,23 +236,20 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
     mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
-    try:
-        TrainerCLI(
-            recipe,
-            subcommand,
-            model_class=L.LightningModule,
-            datamodule_class=L.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=SavedRecipe,
-            trainer_defaults={
-                **TRAINER_DEFAULTS,
-                "callbacks": [Resumption(), RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
-            },
-            parser_class=RecipeParser,
-            parser_kwargs={"prog": "gpt", **mode, subcommand: mode},
-            seed_everything_default=0,
-        )
-    except SIGTERMException:
-        sys.exit(143)
+    return kind(
+        recipe,
+        subcommand,
+        model_class=L.LightningModule,
+        datamodule_class=L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SavedRecipe,
+        trainer_defaults={
+            **TRAINER_DEFAULTS,
+            "callbacks": [Resumption(), RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
+        },
+        parser_class=RecipeParser,
+        parser_kwargs={"prog": "gpt", **mode, subcommand: mode},
+        seed_everything_default=0,
+    )

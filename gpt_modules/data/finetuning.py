@@ -5,6 +5,7 @@
 import logging
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +30,7 @@ from gpt_modules.data.splits import Row, Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling, LabellingKind
-from gpt_modules.storage.json_files import read_json
+from gpt_modules.storage.documents import Foreign, read_document
 from gpt_modules.storage.model_files import CONFIG_FILE
 
 log = logging.getLogger(__name__)
@@ -323,14 +324,24 @@ def _check_names(task: LabellingKind, labels: list[str] | None, levels: list[int
     Labelling("classification", tuple(labels))  # refuses a name that stands twice
 
 
+@dataclass(frozen=True)
+class _Ours(Foreign):
+    kind: str | None = None
+    task: Labelling | None = None
+
+
+@dataclass(frozen=True)
+class _Config(Foreign):
+    gpt_modules: _Ours = _Ours()
+
+
 def saved_task(folder: str) -> Labelling | None:
     """The task in the `config.json` of a task model's folder; None for any other folder, and where there is none."""
     path = Path(folder).expanduser() / CONFIG_FILE
     if not path.is_file():
         return None
-    config = read_json(path, "the configuration of a model")
-    ours = config.get("gpt_modules") if isinstance(config, dict) else None
-    return Labelling.from_dict(ours["task"]) if isinstance(ours, dict) and ours.get("kind") == "task" else None
+    ours = read_document(path, _Config, "the configuration of a model").gpt_modules
+    return ours.task if ours.kind == "task" else None
 
 
 def _texts(row: Row) -> list[str]:

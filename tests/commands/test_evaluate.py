@@ -107,7 +107,7 @@ def test_results_of_other_settings_are_kept(world, micro, tmp_path):
         evaluate_cli.main(words)
     assert (folder / "out/results.json").read_bytes() == before
     (folder / "out/results.json").write_text("{")
-    with pytest.raises(UserError, match=r"out/results\.json: found no readable results, expected those of an earlier"):
+    with pytest.raises(UserError, match=r"out/results\.json:1: found broken JSON .* expected the results of an"):
         evaluate_cli.main(words)
 
 

@@ -4,25 +4,26 @@ Ours holds the kind of model, how it was initialised, what turns a raw output in
 the weights.
 """
 
-import json
-import math
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from gpt_modules.backbone.folders.model_families import check_fields, family_of, write_decoder
+from gpt_modules.backbone.config import DecoderConfig, Init
+from gpt_modules.backbone.folders.model_families import check_fields, family_of, read_decoder, write_decoder
 from gpt_modules.backbone.folders.weightmap import CHOICE, SCORE, Kind
 from gpt_modules.backbone.labelling import LabellingModel
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
+from gpt_modules.storage.documents import Rule, Sha256, document_of, typed
+from gpt_modules.storage.json_files import read_json, shown
 from gpt_modules.storage.model_files import CONFIG_FILE
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 _CLASSES = {"gpt2": "GPT2", "openai-gpt": "OpenAIGPT", "gpt_neo": "GPTNeo"}
 # The multiple-choice head of theirs that is ours: the state at the token that the caller names, one linear layer.
@@ -35,21 +36,67 @@ _SUMMARY_FIELDS: dict[str, tuple[Any, ...]] = {
 _CLASSIFICATION = "single_label_classification"
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+Probability = Annotated[float, Rule(lambda value: 0.0 <= value < 1.0, "a probability in [0, 1)")]
 
 
-def _is_list(kind: type, value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is kind for item in value)
+@dataclass(frozen=True)
+class Ours:
+    """The section "gpt_modules".
+
+    Args:
+        kind: None in what others wrote.
+        head_bias, bias, scale: of a reward model, what its file of weights does not hold.
+        task, classifier_dropout: of a task model.
+        sha256, inner_rates_sha256: of the files beside this one.
+        extra: what the caller of `save_pretrained` wanted to keep.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    kind: Kind | None = None
+    init: Init | None = None
+    head_bias: float = 0.0
+    bias: float = 0.0
+    scale: float = 1.0
+    task: Labelling | None = None
+    classifier_dropout: Probability = 0.1
+    sha256: Sha256 | None = None
+    inner_rates_sha256: Sha256 | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind == "task" and self.task is None:
+            raise UserError("task: found none, expected the task of a model of this kind")
+        if self.task is not None and self.task.n_outputs < 1:
+            raise UserError("task.labels: found none, expected the names of the task's classes")
 
 
-# What JSON may say of a task's fields; what they mean is checked by `Labelling`.
-_TASK_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "labels": (partial(_is_list, str), "a list of names"),
-    "levels": (lambda value: value is None or (_is_list(int, value) and len(value) == 2), "null or two whole numbers"),
-    "mean": (_is_number, "a finite number"),
-    "std": (_is_number, "a finite number"),
-}
+@dataclass(frozen=True)
+class ModelDocument:
+    """config.json. theirs: all of it, as `transformers` reads it. ours: our section, typed."""
+
+    path: Path
+    theirs: Mapping[str, Any]
+    ours: Ours
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether `transformers` wrote it: it carries our section along, and the weights have changed since."""
+        return "transformers_version" in self.theirs
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the weights that belong to this file, None where nobody wrote it."""
+        return None if self.rewritten else self.ours.sha256
+
+    @property
+    def inner_rates_sha256(self) -> str | None:
+        """Of the inner rates that belong to the weights, None where there are none."""
+        return None if self.rewritten else self.ours.inner_rates_sha256
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether we wrote every field of it."""
+        return self.ours.kind is not None and not self.rewritten
 
 
 def kind_of(model: GPT | RewardModel | LabellingModel) -> Kind:
@@ -100,65 +147,58 @@ def _labels(names: tuple[str, ...], count: int, problem_type: str | None) -> dic
     return {**ids, "label2id": {name: number for number, name in enumerate(names)}, "problem_type": problem_type}
 
 
-def read_document(folder: Path) -> dict[str, Any]:
-    """config.json. Raises `UserError` where it is missing, no JSON object, or of another format of ours."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, expected the configuration of a model")
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("gpt_modules", {}), dict):
-        raise UserError(f"{path}: found no JSON object, expected the configuration of a model")
-    ours = document.get("gpt_modules", {})
-    if (version := ours.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
-        raise UserError(f"{path}: gpt_modules.format_version: found {version!r}, expected {FORMAT_VERSION}")
-    if (kind := ours.get("kind", "gpt")) not in get_args(Kind):
-        raise UserError(f"{path}: gpt_modules.kind: found {kind!r}, expected one of {', '.join(get_args(Kind))}")
-    return document
+def open_document(folder: Path) -> ModelDocument:
+    """config.json of a folder.
 
-
-def checksum(document: Mapping[str, Any]) -> str | None:
-    """SHA-256 of the weights that belong to this file, None where nobody wrote one.
-
-    `transformers` carries our section along into folders of its own, where the weights have changed since.
+    Raises:
+        UserError: it is missing, no JSON object, of another format of ours, or says what our section cannot say.
     """
-    rewritten = "transformers_version" in document
-    return None if rewritten else document.get("gpt_modules", {}).get("sha256")
+    path, expected = folder / CONFIG_FILE, "the configuration of a model"
+    fields = read_json(path, expected)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: found {shown(fields)}, expected {expected}")
+    section = fields.get("gpt_modules", {})
+    ours = document_of(path, _Section, {"gpt_modules": section}).gpt_modules
+    return ModelDocument(path, fields, ours)
 
 
-def held_kind(document: Mapping[str, Any], tensors: Mapping[str, Tensor], wanted: Kind | None) -> Kind:
+@dataclass(frozen=True)
+class _Section:
+    gpt_modules: Ours
+
+
+def is_language_model(folder: Path) -> bool:
+    """Whether the model in a folder of ours speaks."""
+    return open_document(folder).ours.kind == "gpt"
+
+
+def decoder_of(document: ModelDocument) -> DecoderConfig:
+    """The sizes. Raises `UserError`, naming the file and the field, for what this decoder cannot be."""
+    return read_decoder(document.theirs, document.path, document.ours.init, document.is_ours)
+
+
+def held_kind(document: ModelDocument, tensors: Mapping[str, Tensor], wanted: Kind | None) -> Kind:
     """The kind of model in a folder.
 
     Where it is theirs, its tensors tell: a classifier of one output is a reward model, and their double-headed model a
     language model, unless a task is wanted. Our word for it holds in what they wrote too, unless they have given the
     model a head since, or taken it away.
     """
-    ours: Kind | None = document.get("gpt_modules", {}).get("kind")
+    ours = document.ours.kind
     with_head = SCORE in tensors or CHOICE in tensors
-    if ours is not None and ("transformers_version" not in document or with_head == (ours != "gpt")):
+    if ours is not None and (not document.rewritten or with_head == (ours != "gpt")):
         return ours
     if SCORE in tensors:
         return "task" if wanted == "task" or len(tensors[SCORE]) > 1 else "reward"
     return "task" if wanted == "task" and CHOICE in tensors else "gpt"
 
 
-def read_task(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> tuple[Labelling, float]:
-    """The task of a task model and its classifier dropout. Raises `UserError`, naming `path` and the field."""
-    ours = document.get("gpt_modules", {})
-    if ours.get("kind") != "task":
-        return _their_task(document, tensors, path)
-    if not isinstance(ours.get("task"), dict):
-        raise UserError(f"{path}: gpt_modules.task: found {ours.get('task')!r}, expected a task")
-    for name, (fits, expected) in _TASK_FIELDS.items():
-        if name in ours["task"] and not fits(ours["task"][name]):
-            raise UserError(f"{path}: gpt_modules.task.{name}: found {ours['task'][name]!r}, expected {expected}")
-    try:
-        task = Labelling.from_dict(ours["task"])
-    except UserError as error:
-        raise UserError(f"{path}: gpt_modules.task: {str(error).removeprefix('task: ')}") from error
-    return task, _probability(ours, "classifier_dropout", path)
+def read_task(document: ModelDocument, tensors: Mapping[str, Tensor]) -> tuple[Labelling, float]:
+    """The task of a task model and its classifier dropout. Raises `UserError`, naming the file and the field."""
+    ours = document.ours
+    if ours.kind != "task" or ours.task is None:
+        return _their_task(document.theirs, tensors, document.path)
+    return ours.task, ours.classifier_dropout
 
 
 def _their_task(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> tuple[Labelling, float]:
@@ -176,28 +216,30 @@ def _their_task(document: Mapping[str, Any], tensors: Mapping[str, Tensor], path
 def _their_labels(document: Mapping[str, Any], outputs: int, path: Path) -> tuple[str, ...]:
     names = document.get("id2label", {str(number): f"LABEL_{number}" for number in range(outputs)})
     if not isinstance(names, dict) or set(names) != {str(number) for number in range(outputs)}:
-        raise UserError(f"{path}: id2label: found {names!r}, expected a name for each of 0 to {outputs - 1}")
+        raise UserError(f"{path}: id2label: found {shown(names)}, expected a name for each of 0 to {outputs - 1}")
     labels = tuple(str(names[str(number)]) for number in range(outputs))
     if len(set(labels)) < outputs:
-        raise UserError(f"{path}: id2label: found {list(labels)}, expected each name once")
+        raise UserError(f"{path}: id2label: found {shown(list(labels))}, expected each name once")
     return labels
 
 
 def _probability(fields: Mapping[str, Any], name: str, path: Path) -> float:
-    value = fields.get(name, 0.1)
-    if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise UserError(f"{path}: {name}: found {value!r}, expected a probability in [0, 1)")
-    return float(value)
+    try:
+        return float(typed(Probability, fields.get(name, 0.1), name))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-def read_scalars(document: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The numbers of a reward model that its file of weights does not hold, as a `state_dict`."""
-    values = {"head_bias": 0.0, "bias": 0.0, "scale": 1.0} | document.get("gpt_modules", {})
-    for name in ("head_bias", "bias", "scale"):
-        if not _is_number(values[name]):
-            raise UserError(f"{path}: gpt_modules.{name}: found {values[name]!r}, expected a finite number")
-    return {
-        "head.linear.bias": torch.tensor([float(values["head_bias"])]),
-        "bias": torch.tensor(float(values["bias"])),
-        "scale": torch.tensor(float(values["scale"])),
-    }
+def read_scalars(document: ModelDocument) -> dict[str, Tensor]:
+    """The numbers of a reward model that its file of weights does not hold, as a `state_dict`.
+
+    Raises:
+        UserError: one that a float32 cannot hold.
+    """
+    ours = document.ours
+    found = {"head.linear.bias": torch.tensor([ours.head_bias]), "bias": torch.tensor(ours.bias)}
+    found["scale"] = torch.tensor(ours.scale)
+    for name, value in found.items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{document.path}: gpt_modules: {name}: found {value.item()}, expected a finite number")
+    return found

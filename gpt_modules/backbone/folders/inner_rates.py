@@ -5,25 +5,24 @@ far a step goes in each (Meta-SGD learns a number an element, MAML++ one a layer
 names are those of our `state_dict`, whatever family the weights beside them are written as.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gpt_modules.backbone.folders.documents import read_document, read_task
-from gpt_modules.backbone.folders.model_families import read_decoder
+from gpt_modules.backbone.folders.documents import ModelDocument, decoder_of, open_document, read_task
 from gpt_modules.backbone.folders.original import is_original
 from gpt_modules.backbone.folders.replacing import find_folder
 from gpt_modules.backbone.folders.weightmap import weight_map
 from gpt_modules.errors import UserError
 from gpt_modules.functional.adaptation import Algorithm
 from gpt_modules.storage.digests import sha256_of
-from gpt_modules.storage.model_files import CONFIG_FILE
 
 INNER_RATES_FILE = "inner_rates.safetensors"
 INNER_RATES_SHA256 = "inner_rates_sha256"
@@ -73,18 +72,19 @@ def load_inner_rates(name: str | Path) -> InnerRates | None:
     Raises `UserError`, one line, for a file that is missing, damaged (SHA-256) or does not fit the model.
     """
     folder = find_folder(name)
-    document = {} if is_original(folder) else read_document(folder)
-    ours = document.get("gpt_modules", {})
-    # `transformers` carries our section along into folders of its own, where the weights have changed since.
-    if INNER_RATES_SHA256 not in ours or "transformers_version" in document:
+    if is_original(folder):
+        return None
+    document = open_document(folder)
+    expected = document.inner_rates_sha256
+    if expected is None:
         return None
     path = folder / INNER_RATES_FILE
     if not path.is_file():
         raise UserError(f"{path}: no such file, expected the inner rates that config.json tells of")
-    if (found := sha256_of(path)) != (expected := str(ours[INNER_RATES_SHA256])):
+    if (found := sha256_of(path)) != expected:
         raise UserError(f"{path}: damaged: found SHA-256 {found[:12]}…, expected {expected[:12]}…")
     fields, tensors = _read(path)
-    shapes = _shapes(document, folder / CONFIG_FILE)
+    shapes = _shapes(document)
     for parameter, rate in tensors.items():
         if (problem := _misfit(parameter, rate, shapes)) is not None:
             raise UserError(f"{path}: {parameter}: {problem}")
@@ -97,24 +97,24 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable safetensors file: {str(error)[:160]}") from error
 
 
 def _from_fields(fields: dict[str, str], tensors: dict[str, Tensor], path: Path) -> InnerRates:
     algorithm, steps = (fields.get(name, "nothing") for name in ("algorithm", "steps"))
-    if not steps.isdecimal():
+    if not re.fullmatch(r"\d{1,9}", steps, re.ASCII):
         raise UserError(f"{path}: steps: found {steps!r}, expected a whole number from 0")
     if algorithm not in get_args(Algorithm):
         raise UserError(f"{path}: algorithm: found {algorithm!r}, expected one of {', '.join(get_args(Algorithm))}")
     return InnerRates(algorithm, int(steps), tensors)  # type: ignore[arg-type]  # it is one of them
 
 
-def _shapes(document: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
+def _shapes(document: ModelDocument) -> dict[str, tuple[int, ...]]:
     """The parameters of the model that config.json describes."""
-    kind = document["gpt_modules"].get("kind", "gpt")
-    task = read_task(document, {}, path)[0] if kind == "task" else None
-    table = weight_map(read_decoder(document, path), kind, task, "gpt_modules")  # whose names and layouts are ours
+    kind = document.ours.kind or "gpt"
+    task = read_task(document, {})[0] if kind == "task" else None
+    table = weight_map(decoder_of(document), kind, task, "gpt_modules")  # whose names and layouts are ours
     return {entry.ours: entry.shape for entry in table}
 
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gpt_modules.backbone.config import Attention, DecoderConfig
+from gpt_modules.backbone.config import MOST_LAYERS, Attention, DecoderConfig, Init
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
+from gpt_modules.storage.json_files import shown
 
 Family = Literal["gpt2", "openai-gpt", "gpt_neo", "gpt_modules"]
 
@@ -102,22 +103,34 @@ def read_family(document: Mapping[str, Any], path: Path) -> Family:
         if family == known:
             found: Family = known
             return found
-    raise UserError(f"{path}: model_type: found {family!r}, expected one of {', '.join(get_args(Family))}")
+    raise UserError(f"{path}: model_type: found {shown(family)}, expected one of {', '.join(get_args(Family))}")
 
 
-def read_decoder(document: Mapping[str, Any], path: Path) -> DecoderConfig:
-    """The sizes. Raises `UserError`, naming `path` and the field, for what this decoder cannot be."""
+def read_decoder(document: Mapping[str, Any], path: Path, init: Init | None, complete: bool) -> DecoderConfig:
+    """The sizes.
+
+    Args:
+        init: what our section says of it.
+        complete: whether we wrote the file, and so every field: one that is missing was lost. What others leave out
+            has the default of the family.
+
+    Raises:
+        UserError: naming `path` and the field, for what this decoder cannot be.
+    """
     family = read_family(document, path)
     check_fields(document, _FIXED_FIELDS, path)
     spelling, values = _SPELLING[family], dict(_DEFAULTS[family])
     values |= {ours: document[theirs] for ours, theirs in spelling.items() if theirs in document}
+    if lost := [theirs for theirs in spelling.values() if complete and theirs not in document]:
+        raise UserError(f"{path}: {lost[0]}: missing, expected every field of the decoder")
     for name in ("n_inner", "intermediate_size"):
-        if document.get(name) not in (None, 4 * values.get("n_embd", DecoderConfig.n_embd)):
-            raise UserError(f"{path}: {name}: found {document[name]!r}, expected 4 x {spelling['n_embd']}")
+        width = values.get("n_embd", DecoderConfig.n_embd)
+        if document.get(name) not in (None, 4 * width if isinstance(width, int) else None):
+            raise UserError(f"{path}: {name}: found {shown(document[name])}, expected 4 x {spelling['n_embd']}")
     if family == "gpt_neo":
         values["attention"] = _from_types(document.get("attention_types", [[["global", "local"], 12]]), path)
-    if family != "gpt_modules" and "init" in document.get("gpt_modules", {}):
-        values["init"] = document["gpt_modules"]["init"]
+    if family != "gpt_modules" and init is not None:
+        values["init"] = init
     try:
         config = DecoderConfig.from_dict({**values, **_KIND[family]})
     except UserError as error:
@@ -136,8 +149,9 @@ def _in_their_words(message: str, spelling: Mapping[str, str]) -> str:
 def check_fields(document: Mapping[str, Any], fields: Mapping[str, tuple[Any, ...]], path: Path) -> None:
     """Raises `UserError` for a field that says other than allowed; one that is not there says the first of them."""
     for name, allowed in fields.items():
-        if document.get(name, allowed[0]) not in allowed:
-            raise UserError(f"{path}: {name}: found {document[name]!r}, expected {allowed[0]!r}")
+        found = document.get(name, allowed[0])
+        if not any(type(found) is type(one) and found == one for one in allowed):
+            raise UserError(f"{path}: {name}: found {shown(found)}, expected {allowed[0]!r}")
 
 
 def _to_types(config: DecoderConfig) -> list[Any]:
@@ -152,10 +166,12 @@ def _from_types(types: Any, path: Path) -> list[Attention]:
     layers: list[Attention] = []
     for part in types if isinstance(types, list) else [types]:
         fits = isinstance(part, list) and len(part) == 2 and isinstance(part[0], list) and type(part[1]) is int
-        if not fits or any(kind not in _OUR_ATTENTION for kind in part[0]):
+        if not fits or any(kind not in list(_OUR_ATTENTION) for kind in part[0]):
             raise UserError(
-                f'{path}: attention_types: found {part!r}, expected [["global", "local"], number of repetitions]'
+                f'{path}: attention_types: found {shown(part)}, expected [["global", "local"], number of repetitions]'
             )
+        if not 0 < part[1] <= MOST_LAYERS:
+            raise UserError(f"{path}: attention_types: found {part[1]} repetitions, expected 1 to {MOST_LAYERS}")
         layers += [_OUR_ATTENTION[kind] for kind in part[0]] * part[1]
     return layers
 

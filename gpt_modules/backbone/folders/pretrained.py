@@ -1,11 +1,12 @@
 """A model as a folder: config.json, model.safetensors and the tokenizer, in the form that `transformers` opens as it
-is, where it has a class for the model (`families.py`).
+is, where it has a class for the model (`model_families`).
 
 The SHA-256 of weights written here stands in config.json and is checked whenever they are read. Nothing is ever
 executed: weights come from safetensors, or from a `pytorch_model.bin` with `weights_only=True`.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -16,24 +17,27 @@ from torch import Tensor
 
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.folders.documents import (
-    checksum,
+    ModelDocument,
+    decoder_of,
     held_kind,
     kind_of,
-    read_document,
+    open_document,
     read_scalars,
     read_task,
     write_ours,
     write_theirs,
 )
 from gpt_modules.backbone.folders.inner_rates import INNER_RATES_FILE, INNER_RATES_SHA256, InnerRates, save_inner_rates
-from gpt_modules.backbone.folders.model_families import read_decoder, read_family
+from gpt_modules.backbone.folders.model_families import read_family
 from gpt_modules.backbone.folders.original import is_original, read_original
 from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
 from gpt_modules.backbone.folders.weightmap import Kind, from_transformers, to_transformers
 from gpt_modules.backbone.labelling import LabellingModel
 from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.errors import UserError
+from gpt_modules.labelling import Labelling
 from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.documents import FileName, Foreign, read_document
 from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, TOKENIZER_FILE, WEIGHTS_FILE
 
 
@@ -123,18 +127,19 @@ def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) 
     if is_original(folder):
         _check_kind(folder, "gpt", kind)
         return read_original(folder, **changes)
-    document = read_document(folder)
-    config = _change(read_decoder(document, folder / CONFIG_FILE), changes)
-    path, tensors = _read_weights(folder, checksum(document))
+    document = open_document(folder)
+    config = _change(decoder_of(document), changes)
+    path, tensors = _read_weights(folder, document.sha256)
     held = held_kind(document, tensors, kind)
     _check_kind(folder, held, kind)
-    with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
-        model = _blank(document, tensors, config, held, folder / CONFIG_FILE)
-    task = model.task if isinstance(model, LabellingModel) else None
-    family = read_family(document, folder / CONFIG_FILE)  # that of the file, whatever `changes` make of the model
+    task, dropout = read_task(document, tensors) if held == "task" else (None, 0.0)
+    family = read_family(document.theirs, document.path)  # that of the file, whatever `changes` make of the model
+    # Before the model is made: a configuration may ask for any size, the weights show which one is meant.
     state = from_transformers(tensors, config, held, str(path), task, family)
+    with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
+        model = _blank(document, config, held, task, dropout)
     if held == "reward":
-        state |= read_scalars(document, folder / CONFIG_FILE)
+        state |= read_scalars(document)
     model.load_state_dict(state, assign=True)
     return model
 
@@ -145,15 +150,14 @@ def _check_kind(folder: Path, held: Kind, wanted: Kind | None) -> None:
 
 
 def _blank(
-    document: dict[str, Any], tensors: dict[str, Tensor], config: DecoderConfig, kind: Kind, path: Path
+    document: ModelDocument, config: DecoderConfig, kind: Kind, task: Labelling | None, dropout: float
 ) -> GPT | RewardModel | LabellingModel:
-    if kind != "task":
+    if task is None:
         return GPT(config) if kind == "gpt" else RewardModel(config)
-    task, dropout = read_task(document, tensors, path)
     try:
         return LabellingModel(config, task, dropout)
     except UserError as error:
-        raise UserError(f"{path}: gpt_modules.task: {error}") from error
+        raise UserError(f"{document.path}: gpt_modules.task: {error}") from error
 
 
 def _change(config: DecoderConfig, changes: dict[str, Any]) -> DecoderConfig:
@@ -165,7 +169,7 @@ def read_config(name: str | Path) -> DecoderConfig:
     folder = find_folder(name)
     if is_original(folder):
         return read_original(folder).config
-    return read_decoder(read_document(folder), folder / CONFIG_FILE)
+    return decoder_of(open_document(folder))
 
 
 def read_extra(name: str | Path) -> dict[str, Any]:
@@ -173,8 +177,7 @@ def read_extra(name: str | Path) -> dict[str, Any]:
     folder = find_folder(name)
     if is_original(folder):
         return {}
-    extra: dict[str, Any] = read_document(folder).get("gpt_modules", {}).get("extra", {})
-    return extra
+    return open_document(folder).ours.extra
 
 
 def _read_weights(folder: Path, sha256: str | None) -> tuple[Path, dict[str, Tensor]]:
@@ -184,21 +187,47 @@ def _read_weights(folder: Path, sha256: str | None) -> tuple[Path, dict[str, Ten
         if sha256 is not None and (found := sha256_of(path)) != sha256:
             raise UserError(f"{path}: damaged: found SHA-256 {found[:12]}…, expected {sha256[:12]}…")
         return path, _read_safetensors(path)
-    if sha256 is None and index.is_file():
-        parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return index, {name: tensor for part in parts for name, tensor in _read_safetensors(folder / part).items()}
+    if sha256 is None and index.exists():
+        return index, _read_parts(folder, index)
     if sha256 is None and pickled.is_file():
-        try:
-            tensors: dict[str, Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"{pickled}: not a file of plain weights: {str(error).splitlines()[0]}") from error
-        return pickled, tensors
+        return pickled, _read_pickled(pickled)
     raise UserError(f"{path}: no such file, expected the weights of a model")
+
+
+def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
+    """The weights of several files, each tensor from the file that the index names."""
+    where = read_document(index, _Index, "the index of a model's files").weight_map
+    parts = {part: _read_safetensors(folder / part) for part in sorted(set(where.values()))}
+    for name, part in where.items():
+        if name not in parts[part]:
+            raise UserError(f"{folder / part}: {name}: missing, expected the tensor that {index.name} names")
+    return {name: parts[part][name] for name, part in where.items()}
+
+
+@dataclass(frozen=True)
+class _Index(Foreign):
+    weight_map: dict[str, FileName]
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {error}") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        # Of a damaged header the library finds much, and torch the rest: types it does not know, sizes beyond any.
+        raise UserError(f"{path}: not a readable safetensors file: {_first_line(error)}") from error
     return tensors
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not a file of plain weights: {_first_line(error)}") from error
+    plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not plain or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise UserError(f"{path}: not a file of plain weights: found other things, expected tensors by name")
+    return dict(tensors)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

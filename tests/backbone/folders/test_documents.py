@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gpt_modules.backbone import (
+    GPT,
     DecoderConfig,
     LabellingModel,
     RewardModel,
@@ -17,6 +18,7 @@ from gpt_modules.backbone import (
     read_config,
     save_pretrained,
 )
+from gpt_modules.backbone.folders.documents import is_language_model
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 
@@ -217,18 +219,18 @@ def refusal(folder: Path) -> str:
     ("ours", "message"),
     [
         ({"kind": "tasks"}, "config.json: gpt_modules.kind: found 'tasks', expected one of gpt, reward, task"),
-        ({"task": None}, "config.json: gpt_modules.task: found None, expected a task"),
-        ({"task": {"kind": "poetry"}}, "config.json: gpt_modules.task: found 'poetry', expected one of class"),
-        ({"task": {"sort": 1}}, "config.json: gpt_modules.task: sort: unknown field, expected one of kind, "),
-        ({"task": {"labels": 3}}, "config.json: gpt_modules.task.labels: found 3, expected a list of names"),
-        ({"task": {"labels": [1]}}, "config.json: gpt_modules.task.labels: found [1], expected a list of names"),
-        ({"task": {"labels": []}}, "config.json: gpt_modules.task: labels: found none, expected the names"),
-        ({"task": {"levels": [1]}}, "config.json: gpt_modules.task.levels: found [1], expected null or two whole"),
+        ({"task": None}, "config.json: gpt_modules.task: found none, expected the task of a model"),
+        ({"task": {"kind": "poetry"}}, "config.json: gpt_modules.task.kind: found 'poetry', expected one of class"),
+        ({"task": {"sort": 1}}, "config.json: gpt_modules.task.sort: unknown key, expected one of kind, "),
+        ({"task": {"labels": 3}}, "config.json: gpt_modules.task.labels: found 3, expected a list (text each)"),
+        ({"task": {"labels": [1]}}, "config.json: gpt_modules.task.labels[1]: found 1, expected text in quotation"),
+        ({"task": {"labels": []}}, "config.json: gpt_modules.task.labels: found none, expected the names"),
+        ({"task": {"levels": [1]}}, "config.json: gpt_modules.task.levels: found 1 values, expected 2"),
         (
             {"task": {"levels": [2, 1]}},
-            "config.json: gpt_modules.task: levels: found [2, 1] for classification, expected",
+            "config.json: gpt_modules.task.levels: found [2, 1] for classification, expected",
         ),
-        ({"task": {"std": "1"}}, "config.json: gpt_modules.task.std: found '1', expected a finite number"),
+        ({"task": {"std": "1"}}, "config.json: gpt_modules.task.std: found '1', expected a number"),
         (
             {"task": {"labels": ["a", "b"]}},
             "model.safetensors: score.weight: found shape [3, 16], expected [2, 16]",
@@ -237,7 +239,14 @@ def refusal(folder: Path) -> str:
             {"task": {"kind": "multiple_choice"}},
             "model.safetensors: multiple_choice_head.summary.weight: missing, expected a tensor of shape [1, 16]",
         ),
-        ({"classifier_dropout": 1}, "config.json: classifier_dropout: found 1, expected a probability in [0, 1)"),
+        ({"sorts": 1}, "config.json: gpt_modules.sorts: unknown key, expected one of format_version, kind, init"),
+        ({"sha256": 5}, "config.json: gpt_modules.sha256: found 5, expected a SHA-256 in hexadecimal"),
+        ({"bias": True}, "config.json: gpt_modules.bias: found True, expected a number"),
+        ({"extra": []}, "config.json: gpt_modules.extra: found [], expected a mapping of keys"),
+        (
+            {"classifier_dropout": 1},
+            "config.json: gpt_modules.classifier_dropout: found 1, expected a probability in [0, 1)",
+        ),
     ],
 )
 def test_our_section_that_does_not_fit(
@@ -272,3 +281,29 @@ def test_a_configuration_of_theirs_that_does_not_fit(
     save_pretrained(tmp_path / "m", make(task))
     folder = altered(tmp_path / "m", gpt_modules={}, **fields)
     assert refusal(folder).startswith(f"config.json: {message}")
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_field_that_we_wrote_and_that_is_lost_is_not_made_up(norm: str, tmp_path: Path) -> None:
+    """Without it, n_head would be 12 and the model another one, of the same shapes."""
+    save_pretrained(tmp_path / "m", make(CLASSES, norm))
+    path = tmp_path / "m" / "config.json"
+    whole = json.loads(path.read_text())
+    for name in ("n_head", "layer_norm_epsilon", "n_layer", "attn_pdrop"):
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        assert refusal(tmp_path / "m") == f"config.json: {name}: missing, expected every field of the decoder"
+
+
+def test_a_number_that_no_float32_holds_is_no_score(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", RewardModel(make(CLASSES).config))
+    path = tmp_path / "m" / "config.json"
+    path.write_text(path.read_text().replace('"scale": 1.0', '"scale": 1e300'))
+    with pytest.raises(UserError, match=r"config.json: gpt_modules: scale: found inf, expected a finite number"):
+        load_pretrained(tmp_path / "m")
+
+
+def test_whose_model_speaks(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "task", make(CLASSES))
+    save_pretrained(tmp_path / "gpt", GPT(make(CLASSES).config))
+    assert is_language_model(tmp_path / "gpt")
+    assert not is_language_model(tmp_path / "task")

@@ -245,7 +245,7 @@ def altered(tmp_path: Path, **fields: Any) -> Path:
         ({"n_layer": 3}, "model.safetensors: transformer.h.2.ln_1.weight: missing, expected a tensor of shape [16]"),
         ({"n_layer": 1}, "model.safetensors: transformer.h.1.attn.c_attn.bias: unknown tensor, expected none"),
         ({"gpt_modules": {"format_version": 9}}, "config.json: gpt_modules.format_version: found 9, expected 1"),
-        ({"gpt_modules": []}, "config.json: found no JSON object, expected the configuration of a model"),
+        ({"gpt_modules": []}, "config.json: gpt_modules: found [], expected a mapping of keys"),
     ],
 )
 def test_a_configuration_that_does_not_fit(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_missing_files_and_broken_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.safetensors: no such file, expected the weights of a model$"):
         load_pretrained(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: not JSON: "):
+    with pytest.raises(UserError, match=r"config\.json:1: found broken JSON "):
         load_pretrained(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"config\.json: no such file, expected the configuration of a model$"):
@@ -278,8 +278,8 @@ def test_missing_files_and_broken_json(tmp_path: Path) -> None:
 def test_numbers_of_a_score_must_be_finite(tmp_path: Path) -> None:
     save_pretrained(tmp_path / "m", reward())
     path = tmp_path / "m" / "config.json"
-    path.write_text(path.read_text().replace('"scale": 1.7', '"scale": "much" , "was": 1.7'))
-    with pytest.raises(UserError, match=r"gpt_modules\.scale: found 'much', expected a finite number$"):
+    path.write_text(path.read_text().replace('"scale": 1.7', '"scale": "much"'))
+    with pytest.raises(UserError, match=r"gpt_modules\.scale: found 'much', expected a number$"):
         load_pretrained(tmp_path / "m")
 
 

@@ -32,7 +32,7 @@ FAULTS = {
     "kind: choice\nsource: a\nquerry: '{a}'": "querry: found this key, expected one of choice's: name, kind, source",
     "kind: perplexity\nsource: a\ngold: '{a}'": "gold: found this key, expected one of perplexity's",
     "kind: choice\nsource: a\nscoring: mean": "scoring: found 'mean', expected one of sum, token, character",
-    "kind: choice\nsource: a\nchoices: [no, yes]": r"choices\[1\]: found False, expected text in quotation marks",
+    "kind: choice\nsource: a\nchoices: [false, true]": r"choices\[1\]: found False, expected text in quotation marks",
     "kind: choice\nsource: a\nchoices: ['no']": "choices: found 1, expected at least 2 or one field that is a list",
     "kind: generate\nsource: a\nmax_new_tokens: many": "max_new_tokens: found 'many', expected a whole number",
     "kind: generate\nsource: a\nmax_new_tokens: 0": "max_new_tokens: found 0, expected at least 1",
@@ -60,7 +60,7 @@ FAULTS = {
     "kind: []\nsource: a": r"kind: found \[\], expected one of choice",
     "kind: cloze\nsource: a\nname: a/b": "name: found 'a/b', expected the name of a file, no path",
     "kind: cloze\nsource: a\ntext: 5": "text: found 5, expected text or nothing in quotation marks",
-    "kind: generate\nsource: a\ntemperature: .nan": "temperature: found nan, expected a number that is finite",
+    "kind: generate\nsource: a\ntemperature: .nan": "temperature: found .nan, expected a finite number",
     "kind: generate\nsource: a\ntop_k: .5": "top_k: found 0.5, expected a whole number or nothing",
     "kind: cloze\nsource:\n": "source: found None, expected text or a list",
 }  # fmt: skip

@@ -1,0 +1,99 @@
+"""A pipeline's file is checked whole before anything runs: keys, types, names, and the recipes that it names."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gpt_modules.commands.pipelines import Pipeline, Stage, read_pipeline, stage_words
+from gpt_modules.errors import UserError
+
+PIPELINES = sorted((Path(__file__).parents[2] / "recipes/pipelines").glob("*.yaml"))
+GOOD = {"name": "a", "config": "one.yaml"}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("one.yaml").write_text("trainer: {max_steps: 1}\n")
+
+
+def pipeline(content):
+    Path("pipeline.yaml").write_text(yaml.safe_dump(content))
+    return Path("pipeline.yaml")
+
+
+FAULTS = [
+    ({"stages": [GOOD]}, r"root: missing, expected a folder"),
+    ({"root": "", "stages": [GOOD]}, r"root: found '', expected a folder to write into"),
+    ({"root": ["x"], "stages": [GOOD]}, r"root: found \['x'\], expected a folder to write into"),
+    ({"root": "runs", "stages": []}, r"stages: found \[\], expected at least one stage"),
+    ({"root": "runs", "stages": GOOD}, r"stages: found \{.*\}, expected a list"),
+    ({"root": "runs", "stages": ["a"]}, r"stages\[1\]: found 'a', expected a mapping"),
+    ({"root": "runs", "stages": [{"name": "a"}]}, r"stages\[1\]\.config: missing"),
+    ({"root": "runs", "stages": [{**GOOD, "config": []}]}, r"stages\[1\]\.config: found \[\], expected at least one"),
+    ({"root": "runs", "stages": [{**GOOD, "config": 3}]}, r"stages\[1\]\.config: found 3, expected text"),
+    ({"root": "runs", "stages": [{**GOOD, "feed": {}}]}, r"stages\[1\]\.feed: unknown key, expected one of name"),
+    ({"root": "runs", "stages": [{**GOOD, "feeds": {"x": "b"}}]}, r"stages\[1\]\.feeds\.x: found 'b', .* stage: none$"),
+    ({"root": "runs", "stages": [{**GOOD, "feeds": {"x": "a"}}]}, r"stages\[1\]\.feeds\.x: found 'a', .* stage: none$"),
+    ({"root": "runs", "stages": [GOOD, {**GOOD, "name": "b", "feeds": ["a"]}]}, r"stages\[2\]\.feeds: found \['a'\]"),
+    ({"root": "runs", "stages": [{**GOOD, "set": {"--x": 1}}]}, r"stages\[1\]\.set\.--x: found this key"),
+    ({"root": "runs", "stages": [{**GOOD, "set": {"ckpt_path": "x"}}]}, r"stages\[1\]\.set\.ckpt_path: found this key"),
+    ({"root": "runs", "stages": [{**GOOD, "metrics": "val/loss"}]}, r"stages\[1\]\.metrics: found 'val/loss', .* list"),
+    ({"root": "runs", "stages": [GOOD, GOOD]}, r"stages\[2\]\.name: found 'a', expected a name that no earlier"),
+    ({"root": "runs", "stages": [{**GOOD, "name": "../a"}]}, r"stages\[1\]\.name: found '\.\./a', expected the name"),
+    ({"root": "runs", "stages": [{**GOOD, "name": ".."}]}, r"stages\[1\]\.name: found '\.\.'"),
+    ({"root": "runs", "stages": [{**GOOD, "config": "absent.yaml"}]}, r"stages\[1\]\.config: absent.yaml: no such"),
+    ({"root": "runs", "stages": [GOOD], "stage": []}, "stage: unknown key"),
+    ({"root": "runs", "stages": [GOOD], "prompts": "x"}, "prompts: found 'x', expected a list"),
+    ({"root": "runs", "stages": [GOOD], "prompts": [1]}, r"prompts\[1\]: found 1, expected text"),
+    ({"root": "runs", "stages": [GOOD], "sample_tokens": 0}, "sample_tokens: found 0, expected a whole number from 1"),
+    ({"root": "runs", "stages": [GOOD], "sample_tokens": True}, "sample_tokens: found True"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "part"), FAULTS)
+def test_mistakes_in_a_pipeline_are_one_line(content, part):
+    with pytest.raises(UserError, match=rf"^pipeline\.yaml: {part}") as error:
+        read_pipeline(pipeline(content))
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_is_none_is_told_with_its_stage():
+    Path("two.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(UserError, match=r"^pipeline.yaml: stages\[2\]\.config: two.yaml:2: .*twice"):
+        read_pipeline(pipeline({"root": "r", "stages": [GOOD, {"name": "b", "config": ["one.yaml", "two.yaml"]}]}))
+
+
+def test_recipes_stand_beside_the_pipeline_or_are_named(tmp_path, monkeypatch):
+    path = pipeline({"root": "r", "stages": [GOOD, {"name": "b", "config": "sft/tiny"}]}).resolve()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    beside, named = read_pipeline(path).stages
+    assert beside.recipes == [str(tmp_path / "one.yaml")]
+    assert Path(named.recipes[0]).name == "tiny.yaml"
+
+
+def test_the_root_of_the_command_line_wins(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    path = pipeline({"root": "runs", "stages": [GOOD], "prompts": ["x"], "sample_tokens": 3})
+    found = read_pipeline(path, "elsewhere")
+    assert found.folder(found.stages[0]) == Path("elsewhere/a")
+    assert (found.prompts, found.sample_tokens) == (["x"], 3)
+    assert read_pipeline(path, "~/runs").root == Path("/somewhere/runs")
+    with pytest.raises(UserError, match="root: found '', expected a folder"):
+        read_pipeline(path, "")
+
+
+def test_values_of_any_kind_are_set_as_json():
+    stage = Stage("a", "r.yaml", {"m.i": "b"}, {"x": [1, 2], "y": True, "z": "text", "n": None})
+    words = stage_words(Pipeline(Path("runs"), [Stage("b", "r.yaml"), stage]), stage, ["over.yaml"])
+    assert words == [
+        "--config", "r.yaml", "--config", "over.yaml", "--trainer.default_root_dir=runs/a", "--m.i=runs/b/export",
+        "--x=[1, 2]", "--y=true", "--z=text", "--n=null",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
+def test_the_shipped_pipelines_are_read(path):
+    assert len(read_pipeline(path).stages) >= 2
