@@ -16,7 +16,8 @@ _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?")
 _TAKEN = (ROOT_KEY, "ckpt_path", "config")  # what the pipeline itself says
 
 Text = Annotated[str, Rule(bool, "text that is not empty")]
-Recipes = Annotated[list[Text], Rule(bool, "at least one recipe")]
+Recipe = Annotated[str, Rule(lambda name: name and name.isprintable(), "the path or the name of a recipe")]
+Recipes = Annotated[list[Recipe], Rule(bool, "at least one recipe")]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Stage:
     """
 
     name: FileName
-    config: Text | Recipes
+    config: Recipe | Recipes
     feeds: dict[str, str] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     metrics: list[Text] = field(default_factory=list)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_modules.commands.arguments import Arguments
+from gpt_modules.commands.arguments import Arguments, number, whole_number
 from gpt_modules.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,13 +49,14 @@ def _parser() -> Arguments:
     parser.add_argument("--text-field", default="text", metavar="FIELD")
     parser.add_argument("--streaming", action="store_true", help="read the source without storing a copy of it")
     parser.add_argument(
-        "--near-duplicates", type=float, metavar="S", help="leave out what is S similar to an earlier document: 0.8"
-    )
+        "--near-duplicates", type=number(lambda value: 0 < value <= 1, "a similarity above 0 to 1"), metavar="S",
+        help="leave out what is S similar to an earlier document: 0.8",
+    )  # fmt: skip
     parser.add_argument("--exclude", nargs="+", default=[], metavar="FILE", help="test sets to take out of the text")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(1),
         default=max(1, cores - 1),
         metavar="N",
         help="processes that encode (default: one a core, but one core reads)",
@@ -70,9 +71,9 @@ def parse_size(text: str) -> int:
         UserError: It is none.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgb]?)", text.lower().replace("_", ""))
-    size = round(float(match[1]) * SIZES[match[2]]) if match else 0
+    size = round(float(match[1]) * SIZES[match[2]]) if match and len(text) < 30 else 0
     if size < 1:
-        raise UserError(f"--shard-tokens: found {text!r}, expected a number of tokens like 5000, 100M or 1G")
+        raise UserError(f"--shard-tokens: found {text[:40]!r}, expected a number of tokens like 5000, 100M or 1G")
     return size
 
 
@@ -118,7 +119,7 @@ def _prepare(
     from gpt_modules.data.corpus.shard_writer import write_shards
 
     left_out = _survey(options, folder, made_from)
-    documents = _documents(options)
+    documents = _documents(options, made_from)
     with _Bar("encode", options) as bar:
         manifest = write_shards(
             folder,
@@ -134,10 +135,20 @@ def _prepare(
             bar.print(_left_out(left_out))
 
 
-def _documents(options: argparse.Namespace) -> "Iterator[Document]":
-    from gpt_modules.data.corpus.documents import source_documents
+def _documents(options: argparse.Namespace, made_from: dict[str, Any]) -> "Iterator[Document]":
+    """The source, which is still the same when it has been read to its end.
 
-    return source_documents(_source(options), options.split, streaming=options.streaming, text_field=options.text_field)
+    Raises:
+        UserError: it is not, so that nobody can say what the shards hold.
+    """
+    from gpt_modules.data.corpus.documents import source_documents
+    from gpt_modules.data.rows.sources import fingerprint, name_of
+
+    source, split = _source(options), options.split
+    yield from source_documents(source, split, streaming=options.streaming, text_field=options.text_field)
+    if fingerprint(source, split) != made_from["source"]:
+        raise UserError(f"{name_of(source)}: found it changed while it was read, expected it to stay as it is; remove "
+                        f"{options.output} and prepare it anew")  # fmt: skip
 
 
 def _survey(options: argparse.Namespace, folder: Path, made_from: dict[str, Any]) -> "Filter | None":
@@ -149,7 +160,7 @@ def _survey(options: argparse.Namespace, folder: Path, made_from: dict[str, Any]
     grams, short = grams_of_tests(options.exclude, None)
     with _Bar("survey", options) as bar:
         settings = (made_from, options.near_duplicates, grams, short, options.workers)
-        survey = open_or_make_survey(folder, _documents(options), *settings, report=bar.update)
+        survey = open_or_make_survey(folder, _documents(options, made_from), *settings, report=bar.update)
         bar.print(
             f"{len(survey.duplicates):,} near-duplicates among {survey.documents:,} documents; {survey.test_grams:,} "
             f"runs of words in the test sets, {len(survey.common_grams):,} of them too common to take out, "
@@ -175,25 +186,28 @@ def _summary(folder: Path, manifest: "ShardManifest") -> str:
 
 @contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """The folder, for this process alone; what a killed one left half-written is cleared away.
+    """The folder, for this process alone; what a killed one left half-written is cleared away, and nothing else.
 
     Raises:
         UserError: Another process writes there, or it cannot be made.
     """
+    from gpt_modules.data.corpus.cleaning.survey import SURVEY
+    from gpt_modules.data.corpus.shard_writer import SHARD
+    from gpt_modules.data.corpus.shards import MANIFEST
+    from gpt_modules.storage.durable import check_writable, clear_leftovers
+    from gpt_modules.storage.model_files import TOKENIZER_FILE
+
+    check_writable(folder)
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder}: found no way to make this folder ({error.strerror}), expected one") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for temporary in folder.glob(".*.tmp"):
-            temporary.unlink()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            found = "another gpt prepare at work on it" if isinstance(error, BlockingIOError) else "no way to lock it"
+            raise UserError(f"{folder}: found {found}, expected to be the only one") from error
+        for name in (SHARD, MANIFEST, SURVEY, TOKENIZER_FILE, "tokenizer_config.json"):
+            clear_leftovers(folder / name)
         yield
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: found another gpt prepare at work on it, expected to be the only one") from error
-    except OSError as error:
-        raise UserError(f"{folder}: found no way to write there ({error.strerror}), expected room") from error
     finally:
         os.close(handle)
 

@@ -83,15 +83,15 @@ def result_figure(panels: Sequence[tuple[str, str, Curve, Baseline | None]]) -> 
         shown = curve[1:] if len(curve) > 2 and curve[0][1] > OUTLIER * curve[1][1] > 0 else curve
         axis.plot([step for step, _ in shown], [value for _, value in shown], marker="o", markersize=3)
         if baseline is not None and baseline.value is not None:
-            axis.axhline(baseline.value, color="0.5", linestyle="--", label=_plain(baseline.name.strip("()")))
-            axis.legend(frameon=False)
+            axis.axhline(baseline.value, color="0.5", linestyle="--")
+            axis.legend([axis.lines[-1]], [_plain(baseline.name.strip("()"))], frameon=False)
         axis.set(title=_plain(stage), xlabel="optimizer step", ylabel=_plain(f"held-out {metric.replace('_', ' ')}"))
     return figure
 
 
 def _plain(text: str) -> str:
-    """Text in which no dollar sign begins a formula."""
-    return text.replace("$", r"\$")
+    """Text short enough for a panel, in which no dollar sign begins a formula."""
+    return text[:60].replace("$", r"\$")
 
 
 def sample_table(pipeline: "Pipeline") -> Table:

@@ -32,7 +32,7 @@ FAULTS = [
     ({"root": "runs", "stages": ["a"]}, r"stages\[1\]: found 'a', expected a mapping"),
     ({"root": "runs", "stages": [{"name": "a"}]}, r"stages\[1\]\.config: missing"),
     ({"root": "runs", "stages": [{**GOOD, "config": []}]}, r"stages\[1\]\.config: found \[\], expected at least one"),
-    ({"root": "runs", "stages": [{**GOOD, "config": 3}]}, r"stages\[1\]\.config: found 3, expected text"),
+    ({"root": "runs", "stages": [{**GOOD, "config": 3}]}, r"stages\[1\]\.config: found 3, expected the path"),
     ({"root": "runs", "stages": [{**GOOD, "feed": {}}]}, r"stages\[1\]\.feed: unknown key, expected one of name"),
     ({"root": "runs", "stages": [{**GOOD, "feeds": {"x": "b"}}]}, r"stages\[1\]\.feeds\.x: found 'b', .* stage: none$"),
     ({"root": "runs", "stages": [{**GOOD, "feeds": {"x": "a"}}]}, r"stages\[1\]\.feeds\.x: found 'a', .* stage: none$"),

@@ -12,10 +12,12 @@ import pytest
 
 from gpt_modules.commands import prepare as prepare_cli
 from gpt_modules.commands.prepare import main, parse_size
-from gpt_modules.data.corpus.shards import open_shards
+from gpt_modules.data.corpus import documents as corpus_documents
+from gpt_modules.data.corpus.shards import open_shards, read_manifest
 from gpt_modules.data.pretraining import PretrainingDataModule
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import temporary_for
 
 TEXTS = [f"Document {i} has {i * i} words, or so it says.\n" * (1 + i % 7) for i in range(300)]
 SMALL = "from gpt_modules.data.corpus import documents; documents.CHUNK = 500"
@@ -98,7 +100,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
     ("words", "message"),
     [
         (("--shard-tokens", "3k"), r"manifest.json: shard_tokens: found 2000, expected this run's 3000"),
-        (("--shard-tokens", "2k", "--text-field", "body"), r"manifest.json: text_field: found text, expected .* body"),
+        (
+            ("--shard-tokens", "2k", "--text-field", "body"),
+            r"manifest.json: text_field: found 'text', expected .* 'body'",
+        ),
         (("--shard-tokens", "2k", "--tokenizer", "gpt2"), r"manifest.json: tokenizer: found another one's tokens"),
         (("--shard-tokens", "2k", "--near-duplicates", "0.8"), r"manifest.json: near_duplicates: found None"),
     ],
@@ -158,6 +163,57 @@ def test_mistakes_are_one_line(world, tmp_path):
     with pytest.raises(UserError, match=r"nowhere.jsonl: found no such file"):
         prepare((tmp_path / "nowhere.jsonl", world[1]), tmp_path / "out")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="found no way to make this folder"):
+    with pytest.raises(UserError, match=r"file/out: could not be written \(Not a directory"):
         prepare(world, tmp_path / "file" / "out")
     assert not list(Path(tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--near-duplicates", "2"), "--near-duplicates: found '2', expected a similarity above 0 to 1"),
+        (("--near-duplicates", "nan"), "--near-duplicates: found 'nan', expected a similarity"),
+        (("--near-duplicates", "0"), "--near-duplicates: found '0', expected a similarity"),
+        (("--workers", "0"), "--workers: found '0', expected a whole number from 1"),
+        (("--workers", "-1"), "--workers: found '-1', expected a whole number from 1"),
+        (("--shard-tokens", "0"), "--shard-tokens: found '0', expected a number of tokens"),
+        (("--shard-tokens", "9" * 5000), "--shard-tokens: found '9"),
+        (("--split", "test"), "--split: invalid choice"),
+    ],
+)
+def test_values_are_checked_before_anything_is_made(world, tmp_path, words, message):
+    with pytest.raises(UserError, match=message) as caught:
+        main(["--source", str(world[0]), "--tokenizer", str(world[1]), "--output", str(tmp_path / "out"), *words])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_users_files_stay(world, tmp_path):
+    """Only what a killed run of ours left behind is cleared away."""
+    (tmp_path / "out").mkdir()
+    mine = {".notes.tmp": b"mine", ".x.12.tmp": b"mine", "readme.txt": b"mine", ".manifest.json.tmp": b"mine"}
+    for name, data in mine.items():
+        (tmp_path / "out" / name).write_bytes(data)
+    left = [temporary_for(tmp_path / "out" / name) for name in ("shard", "manifest.json", "tokenizer.json")]
+    for path in left:
+        path.touch()
+    prepare(world, tmp_path / "out")
+    found = content(tmp_path / "out")
+    assert {name: found.get(name) for name in mine} == mine
+    assert not any(path.exists() for path in left)
+
+
+def test_a_source_that_changes_while_it_is_read_is_told(world, tmp_path, monkeypatch):
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(world[0].read_bytes())
+
+    def growing(*arguments, **options):
+        yield from documents(*arguments, **options)
+        source.write_bytes(world[0].read_bytes() + b'{"text": "late"}\n')
+
+    documents = corpus_documents.source_documents
+    monkeypatch.setattr(corpus_documents, "source_documents", growing)
+    with pytest.raises(UserError, match=r"a\.jsonl: found it changed while it was read, expected it to stay"):
+        prepare((source, world[1]), tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists() or not read_manifest(tmp_path / "out").complete

@@ -1,8 +1,13 @@
 """The picture of a pipeline's result shows what the runs logged."""
 
+import io
+
+from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from gpt_modules.commands.report import read_curve, result_figure
+from gpt_modules.commands.pipelines import Pipeline, Stage
+from gpt_modules.commands.report import read_curve, result_figure, result_table
+from gpt_modules.storage.summary import Baseline, Summary, write_summary
 
 
 def test_a_resumed_runs_later_value_wins(tmp_path):
@@ -18,7 +23,7 @@ def test_a_panel_a_stage_with_its_baseline_and_without_the_untrained_perplexity(
     curve = [(0, 2000.0), (10, 80.0), (20, 60.0)]
     figure = result_figure(
         [
-            ("pretraining", "perplexity", curve, {"name": "(3-gram)", "value": 57.0}),
+            ("pretraining", "perplexity", curve, Baseline("(3-gram)", 57.0)),
             ("ppo", "score", [(0, -1.0), (5, 1.0)], None),
         ]
     )
@@ -28,3 +33,37 @@ def test_a_panel_a_stage_with_its_baseline_and_without_the_untrained_perplexity(
     assert left.get_legend().texts[0].get_text() == "3-gram"
     assert right.lines[0].get_xdata().tolist() == [0, 5]
     assert len(right.lines) == 1
+
+
+def test_short_missing_and_infinite_curves_are_drawn_as_they_are(tmp_path):
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step, value in enumerate((float("nan"), 2.0, float("inf"))):
+            writer.add_scalar("val/loss", value, step)
+    assert read_curve(tmp_path, "val/loss") == [(1, 2.0)]
+    panels = [
+        ("a$b", "loss", [], None),
+        ("c", "x", [(1, 2.0)], Baseline("$\\frac", None)),
+        ("d", "y", [], Baseline("$x", 1.0)),
+    ]
+    figure = result_figure(panels)
+    figure.savefig(tmp_path / "a.png")  # a dollar sign begins no formula
+    assert [len(axis.lines[0].get_xdata()) for axis in figure.axes] == [0, 1, 0]
+
+
+def test_a_table_says_what_was_not_logged(tmp_path):
+    stages = [Stage("a[b]", "r.yaml", metrics=["val/loss", "val/los"]), Stage("c", "r.yaml", metrics=["val/loss"])]
+    pipeline = Pipeline(tmp_path, stages)
+    for stage in stages:
+        (tmp_path / stage.name).mkdir()
+    write_summary(
+        tmp_path / "a[b]", Summary({"val/loss": 2.5}, {"val/loss": 1.25}, 90.0, 1, {"val/loss": Baseline("n", 2.0)})
+    )
+    write_summary(tmp_path / "c", Summary({"val/loss": 2.5}, {"val/loss": float("nan")}, 30.0))
+    output = io.StringIO()
+    Console(file=output, width=140).print(result_table(pipeline))
+    rows = [line.split() for line in output.getvalue().splitlines() if "los" in line]
+    assert [[cell for cell in row if cell != "│"] for row in rows] == [
+        ["a[b]", "loss", "2.500", "1.250", "2.000", "n", "1.5"],
+        ["los", "(not", "logged)", "-", "-"],
+        ["c", "loss", "2.500", "-", "0.5"],
+    ]
