@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -30,8 +31,8 @@ class Summary(Foreign):
         baselines: by the metric that they are to be compared with.
     """
 
-    before: dict[str, float | None]
-    after: dict[str, float | None]
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
     seconds: float
     steps: Count = 0
     baselines: dict[str, Baseline] = field(default_factory=dict)

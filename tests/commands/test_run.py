@@ -70,7 +70,7 @@ class World:
             self.run(*overlays, **options)
         assert len(self.commands) == begun
         assert "\n" not in str(caught.value)
-        assert len(str(caught.value)) < 600
+        assert len(str(caught.value)) < 400
         return str(caught.value)
 
 

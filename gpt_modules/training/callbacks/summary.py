@@ -1,6 +1,5 @@
 """What a run reached, before and after, in `summary.json`."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.summary import Baseline, Summary, write_summary
 from gpt_modules.training.callbacks.export import ExportBest
 
 
@@ -80,7 +79,9 @@ class RunSummary(L.Callback):
             final = {f"final/{key.removeprefix('val/')}": value for key, value in self.after.items()}
             trainer.logger.log_hyperparams(dict(pl_module.hparams), final, step=trainer.global_step)
         baselines = {name: value for callback in trainer.callbacks for name, value in found_baselines(callback).items()}  # type: ignore[attr-defined]
-        summary = json.dumps({**self.state_dict(), "steps": trainer.global_step, "baselines": baselines}, indent=2)
-        path = Path(trainer.default_root_dir) / "summary.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_durably(path, summary + "\n")
+        seconds = self.state_dict()["seconds"]
+        named = {metric: Baseline(found["name"], found["value"]) for metric, found in baselines.items()}
+        summary = Summary(self.before, self.after, seconds, trainer.global_step, named)
+        root = Path(trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        write_summary(root, summary)
