@@ -42,7 +42,7 @@ class BatchConfig:
             raise UserError(f"batch: tokens: found {self.tokens:g}, expected at least 1")
         if self.start is not None and not 1 <= self.start <= self.tokens:
             raise UserError(f"batch: start: found {self.start:g}, expected 1 to tokens = {self.tokens:g}")
-        if (self.start is None) == (0 < self.ramp < math.inf) or self.ramp < 0:
+        if (self.start is None) == (0 < self.ramp < math.inf) or not self.ramp >= 0:
             raise UserError(f"batch: ramp: found {self.ramp:g}, expected more than 0 with a start, none without")
 
     def at(self, seen: float) -> float:

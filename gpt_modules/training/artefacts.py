@@ -143,12 +143,19 @@ def refuse_random_head(module: L.LightningModule) -> None:
         UserError: the stage neither fits nor reads a checkpoint.
     """
     stage = None if module._trainer is None else module.trainer.state.fn
-    if stage is None or stage == "fit" or module.trainer.ckpt_path is not None:
+    if stage is None or stage == "fit":
         return
     folder = module.hparams.get("init_from")
     found = "a new model" if folder is None else f"{folder}, which has no head for this task"
     expected = f"expected a folder that this procedure exported, or --ckpt_path: {stage.value} learns nothing"
-    raise UserError(f"model.init_args.init_from: found {found}, {expected}")
+
+    def refuse() -> None:
+        # Lightning tells which checkpoint it reads only after the model has been made.
+        if module.trainer.state.fn != "fit" and module.trainer.ckpt_path is None and not module.global_step:
+            raise UserError(f"model.init_args.init_from: found {found}, {expected}")
+
+    for hook in ("on_validation_start", "on_test_start", "on_predict_start"):
+        setattr(module, hook, refuse)
 
 
 def open_scorer(

@@ -2,14 +2,22 @@
 
 import ast
 import inspect
+import math
 import textwrap
+from typing import get_args, get_type_hints
 
 import pytest
 
-from gpt_modules.training import PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.errors import UserError
+from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.training.accumulation import BatchConfig
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
+from gpt_modules.training.callbacks.throughput import Throughput
 from gpt_modules.training.hyperparameters import arguments, plain, typed
-from gpt_modules.training.optimizers import ScheduleConfig
+from gpt_modules.training.inner_loop import InnerLoop
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import ClipConfig, KLConfig
+from gpt_modules.training.trainable import LoRA
 
 MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
 
@@ -62,3 +70,46 @@ def test_tuples_become_lists_and_arguments_leave_self_out():
 def test_what_is_no_plain_data_is_refused_at_construction():
     with pytest.raises(TypeError, match="plain data, found function"):
         plain({"function": lambda: None})
+
+
+CLASSES = [
+    PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule, OptimizerConfig,
+    ScheduleConfig, BatchConfig, LoRA, InnerLoop, ExactCheckpoint, Throughput,
+]  # fmt: skip
+NEEDED = {"init_from": "folder", "rewards": "folder", "tokens": 100.0}
+
+
+def numbers():
+    """Every constructor argument that is a number, with numbers that it cannot be."""
+    for kind in CLASSES:
+        hints = get_type_hints(kind.__init__)
+        for name in inspect.signature(kind).parameters:
+            kinds = {int, float, tuple[float, float]} & {hints[name], *get_args(hints[name])}
+            wrong = ([-1] if kinds else []) + ([math.nan, -math.inf] if kinds - {int} else [])
+            for value in wrong if name != "missing_eos_score" else [math.nan]:  # any finite score will do
+                yield pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{value}")
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), list(numbers()))
+def test_every_number_is_refused_at_construction_by_its_name(kind, name, value):
+    needed = {key: given for key, given in NEEDED.items() if key in inspect.signature(kind).parameters}
+    with pytest.raises(UserError, match=rf"\b{name}\b.*found .*, expected") as error:
+        kind(**{**needed, name: (value, 0.9) if name == "betas" else value})
+    assert len(str(error.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "message"),
+    [
+        (OptimizerConfig, {"betas": (0.9, 2.0)}, r"optimizer\.betas: found 2\.0, expected a number in \[0, 1\)"),
+        (ScheduleConfig, {"warmup": 9, "total": 5}, r"schedule\.total: found 5, expected at least the warm-up's 9"),
+        (ScheduleConfig, {"warmup": 9, "unit": "run"}, r"schedule\.warmup: found 9, expected a number in \[0, 1\]"),
+        (ExactCheckpoint, {"every_n_steps": 0}, r"checkpoint\.every_n_steps: found 0, expected a whole number in"),
+        (LoRA, {"rank": 0}, r"lora\.rank: found 0"),
+        (LoRA, {"rank": True}, r"lora\.rank: found True"),
+        (SFTModule, {"init_from": "x", "dropout": 1.5}, r"dropout: found 1\.5, expected a number in \[0, 1\)"),
+    ],
+)
+def test_values_beyond_the_other_end(kind, arguments, message):
+    with pytest.raises(UserError, match=message):
+        kind(**arguments)

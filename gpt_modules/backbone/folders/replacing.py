@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import sync
+from gpt_modules.storage.durable import no_room, sync
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 
@@ -38,7 +40,8 @@ def find_folder(name: str | Path) -> Path:
 def replace_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `folder` once all is written and on disk.
 
-    Raises `UserError` where `folder` holds anything but a model, for that would be lost.
+    Raises `UserError` where `folder` holds anything but a model, for that would be lost, and where the disk is full or
+    cannot be written: then what stood there still stands.
     """
     check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +54,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             sync(path)
         _swap(new, folder)
         sync(folder.parent)
+    except (OSError, SafetensorError) as error:  # which is how a full disk ends the writing of weights
+        raise no_room(folder, error) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

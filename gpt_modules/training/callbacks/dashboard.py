@@ -5,12 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from gpt_modules.training.callbacks.writer import survive_full_disk
 
 
 class RunLogger(TensorBoardLogger):
     """TensorBoard, where the same values told twice are written once: `ExactCheckpoint` has a step logged before it
     saves it, and Lightning logs it again.
     """
+
+    @property
+    def experiment(self) -> Any:
+        """Tensorboard's writer, which no full disk makes the end of a run."""
+        writer = super().experiment
+        return survive_full_disk(writer) if isinstance(writer, SummaryWriter) else writer
 
     _latest: tuple[int | None, Mapping[str, Any]] | None = None
 

@@ -1,9 +1,11 @@
 """The TensorBoard of a run, for those who write to it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 
 def tensorboard(trainer: L.Trainer) -> Any | None:
@@ -27,3 +29,27 @@ def markdown_table(rows: list[dict[str, str]]) -> str:
 
     header = list(rows[0])
     return "\n".join([line(header), line(["---"] * len(header)), *(line([row[key] for key in header]) for row in rows)])
+
+
+def survive_full_disk(writer: Any) -> Any:
+    """`writer` whose curves end, with one warning, where the disk does: the run they are of goes on."""
+    events = writer._get_file_writer().event_writer
+    if not isinstance(events.add_event, _Surviving):
+        said: list[OSError] = []
+        for name in ("add_event", "flush", "close"):
+            setattr(events, name, _Surviving(getattr(events, name), writer.log_dir, said))
+    return writer
+
+
+class _Surviving:
+    def __init__(self, method: Callable[..., Any], folder: str, said: list[OSError]) -> None:
+        self.method, self.folder, self.said = method, folder, said
+
+    def __call__(self, *arguments: Any) -> None:
+        if self.said:
+            return
+        try:
+            self.method(*arguments)
+        except OSError as error:
+            self.said.append(error)
+            rank_zero_warn(f"{self.folder}: the curves end here, the run goes on: {error}")

@@ -13,6 +13,7 @@ def parts(micro, tmp_path):
         module = PretrainingModule(micro.config(), optimizer=OptimizerConfig(lr=lr), **arguments)
         source = str(micro.pretraining)
         cache = str(tmp_path / "cache")
-        return module, PretrainingDataModule(source, source, str(micro.gpt), context=16, batch_size=20, cache_dir=cache)
+        sizes = {"context": 16, "batch_size": 12, "validation_fraction": 0.2}
+        return module, PretrainingDataModule(source, tokenizer=str(micro.gpt), cache_dir=cache, **sizes)
 
     return build
