@@ -157,9 +157,10 @@ def _check_entries(kind: str, entries: dict[Any, dict[str, Any]], shapes: dict[A
         names = _ACCUMULATES[kind] & set(entry) if kind == "SGD" else _ACCUMULATES[kind]
         expect(set(entry) == names, f"optimizer_states: {number}", sorted(entry), f"{sorted(names)} of {kind}")
         for name, value in entry.items():
-            expected = torch.Size() if name == "step" else shapes.get(number)
-            shape = getattr(value, "shape", type(value).__name__)
-            expect(shape == expected or value is None, f"optimizer_states: {number}: {name}", shape, f"{expected}")
+            expected = () if name == "step" else tuple(shapes.get(number, ()))
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            fits = shape == expected or (kind == "SGD" and value is None)
+            expect(fits, f"optimizer_states: {number}: {name}", shape, f"a tensor of {expected}")
 
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, **options: Any) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import write_durably
 from gpt_modules.training.hyperparameters import expect_number
@@ -217,8 +217,16 @@ class RandomState(L.Callback):
         return {"ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the states until the first step: what happens before it draws numbers too."""
-        self._pending = state_dict["ranks"]
+        """Keep the states until the first step: what happens before it draws numbers too.
+
+        Raises:
+            UserError: they are none; what else they may be raises as the generators do, before anything is restored.
+        """
+        ranks = state_dict["ranks"]
+        expect(isinstance(ranks, list) and bool(ranks), "RandomState", type(ranks).__name__, "a state for each process")
+        for own in ranks:
+            _set_states(own, torch.Generator(), np.random.RandomState(), random.Random())
+        self._pending = ranks
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Restore once."""
@@ -226,10 +234,15 @@ class RandomState(L.Callback):
             return
         own = self._pending[trainer.global_rank % len(self._pending)]
         self._pending = None
-        torch.set_rng_state(own["torch"].cpu())
+        _set_states(own, torch.default_generator, np.random, random)
         if own["cuda"] is not None and torch.cuda.is_available():
             torch.cuda.set_rng_state(own["cuda"].cpu())
-        kind, keys, position, has_gauss, cached = own["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
-        version, internal, gauss = own["python"]
-        random.setstate((version, tuple(internal), gauss))
+
+
+def _set_states(own: dict[str, Any], of_torch: torch.Generator, of_numpy: Any, of_python: Any) -> None:
+    """Put one process's states into generators."""
+    of_torch.set_state(own["torch"].cpu())
+    kind, keys, position, has_gauss, cached = own["numpy"]
+    of_numpy.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = own["python"]
+    of_python.setstate((version, tuple(internal), gauss))

@@ -1,5 +1,6 @@
 """What a resumed run's recipe says holds from its first step, is named, or is refused."""
 
+import copy
 import logging
 
 import lightning.pytorch as L
@@ -233,3 +234,49 @@ def test_a_long_line_counts_what_it_leaves_out():
     assert (
         begun == "going on from step 3 with model.inner.lr 0.2 (0.1 in the checkpoint, which has been learned or read)"
     )
+
+
+GONE = object()
+MUTATIONS = [
+    (("state_dict",), GONE),
+    (("state_dict", "model.decoder.wte.weight"), torch.zeros(2, 2)),
+    (("state_dict", "model.decoder.wte.weight"), "oops"),
+    (("global_step",), "oops"),
+    (("loops", "fit_loop", "epoch_progress", "current", "ready"), 1.5),
+    (("loops",), GONE),
+    (("callbacks", "RandomState"), GONE),
+    (("callbacks", "RandomState", "ranks"), []),
+    (("callbacks", "RandomState", "ranks", 0, "python", 1), None),
+    (("callbacks", "ExportBest", "validated"), None),
+    (("optimizer_states",), []),
+    (("optimizer_states", 0, "state", 3, "exp_avg"), None),
+    (("optimizer_states", 0, "state", 3, "exp_avg"), torch.full((16,), torch.nan)),
+    (("optimizer_states", 0, "param_groups"), []),
+    (("lr_schedulers", 0, "last_epoch"), None),
+    (("SFTDataModule",), None),
+]
+
+
+def mutated(checkpoint, place, value):
+    """A copy with one part replaced or taken out."""
+    copied = part = copy.deepcopy(checkpoint)
+    for key in place[:-1]:
+        part = part[key]
+    if value is GONE:
+        del part[place[-1]]
+    else:
+        part[place[-1]] = value
+    return copied
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_a_part_of_another_form_is_one_line(run, cut_off, tmp_path):
+    """With a digest that verifies: whoever wrote it meant it."""
+    checkpoint, path = torch.load(cut_off, weights_only=True), tmp_path / "mutated.ckpt"
+    for place, value in MUTATIONS:
+        VerifiedCheckpointIO().save_checkpoint(mutated(checkpoint, place, value), path)
+        with pytest.raises(UserError) as error:
+            run("sft", {}, checkpoint=path, max_steps=END + 1, default_root_dir=tmp_path / "two")
+            pytest.fail(f"{place} went unnoticed")
+        assert len(str(error.value)) < 700, place
+        assert str(path) in str(error.value), place

@@ -22,4 +22,4 @@ def test_a_full_disk_ends_the_curves_and_not_the_run(fit, parts, tmp_path, monke
     with pytest.warns(UserWarning, match=r"the curves end here, the run goes on: .*No space left") as told:
         trainer = fit(*parts(), max_steps=3, logger=logger)
     assert trainer.global_step == 3
-    assert len(told) == 1
+    assert sum("curves end here" in str(warning.message) for warning in told) == 1
