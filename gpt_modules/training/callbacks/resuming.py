@@ -140,6 +140,14 @@ class _Restoring(_CheckpointConnector):
 
     def restore_training_state(self) -> None:
         with self._told(self._ckpt_path):
+            if self._loaded_checkpoint and self.trainer.state.fn == "fit":
+                own = {
+                    "optimizer_states": self.trainer.optimizers,
+                    "lr_schedulers": self.trainer.lr_scheduler_configs,
+                }
+                for name, parts in own.items():
+                    found = len(self._loaded_checkpoint[name])
+                    expect(found == len(parts), name, found, f"{len(parts)}, as the recipe has")
             super().restore_training_state()
 
     def _check(self, path: str) -> None:

@@ -277,6 +277,5 @@ def test_a_checkpoint_with_a_part_of_another_form_is_one_line(run, cut_off, tmp_
         VerifiedCheckpointIO().save_checkpoint(mutated(checkpoint, place, value), path)
         with pytest.raises(UserError) as error:
             run("sft", {}, checkpoint=path, max_steps=END + 1, default_root_dir=tmp_path / "two")
-            pytest.fail(f"{place} went unnoticed")
         assert len(str(error.value)) < 700, place
         assert str(path) in str(error.value), place
