@@ -26,7 +26,7 @@ def stage(tmp_path):
     def run(name, module, data):
         quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         settings = {"accelerator": "cpu", "devices": 1, "logger": False, "default_root_dir": tmp_path, **quiet}
-        trainer = Trainer(max_steps=1, num_sanity_val_steps=0, limit_val_batches=0, **settings)
+        trainer = Trainer(max_steps=1, num_sanity_val_steps=0, limit_val_batches=1, **settings)
         getattr(trainer, name)(module, datamodule=data)
 
     return run

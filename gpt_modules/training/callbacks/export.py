@@ -1,5 +1,6 @@
 """The weights that a run hands on, the best or the last, and what a validation says of exactly these."""
 
+import logging
 import math
 import tempfile
 from pathlib import Path
@@ -12,6 +13,8 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from gpt_modules.backbone.folders.replacing import check_replaceable
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import no_room
+
+log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -72,7 +75,7 @@ class ExportBest(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that goes on where its best weights are not, in another folder, looks for the best from here on."""
         if self.best is not None and not (Path(trainer.default_root_dir) / "export").exists():
-            rank_zero_warn(f"export: not there, though {self.monitor} was {self.best:g}; the best from here on counts")
+            log.warning(f"export: not there, though {self.monitor} was {self.best:g}; the best from here on counts")
             self.best = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

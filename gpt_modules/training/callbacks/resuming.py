@@ -141,7 +141,7 @@ class _Restoring(_CheckpointConnector):
     def restore_training_state(self) -> None:
         with self._told(self._ckpt_path):
             if self._loaded_checkpoint and self.trainer.state.fn == "fit":
-                own = {
+                own: dict[str, list[Any]] = {
                     "optimizer_states": self.trainer.optimizers,
                     "lr_schedulers": self.trainer.lr_scheduler_configs,
                 }
