@@ -135,10 +135,11 @@ class _Reading:
             return self._no_key(name)
         if name := step["missing"]:
             return f"{self._where(self._below(name))}: missing, expected {self._wanted(name)}"
-        if step["file"]:
-            found = shown(self.recipe.at(self.place))
-            return f"{self._where(self.place)}: found {found}, expected keys; a file of keys is given with --config"
-        return None
+        return self._file(self.place) if step["file"] else None
+
+    def _file(self, place: Place) -> str:
+        found = shown(self.recipe.at(place))
+        return f"{self._where(place)}: found {found}, expected keys; a file of keys is given with --config"
 
     def _where(self, place: Place) -> str:
         return self.recipe.where(place)
@@ -148,6 +149,8 @@ class _Reading:
         if (found := self.recipe.at(place)) != name and not _names(found, name):
             return f"{self._where(place)}: found {shown(found)}, expected a class_path and its init_args"
         package = name.partition(".")[0]
+        if name.endswith((".yaml", ".yml", ".json")):
+            return self._file(place)
         own = package not in (*sys.stdlib_module_names, "gpt_modules", "lightning", "torch")
         hint = f", or a package of yours named with --allow {package}" if own else ""
         allowed = f"what a recipe may name: gpt_modules, parts of Lightning, torch.nn{hint}"

@@ -1,0 +1,58 @@
+"""A run's folder is begun once, and nothing is written outside it."""
+
+import pytest
+
+from gpt_modules.commands.composition import Composition
+from gpt_modules.commands.run_folder import begin_anew, keep_inside, lock
+from gpt_modules.errors import UserError
+
+
+@pytest.mark.parametrize("held", ["summary.json", "export", "checkpoints/step=00000002.ckpt"])
+def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path, held):
+    path = tmp_path / held
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if held == "export" else path.write_text("x")
+    with pytest.raises(UserError, match="holds an earlier run") as refused:
+        begin_anew(tmp_path, "a: 1\n")
+    assert ("--ckpt_path last" in str(refused.value)) == held.startswith("checkpoints")
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_is_begun_again_by_its_own_recipe_only(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    (tmp_path / "events.out.tfevents.1").write_text("x")
+    with pytest.raises(UserError, match="an earlier run began here with another recipe"):
+        begin_anew(tmp_path, "a: 2\n")
+    assert (tmp_path / "events.out.tfevents.1").exists()
+    begin_anew(tmp_path, "a: 1\n")
+    assert not (tmp_path / "events.out.tfevents.1").exists()
+    begin_anew(tmp_path / "none", "a: 1\n")
+
+
+def trainer(**arguments):
+    return {"callbacks": [{"class_path": "ModelCheckpoint", "init_args": arguments}]}
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"filename": "../../x"}, {"dirpath": "/tmp/x"}, {"save_dir": "elsewhere"}, {"name": "../x"},
+                  {"filename": "/tmp/x"}]
+)  # fmt: skip
+def test_what_leads_out_of_the_folder_is_refused(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"trainer.callbacks\[0\].init_args.*expected a place below the run's folder"):
+        keep_inside(tmp_path / "run", trainer(**arguments), Composition())
+
+
+def test_what_stays_inside_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    inside = {"dirpath": str(tmp_path / "run" / "best"), "filename": "step={step}", "save_dir": "run", "version": 3}
+    keep_inside(tmp_path / "run", trainer(**inside), Composition())
+
+
+def test_one_process_holds_the_folder_and_a_file_is_none(tmp_path):
+    held = lock(tmp_path / "run")
+    with pytest.raises(UserError, match="another run writes here"):
+        lock(tmp_path / "run")
+    held.close()
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"trainer.default_root_dir: .*could not be written"):
+        lock(tmp_path / "file")
