@@ -146,18 +146,17 @@ class StepMean:
 
     @torch.no_grad()
     def close(self, module: L.LightningModule) -> Tensor:
-        """Rescale the module's gradients; returns the mean loss of this rank. Nothing waits for the device."""
+        """Rescale the module's gradients; returns the mean loss, of all ranks. Nothing waits for the device."""
         assert self.total is not None
         assert self.count is not None
         trainer = module.trainer
-        everywhere = self.count
+        sums = torch.stack([self.total.double(), self.count.double()])
         if trainer.world_size > 1:
-            everywhere = trainer.strategy.reduce(self.count.clone(), reduce_op="sum")
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+        total, count = sums[0], sums[1].clamp(min=1)
         # Lightning has divided by its number of micro-batches, and ranks are averaged.
         divided = float(self.unit * trainer.accumulate_grad_batches * trainer.world_size)
-        factor = divided / everywhere.clamp(min=1).double()
         gradients = [local(parameter.grad) for parameter in module.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, factor.float())
-        mean = self.total / self.count.clamp(min=1)
+        torch._foreach_mul_(gradients, (divided / count).float())
         self.total = self.count = None
-        return mean
+        return (total / count).float()

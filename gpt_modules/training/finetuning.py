@@ -175,7 +175,7 @@ class FinetuningModule(L.LightningModule):
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """L2 + lm_coef * L1, in the scale of `StepMean`."""
         _, loss, lm_loss = self.losses(batch)
-        self.log_dict({"train/task_loss": loss, "train/lm_loss": lm_loss})
+        self.log_dict({"train/task_loss": loss, "train/lm_loss": lm_loss}, sync_dist=True)
         labelled, examples = labelling_metrics.has_label(batch.labels, self.task).sum(), _examples(batch).sum()
         total = loss * labelled + self.hparams["lm_coef"] * lm_loss * examples
         return self.step.add(total, labelled, len(batch.labels))

@@ -94,7 +94,9 @@ class RewardModule(L.LightningModule):
         losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
         if (self.global_step + 1) % log_interval(self.trainer) == 0:
             margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
-            self.log("train/accuracy", (margins > 0).float().mean())
+            counts = torch.stack([margins > 0, torch.ones_like(margins).bool()]).sum(1)
+            right, pairs = self.trainer.strategy.reduce(counts, reduce_op="sum")
+            self.log("train/accuracy", right / pairs)
         return self.step.add(losses.sum(), counted.sum(), len(losses))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
