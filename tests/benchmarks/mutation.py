@@ -41,7 +41,7 @@ LIBRARIES = (
 )  # fmt: skip
 PLUGINS = ("jaxtyping", "_hypothesis_pytestplugin")
 PROGRESS = os.fdopen(os.dup(2), "w")  # pytest takes the usual streams for itself
-SLOWEST = 30.0  # seconds after which a mutant counts as endless, at least; or twenty times what its tests need
+PATIENCE = 30.0  # seconds beyond five times what its tests need, after which a mutant counts as endless
 COMPARED = {ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="}
 COMPARED |= {ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in"}
 COMPUTED = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "/", ast.Mod: "+", ast.Pow: "*"}
@@ -324,8 +324,7 @@ class Session:
                 place = (thing.__code__.co_filename, thing.__code__.co_qualname)
                 self.functions.setdefault(place, []).append(thing)
         gc.freeze()
-        sound = passes(lambda: self._trace(session, list(items.values())))
-        if not sound:
+        if not passes(lambda: self._trace(session, list(items.values()))):
             return True
         reached = read_notes(self.notes)
         outcomes = []
@@ -338,13 +337,18 @@ class Session:
         return True
 
     def _trace(self, session: pytest.Session, items: list[pytest.Item]) -> bool:
-        tracer = Tracer(Path.cwd() / "gpt_modules")
+        tracer, failed = Tracer(Path.cwd() / "gpt_modules"), []
         session.config.pluginmanager.register(tracer)
-        sound = run_items(session, items)
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            before = session.testsfailed
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            failed += [item.nodeid] * (session.testsfailed > before)
         found = tracer.done()
-        lines = {name: sorted(places) for name, places in found.lines.items()}
+        for name in failed:
+            print(f"{name} fails without any change, and is left out", file=PROGRESS, flush=True)
+        lines = {name: sorted(places) for name, places in found.lines.items() if name not in failed}
         self.notes.write_text(json.dumps([lines, found.seconds]))
-        return sound
+        return bool(lines)
 
     def _outcome(self, session: pytest.Session, mutant: Mutant, items: list[pytest.Item], reached: Reached) -> str:
         """`killed`, `survived`, or `import` where no function's code differs."""
@@ -363,7 +367,7 @@ class Session:
             return run_items(session, items)
 
         with restored(Path(mutant.file)):
-            limit = max(SLOWEST, 20 * sum(reached.seconds[item.nodeid] for item in items))
+            limit = PATIENCE + 5 * sum(reached.seconds[item.nodeid] for item in items)
             return "survived" if passes(run, limit) else "killed"
 
 
@@ -427,7 +431,7 @@ def _survives_import(mutant: Mutant, reached: Reached) -> bool:
             cached.unlink()  # its date and size could be those of this file
         path.write_text(mutant.applied(path.read_text()))
         sys.dont_write_bytecode = True
-        limit = max(SLOWEST, 20 * sum(reached.seconds[name] for name in names))
+        limit = PATIENCE + 5 * sum(reached.seconds[name] for name in names)
         alive = passes(lambda: pytest_passes(names, []), limit)
     if alive:
         print(described(mutant), file=PROGRESS, flush=True)

@@ -3,8 +3,16 @@ from itertools import combinations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from gpt_modules.functional import clipped_value_loss, explained_variance, ppo_clip_loss, ranking_loss, ranking_pairs
+from gpt_modules.functional import (
+    clipped_value_loss,
+    explained_variance,
+    ppo_clip_loss,
+    ranking_loss,
+    ranking_pairs,
+    supervised_scores,
+)
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
 
@@ -67,6 +75,12 @@ def test_no_pair_gives_zero_and_a_zero_gradient():
     loss.backward()
     assert loss.item() == 0
     assert torch.equal(scores.grad, torch.zeros(2, 3))
+
+
+def test_a_prompt_without_a_pair_is_not_one_of_the_mean():
+    scores, ranks = torch.randn(3, 2), torch.tensor([[1, 2], [1, 1], [1, 2]])
+    mask = torch.tensor([[True, True], [True, True], [True, False]])
+    torch.testing.assert_close(ranking_loss(scores, ranks, mask), ranking_loss(scores[:1], ranks[:1], mask[:1]))
 
 
 def test_missing_answers_may_hold_anything():
@@ -197,3 +211,50 @@ def test_explained_variance():
     assert explained_variance(torch.full((4, 6), 3.0), returns, mask).item() == pytest.approx(0.0, abs=1e-5)
     assert explained_variance(-values, returns, mask).item() == pytest.approx(-3.0, rel=1e-5)
     assert explained_variance(returns, torch.ones(4, 6), mask) == 0
+
+
+def test_explained_variance_has_no_gradient():
+    values = torch.randn(2, 3, requires_grad=True)
+    assert not explained_variance(values, torch.randn(2, 3), torch.ones(2, 3, dtype=torch.bool)).requires_grad
+
+
+# Supervised sets
+
+
+def test_supervised_scores_of_tokens_are_a_mean_over_what_is_asked():
+    logits, targets = torch.randn(4, 3, 5), torch.randint(5, (4, 3))
+    targets[0, 1:], targets[1] = -100, -100
+    loss, right = supervised_scores(logits, targets)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
+    best = logits.argmax(-1)
+    assert right.tolist() == [
+        all(int(b) == int(t) for b, t in zip(*row, strict=True) if t != -100) for row in zip(best, targets, strict=True)
+    ]
+    assert right.dtype == loss.dtype == torch.float32
+    certain = F.one_hot(targets.clamp(min=0), 5) * 100.0
+    assert supervised_scores(certain, targets)[1].tolist() == [1.0] * 4
+    certain[3, 2] = certain[3, 2].roll(1)
+    assert supervised_scores(certain, targets)[1].tolist() == [1.0, 1.0, 1.0, 0.0], "one wrong token is enough"
+
+
+def test_supervised_scores_of_classes():
+    logits, targets = torch.tensor([[2.0, 0.0], [0.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 0])
+    loss, right = supervised_scores(logits, targets)
+    assert loss.item() == pytest.approx((softplus(-2.0) + math.log(2) + softplus(1.0)) / 3)
+    assert right.tolist() == [1.0, 1.0, 0.0]
+    assert supervised_scores(logits.bfloat16(), targets)[0].item() == pytest.approx(loss.item(), rel=1e-6)
+    assert supervised_scores(logits.double(), targets)[0].dtype == torch.float64
+
+
+def test_supervised_scores_of_numbers_are_the_squared_error_and_nothing_is_right():
+    loss, right = supervised_scores(torch.tensor([[1.0], [2.0], [4.0]]).bfloat16(), torch.tensor([[1.0], [0.0], [5.0]]))
+    assert loss.item() == pytest.approx(5 / 3)
+    assert right.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_where_nothing_is_asked_the_loss_is_zero_with_a_zero_gradient():
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    loss, right = supervised_scores(logits, torch.full((2, 3), -100))
+    loss.backward()
+    assert (loss.item(), right.tolist()) == (0.0, [1.0, 1.0])
+    assert not logits.grad.any()

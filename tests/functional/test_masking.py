@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from gpt_modules.functional import masked_mean, masked_whiten
+from gpt_modules.functional import masked_mean, masked_whiten, token_mean
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -19,6 +19,15 @@ def test_mean_of_nothing_is_zero_with_a_zero_gradient():
     mean.backward()
     assert mean.item() == 0
     assert torch.equal(values.grad, torch.zeros(2, 3))
+
+
+def test_shares_of_a_mean_add_up_to_it():
+    values, mask = torch.randn(5, 4).double(), torch.rand(5, 4) < 0.6
+    values = torch.where(mask, values, math.nan)
+    parts = [token_mean(values[rows], mask[rows], mask.sum()) for rows in (slice(0, 1), slice(1, 5))]
+    torch.testing.assert_close(sum(parts), token_mean(values, mask))
+    torch.testing.assert_close(token_mean(values, mask), values[mask].mean())
+    assert token_mean(torch.tensor([[2.0, 5.0]]), torch.tensor([[True, False]]), 8.0).item() == 0.25
 
 
 def test_whitened_values_have_mean_zero_and_biased_variance_one():

@@ -29,6 +29,21 @@ def test_top_p_counts_what_top_k_left():
     assert filter_logits(probs.log(), top_k=2, top_p=0.5).isfinite().tolist() == [[True, False, False, False]]
 
 
+def test_the_nucleus_ends_with_the_token_that_reaches_p():
+    kept = filter_logits(torch.zeros(1, 4), top_p=0.5).isfinite()
+    assert kept.sum() == 2, "a quarter and a quarter are a half, exactly"
+
+
+def test_all_that_has_a_probability_is_all_of_the_nucleus_of_one():
+    """However the sum of the first ones is rounded."""
+    logits = torch.cat([torch.zeros(1), torch.full((1000,), -30.0)])[None]
+    assert torch.equal(filter_logits(logits, top_p=1.0), logits)
+
+
+def test_the_least_that_can_be_asked_for_is_one_token():
+    assert filter_logits(torch.tensor([[1.0, 3.0, 2.0]]), top_k=1).isfinite().tolist() == [[False, True, False]]
+
+
 def test_no_filter_is_the_logits_in_float32_and_they_stay():
     logits = torch.randn(2, 9).bfloat16()
     before = logits.clone()

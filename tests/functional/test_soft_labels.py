@@ -44,6 +44,10 @@ def test_weights_make_a_mean_of_means() -> None:
     assert (row_mean_weights(mask) * losses).sum().item() == pytest.approx((3.0 + 5.0) / 2)
 
 
+def test_a_single_token_is_the_mean_of_itself() -> None:
+    assert row_mean_weights(torch.tensor([[True]])).tolist() == [[1.0]]
+
+
 def test_where_nothing_counts_the_weights_are_zero() -> None:
     assert torch.equal(row_mean_weights(torch.zeros(2, 3, dtype=torch.bool)), torch.zeros(2, 3))
     assert row_mean_weights(torch.zeros(0, 3, dtype=torch.bool)).shape == (0, 3)
