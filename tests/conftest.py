@@ -61,6 +61,12 @@ class Micro:
     def vocab_size(self) -> int:
         return self.tokenizer.vocab_size
 
+    def again(self, path: Path) -> str:
+        """The same rows in another file: what is trained on may not validate."""
+        other = path.with_name(f"again-{path.name}")
+        other.write_bytes(path.read_bytes() + b"\n")
+        return str(other)
+
     def config(self, **changes: Any) -> DecoderConfig:
         sizes = {"vocab_size": self.vocab_size, "n_positions": 32, "n_layer": 2, "n_head": 2, "n_embd": 16}
         dropout = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.3)

@@ -21,7 +21,7 @@ FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0)
 def data(micro, tmp_path):
     return PretrainingDataModule(
         str(micro.pretraining),
-        str(micro.pretraining),
+        micro.again(micro.pretraining),
         tokenizer=str(micro.gpt),
         context=16,
         batch_size=8,

@@ -21,6 +21,7 @@ Schema = Literal["pretraining", "sft", "reward", "ppo"]
 Check = Callable[[object], Row]
 """A record's row; raises `FieldError` where it does not fit."""
 
+SHOWN_LETTERS = 24  # of a field's name that was not expected
 ROLES = ("system", "user", "assistant")
 
 
@@ -75,7 +76,8 @@ def mapping_of(record: object) -> Mapping[Any, Any]:
 
 def no_such_field(record: Mapping[Any, Any]) -> str:
     """What was found in place of a field that is missing."""
-    return f"no such field among {sorted(map(str, record))[:8]}"
+    names = [name if len(name) <= SHOWN_LETTERS else f"{name[:SHOWN_LETTERS]}..." for name in sorted(map(str, record))]
+    return f"no such field among {names[:8]}"
 
 
 def text_of(record: Mapping[Any, Any], field: str, name: str | None = None) -> str:

@@ -28,6 +28,11 @@ def test_good_rows_come_back_bare(schema, row, expected):
     ("schema", "row", "message"),
     [
         ("pretraining", {"tex": "a"}, "text: found no such field among ['tex'], expected text"),
+        (
+            "pretraining",
+            {f"{'x' * 24}{i}{'x' * 99}": "a" for i in range(9)},
+            f"text: found no such field among {['x' * 24 + '...'] * 8}, expected text",
+        ),
         ("pretraining", {"text": None}, "text: found null, expected non-empty text"),
         ("pretraining", {"text": " \n"}, "text: found empty text, expected non-empty text"),
         ("pretraining", {"text": 3}, "text: found the number 3, expected non-empty text"),

@@ -253,7 +253,7 @@ def test_a_baseline_that_cannot_be_one_is_told_before_the_first_step(tmp_path):
 
 
 def test_it_needs_a_module_that_meta_learns(micro, tmp_path):
-    data = PretrainingDataModule(str(micro.pretraining), str(micro.pretraining), str(micro.gpt), context=16,
+    data = PretrainingDataModule(str(micro.pretraining), micro.again(micro.pretraining), str(micro.gpt), context=16,
                                  cache_dir=str(tmp_path))  # fmt: skip
     with pytest.raises(UserError, match="AdaptationCurves: found PretrainingModule, expected a module that"):
         fit(tmp_path, PretrainingModule(micro.config()), data, [curves()])
