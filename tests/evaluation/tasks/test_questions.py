@@ -186,20 +186,6 @@ def test_a_row_that_does_not_fit_is_told_with_file_row_and_field(read, fault):
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_are_read_as_they_are_written(tmp_path):
-    """Beside 2.5, the library's column of numbers made "5.0" of 5 and "7" of "007"."""
-    (tmp_path / "rows.jsonl").write_text(
-        '{"query": 5, "choices": [5, 2.50, "007"], "gold": 0}\n'
-        '{"query": 2.5, "choices": [1e3, -0, "NA"], "gold": "NA"}\n'
-    )
-    task = task_from({"name": "a", "kind": "choice", "source": str(tmp_path / "rows.jsonl"), "choices": "{choices}"})
-    items = read_questions(task).items
-    assert [[*item.answers, item.gold] for item in items] == [
-        [("5", " 5"), ("5", " 2.50"), ("5", " 007"), 0],
-        [("2.5", " 1e3"), ("2.5", " -0"), ("2.5", " NA"), 2],
-    ]
-
-
 def test_other_rows_that_do_not_fit(read, tmp_path):
     with pytest.raises(UserError, match=r"rows\.jsonl:1: t: found the text 'word', expected at least two words"):
         read([{"t": "word"}], kind="cloze", text="{t}")
