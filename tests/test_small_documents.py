@@ -119,7 +119,8 @@ def results(folder):
         found = Results(folder, {"weights": "w", "limit": None, "seed": 0}, definitions)
         return [line for entry in found.entries for line in table_rows(entry, ["quiz"])], found
 
-    read()[1].add("quiz", 0, Result({"acc": Estimate(0.5, 0.1)}, 6, 0, 1, 0, 1.5, []), False)
+    found = read()[1]
+    found.write(found.add("quiz", 0, Result({"acc": Estimate(0.5, 0.1)}, 6, 0, 1, 0, 1.5, [])), None)
     return folder / "results.json", read
 
 
