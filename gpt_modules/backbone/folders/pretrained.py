@@ -37,7 +37,7 @@ from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.storage.digests import sha256_of
-from gpt_modules.storage.documents import FileName, Foreign, read_document
+from gpt_modules.storage.documents import FileName, Foreign, at, read_document
 from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, TOKENIZER_FILE, WEIGHTS_FILE
 
 
@@ -200,7 +200,7 @@ def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
     parts = {part: _read_safetensors(folder / part) for part in sorted(set(where.values()))}
     for name, part in where.items():
         if name not in parts[part]:
-            raise UserError(f"{folder / part}: {name}: missing, expected the tensor that {index.name} names")
+            raise UserError(f"{folder / part}: {at('', name)}: missing, expected the tensor that {index.name} names")
     return {name: parts[part][name] for name, part in where.items()}
 
 

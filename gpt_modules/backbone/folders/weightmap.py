@@ -17,6 +17,7 @@ from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.folders.model_families import Family, family_of
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
+from gpt_modules.storage.documents import at
 
 Kind = Literal["gpt", "reward", "task"]
 
@@ -178,4 +179,4 @@ def _check_rest(rest: Mapping[str, Tensor], embedding: Tensor, source: str) -> N
                     f"{source}: lm_head.weight: found its own values, expected those of the token embedding"
                 )
         elif not any(part in name for part in _IGNORED):
-            raise UserError(f"{source}: {name}: unknown tensor, expected none of this name")
+            raise UserError(f"{source}: {at('', name)}: unknown tensor, expected none of this name")

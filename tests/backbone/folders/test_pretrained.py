@@ -1,6 +1,7 @@
 """Folders exchanged with `transformers` in both directions, and every way in which a folder can be wrong."""
 
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -278,7 +279,9 @@ def test_missing_files_and_broken_json(tmp_path: Path) -> None:
 def test_numbers_of_a_score_must_be_finite(tmp_path: Path) -> None:
     save_pretrained(tmp_path / "m", reward())
     path = tmp_path / "m" / "config.json"
-    path.write_text(path.read_text().replace('"scale": 1.7', '"scale": "much"'))
+    document = json.loads(path.read_text())
+    document["gpt_modules"]["scale"] = "much"
+    path.write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"gpt_modules\.scale: found 'much', expected a number$"):
         load_pretrained(tmp_path / "m")
 
@@ -297,3 +300,32 @@ def test_pickled_weights_are_data_only(tmp_path: Path) -> None:
     torch.save({"transformer.wte.weight": Evil()}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: not a file of plain weights: "):
         load_pretrained(folder)
+
+
+@pytest.mark.parametrize("change", ["renamed", "another part", "no part", "a path", "no map"])
+def test_an_index_that_does_not_fit_names_the_tensor_or_the_file(
+    change, tmp_path: Path, transformers: ModuleType
+) -> None:
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**SIZES))
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    load_pretrained(tmp_path)
+    document = json.loads(index.read_text())
+    where = document["weight_map"]
+    first, part = next(iter(where.items()))
+    other = next(name for name in where.values() if name != part)
+    if change == "renamed":
+        where["z" * 500] = where.pop(first)
+    document["weight_map"] = {
+        "another part": {**where, first: other}, "no part": {**where, first: "none.safetensors"},
+        "a path": {**where, first: "../a"}, "no map": [],
+    }.get(change, where)  # fmt: skip
+    index.write_text(json.dumps(document))
+    message = {
+        "renamed": "…: missing, expected the tensor that", "another part": f"{other}: {first}: missing, expected the",
+        "no part": "none.safetensors: not a readable", "a path": "found '../a', expected the name of a file, no path",
+        "no map": r"weight_map: found [], expected a mapping of keys",
+    }[change]  # fmt: skip
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_pretrained(tmp_path)
+    assert len(str(caught.value)) < 400
