@@ -101,6 +101,7 @@ def lock(root: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        file.close()
         raise UserError(
             f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir"
         ) from error

@@ -65,7 +65,7 @@ def test_values_of_every_shape(parse):
         ("--model.optimizer.lrr 3", "--model.optimizer.lrr: no such key; near it: optimizer.lr"),
         ("--model.droput 3", "--model.droput: no such key; near it: dropout"),
         ("--model.optimizer.betas 0.9", "--model.optimizer.betas: found '0.9', expected a list of 2 (each a number)"),
-        ("--model STFModule", "--model: model.class_path: found 'STFModule', expected one of PretrainingModule, FinetuningModule, SFT"),
+        ("--model STFModule", "--model: model.class_path: found 'STFModule', expected one of Pret"),
         ("--data Nope", "--data: data.class_path: found 'Nope', expected one of PretrainingDataModule"),
         ("--trainer.callbacks+=EarlyStopping",
          "--trainer.callbacks+: trainer.callbacks[0].init_args.monitor: missing, expected text"),
