@@ -142,7 +142,6 @@ def test_a_message_stays_a_line_whatever_was_found():
         (int | float, [1, 1.5], [True, "1"]),
         (dict[str, list[int]] | list[int], [{"a": [1]}, [1]], [{"a": 1}, ["a"]]),
     ],
-    ids=str,
 )
 def test_the_types_that_documents_share(kind, good, bad):
     for value in good:
