@@ -105,6 +105,7 @@ class AdaptationCurves(L.Callback):
         self.latest: Comparison | None = None
         self._first: dict[str, Tensor] = {}
         self._held_out: Tasks | None = None
+        self._measured = False
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the run began with, where no folder holds them."""
@@ -120,9 +121,9 @@ class AdaptationCurves(L.Callback):
         begins = trainer.ckpt_path is None  # what resumes has its first weights from the checkpoint, or not at all
         if begins and self._folder(pl_module) is None:
             self._first = {name: value.detach().cpu().clone() for name, value in network.named_parameters()}
-        if trainer.is_global_zero:
-            self._draw(trainer.datamodule)  # type: ignore[attr-defined]
-            self._open_baseline(trainer, pl_module)
+        self._measured = False
+        self._draw(trainer.datamodule)  # type: ignore[attr-defined]
+        self._open_baseline(trainer, pl_module)  # by all processes: what is wrong ends each of them
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure."""
@@ -131,7 +132,7 @@ class AdaptationCurves(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that was cut off after its last step has none left when it resumes, and then no `on_train_end`."""
-        if self.latest is None:
+        if not self._measured:
             self.on_train_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -143,6 +144,7 @@ class AdaptationCurves(L.Callback):
         if trainer.is_global_zero:
             with torch.inference_mode(False), _without_dropout(_network(pl_module)):
                 self._compare(trainer, pl_module)
+        self._measured = True  # of all processes, though one alone has the numbers: they must agree on who waits
         trainer.strategy.barrier()
 
     def _compare(self, trainer: L.Trainer, pl_module: Any) -> None:

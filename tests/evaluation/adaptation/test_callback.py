@@ -281,3 +281,18 @@ def test_a_recipe_names_what_to_look_at():
     (callback,) = parser.instantiate(parser.parse_object({"callbacks": given})).callbacks
     assert (callback.tasks, callback.support, callback.settings.steps) == (20, [0, 4], [0, 2])
     assert (callback.baseline, callback.settings.finetuning_steps) == ("runs/joint/export", 2)
+
+
+def test_processes_agree_on_who_waits(monkeypatch):
+    """One process measures and all wait for it, once: a second wait of the others would never end."""
+    waits = []
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    monkeypatch.setattr(L.Trainer, "is_global_zero", False)
+    monkeypatch.setattr(trainer.strategy, "barrier", lambda: waits.append(1))
+    other = curves()
+    other.on_train_end(trainer, decoder())
+    other.on_fit_end(trainer, decoder())
+    assert (len(waits), other.latest) == (1, None)
+    resumed = curves()
+    resumed.on_fit_end(trainer, decoder())
+    assert len(waits) == 2, "a run that was cut off after its last step has no other end"
