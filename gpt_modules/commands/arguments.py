@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 LARGEST = 2**63 - 1
+LONGEST_NAME = 255  # bytes, of a file on all systems
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -65,7 +67,7 @@ def utf8_text(text: str) -> str:
 
 def path_name(text: str) -> Path:
     """The type of an argument that names a file or a folder: an empty one would be the current folder."""
-    if not text.strip() or "\0" in text:
+    if not text.strip() or "\0" in text or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(text).parts):
         raise argparse.ArgumentTypeError(f"found {text[:40]!r}, expected the name of a file or a folder")
     return Path(text)
 

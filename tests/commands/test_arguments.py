@@ -3,11 +3,12 @@
 import argparse
 import os
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
-from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, utf8_text, whole_number
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
 from gpt_modules.errors import UserError
 
 
@@ -35,6 +36,13 @@ def test_bytes_that_are_not_utf8():
     assert utf8_text("ünï\x00") == "ünï\x00"
     with pytest.raises(argparse.ArgumentTypeError, match="found bytes that are not UTF-8, expected UTF-8 text"):
         utf8_text(os.fsdecode(b"caf\xe9"))
+
+
+def test_the_name_of_a_file():
+    assert path_name("a/b.json") == Path("a/b.json")
+    for text in ("", " ", "a\0b", "x" * 256, "a/" + "é" * 128):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected the name of a file or a folder"):
+            path_name(text)
 
 
 def test_the_line_names_the_argument():
