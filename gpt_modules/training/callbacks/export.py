@@ -2,7 +2,6 @@
 
 import logging
 import math
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from gpt_modules.backbone.folders.replacing import check_replaceable
 from gpt_modules.errors import UserError, expect
-from gpt_modules.storage.durable import no_room
+from gpt_modules.storage.durable import check_writable
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class ExportBest(L.Callback):
         if trainer.is_global_zero and isinstance(pl_module, Exports):
             for folder in self._folders(trainer, pl_module):
                 check_replaceable(folder)
-                check_writable(folder)
+                check_writable(folder.parent)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A run that goes on where its best weights are not, in another folder, looks for the best from here on."""
@@ -152,13 +151,3 @@ def validate(trainer: L.Trainer) -> None:
     with isolate_rng():
         trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.state.stage = stage
-
-
-def check_writable(folder: Path) -> None:
-    """Raises `UserError` where `folder` could not be written beside what is there."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as new:
-            (Path(new) / "probe").write_bytes(b"1")
-    except OSError as error:
-        raise no_room(folder, error) from error
