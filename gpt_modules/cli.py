@@ -58,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SIGPIPE) when a command that only prints has nobody left to read it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _exit_on_signal)
     try:
         _run(words)
         if sys.stdout is not None:
@@ -77,6 +75,8 @@ def _run(words: list[str]) -> None:
     elif words[0] in ("-V", "--version"):
         print(f"gpt_modules {_version()}")
     else:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _exit_on_signal)
         if words[0] not in _PRINT_ONLY:
             _outlive_readers()
         _command(words[0])(words[1:])

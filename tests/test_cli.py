@@ -165,7 +165,10 @@ def test_a_run_from_its_first_step_to_its_second_life(gpt, sft, micro, tmp_path)
     # The class and the rate are the recipe's, not the checkpoint's.
     saved = sorted((root / "checkpoints").glob("*.ckpt"))[-1]
     other = write(tmp_path / "o.yaml", micro.recipe("reward", tmp_path / "other"))
-    assert_refused(gpt.run("fit", "--config", other, "--ckpt_path", saved), "another model than the recipe's")
+    assert_refused(
+        gpt.run("fit", "--config", other, "--ckpt_path", saved),
+        "model.class_path: found 'SFTModule', expected the recipe's RewardModule",
+    )
     words = ["fit", "--config", recipe, "--ckpt_path", "last", "--trainer.max_steps", "4"]
     assert gpt.run(*words, "--model.init_args.optimizer.lr", "0.5").status == 0
     config = yaml.safe_load((root / "config.yaml").read_text())

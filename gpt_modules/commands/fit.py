@@ -21,7 +21,13 @@ from gpt_modules.commands.complaints import complaint
 from gpt_modules.commands.composition import Composition, compose
 from gpt_modules.commands.key_help import key_help
 from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock
-from gpt_modules.commands.trainer_keys import check_environment, check_values, refused_key, refused_later
+from gpt_modules.commands.trainer_keys import (
+    check_environment,
+    check_processes,
+    check_values,
+    refused_key,
+    refused_later,
+)
 from gpt_modules.commands.vocabulary import allow_only
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import parse_yaml
@@ -118,11 +124,13 @@ class TrainerCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         try:
-            return super()._instantiate_trainer(dict(config), callbacks)
+            trainer = super()._instantiate_trainer(dict(config), callbacks)
         except UserError:
             raise
         except Exception as error:  # Lightning and torch raise some ten types for a value that does not fit
             raise refused_key(error, config, lambda given: L.Trainer(**given), self.recipe) from error
+        check_processes(trainer, self.recipe)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         for name, path in self.recipe.configs:

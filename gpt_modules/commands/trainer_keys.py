@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning.pytorch.accelerators import CPUAccelerator
+
 from gpt_modules.commands.complaints import one_line, shown
 from gpt_modules.commands.composition import Composition
 from gpt_modules.errors import UserError
@@ -105,6 +107,18 @@ def check_environment() -> None:
         value = os.environ.get(name)
         if value is not None and not re.fullmatch(r"\d{1,9}", value):
             raise UserError(f"environment: {name}: found {shown(value)}, expected a launcher's whole number")
+
+
+def check_processes(trainer: Any, recipe: Composition) -> None:
+    """A process is started for each device, and on a CPU any number of devices can be asked for.
+
+    Raises:
+        UserError: for more than the machine can be meant to bear.
+    """
+    most = max(8, os.cpu_count() or 1)
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
+        found = f"found {trainer.num_devices} processes on the CPU, expected at most {most} on this machine"
+        raise UserError(f"{recipe.where(('trainer', 'devices'))}: {found}")
 
 
 def refused_key(

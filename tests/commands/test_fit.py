@@ -3,6 +3,7 @@
 import pytest
 
 from gpt_modules.commands import fit
+from gpt_modules.commands.trainer_keys import check_environment
 from gpt_modules.errors import UserError
 
 SFT = ["-c", "sft/tiny"]
@@ -165,3 +166,31 @@ def test_help_on_keys(parse, capsys, words, parts):
     page = capsys.readouterr().out
     assert all(part in page for part in parts)
     assert len(page.splitlines()) < 200
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--trainer.devices 1000000", "--trainer.devices: found 1000000 processes on the CPU, expected at most"),
+        ("--trainer.devices -7", "--trainer.devices: found '-7', which is refused: "),
+        ("--trainer.precision 16-true --trainer.strategy foo", "--trainer.strategy: found 'foo', which is refused: "),
+        ("--trainer.accelerator abacus", "--trainer.accelerator: found 'abacus', which is refused: "),
+        ("--trainer.max_time foo", "--trainer.max_time: found 'foo', which is refused: "),
+        ("--trainer.default_root_dir=", "--trainer.default_root_dir: found nothing, expected the run's folder"),
+    ],
+)
+def test_what_the_trainer_refuses_is_told_by_key(monkeypatch, tmp_path, words, line):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["gpt"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    with pytest.raises(UserError) as refused:
+        fit.run_trainer("fit", [*SFT, "--trainer.accelerator", "cpu", *words.split()])
+    assert str(refused.value).startswith(line)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS"])
+def test_junk_of_a_launcher_is_told(monkeypatch, name):
+    monkeypatch.setenv(name, "many")
+    with pytest.raises(UserError) as refused:
+        check_environment()
+    assert str(refused.value) == f"environment: {name}: found 'many', expected a launcher's whole number"
