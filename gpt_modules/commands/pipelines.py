@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from gpt_modules.errors import UserError
 from gpt_modules.storage.documents import FileName, Positive, Rule, at, document_of
 from gpt_modules.storage.json_files import shown
+from gpt_modules.storage.paths import path_of
 from gpt_modules.storage.recipes import find_recipe, read_recipe
 
 ROOT_KEY = "trainer.default_root_dir"
@@ -67,7 +68,7 @@ class Pipeline:
     sample_tokens: Positive = 40
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "root", self.root.expanduser())
+        object.__setattr__(self, "root", path_of(self.root))
         for number, stage in enumerate(self.stages):
             earlier = [other.name for other in self.stages[:number]]
             where = f"stages[{number + 1}]"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_modules.commands.arguments import Arguments, number, whole_number
 from gpt_modules.errors import UserError
+from gpt_modules.storage.paths import path_of
 
 if TYPE_CHECKING:
     from gpt_modules.data.corpus.cleaning.survey import Filter
@@ -27,7 +28,7 @@ def main(words: list[str]) -> None:
     """`gpt prepare --source FILES_OR_HUB --tokenizer gpt2 --output DIR`: run it again to go on where it was cut off."""
     options = _parser().parse_args(words)
     shard_tokens = parse_size(options.shard_tokens)
-    folder = Path(options.output).expanduser()
+    folder = path_of(options.output)
     from gpt_modules.data.corpus.shard_writer import refuse_other
     from gpt_modules.data.text.tokenizers import Tokenizer
 

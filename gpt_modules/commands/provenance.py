@@ -21,6 +21,7 @@ from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.documents import read_document
 from gpt_modules.storage.durable import replace_durably, room_for
 from gpt_modules.storage.json_files import shown
+from gpt_modules.storage.paths import path_of
 
 ORIGIN_FILE = "stage.json"
 NOT_COUNTED = (
@@ -138,7 +139,7 @@ def _files(name: str) -> list[Path]:
     if not name or "\0" in name or len(name) > 4096 or name in _WORDS or has_own_splits(name):
         return []
     try:
-        path = Path(name).expanduser()
+        path = path_of(name)
         if path.is_dir():  # a folder of shards knows the digests of its files
             return [path / MANIFEST] if (path / MANIFEST).is_file() else _of_folder(path)
         if path.is_file():
@@ -146,7 +147,7 @@ def _files(name: str) -> list[Path]:
         found = glob.glob(str(path), recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
         found += [_module(name)] if ":" in name else []
         return sorted(Path(item) for item in found if Path(item).is_file())
-    except (OSError, ValueError, RuntimeError):  # names that no file can have
+    except (OSError, ValueError):  # names that no file can have
         return []
 
 

@@ -6,7 +6,6 @@ import logging
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -32,6 +31,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling, LabellingKind
 from gpt_modules.storage.documents import Foreign, read_document
 from gpt_modules.storage.model_files import CONFIG_FILE
+from gpt_modules.storage.paths import path_of
 
 log = logging.getLogger(__name__)
 
@@ -337,7 +337,7 @@ class _Config(Foreign):
 
 def saved_task(folder: str) -> Labelling | None:
     """The task in the `config.json` of a task model's folder; None for any other folder, and where there is none."""
-    path = Path(folder).expanduser() / CONFIG_FILE
+    path = path_of(folder) / CONFIG_FILE
     if not path.is_file():
         return None
     ours = read_document(path, _Config, "the configuration of a model").gpt_modules

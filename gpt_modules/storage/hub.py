@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.paths import lies_in_folder, near_names, path_of
 
+LONGEST = 200  # characters; the hub allows 96
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def is_hub_name(name: str) -> bool:
     """Whether it reads like one: "owner/name", or a name of the hub's own."""
-    return _NAME.fullmatch(name) is not None and not name.endswith(".json")
+    return len(name) <= LONGEST and _NAME.fullmatch(name) is not None and not name.endswith(".json")
 
 
 def fetch(name: str, files: Sequence[str]) -> Path:
@@ -22,8 +24,13 @@ def fetch(name: str, files: Sequence[str]) -> Path:
         files: Patterns of what is fetched.
 
     Raises:
-        UserError: There is no such name, or no way to the hub.
+        UserError: The name is nearly one of something here, or in a folder that is here, which is told without asking
+            the hub; there is no such name, or no way to the hub.
     """
+    near = near_names(name)
+    if near or lies_in_folder(name):
+        meant = f"; did you mean {' or '.join(near)}?" if near else f", expected something in {path_of(name).parent}"
+        raise UserError(f"{name}: found no such file or folder{meant}")
     import huggingface_hub  # only here: slow to import, and most runs never need it
 
     try:

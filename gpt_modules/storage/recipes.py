@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.paths import is_there
 from gpt_modules.storage.yaml_files import Lines, Place, dotted, read_yaml
 
 LOCAL = Path("recipes")
@@ -36,16 +37,9 @@ def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
         folders.append((SHIPPED, short))
     for folder, path in folders:
         for found in (folder / path, folder / f"{path}.yaml"):
-            if _is_there(found):
+            if is_there(found) and not found.is_dir():
                 return found
     raise UserError(f"{str(name)[:200]}: no such recipe{_near(short)}")
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists() and not path.is_dir()
-    except (OSError, ValueError):  # a name that no file can have
-        return False
 
 
 def recipe_names() -> list[str]:

@@ -33,3 +33,21 @@ def test_whatever_the_hub_raises_is_one_line(monkeypatch, error, reason):
     with pytest.raises(UserError) as caught:
         fetch("a/b", ["x"])
     assert str(caught.value) == f"a/b: no such folder, and not to be had from the Hugging Face hub: {reason}"
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("exprot", "exprot: found no such file or folder; did you mean export?"),
+        ("run/tiny", "run/tiny: found no such file or folder; did you mean runs/tiny?"),
+        ("runs/large", "runs/large: found no such file or folder, expected something in runs"),
+    ],
+)
+def test_what_was_meant_to_be_here_is_not_asked_of_the_hub(tmp_path, monkeypatch, name, line):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UserError) as caught:
+        fetch(name, ["x"])
+    assert str(caught.value) == line

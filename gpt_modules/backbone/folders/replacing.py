@@ -12,6 +12,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import no_room, sync
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from gpt_modules.storage.paths import is_there, path_of
 
 # All that is ever fetched: no pickles, no code.
 _HUB_FILES = [CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
@@ -26,13 +27,13 @@ _OUR_FILES = {
 
 def find_folder(name: str | Path) -> Path:
     """The folder of that path or, where there is none and it reads like one, of that name on the Hugging Face hub."""
-    folder = Path(name)
-    if folder.is_dir():
+    folder = path_of(name)
+    if is_there(folder) and folder.is_dir():
         return folder
-    if folder.exists():
+    if is_there(folder):
         raise UserError(f"{name}: found a file, expected a model folder")
     if not isinstance(name, str) or not is_hub_name(name):
-        raise UserError(f"{name}: no such folder, expected a model folder or a name on the Hugging Face hub")
+        raise UserError(f"{str(name)[:200]}: no such folder, expected a model folder or a name on the Hugging Face hub")
     return fetch(name, _HUB_FILES)
 
 

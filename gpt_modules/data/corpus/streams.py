@@ -14,7 +14,7 @@ from gpt_modules.data.corpus.documents import PIECE, Document, beginning_or_end,
 from gpt_modules.data.corpus.llmc import SUFFIX, open_llmc
 from gpt_modules.data.corpus.shard_writer import open_or_write_shards
 from gpt_modules.data.corpus.shards import FORMAT_VERSION, Tokens, between, is_shard_folder, join_tokens, open_shards
-from gpt_modules.data.rows.files import is_local, path_of
+from gpt_modules.data.rows.files import is_local
 from gpt_modules.data.rows.sources import (
     Source,
     cache_folder,
@@ -26,6 +26,7 @@ from gpt_modules.data.rows.sources import (
 from gpt_modules.data.splits import Split, split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.paths import path_of
 
 FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the text validates instead
 READING = 2  # raised when the same bytes are read as other text than before: tokens are kept by it

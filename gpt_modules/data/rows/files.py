@@ -25,6 +25,7 @@ from gpt_modules.data.rows.schemas import Check, FieldError, Schema
 from gpt_modules.data.rows.tables import SEPARATORS, table_rows
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
+from gpt_modules.storage.paths import LIKENESS, is_there, lies_in_folder, near_names, path_of
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
@@ -32,24 +33,17 @@ _OTHER_ENDINGS = (
     *(".arrow", ".bin", ".dat", ".doc", ".docx", ".html", ".jsn", ".log", ".md", ".ndjson", ".npy", ".pdf", ".pickle"),
     *(".pkl", ".pt", ".tab", ".tar", ".text", ".tgz", ".xls", ".xlsx", ".xml", ".yaml", ".yml"),
 )
-_LIKENESS = 0.8
 
 
 def is_local(item: str) -> bool:
-    """Whether a source means files here, not a name on the hub: it is there, or reads like a path or a file's name."""
+    """Whether a source means files here, not a name on the hub: it or its folder is there, or it reads like
+    a path or a file's name.
+    """
     path = path_of(item)
     endings = (*SUFFIXES, *COMPRESSED, *_OTHER_ENDINGS)
-    named = path.suffix.lower() in endings or bool(get_close_matches(path.suffix.lower(), SUFFIXES, 1, _LIKENESS))
+    named = path.suffix.lower() in endings or bool(get_close_matches(path.suffix.lower(), SUFFIXES, 1, LIKENESS))
     like_a_path = item.startswith((".", "/", "~")) or item.count("/") > 1 or item.endswith("/") or "\\" in item
-    return not item.strip() or named or like_a_path or glob.has_magic(item) or _is_there(path)
-
-
-def path_of(item: str) -> Path:
-    """The path that a name means; `~` is the home folder, unless it has none."""
-    try:
-        return Path(item).expanduser()
-    except RuntimeError:  # "~x.txt" is the home of nobody
-        return Path(item)
+    return not item.strip() or named or like_a_path or glob.has_magic(item) or is_there(path) or lies_in_folder(item)
 
 
 def find_files(item: str) -> list[Path]:
@@ -63,7 +57,7 @@ def find_files(item: str) -> list[Path]:
         raise UserError(f"source: found {item!r}, expected the name of a file, a folder or a data set")
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if _ending(p) in SUFFIXES or _packed(p))
-    elif _is_there(path) or not glob.has_magic(item):
+    elif is_there(path) or not glob.has_magic(item):
         found = [path]
     else:
         found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if not Path(p).is_dir())  # noqa: PTH207
@@ -74,16 +68,15 @@ def find_files(item: str) -> list[Path]:
     return found
 
 
-def near_names(item: str) -> list[str]:
-    """Names in the folder of a source that may have been meant."""
+def near_files(item: str) -> list[str]:
+    """Files that may have been meant: of nearly the source's name, whole or without its ending."""
     path = path_of(item)
     try:
-        names = {entry.name: entry for entry in path.parent.iterdir()}
-    except OSError:
-        return []
-    stems = {entry.stem: name for name, entry in names.items() if _ending(entry) in SUFFIXES}
-    close = get_close_matches(path.name, [*names, *stems], 3, _LIKENESS)
-    return [str(path.parent / stems.get(name, name)) for name in dict.fromkeys(close)]
+        stems = {entry.stem: entry for entry in path.parent.iterdir() if _ending(entry) in SUFFIXES}
+    except (OSError, ValueError):
+        stems = {}
+    close = get_close_matches(path.name, stems, 3, LIKENESS)
+    return list(dict.fromkeys([*near_names(item), *(str(stems[stem]) for stem in close)]))
 
 
 def file_rows(path: Path, schema: Schema | Check, check: Check) -> Iterator[Row]:
@@ -134,8 +127,8 @@ def _check_file(path: Path) -> None:
     expected = ", ".join(SUFFIXES)
     if _packed(path):
         raise UserError(f"{path}: found a compressed file, expected it unpacked ({expected})")
-    if not _is_there(path):
-        near = near_names(str(path))
+    if not is_there(path):
+        near = near_files(str(path))
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         kind = "a link to nothing" if path.is_symlink() else "no such file"
         raise UserError(f"{path}: found {kind}, expected {expected}{meant}")
@@ -146,13 +139,6 @@ def _check_file(path: Path) -> None:
         raise UserError(f"{path}: found the ending {path.suffix!r}, expected {expected}")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: found an empty file, expected rows")
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # no name for a file: too long
-        return False
 
 
 def _ending(path: Path) -> str:

@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import reviews, shakespeare, synthetic
-from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_names, path_of
+from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, FieldError, Schema, check_row
 from gpt_modules.data.splits import Row, Split, hold_out, normalise
 from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.paths import LIKENESS, path_of
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _refuse_mistyped(item: str) -> None:
     if item in LABELLED:
         raise UserError(f"{item}: found labelled rows, expected rows for this procedure")
     own = [REVIEWS, SHAKESPEARE, *LABELLED, *(synthetic.PREFIX + task for task in synthetic.TASKS)]
-    near = [*get_close_matches(item, own, 3, 0.8), *near_names(item)]
+    near = [*get_close_matches(item, own, 3, LIKENESS), *near_files(item)]
     if near:
         meant = " or ".join(near)
         raise UserError(f"{item}: found no such file; did you mean {meant}? A data set of the hub is owner/name")

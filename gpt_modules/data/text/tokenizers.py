@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -28,6 +29,7 @@ from gpt_modules.storage.durable import replace_durably
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.json_files import read_json
 from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
+from gpt_modules.storage.paths import LIKENESS, is_there, path_of
 
 SETTINGS_FILE = "tokenizer_config.json"
 MOST_IDS = 1 << 24
@@ -319,11 +321,15 @@ def _gpt2_merges() -> list[tuple[str, str]]:
 
 def _find(name: str) -> Path:
     """A file or folder here, or the folder of a download."""
-    path = Path(name).expanduser()
-    if path.exists():
+    path = path_of(name)
+    if is_there(path):
         return path
+    if name == "train":
+        raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")
     if not is_hub_name(name):
-        raise UserError(f"{name}: found no such file or folder, expected a tokenizer")
+        raise UserError(f"{name[:200]!r}: found no such file or folder, expected a tokenizer")
+    if get_close_matches(name, ["gpt2"], 1, LIKENESS):
+        raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
     return fetch(name, [TOKENIZER_FILE, SETTINGS_FILE, "vocab.json", "merges.txt"])
 
 
