@@ -10,6 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -70,10 +71,12 @@ def temporary_for(path: Path) -> Path:
 
 
 def clear_leftovers(path: Path) -> None:
-    """Remove what killed processes left of writing `path`; the caller knows that no other writes it now."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    """Remove what killed processes left of writing `path`, whose name may be a pattern; the caller knows that no other
+    writes it now.
+    """
     for found in path.parent.glob(".*.tmp"):
-        if name.fullmatch(found.name):
+        own = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", found.name)
+        if own is not None and fnmatchcase(own[1], path.name):
             shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
 
 

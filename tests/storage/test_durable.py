@@ -98,6 +98,17 @@ def test_only_ones_own_leftovers_are_cleared(tmp_path):
     assert names(tmp_path) == sorted(theirs)
 
 
+def test_leftovers_of_any_name_that_fits(tmp_path):
+    """Of a folder that this process alone writes to."""
+    for name in ("export", "export-critic", "step=00000002.ckpt"):
+        temporary_for(tmp_path / name).mkdir()
+    theirs = [".notes.tmp", ".export.old", f".{'0' * 32}.tmp", f".a.{'g' * 32}.tmp", f"a.{'0' * 32}.tmp"]
+    for name in theirs:
+        (tmp_path / name).write_text("mine")
+    clear_leftovers(tmp_path / "*")
+    assert names(tmp_path) == sorted(theirs)
+
+
 def test_the_line_has_no_more_than_there_is_to_say(tmp_path):
     line = str(no_room(tmp_path / "a", RuntimeError("first\nsecond " + "x" * 1000)))
     assert line.startswith(f"{tmp_path / 'a'}: could not be written (first, ")

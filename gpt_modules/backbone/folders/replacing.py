@@ -1,15 +1,12 @@
 """Folders as units: found by path or by name on the hub, read with a word to the user, written all or nothing."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import no_room, sync
+from gpt_modules.storage.durable import room_for, sync, temporary_for
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from gpt_modules.storage.paths import is_there, path_of
@@ -45,20 +42,17 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     cannot be written: then what stood there still stands.
     """
     check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, for a rename is atomic only within one file system.
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        new.chmod(0o755)  # mkdtemp's own 0700 would lock out everyone else
-        yield new
-        for path in (*new.iterdir(), new):
-            sync(path)
-        _swap(new, folder)
-        sync(folder.parent)
-    except (OSError, SafetensorError) as error:  # which is how a full disk ends the writing of weights
-        raise no_room(folder, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    new = temporary_for(folder)
+    with room_for(folder):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for path in (*new.iterdir(), new):
+                sync(path)
+            _swap(new, folder)
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -75,7 +69,7 @@ def _swap(new: Path, folder: Path) -> None:
         new.rename(folder)
         return
     # A folder with files in it cannot be renamed over: the old one steps aside for an instant.
-    old = new.with_suffix(".old")
+    old = temporary_for(folder)
     folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old)

@@ -9,7 +9,6 @@ from torch import nn
 
 from gpt_modules.backbone import GPT, LabellingModel, load_pretrained
 from gpt_modules.backbone.folders.replacing import find_folder
-from gpt_modules.data.episodes.families import Episode
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import TOKENIZER_FILE, WEIGHTS_FILE
@@ -43,11 +42,11 @@ def _same_network(folder: str, network: nn.Module) -> nn.Module:
     return model
 
 
-def check_tokenizer(folder: str, model: GPT | LabellingModel, tokenizer: Tokenizer, episode: Episode) -> None:
+def check_tokenizer(folder: str, model: GPT | LabellingModel, tokenizer: Tokenizer) -> None:
     """Weights that read other tokens would make a weak baseline without a word.
 
     Raises:
-        UserError: the folder's tokenizer reads the texts of `episode` in another way than the data's.
+        UserError: the folder's tokenizer reads in another way than the data's.
     """
     if (found := model.config.vocab_size) < tokenizer.vocab_size:
         raise UserError(
@@ -55,8 +54,7 @@ def check_tokenizer(folder: str, model: GPT | LabellingModel, tokenizer: Tokeniz
         )
     if not (find_folder(folder) / TOKENIZER_FILE).is_file():
         return
-    texts = [text for example in [*episode.support, *episode.query] for text in (example.prompt, example.response)]
-    if Tokenizer.load(folder).encode_batch(texts) != tokenizer.encode_batch(texts):
+    if not tokenizer.reads_like(Tokenizer.load(folder)):
         raise UserError(f"baseline: {folder}: found another tokenizer, expected the run's (data.tokenizer: {folder})")
 
 

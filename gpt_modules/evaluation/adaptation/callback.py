@@ -210,7 +210,7 @@ class AdaptationCurves(L.Callback):
             opened = open_baseline(folder, network, trainer.datamodule)  # type: ignore[attr-defined]
         if self.baseline is not None and isinstance(opened, GPT | LabellingModel):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            check_tokenizer(folder, opened, data.tokenizer, self._draw(data).episodes[0])
+            check_tokenizer(folder, opened, data.tokenizer)
         return _as_function(opened.to(pl_module.device).eval())
 
     def _draw_functions(self, trainer: L.Trainer, learned: Network, rates: Parameters, steps: int) -> None:

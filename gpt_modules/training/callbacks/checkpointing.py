@@ -8,7 +8,6 @@ gaps.
 import os
 import random
 import re
-import shutil
 import signal
 import threading
 from pathlib import Path
@@ -24,7 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
-from gpt_modules.storage.durable import write_durably
+from gpt_modules.storage.durable import clear_leftovers, write_durably
 from gpt_modules.training.hyperparameters import expect_number
 
 CHECKPOINT_NAME = re.compile(r"step=(\d+)\.ckpt$")
@@ -133,12 +132,12 @@ class ExactCheckpoint(Checkpoint):
         self._after_validation = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove what a killed save left behind."""
+        """Remove what a killed run left of writing a checkpoint, the export or the summary."""
         root = Path(trainer.default_root_dir)
         self.folder = root / "checkpoints"
         if trainer.is_global_zero and stage == "fit":
-            for leftover in (*self.folder.glob(".*.tmp"), *root.glob(".*.tmp"), *root.glob(".*.old")):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            for folder in (root, self.folder):
+                clear_leftovers(folder / "*")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals; Lightning restores the earlier handlers when the run ends."""

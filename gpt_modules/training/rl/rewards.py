@@ -166,7 +166,7 @@ def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
     """Raises:
     UserError: the folder's tokenizer is not the policy's.
     """
-    if Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+    if not tokenizer.reads_like(Tokenizer.load(folder)):
         raise UserError(
             f"{folder}/tokenizer.json: differs from the policy's tokenizer, expected the same: "
             "token ids are scored as they are"

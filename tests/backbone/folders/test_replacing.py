@@ -10,6 +10,7 @@ import pytest
 from gpt_modules.backbone.folders import replacing as folders
 from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
 from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import clear_leftovers
 
 
 def write(folder: Path, text: str) -> None:
@@ -57,6 +58,9 @@ with folders.replace_folder(pathlib.Path(sys.argv[2])) as new:
     killed = subprocess.run([sys.executable, "-c", script, source, str(tmp_path / "model")], check=False)
     assert killed.returncode == -9
     assert [path.read_text() for path in (tmp_path / "model").iterdir()] == ["whole"]
+    assert len(list(tmp_path.iterdir())) == 2
+    clear_leftovers(tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
     write(tmp_path / "model", "next")
     assert (tmp_path / "model" / "config.json").read_text() == "next"
 

@@ -7,13 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from gpt_modules.backbone import GPT, FeedForward, LabellingModel, load_pretrained, save_pretrained
-from gpt_modules.data.episodes.families import Episode, Example
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.adaptation.baseline import check_tokenizer, open_baseline
 from gpt_modules.labelling import Labelling
-
-EPISODE = Episode([Example("the film is", " good")], [Example("a story is", " bad")])
 
 
 def test_a_language_model_is_that_of_the_folder(micro):
@@ -59,11 +56,11 @@ def test_a_network_of_numbers(tmp_path):
 
 def test_tokens_that_mean_something_else(micro, tmp_path):
     model = load_pretrained(str(micro.gpt), kind="gpt")
-    check_tokenizer(str(micro.gpt), model, micro.tokenizer, EPISODE)
+    check_tokenizer(str(micro.gpt), model, micro.tokenizer)
     other = Tokenizer.train(["and now for something else entirely"] * 3, 280)
     with pytest.raises(UserError, match="found another tokenizer, expected the run's"):
-        check_tokenizer(str(micro.gpt), model, other, EPISODE)
+        check_tokenizer(str(micro.gpt), model, other)
     with pytest.raises(UserError, match=rf"found 100 tokens, expected at least the data's {micro.vocab_size}"):
-        check_tokenizer(str(micro.gpt), GPT(micro.config(vocab_size=100)), micro.tokenizer, EPISODE)
+        check_tokenizer(str(micro.gpt), GPT(micro.config(vocab_size=100)), micro.tokenizer)
     save_pretrained(tmp_path / "bare", model)
-    check_tokenizer(str(tmp_path / "bare"), model, other, EPISODE)
+    check_tokenizer(str(tmp_path / "bare"), model, other)

@@ -94,6 +94,14 @@ def test_another_tokenizer_is_refused(micro, tmp_path):
         Reward([RewardSource(folder=str(tmp_path / "reward"))], micro.tokenizer, as_is)
 
 
+def test_the_tokens_of_labelled_rows_make_no_other_tokenizer(micro, tmp_path):
+    """They add ids at the end; no text is read otherwise."""
+    theirs = micro.tokenizer.with_task_tokens()
+    model = RewardModel(micro.config(vocab_size=theirs.vocab_size))
+    save_pretrained(tmp_path / "reward", model, tokenizer_json=theirs.to_json())
+    Reward([RewardSource(folder=str(tmp_path / "reward"))], micro.tokenizer, as_is)
+
+
 @pytest.mark.parametrize("source", [{}, {"folder": ""}, {"folder": "x", "function": "y:z"}])
 def test_a_source_is_a_folder_or_a_function(source):
     found = "both" if len(source) == 2 else "neither"
