@@ -1,63 +1,143 @@
-"""Two processes on the CPU: the data-parallel path runs, and takes the steps that one process takes."""
+"""Two processes are one: with the same global batch each procedure logs what one process logs, and has its weights.
+
+Plain gradient descent without clipping, for it moves weights by exactly the rate times the gradient: Adam would forgive
+a gradient of half the size. The data are uneven on purpose: texts and answers of unequal length, a last accumulation
+window that is short, and 9 validation rows, of which the second process has none in the last batch.
+"""
 
 import json
+import math
+import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import BAD, GOOD, sentence, write_rows
+from curves import points
 from launcher import launch
-
-from gpt_modules.backbone import load_pretrained
 
 pytestmark = pytest.mark.slow
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "cpu-ddp.yaml"
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+RATES = {"ppo": 0.05, "reward": 0.1, "maml": 0.03}
 
 
-def steps(root):
-    return json.loads((root / "summary.json").read_text())["steps"]
+@pytest.fixture(scope="module")
+def uneven(micro, tmp_path_factory):
+    """uneven(word): settings of the recipe: uneven rows for both sides, and models in which nothing drops out."""
+    root, rng = tmp_path_factory.mktemp("uneven"), random.Random(1)
+
+    def dry(folder):
+        copy = root / folder.name
+        if not copy.exists():
+            shutil.copytree(folder, copy)
+            config = json.loads((copy / "config.json").read_text())
+            without = {name: 0.0 if name.endswith("_pdrop") else value for name, value in config.items()}
+            (copy / "config.json").write_text(json.dumps(without))
+        return str(copy)
+
+    def text(i):
+        return " ".join(sentence(rng, GOOD + BAD) for _ in range(1 + i % 4))
+
+    def row(word, i):
+        if word == "sft":
+            return {"prompt": f"the film {i}", "response": " " + text(i)}
+        if word == "reward":
+            answers = [f" {rng.choice(GOOD + BAD)} {j}" + " so" * (i * j % 5) for j in range(2 + i % 3)]
+            return {"prompt": f"a story {i}", "responses": answers, "ranking": [*range(1, len(answers)), 1][::-1]}
+        return {"ppo": {"prompt": f"its cast {i}" + " and" * (i % 4)}, "pretraining": {"text": text(i)}}.get(
+            word, {"text": text(i), "label": i % 3 % 2}
+        )
+
+    def settings(word):
+        given = {"model__init_from": dry(micro.gpt), "model__optimizer": {"sgd": True, "lr": RATES.get(word, 0.3)}}
+        if word == "pretraining":
+            given |= {"model__config": None}
+        if word == "ppo":
+            given |= {"model__rewards": dry(micro.reward), "model__whiten_rewards": True}
+        if word == "finetuning":
+            given |= {"model__classifier_dropout": 0.0}
+        if word == "maml":
+            return {**given, "data__validation_tasks": 9}
+        files = {name: root / f"{word}-{name}.jsonl" for name in ("train", "validation")}
+        for number, (name, path) in enumerate(files.items()):
+            write_rows(path, [row(word, i) for i in range(1000 * number, 1000 * number + (9 if number else 61))])
+            given[f"data__{name}"] = str(path)
+        return given
+
+    return settings
 
 
-@pytest.fixture
-def runs(micro, gpt, tmp_path):
-    """runs(word): the folders of one process and of two, with the same global batch."""
+@pytest.fixture(scope="module")
+def runs(micro, gpt, uneven, tmp_path_factory):
+    """runs(word): the folders of a run of one process and of one of two, made when first asked for."""
+    folder, made = tmp_path_factory.mktemp("ddp"), {}
 
     def run(word):
-        roots = [tmp_path / name for name in ("one", "two")]
-        changes = {"trainer__max_epochs": 2, "trainer__limit_train_batches": 4, "trainer__limit_val_batches": 1}
-        for size, root in zip((8, 4), roots, strict=True):
-            share = {} if word == "ppo" else {"data__batch_size": size}  # a rollout is of all processes
-            recipe = micro.recipe(word, root, checkpoint__keep=100, **share, **changes)
+        if word in made:
+            return made[word]
+        trainer = {"max_epochs": 2, "gradient_clip_val": None, "limit_val_batches": 1.0, "accumulate_grad_batches": 2}
+        trainer |= {} if word == "ppo" else {"limit_train_batches": 3}
+        changes = {f"trainer__{name}": value for name, value in trainer.items()} | uneven(word)
+        size = "tasks" if word == "maml" else "batch_size"  # of each process; PPO says episodes, of all of them
+        made[word] = roots = []
+        for ranks in (1, 2):
+            root = folder / f"{word}-{ranks}"
+            recipe = micro.recipe(word, root, **changes, **({} if word == "ppo" else {f"data__{size}": 8 // ranks}))
+            recipe["checkpoint"]["keep"] = 100
+            recipe["trainer"] |= {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
             root.with_suffix(".yaml").write_text(json.dumps(recipe))
-        assert gpt.run("fit", "--config", roots[0].with_suffix(".yaml")).status == 0
-        launch("--config", roots[1].with_suffix(".yaml"), "--config", OVERLAY)
-        assert steps(roots[0]) == steps(roots[1]) == 8
+            ended = gpt.run("fit", "--config", root.with_suffix(".yaml"), ranks=ranks)
+            assert ended.status == 0, ended.stderr + (gpt.folder / "stderr.1").read_text() * (ranks - 1)
+            roots.append(root)
         return roots
 
     return run
 
 
-def test_pretraining_takes_the_steps_of_one_process(runs):
-    for root in runs("pretraining"):
-        assert load_pretrained(root / "export", kind="gpt")
+@pytest.mark.parametrize("word", WORDS)
+def test_two_processes_log_what_one_logs(runs, word):
+    one, two = map(points, runs(word))
+    assert {tag: list(steps) for tag, steps in one.items()} == {tag: list(steps) for tag, steps in two.items()}
+    assert {"train/loss", "val/score" if word == "ppo" else "val/loss"} <= set(one)
+    apart = [
+        (tag, step, found, expected)
+        for tag, steps in one.items()
+        for step in steps
+        for found, expected in zip(sorted(two[tag][step]), sorted(steps[step]), strict=True)
+        if not math.isclose(found, expected, rel_tol=1e-5, abs_tol=1e-5)
+    ]
+    assert not apart
 
 
-def test_ppo_takes_the_steps_of_one_process_and_resumes_inside_an_iteration(runs, tmp_path):
-    """Each process goes on with its own share of the experience."""
+def weights(root, step):
+    stored = torch.load(root / "checkpoints" / f"step={step:08d}.ckpt", weights_only=True)["state_dict"]
+    return {name: value for name, value in stored.items() if value.is_floating_point()}
+
+
+def apart(one, two):
+    """The largest difference between two sets of tensors."""
+    assert one.keys() == two.keys()
+    return max((one[name] - two[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_two_processes_learn_what_one_learns(runs, word):
+    one, two = runs(word)
+    assert apart(weights(one, 4), weights(two, 4)) < 2e-6
+    assert apart(weights(one, 2), weights(one, 4)) > 1e-3, "it learns"
+
+
+def test_ppo_goes_on_inside_an_iteration_on_two_processes_and_on_one(runs, gpt, tmp_path):
+    """On two to the bit, started by Lightning's own launcher; on one as it would have gone there."""
     _, root = runs("ppo")
-    again = tmp_path / "again"
-    inside = root / "checkpoints" / "step=00000006.ckpt"
-    launch(
-        "--config",
-        root.with_suffix(".yaml"),
-        "--config",
-        OVERLAY,
-        f"--trainer.default_root_dir={again}",
-        "--ckpt_path",
-        str(inside),
-    )
-    last, resumed = (
-        torch.load(folder / "checkpoints" / "step=00000008.ckpt", weights_only=True) for folder in (root, again)
-    )
-    for name, value in last["state_dict"].items():
-        assert torch.equal(resumed["state_dict"][name], value), name
+    again, alone = tmp_path / "again", tmp_path / "alone"
+    words = ["--config", root.with_suffix(".yaml"), "--ckpt_path", root / "checkpoints" / "step=00000006.ckpt"]
+    launch(*words, "--config", OVERLAY, "--trainer.default_root_dir", again)
+    one = ["--trainer.devices", 1, "--trainer.strategy", "auto", "--trainer.default_root_dir", alone]
+    ended = gpt.run("fit", *words, *one)
+    assert ended.status == 0, ended.stderr
+    assert apart(weights(root, 8), weights(again, 8)) == 0.0
+    assert apart(weights(root, 8), weights(alone, 8)) < 2e-6

@@ -175,9 +175,7 @@ class _PlainLayerNorm(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
-) -> Tensor:
+def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     axes = tuple(range(-len(shape), 0))
     centred = x - x.mean(axes, keepdim=True)
     y = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
