@@ -1,0 +1,77 @@
+"""The house is in order: who knows a word or a module finds its files."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE, TESTS = ROOT / "gpt_modules", ROOT / "tests"
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+NOTHING_TO_TEST = {"storage/model_files.py": "names of files"}
+# Tested through the files of their callers; a test of its own takes a name off this list, and none is added to it.
+TESTED_ELSEWHERE = {
+    "commands/complaints.py",
+    "commands/first_page.py",
+    "commands/key_help.py",
+    "commands/keys.py",
+    "commands/recipes.py",
+    "commands/trainer_keys.py",
+    "commands/vocabulary.py",
+    "data/rows/files.py",
+    "data/rows/hub.py",
+    "data/rows/parquet.py",
+    "training/callbacks/progress.py",
+    "training/rl/answers.py",
+    "training/rl/frozen.py",
+    "training/rl/models.py",
+    "training/rl/unchanged.py",
+    "training/sharding.py",
+}
+# Of the whole package or of several of its modules together.
+OF_SEVERAL = {"test_ddp", "test_fsdp", "test_house", "test_notebooks", "test_recipes", "test_resume"}
+OF_SEVERAL |= {"test_every_checkpoint", "test_ranks", "test_small_documents"}
+
+
+def modules():
+    return [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__")]
+
+
+def test_every_module_has_a_test_of_its_name():
+    untested = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        if not (TESTS / path.relative_to(PACKAGE)).with_name(f"test_{path.name}").exists()
+    }
+    assert untested <= TESTED_ELSEWHERE | set(NOTHING_TO_TEST)
+
+
+def test_every_test_has_a_module_of_its_name():
+    files = [path for path in TESTS.rglob("test_*.py") if path.parent.name != "benchmarks"]
+    strangers = {
+        str(path.relative_to(TESTS))
+        for path in files
+        if not (PACKAGE / path.relative_to(TESTS)).with_name(path.name.removeprefix("test_")).exists()
+        and path.stem not in OF_SEVERAL
+    }
+    assert not strangers
+
+
+def test_no_file_is_named_after_nothing():
+    names = {path.stem for path in (*PACKAGE.rglob("*"), *TESTS.rglob("*.py"))}
+    assert not names & {"utils", "util", "common", "helpers", "helper", "misc"}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word_names_its_files_everywhere(word):
+    for path in (
+        PACKAGE / "training" / f"{word}.py",
+        PACKAGE / "data" / f"{word}.py",
+        ROOT / "recipes" / word / "tiny.yaml",
+        ROOT / "notebooks" / f"{word}.ipynb",
+    ):
+        assert path.exists(), path
+
+
+def test_a_room_holds_about_twenty_files():
+    for folder in {path.parent for path in modules()}:
+        assert len(list(folder.glob("*.py"))) <= 25, folder
