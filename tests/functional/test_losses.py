@@ -183,16 +183,20 @@ def test_value_loss_ignores_what_padding_holds():
 
 @pytest.mark.parametrize("loss_function", [ppo_clip_loss, clipped_value_loss])
 def test_micro_batches_add_up_to_the_batch(loss_function):
+    """Losses, their gradients, and the statistics beside them."""
     new = torch.randn(6, 5).double().requires_grad_()
     old, targets = new.detach() + 0.3 * torch.randn(6, 5), torch.randn(6, 5).double()
     mask = torch.arange(5) < torch.tensor([[5], [1], [2], [4], [0], [3]])
-    whole = loss_function(new, old, targets, mask).loss
+    whole = loss_function(new, old, targets, mask)
     parts = [
-        loss_function(new[i], old[i], targets[i], mask[i], normaliser=mask.sum()).loss
+        loss_function(new[i], old[i], targets[i], mask[i], normaliser=mask.sum())
         for i in (slice(0, 1), slice(1, 5), slice(5, 6))
     ]
-    torch.testing.assert_close(sum(parts), whole)
-    of_parts, of_whole = (torch.autograd.grad(loss, new, retain_graph=True)[0] for loss in (sum(parts), whole))
+    for name in whole._fields:
+        torch.testing.assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name))
+    assert 0 < whole.clip_fraction < 1
+    total = sum(part.loss for part in parts)
+    of_parts, of_whole = (torch.autograd.grad(loss, new, retain_graph=True)[0] for loss in (total, whole.loss))
     torch.testing.assert_close(of_parts, of_whole)
 
 
@@ -235,6 +239,12 @@ def test_supervised_scores_of_tokens_are_a_mean_over_what_is_asked():
     assert supervised_scores(certain, targets)[1].tolist() == [1.0] * 4
     certain[3, 2] = certain[3, 2].roll(1)
     assert supervised_scores(certain, targets)[1].tolist() == [1.0, 1.0, 1.0, 0.0], "one wrong token is enough"
+
+
+def test_supervised_scores_of_a_single_target():
+    logits = torch.randn(1, 2, 5)
+    loss, _ = supervised_scores(logits, torch.tensor([[3, -100]]))
+    torch.testing.assert_close(loss, F.cross_entropy(logits[0, :1], torch.tensor([3])))
 
 
 def test_supervised_scores_of_classes():
