@@ -140,7 +140,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
 
 
 def _lightning(subcommand: str, words: list[str]) -> None:
-    from gpt_modules.commands.first_page import FIRST_PAGE, asks_first_page
+    from gpt_modules.commands.parsing.first_page import FIRST_PAGE, asks_first_page
 
     if asks_first_page(words):
         print(FIRST_PAGE.replace("COMMAND", subcommand))

@@ -10,13 +10,13 @@ WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
 NOTHING_TO_TEST = {"storage/model_files.py": "names of files"}
 # Tested through the files of their callers; a test of its own takes a name off this list, and none is added to it.
 TESTED_ELSEWHERE = {
-    "commands/complaints.py",
-    "commands/first_page.py",
-    "commands/key_help.py",
-    "commands/keys.py",
+    "commands/parsing/complaints.py",
+    "commands/parsing/first_page.py",
+    "commands/parsing/key_help.py",
+    "commands/parsing/keys.py",
     "commands/recipes.py",
-    "commands/trainer_keys.py",
-    "commands/vocabulary.py",
+    "commands/parsing/trainer_keys.py",
+    "commands/parsing/vocabulary.py",
     "data/rows/files.py",
     "data/rows/hub.py",
     "data/rows/parquet.py",

@@ -17,18 +17,18 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_modules.commands.complaints import complaint
-from gpt_modules.commands.composition import Composition, compose
-from gpt_modules.commands.key_help import key_help
-from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock
-from gpt_modules.commands.trainer_keys import (
+from gpt_modules.commands.parsing.complaints import complaint
+from gpt_modules.commands.parsing.composition import Composition, compose
+from gpt_modules.commands.parsing.key_help import key_help
+from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_processes,
     check_values,
     refused_key,
     refused_later,
 )
-from gpt_modules.commands.vocabulary import allow_only
+from gpt_modules.commands.parsing.vocabulary import allow_only
+from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (

@@ -8,7 +8,7 @@ from typing import IO, Any
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from gpt_modules.commands.composition import Composition
+from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import no_room, replace_durably
 from gpt_modules.storage.yaml_files import Place

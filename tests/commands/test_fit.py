@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_modules.commands import fit
-from gpt_modules.commands.trainer_keys import check_environment
+from gpt_modules.commands.parsing.trainer_keys import check_environment
 from gpt_modules.errors import UserError
 
 SFT = ["-c", "sft/tiny"]

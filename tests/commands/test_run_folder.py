@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt_modules.commands.composition import Composition
+from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.commands.run_folder import begin_anew, keep_inside, lock
 from gpt_modules.errors import UserError
 

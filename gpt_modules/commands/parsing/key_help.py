@@ -10,10 +10,10 @@ from typing import Any, Union, get_args, get_origin
 import lightning.pytorch as L
 from jsonargparse import ArgumentParser
 
-from gpt_modules.commands.complaints import nearest
-from gpt_modules.commands.composition import Composition
-from gpt_modules.commands.keys import class_keys, in_words, parser_keys, type_of
-from gpt_modules.commands.vocabulary import PROCEDURES, named_classes
+from gpt_modules.commands.parsing.complaints import nearest
+from gpt_modules.commands.parsing.composition import Composition
+from gpt_modules.commands.parsing.keys import class_keys, in_words, parser_keys, type_of
+from gpt_modules.commands.parsing.vocabulary import PROCEDURES, named_classes
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import Place
 

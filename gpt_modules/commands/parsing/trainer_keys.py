@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.accelerators import CPUAccelerator
 
-from gpt_modules.commands.complaints import one_line, shown
-from gpt_modules.commands.composition import Composition
+from gpt_modules.commands.parsing.complaints import one_line, shown
+from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import Place
 

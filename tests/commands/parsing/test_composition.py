@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt_modules.commands.composition import compose
+from gpt_modules.commands.parsing.composition import compose
 from gpt_modules.errors import UserError
 
 

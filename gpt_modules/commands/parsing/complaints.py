@@ -12,9 +12,9 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from gpt_modules.commands.composition import Composition
-from gpt_modules.commands.keys import class_keys, in_words, parser_keys, type_of
-from gpt_modules.commands.vocabulary import DATA_MODULES, MODULES, named_classes
+from gpt_modules.commands.parsing.composition import Composition
+from gpt_modules.commands.parsing.keys import class_keys, in_words, parser_keys, type_of
+from gpt_modules.commands.parsing.vocabulary import DATA_MODULES, MODULES, named_classes
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import Place, dotted
 
