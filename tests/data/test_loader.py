@@ -192,6 +192,19 @@ def _epoch(loader, epoch):
     return [i for index in range(len(loader)) for i in loader.batch_at(epoch, index)[:, 1].tolist()]
 
 
+@pytest.mark.parametrize(("done", "expected"), [(0, (1, 0)), (12, None), (13, (2, 0)), (16, (2, 0)), (20, (2, 0))])
+def test_where_another_global_batch_goes_on(done, expected):
+    """Of 20 examples: at the beginning, with the last 8, or, where no 8 are left, in the next epoch."""
+    loader = BatchLoader(Numbers(20), 8, seed=3)
+    loader.restore({"epoch": 1, "examples": done, "of": 20, "size": 1, "batches": done})
+    batch = next(iter(loader))
+    if expected is None:
+        order = indices(BatchLoader(Numbers(20), 1, seed=3).batch_at(1, i).tolist() for i in range(12, 20))
+        assert sorted(batch[:, 1].tolist()) == sorted(order)
+    else:
+        assert batch.tolist() == BatchLoader(Numbers(20), 8, seed=3).batch_at(*expected).tolist()
+
+
 def test_a_place_in_data_of_another_size_is_told(caplog):
     loader = BatchLoader(Numbers(20), 4)
     place = {"epoch": 1, "examples": 8, "size": 4, "batches": 2}
