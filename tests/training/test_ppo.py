@@ -73,6 +73,23 @@ def test_kl_is_zero_at_the_first_iteration_and_not_afterwards(fit, ppo):
     assert abs(second) > 1e-4
 
 
+def test_each_iteration_draws_anew(fit, ppo, monkeypatch):
+    """The same prompts to the same policy: only the noise can differ, and it does not with the same seed."""
+
+    def answers(**settings):
+        module, data = ppo(optimizer=adam(0.0), **settings)
+        prompts, collect, seen = data.prompts, module.collect, []
+        monkeypatch.setattr(data, "prompts", lambda iteration, *processes: prompts(0, *processes))
+        monkeypatch.setattr(module, "collect", lambda: seen.append(collect()) or seen[-1])
+        fit(module, data, max_epochs=2)
+        return [rollout.responses.tolist() for rollout in seen]
+
+    first, second = answers()
+    assert first != second
+    assert answers() == [first, second]
+    assert answers(seed=1)[0] != first
+
+
 def test_before_training_the_policy_is_the_reference(fit, ppo):
     module, data = ppo()
     trainer = fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
