@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -37,12 +36,10 @@ def assert_refused(ended, *parts):
         assert part in lines[0], lines[0]
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     heavy = "sorted({'torch', 'lightning', 'yaml'} & set(sys.modules))"
     code = f"import sys; from gpt_modules.cli import main; main(['--help']); print({heavy})"
-    started = time.perf_counter()
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 2.0
     assert ended.stdout.endswith("[]\n")
     for command in cli.COMMANDS:
         assert f"  {command} " in ended.stdout
