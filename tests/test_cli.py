@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -60,6 +61,45 @@ def test_commands_explain_themselves(gpt, command):
 
 def test_an_unknown_command(gpt):
     assert_refused(gpt.run("train"), "'train'", "fit, validate")
+
+
+def test_a_command_that_only_prints_ends_quietly_when_nobody_reads():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "gpt_modules", "recipes"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_run_outlives_its_readers():
+    reading, writing = os.pipe()
+    os.close(reading)
+    with cli._Unread(writing, "w") as stream:
+        assert stream.write(b"step 1") == 6
+
+
+def test_recipes_are_listed_printed_and_copied_once(gpt, tmp_path):
+    listed = gpt.run("recipes", "ppo", cwd=tmp_path)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "ppo/instructgpt", "ppo/tiny", "ppo/ziegler-sentiment",
+    ]  # fmt: skip
+    printed = gpt.run("recipes", "ppo/tiny", cwd=tmp_path)
+    assert yaml.safe_load(printed.stdout)["model"]["class_path"] == "PPOModule"
+    assert gpt.run("recipes", "ppo/tiny", "--copy", "my.yaml", cwd=tmp_path).status == 0
+    assert (tmp_path / "my.yaml").read_text() == printed.stdout
+    assert_refused(gpt.run("recipes", "sft/tiny", "--copy", "my.yaml", cwd=tmp_path), "my.yaml exists")
+
+
+def test_validation_leaves_the_trainings_files_alone(gpt, sft, tmp_path):
+    recipe, root = write(tmp_path / "r.yaml", sft), tmp_path / "run"
+    assert gpt.run("fit", "--config", recipe).status == 0
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    for command in ("validate", "test"):
+        ended = gpt.run(command, "--config", recipe, "--data.batch_size", 2, "--ckpt_path", "last")
+        assert ended.status == 0, ended.stderr
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert_refused(gpt.run("fit", "--config", recipe), "earlier run", "summary.json")
 
 
 DUPLICATE = "trainer:\n  max_steps: 10\n  max_epochs: 1\n  max_steps: 1000000\n"
@@ -243,7 +283,7 @@ def test_chat_answers_each_line(gpt, micro):
         ended = gpt.run("chat", "--model", micro.gpt, "--max-new-tokens", 3, *extra, stdin="hello\n\nagain\n")
         assert ended.status == 0, ended.stderr
         assert ended.stdout.count("\n") >= 2
-        assert ended.stderr == ""
+        assert all("are not read" in line for line in ended.stderr.splitlines()), ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -254,7 +294,7 @@ def test_chat_answers_each_line(gpt, micro):
         (["generate", "--model", "GPT", "--prompt", "x", "--max-new-tokens", "many"], "many"),
         (["generate", "--model", "GPT", "--prompt", "x", "--max-new-tokens", "1000"], "--max-new-tokens"),
         (["generate", "--model", "GPT", "--prompt", "x", "--device", "abacus"], "abacus"),
-        (["generate", "--model", "GPT"], "--prompt"),
+        (["generate", "--model", "GPT", "--max-new-tokens", "5"], "--prompt"),
         (["chat", "--model", "GPT", "--no-such-option"], "--no-such-option"),
         (["run"], "pipeline"),
         (["run", "no/such.yaml"], "no/such.yaml"),
