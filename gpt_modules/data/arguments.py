@@ -1,11 +1,12 @@
 """Arguments of the data's classes, refused where they are given: before a file is read or a step taken."""
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError, expect
 
 MOST = 1 << 20  # of what a batch holds, or an epoch in batches of one: beyond, arrays of places fill the memory
 
@@ -48,6 +49,40 @@ def expect_one_of(known: Sequence[str], **values: Any) -> None:
     """
     for name, value in values.items():
         expect(value in known, name, value, " or ".join(known))
+
+
+def expect_default(owner: Callable[..., Any], beside: str, prefix: str = "", **values: Any) -> None:
+    """Arguments of a class that have no effect `beside` what else was given: nobody is to believe that they had.
+
+    Raises:
+        UserError: One is not as the class has it by itself; with its name, which `prefix` opens.
+    """
+    known = inspect.signature(owner).parameters
+    for name, value in values.items():
+        default = known[name].default
+        found = f"{value!r:.60} beside {beside}, where it has no effect"
+        if value != default:
+            raise UserError(f"{prefix}{name}: found {found}, expected {default!r}")
+
+
+def expect_parted(owner: Callable[..., Any], train: Any, validation: Any, own: bool, fraction: float) -> None:
+    """A `validation_fraction` where there is a source to hold it out of.
+
+    Args:
+        owner: The class that has the argument.
+        train: The source, for the message.
+        validation: The source that validates; None: a part of the other one.
+        own: Whether the source parts itself.
+        fraction: The argument.
+
+    Raises:
+        UserError: Nothing is held out, and the argument is not as the class has it by itself.
+    """
+    expect_part(validation_fraction=fraction)
+    if validation is not None:
+        expect_default(owner, "a validation source", validation_fraction=fraction)
+    elif own:
+        expect_default(owner, f"{train!s:.60}, which parts itself", validation_fraction=fraction)
 
 
 def _is_number(value: object) -> bool:

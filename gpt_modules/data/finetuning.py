@@ -11,11 +11,19 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_one_of, expect_part, expect_whole
+from gpt_modules.data.arguments import expect_one_of, expect_parted, expect_whole
 from gpt_modules.data.batches import LabelledBatch
 from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
+from gpt_modules.data.rows.labelled import (
+    Columns,
+    LabelledRow,
+    built_in_rows,
+    check_columns,
+    class_names,
+    class_number,
+    is_built_in,
+)
 from gpt_modules.data.rows.sources import (
     REVIEWS,
     Source,
@@ -150,7 +158,8 @@ class FinetuningDataModule(ResumableDataModule):
         expect_whole(3, context=context)  # a start, a token and an extract token
         expect_whole(1, batch_size=batch_size, val_batch_size=val_batch_size, train_rows=train_rows)
         expect_whole(0, None, seed=seed)
-        expect_part(validation_fraction=validation_fraction)
+        expect_parted(FinetuningDataModule, train, validation, is_built_in(train), validation_fraction)
+        check_columns(task, columns, train, validation)
         _check_names(task, labels, levels)
         self.train_source, self.validation_source = train, validation
         self.task, self.columns, self.labels, self.levels = task, columns, labels, levels

@@ -12,18 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
-from gpt_modules.data.arguments import expect_one_of, expect_whole
+from gpt_modules.data.arguments import expect_default, expect_one_of, expect_whole
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.encoder import SEPARATOR, EpisodeEncoder, InContextSet
 from gpt_modules.data.episodes.families import Episode, Family, PointFamily
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
 from gpt_modules.data.splits import Split
-from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training
+from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 
 TOKENIZER_EPISODES = 500  # of each family: so many show every character of it
 TOKENIZER_EXAMPLES = 5
+TOKENIZER_IDS = 512
 VALIDATION_SEED = 0  # whatever the run's seed: all runs validate on the same tasks
 
 Objective = Literal["language", "classification", "regression"]
@@ -84,8 +85,10 @@ class EpisodicDataModule(ResumableDataModule):
         val_tasks_a_batch: Tasks a batch in validation; None: `tasks`.
         tokenizer: "train" (one of the families' own text), the folder of the model that it starts from, a tokenizer
             file, "gpt2", or a name on the hub.
-        vocab_size: For "train": ids at most, the end token among them.
-        tokenizer_kind: For "train": characters, byte-level BPE like GPT-2's, or lower-cased BPE of words like GPT-1's.
+        vocab_size: For "train": ids at most, the end token among them; None: 512. Of any other tokenizer: None, or what
+            it has.
+        tokenizer_kind: For "train" alone: characters, byte-level BPE like GPT-2's, or BPE of lower-cased words like
+            GPT-1's.
         context: Tokens of a row.
         in_context: Train in context: the query set of a training task is one row, its support and query examples one
             after the other, every response a target; in validation one row a query, the support set before it.
@@ -104,7 +107,7 @@ class EpisodicDataModule(ResumableDataModule):
         validation_tasks: int = 64,
         val_tasks_a_batch: int | None = None,
         tokenizer: str = "gpt2",
-        vocab_size: int = 512,
+        vocab_size: int | None = None,
         tokenizer_kind: TokenizerKind = "characters",
         context: int = 128,
         in_context: bool = False,
@@ -136,9 +139,10 @@ class EpisodicDataModule(ResumableDataModule):
         if self.objective == "regression":
             raise UserError("tokenizer: found families of numbers, expected families of text")
         if self.tokenizer_name == "train":
-            opened = Tokenizer.train(self.training_texts(), self.trained_vocab_size, self.trained_kind)
+            size = self.trained_vocab_size or TOKENIZER_IDS
+            opened = Tokenizer.train(self.training_texts(), size, self.trained_kind)
         else:
-            opened = super().open_tokenizer()
+            opened = of_size(super().open_tokenizer(), self.trained_vocab_size, self.tokenizer_name)
         return opened.with_task_tokens() if self.objective == "classification" else opened
 
     def training_texts(self) -> Iterator[str]:
@@ -231,7 +235,8 @@ class EpisodicDataModule(ResumableDataModule):
 
     def _check(self, objective: str) -> None:
         """What no constructor argument says alone."""
-        check_training(self.tokenizer_name, self.trained_vocab_size, self.trained_kind)
+        size = TOKENIZER_IDS if self.trained_vocab_size is None else self.trained_vocab_size
+        check_training(self.tokenizer_name, size, self.trained_kind)
         names = ("support", "query", "tasks", "steps", "validation_tasks", "val_tasks_a_batch", "context")
         expect_whole(1, **{name: getattr(self, name) for name in names})
         expect_whole(0, None, seed=self.seed)
@@ -245,6 +250,16 @@ class EpisodicDataModule(ResumableDataModule):
             raise UserError("in_context: found true without a language model, expected objective: language")
         if objective == "classification":
             self._check_classes()
+        self._check_text()
+
+    def _check_text(self) -> None:
+        """What only text has, and what only a tokenizer that is trained."""
+        text: dict[str, Any] = {"tokenizer_kind": self.trained_kind}
+        if self.objective == "regression":
+            text |= {"tokenizer": self.tokenizer_name, "vocab_size": self.trained_vocab_size, "context": self.context}
+            expect_default(EpisodicDataModule, "families of numbers", **text)
+        elif self.tokenizer_name != "train":
+            expect_default(EpisodicDataModule, f"the tokenizer {self.tokenizer_name:.60}", **text)
 
     def _check_classes(self) -> None:
         if self.objective == "regression":

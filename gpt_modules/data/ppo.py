@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_part, expect_whole
+from gpt_modules.data.arguments import expect_parted, expect_whole
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
@@ -86,7 +86,7 @@ class PPODataModule(ResumableDataModule):
         super().__init__(tokenizer)
         expect_whole(1, episodes=episodes, val_batch_size=val_batch_size, max_prompt_tokens=max_prompt_tokens)
         expect_whole(0, None, seed=seed)
-        expect_part(validation_fraction=validation_fraction)
+        expect_parted(PPODataModule, train, validation, train == REVIEWS, validation_fraction)
         self.train_source, self.validation_source = train, validation
         self.episodes, self.val_batch_size, self.max_prompt_tokens = episodes, val_batch_size, max_prompt_tokens
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from gpt_modules.data.arguments import expect_part, expect_whole
+from gpt_modules.data.arguments import expect_default, expect_parted, expect_whole
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
 from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
@@ -17,8 +17,8 @@ from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
 from gpt_modules.data.corpus.streams import Corpus
 from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
-from gpt_modules.data.rows.sources import REVIEWS, cache_folder
-from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training
+from gpt_modules.data.rows.sources import REVIEWS, cache_folder, has_own_splits, name_of
+from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import TOKENIZER_FILE
 
@@ -44,14 +44,15 @@ class PretrainingDataModule(ResumableDataModule):
             mixture: such a part of each source, one after the other.
         tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer (a folder of
             `gpt prepare` has one), or a name on the hub.
-        vocab_size: For "train": ids in all, the end token among them.
-        tokenizer_kind: For "train": byte-level BPE like GPT-2's, lower-cased BPE of words like GPT-1's, or characters.
+        vocab_size: For "train": ids in all, the end token among them. Of any other tokenizer: None, or what it has.
+        tokenizer_kind: For "train" alone: byte-level BPE like GPT-2's, BPE of lower-cased words like GPT-1's, or
+            characters.
         context: Tokens a window, T of the batches.
         batch_size: Windows a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
         seed: Seed of the order and the offsets.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
-        streaming: Read the source without storing a copy of it (only its tokens).
+        streaming: Read the source without storing a copy of it (only its tokens); files are never copied.
         text_field: The field that holds a row's text.
         validation_fraction: See `validation`.
         isolate_documents: Let no token see another document, and restart positions with each: better for short
@@ -78,13 +79,19 @@ class PretrainingDataModule(ResumableDataModule):
     ) -> None:
         super().__init__(tokenizer)
         check_training(tokenizer, vocab_size, tokenizer_kind)
+        if tokenizer != "train":
+            expect_default(PretrainingDataModule, f"the tokenizer {tokenizer:.60}", tokenizer_kind=tokenizer_kind)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
         expect_whole(0, None, seed=seed)
-        expect_part(validation_fraction=validation_fraction)
         if mixture is not None:
             if train is not None:
                 raise UserError("mixture: found train beside it, expected either")
             check_mixture(mixture)
+            if validation is None:
+                expect_default(PretrainingDataModule, "a mixture, whose sources have their own", text_field=text_field)
+        sources = [train or REVIEWS] if mixture is None else [part.source for part in mixture]
+        own = all(map(has_own_splits, sources))
+        expect_parted(PretrainingDataModule, ", ".join(map(name_of, sources)), validation, own, validation_fraction)
         self.isolate_documents = isolate_documents
         self.train_source, self.validation_source, self.mixture = train, validation, mixture
         self.trained_vocab_size, self.trained_kind = vocab_size, tokenizer_kind
@@ -99,7 +106,7 @@ class PretrainingDataModule(ResumableDataModule):
 
     def open_tokenizer(self) -> Tokenizer:
         if self.tokenizer_name != "train":
-            return super().open_tokenizer()
+            return of_size(super().open_tokenizer(), self.trained_vocab_size, self.tokenizer_name)
         assert self.trained_vocab_size is not None, "the constructor asks for it"
         settings = ("tokenizer", self.trained_kind, str(self.trained_vocab_size), tokenizers.__version__)
         keys = [corpus.key("train", *settings) for corpus in self._corpora()]
@@ -184,11 +191,18 @@ class PretrainingDataModule(ResumableDataModule):
         """What is trained on."""
         if self._opened is None:
             opened = self._described()
+            self._check_fields(opened)
             if self.validation_source is not None:
                 for corpus in opened:
                     corpus.refuse_shared(self.validation_source)
             self._opened = opened
         return self._opened
+
+    def _check_fields(self, opened: list[Corpus]) -> None:
+        for corpus in opened:
+            corpus.check_field()
+        if self.mixture is not None and self.validation_source is not None:
+            self._whole(self.validation_source).check_field()
 
     def _described(self) -> list[Corpus]:
         settings = (self.cache_dir, self.streaming)

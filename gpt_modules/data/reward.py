@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_part, expect_whole
+from gpt_modules.data.arguments import expect_default, expect_parted, expect_whole
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.data.builtin.reviews import instruction, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
@@ -130,8 +130,10 @@ class RewardDataModule(ResumableDataModule):
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
         expect_whole(1, max_demonstrations=max_demonstrations)
         expect_whole(2, 8, k=k)
+        if train != REVIEWS:
+            expect_default(RewardDataModule, f"{train!s:.60}, whose rows bring their answers", k=k)
         expect_whole(0, None, seed=seed)
-        expect_part(validation_fraction=validation_fraction)
+        expect_parted(RewardDataModule, train, validation, train == REVIEWS, validation_fraction)
         self.demonstration_source, self.max_demonstrations = demonstrations, max_demonstrations
         self.train_source, self.validation_source = train, validation
         self.context, self.k, self.batch_size, self.val_batch_size = context, k, batch_size, val_batch_size
@@ -183,7 +185,11 @@ class RewardDataModule(ResumableDataModule):
     def _demonstration_rows(self) -> list[Row]:
         if self.demonstration_source is not None:
             rows = load_rows(self.demonstration_source, "train", "sft", cache_dir=self.cache_dir)
-            return [row for row in rows if "prompt" in row]
+            kept = [row for row in rows if "prompt" in row]
+            if len(kept) < len(rows):
+                message = "demonstrations: of %d rows, %d are conversations and left out"
+                log.warning(message, len(rows), len(rows) - len(kept))
+            return kept
         if self.train_source == REVIEWS:
             return [row for row in sft_rows("train") if row["prompt"] == instruction("film")]
         train, _ = self.rows()

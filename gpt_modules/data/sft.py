@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_part, expect_whole
+from gpt_modules.data.arguments import expect_parted, expect_whole
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.collate import (
     TokenExample,
@@ -127,7 +127,7 @@ class SFTDataModule(ResumableDataModule):
         super().__init__(tokenizer)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
         expect_whole(0, None, seed=seed)
-        expect_part(validation_fraction=validation_fraction)
+        expect_parted(SFTDataModule, train, validation, train == REVIEWS, validation_fraction)
         self.train_source, self.validation_source = train, validation
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
         self.packing, self.seed, self.cache_dir = packing, seed, cache_dir

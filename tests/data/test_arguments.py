@@ -11,6 +11,7 @@ from gpt_modules.data.corpus.mixture import MixedSource
 from gpt_modules.data.episodes.ciphers import AffineCipher, SubstitutionCipher
 from gpt_modules.data.episodes.cloze import Cloze
 from gpt_modules.data.episodes.label_words import LabelWords
+from gpt_modules.data.episodes.sinusoid import Sinusoid
 from gpt_modules.data.episodes.transforms import SequenceTransforms
 from gpt_modules.data.episodes.ways import LabelledClasses
 from gpt_modules.data.finetuning import FinetuningDataModule
@@ -18,6 +19,7 @@ from gpt_modules.data.maml import EpisodicDataModule
 from gpt_modules.data.ppo import PPODataModule
 from gpt_modules.data.pretraining import PretrainingDataModule
 from gpt_modules.data.reward import RewardDataModule
+from gpt_modules.data.rows.labelled import Columns
 from gpt_modules.data.sft import SFTDataModule
 from gpt_modules.errors import UserError
 
@@ -108,6 +110,71 @@ def test_a_weight_of_a_mixture_is_refused_before_a_source_is_read(weight):
 def test_words_are_refused_before_any_work(make, line):
     with pytest.raises(UserError, match=f"^{line}"):
         make()
+
+
+SHARED = {"train": "a.jsonl", "validation": "b.jsonl"}
+IDLE = {
+    "pretraining with a validation source": (PretrainingDataModule, SHARED, {"validation_fraction": 0.2}),
+    "pretraining with a source of two parts": (PretrainingDataModule, {}, {"validation_fraction": 0.2}),
+    "a mixture of such sources": (
+        PretrainingDataModule, {"mixture": [MixedSource("reviews", 1.0)]}, {"validation_fraction": 0.2}),
+    "a field beside a mixture": (PretrainingDataModule, {"mixture": [MixedSource("a.csv", 1.0)]}, {"text_field": "x"}),
+    "a kind of a tokenizer that is there": (PretrainingDataModule, {}, {"tokenizer_kind": "gpt1"}),
+    "finetuning with a validation source": (FinetuningDataModule, SHARED, {"validation_fraction": 0.2}),
+    "finetuning on what is built in": (FinetuningDataModule, {"train": "products"}, {"validation_fraction": 0.2}),
+    "columns of what is built in": (FinetuningDataModule, {}, {"columns": Columns(label="x")}),
+    "a pair beside answers": (
+        FinetuningDataModule, {"train": "a.csv", "task": "multiple_choice"}, {"columns": Columns(pair="x")}),
+    "answers of a class": (FinetuningDataModule, {"train": "a.csv"}, {"columns": Columns(choices="x")}),
+    "sft with a validation source": (SFTDataModule, SHARED, {"validation_fraction": 0.2}),
+    "sft on the reviews": (SFTDataModule, {}, {"validation_fraction": 0.2}),
+    "reward with a validation source": (RewardDataModule, SHARED, {"validation_fraction": 0.2}),
+    "reward on the reviews": (RewardDataModule, {}, {"validation_fraction": 0.2}),
+    "answers that rows have": (RewardDataModule, {"train": "a.jsonl"}, {"k": 4}),
+    "ppo with a validation source": (PPODataModule, SHARED, {"validation_fraction": 0.2}),
+    "ppo on the reviews": (PPODataModule, {}, {"validation_fraction": 0.2}),
+    "numbers have no tokens": (EpisodicDataModule, {"families": Sinusoid()}, {"context": 64}),
+    "numbers have no tokenizer": (EpisodicDataModule, {"families": Sinusoid()}, {"tokenizer": "train"}),
+    "episodes by a tokenizer that is there": (
+        EpisodicDataModule, {"families": [AffineCipher()]}, {"tokenizer_kind": "gpt1"}),
+    "sentences of a source of two parts": (Cloze, {}, {"text_field": "x"}),
+    "classes with a validation source": (
+        LabelledClasses, {"source": "a.csv", "validation": "b.csv"}, {"validation_fraction": 0.2}),
+    "classes of what is built in": (LabelledClasses, {"source": "reviews"}, {"columns": Columns(text="x")}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "given", "idle"), IDLE.values(), ids=IDLE)
+def test_an_argument_without_effect_is_refused(kind, given, idle):
+    kind(**given)
+    ((name, _),) = idle.items()
+    with pytest.raises(UserError, match=rf"^{name}\S*: found .*, where it has no effect, expected ") as caught:
+        kind(**given, **idle)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_field_of_files_without_fields_is_refused(tmp_path, micro):
+    (tmp_path / "a.txt").write_text("one two\n" * 50)
+    text, rows = str(tmp_path / "a.txt"), str(micro.pretraining)
+    settings = {"tokenizer": str(micro.gpt), "cache_dir": str(tmp_path), "context": 8, "text_field": "story"}
+    for given in (
+        {"train": text},
+        {"train": text, "validation": "shakespeare"},
+        {"mixture": [MixedSource(rows, 1.0)], "validation": text},
+    ):
+        with pytest.raises(UserError, match=r"^text_field: found 'story' beside .*, without fields, where it has no"):
+            PretrainingDataModule(**given, **settings).prepare_data()
+    with pytest.raises(UserError, match=r"jsonl:1: story: found no such field"):
+        PretrainingDataModule(train=[text, rows], **settings).prepare_data()
+
+
+@pytest.mark.parametrize("make", [PretrainingDataModule, lambda **k: EpisodicDataModule([AffineCipher()], **k)])
+def test_ids_of_a_tokenizer_that_is_there_are_what_it_has(make, micro):
+    have = micro.vocab_size
+    assert make(tokenizer=str(micro.gpt), vocab_size=have).tokenizer.vocab_size == have
+    found = rf"found {have + 1} beside the tokenizer \S+, which has {have} ids"
+    with pytest.raises(UserError, match=rf"^vocab_size: {found}, expected {have}, or tokenizer: train$"):
+        make(tokenizer=str(micro.gpt), vocab_size=have + 1).tokenizer  # noqa: B018
 
 
 def test_none_is_left_to_the_argument():

@@ -39,7 +39,8 @@ class Speechless(Family):
 
 
 def make(families=None, **changes):
-    settings = {"tokenizer": "train", **SMALL, **changes}
+    text = {} if isinstance(families, Sinusoid) else {"tokenizer": "train"}
+    settings = {**text, **SMALL, **changes}
     module = EpisodicDataModule(families or [SubstitutionCipher(6, 2)], **settings)
     module.prepare_data()
     module.setup("fit")

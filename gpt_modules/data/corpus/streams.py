@@ -10,11 +10,12 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Literal
 
+from gpt_modules.data.arguments import expect_default
 from gpt_modules.data.corpus.documents import PIECE, Document, beginning_or_end, source_documents
 from gpt_modules.data.corpus.llmc import SUFFIX, open_llmc
 from gpt_modules.data.corpus.shard_writer import open_or_write_shards
 from gpt_modules.data.corpus.shards import FORMAT_VERSION, Tokens, between, is_shard_folder, join_tokens, open_shards
-from gpt_modules.data.rows.files import is_local
+from gpt_modules.data.rows.files import find_files, is_local
 from gpt_modules.data.rows.sources import (
     Source,
     cache_folder,
@@ -98,6 +99,17 @@ class Corpus:
             if path_of(item).resolve() in [path_of(known).resolve() for known in ours]:
                 raise UserError(f"validation: found {item}, which is trained on, expected other text")
         refuse_shared_files(*(_without(source, ours + theirs) for source in (self.source, validation)))
+
+    def check_field(self) -> None:
+        """A field where there are rows that have fields.
+
+        Raises:
+            UserError: `text_field` is named, and all is tokens, built in, or text files.
+        """
+        sources = [self.source] if self.validation is None else [self.source, self.validation]
+        if not any(_has_fields(source) for source in sources):
+            names = " and ".join(map(name_of, sources))
+            expect_default(Corpus, f"{names:.100}, without fields", text_field=self.text_field)
 
     def documents(self, split: Split) -> Iterator[Document]:
         """The documents of one part, if the source is text.
@@ -197,6 +209,14 @@ def open_tokens(item: str, tokenizer: Tokenizer, stamps: Path | None = None) -> 
 
 def _is_tokens(item: str) -> bool:
     return item.endswith(SUFFIX) or is_shard_folder(path_of(item))
+
+
+def _has_fields(source: Source) -> bool:
+    """Whether some of it is rows with fields, not text or tokens."""
+    if isinstance(source, str) and has_own_splits(source):
+        return False
+    items = [item for item in _listed(source) if not _is_tokens(item)]
+    return any(not is_local(item) or any(f.suffix.lower() != ".txt" for f in find_files(item)) for item in items)
 
 
 def _glob(path: Path) -> Iterator[Path]:

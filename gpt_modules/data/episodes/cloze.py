@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_part, expect_positive, expect_whole
+from gpt_modules.data.arguments import expect_default, expect_part, expect_positive, expect_whole
 from gpt_modules.data.episodes.families import Episode, Family
 from gpt_modules.data.episodes.ways import compose, draw_labels, draw_words, texts_needed
 from gpt_modules.data.rows.sources import REVIEWS, Source, has_own_splits, iter_rows, name_of
@@ -70,6 +70,8 @@ class Cloze(Family):
         expect_whole(1, None, min_count=min_count, max_sentences=max_sentences)
         expect_positive(max_fraction=max_fraction)
         expect_part(validation_fraction=validation_fraction)
+        if has_own_splits(source) and (validation is None or has_own_splits(validation)):
+            expect_default(Cloze, f"the built-in {source}", text_field=text_field)
         self.source, self.validation = source, validation
         self.classes = self.ways = ways
         self.min_count, self.max_fraction, self.max_words = min_count, max_fraction, max_words

@@ -13,9 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_part, expect_whole
+from gpt_modules.data.arguments import expect_parted, expect_whole
 from gpt_modules.data.episodes.families import Episode, Example, Family
-from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number, is_built_in
+from gpt_modules.data.rows.labelled import (
+    Columns,
+    LabelledRow,
+    built_in_rows,
+    check_columns,
+    class_names,
+    class_number,
+    is_built_in,
+)
 from gpt_modules.data.rows.sources import Source, load_rows, name_of
 from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hold_out, normalise, split_of
 from gpt_modules.errors import UserError
@@ -117,7 +125,8 @@ class LabelledClasses(Family):
         cache_dir: str | None = None,
     ) -> None:
         expect_whole(2, ways=ways)
-        expect_part(validation_fraction=validation_fraction)
+        expect_parted(LabelledClasses, source, validation, is_built_in(source), validation_fraction)
+        check_columns("classification", columns, source, validation)
         self.source, self.validation = source, validation
         self.classes = self.ways = ways
         self.columns, self.labels, self.random_words, self.separator = columns, labels, random_words, separator

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpt_modules.data.arguments import expect_default
 from gpt_modules.data.builtin.puzzles import possession_rows, quantifier_rows
 from gpt_modules.data.builtin.reviews import finetuning_rows
 from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_such_field, text_of, texts_of
@@ -160,6 +161,20 @@ class LabelledRow:
         names = self.names[:answers] if answers else self.names
         shown = ", ".join(names[:SHOWN_NAMES]) + (", ..." if len(names) > SHOWN_NAMES else "")
         return f"one of {shown}"
+
+
+def check_columns(kind: LabellingKind, columns: Columns, source: Source, validation: Source | None) -> None:
+    """Columns that a task does not read, and those of rows that are built in.
+
+    Raises:
+        UserError: One is named; with its name.
+    """
+    if kind == "multiple_choice":
+        expect_default(Columns, f"the task {kind}", "columns.", pair=columns.pair)
+    else:
+        expect_default(Columns, f"the task {kind}", "columns.", choices=columns.choices)
+    if is_built_in(source) and (validation is None or is_built_in(validation)):
+        expect_default(Columns, f"the built-in {source}", "columns.", **vars(columns))
 
 
 def is_built_in(source: Source) -> bool:

@@ -261,6 +261,18 @@ def check_training(name: str, vocab_size: int | None, kind: str) -> None:
     expect(vocab_size >= least, "vocab_size", vocab_size, f"at least {least} ({parts} and {END_OF_TEXT})")
 
 
+def of_size(tokenizer: Tokenizer, vocab_size: int | None, name: str) -> Tokenizer:
+    """A tokenizer that was not trained here, where a `vocab_size` is given too.
+
+    Raises:
+        UserError: It has another number of ids.
+    """
+    found = f"{vocab_size} beside the tokenizer {name:.60}, which has {tokenizer.vocab_size} ids"
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(f"vocab_size: found {found}, expected {tokenizer.vocab_size}, or tokenizer: train")
+    return tokenizer
+
+
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

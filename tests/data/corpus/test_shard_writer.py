@@ -99,7 +99,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, tokenizer):
     settings = {"source": "a", "shard_tokens": 6}
     write_shards(tmp_path, DOCUMENTS, tokenizer, shard_tokens=6, made_from=settings)
     before = content(tmp_path)
-    with pytest.raises(UserError, match=r"manifest.json: source: found a, expected this run's b"):
+    with pytest.raises(UserError, match=r"manifest.json: source: found 'a', expected this run's 'b'"):
         write_shards(tmp_path, DOCUMENTS, tokenizer, shard_tokens=6, made_from=settings | {"source": "b"})
     with pytest.raises(UserError, match=r"manifest.json: tokenizer: found another"):
         write_shards(tmp_path, DOCUMENTS, Tokenizer.train(["ab"], 257), shard_tokens=6, made_from=settings)
