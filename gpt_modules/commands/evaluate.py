@@ -80,13 +80,17 @@ def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list
     from gpt_modules.evaluation.tasks.results import Results, table_header, table_rows, weights_digest
 
     device = device_of(options)
+    definitions = {task.name: _definition(task, shots) for task in tasks}
     data = [read_data(task, settings, shots) for task in tasks]  # a bad row is told before anything is measured
+    for task in tasks:
+        if _definition(task, shots) != definitions[task.name]:
+            raise UserError(f"{task.name}: found its data changed while it was read, expected it to stay as it is")
     model, tokenizer = open_language_model(options.model, device)
     for task, rows in zip(tasks, data, strict=True):
         check_fits(task, rows, model.config.n_positions, shots)
     kept = {"model": options.model, "weights": weights_digest(options.model), "tokenizer": tokenizer.fingerprint}
     kept |= {"limit": settings.limit, "seed": settings.seed, "end_token": settings.end_token}
-    results = Results(options.output, kept, {task.name: _definition(task, shots) for task in tasks})
+    results = Results(options.output, kept, definitions)
     names = [task.name for task in tasks]
     _say(table_header(names))
     for task, rows in zip(tasks, data, strict=True):

@@ -157,8 +157,12 @@ def _survey(options: argparse.Namespace, folder: Path, made_from: dict[str, Any]
     if options.near_duplicates is None and not options.exclude:
         return None
     from gpt_modules.data.corpus.cleaning.survey import Filter, grams_of_tests, open_or_make_survey
+    from gpt_modules.data.rows.sources import fingerprint, name_of
 
     grams, short = grams_of_tests(options.exclude, None)
+    if options.exclude and fingerprint(options.exclude, "validation") != made_from["exclude"]:
+        raise UserError(f"--exclude: found {name_of(options.exclude):.200} changed while it was read, expected it to "
+                        "stay as it is")  # fmt: skip
     with _Bar("survey", options) as bar:
         settings = (made_from, options.near_duplicates, grams, short, options.workers)
         survey = open_or_make_survey(folder, _documents(options, made_from), *settings, report=bar.update)

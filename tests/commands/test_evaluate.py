@@ -211,3 +211,19 @@ def test_data_for_one_task_only(world):
     (folder / "second.yaml").write_text(TASK.format(folder=folder))
     with pytest.raises(UserError, match="--source: found 2 tasks, expected one whose data it is"):
         evaluate_cli.main([*words, "--tasks", "quiz", "second.yaml", "--source", "rows.jsonl"])
+
+
+def test_data_that_changes_while_it_is_read_is_told(world, monkeypatch):
+    folder, words = world
+    real = evaluate.read_data
+
+    def read(*arguments):
+        found = real(*arguments)
+        with (folder / "rows.jsonl").open("a") as file:
+            file.write(json.dumps({"query": "another", "choices": ["a", "b"], "gold": 0}) + "\n")
+        return found
+
+    monkeypatch.setattr(evaluate, "read_data", read)
+    with pytest.raises(UserError, match=r"^quiz: found its data changed while it was read, expected it to stay"):
+        evaluate_cli.main(words)
+    assert not (folder / "out/results.json").exists()

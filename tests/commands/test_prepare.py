@@ -13,6 +13,7 @@ import pytest
 from gpt_modules.commands import prepare as prepare_cli
 from gpt_modules.commands.prepare import main, parse_size
 from gpt_modules.data.corpus import documents as corpus_documents
+from gpt_modules.data.corpus.cleaning import survey
 from gpt_modules.data.corpus.shards import open_shards, read_manifest
 from gpt_modules.data.pretraining import PretrainingDataModule
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -217,3 +218,18 @@ def test_a_source_that_changes_while_it_is_read_is_told(world, tmp_path, monkeyp
     with pytest.raises(UserError, match=r"a\.jsonl: found it changed while it was read, expected it to stay"):
         prepare((source, world[1]), tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists() or not read_manifest(tmp_path / "out").complete
+
+
+def test_a_test_set_that_changes_while_it_is_read_is_told(world, tmp_path, monkeypatch):
+    tests = tmp_path / "tests.jsonl"
+    tests.write_text(json.dumps({"text": "a test of some words that nobody else has written before today " * 3}) + "\n")
+    real = survey.grams_of_tests
+
+    def read(*arguments):
+        found = real(*arguments)
+        tests.write_text(json.dumps({"text": "other words"}) + "\n")
+        return found
+
+    monkeypatch.setattr(survey, "grams_of_tests", read)
+    with pytest.raises(UserError, match=r"^--exclude: found \S+tests\.jsonl changed while it was read, expected it to"):
+        prepare(world, tmp_path / "out", "--exclude", str(tests))
