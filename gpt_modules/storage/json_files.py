@@ -1,22 +1,18 @@
 """Reading JSON that a program wrote and anybody may have changed: bounded, plain, and exact about what it refuses.
 
-Python's own reader lets the last of two equal keys win, takes NaN and Infinity for numbers, turns 1e400 into infinity,
-and reads a pipe for ever.
+What is refused of its values, `strict_json` says; a plain `open` reads a pipe for ever.
 """
 
 import json
-import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.strict_json import Refused, StrictDecoder
 
 LARGEST = 1 << 26  # bytes; no document of a model, a run or a corpus comes near
 _SHOWN = 60
-
-
-class _RefusedValue(ValueError):
-    """What the grammar of JSON allows, or Python reads, and no document of ours may say."""
+_SPACE = " \t\r\n"
 
 
 def read_json(path: Path, expected: str, largest: int = LARGEST) -> Any:
@@ -27,24 +23,16 @@ def read_json(path: Path, expected: str, largest: int = LARGEST) -> Any:
         largest: bytes.
 
     Raises:
-        UserError: one line, for a file that is missing, no file, larger, not UTF-8, not JSON (with its line), nested
-            too deeply, or that has a key twice, a number that is not finite, or text that is no Unicode.
+        UserError: one line, for a file that is missing, no file, larger, not UTF-8, not JSON (with its line), or with
+            something that `strict_json` refuses.
     """
     text = read_text(path, expected, largest)
     try:
-        value = json.loads(text, object_pairs_hook=_once, parse_float=_finite, parse_constant=_constant)
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        return _value(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: found broken JSON ({error.msg}), expected {expected}") from error
-    except _RefusedValue as error:
-        raise UserError(f"{path}: {error}") from error
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: found half of a surrogate pair, expected text that is Unicode") from error
-    except (ValueError, RecursionError) as error:
-        what = "nesting" if isinstance(error, RecursionError) else "a whole number"
-        raise UserError(f"{path}: found {what} too large to read, expected {expected}") from error
-    return value
+    except Refused as error:
+        raise UserError(f"{path}: found broken JSON ({error}), expected {expected}") from error
 
 
 def read_text(path: Path, expected: str, largest: int = LARGEST) -> str:
@@ -81,21 +69,9 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _RefusedValue(f"{shown(twice)}: found this key twice, expected it once")
-    return found
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise _RefusedValue(f"found {text[:_SHOWN]}, expected numbers that a float64 can hold")
-    return number
-
-
-def _constant(name: str) -> NoReturn:
-    raise _RefusedValue(f"found {name}, expected finite numbers only")
+def _value(text: str) -> Any:
+    """The one value that a text is."""
+    value, end = StrictDecoder().decode(text, len(text) - len(text.lstrip(_SPACE)))
+    if text[end:].strip(_SPACE):
+        raise json.JSONDecodeError("more after the first value", text, end)
+    return value
