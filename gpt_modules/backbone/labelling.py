@@ -34,6 +34,10 @@ class LabellingModel(nn.Module):
         self.decoder = Decoder(config)
         self.head = _head(task, config.n_embd, classifier_dropout)
 
+    def drop_before_head(self, classifier_dropout: float) -> None:
+        """Change the dropout on the states that the task's head reads."""
+        self.classifier_dropout = self.head.drop.p = classifier_dropout
+
     @property
     def head_weight(self) -> Float[Tensor, "V C"]:
         """The language model's output matrix, tied to the token embedding, for the auxiliary loss."""
@@ -98,7 +102,7 @@ class LabellingModel(nn.Module):
         return model
 
 
-def _head(task: Labelling, n_embd: int, dropout: float) -> nn.Module:
+def _head(task: Labelling, n_embd: int, dropout: float) -> ClassificationHead | MultipleChoiceHead:
     if task.n_outputs < 1:
         raise UserError("labels: found none, expected the names of the task's classes")
     if not 0.0 <= dropout < 1.0:

@@ -19,7 +19,7 @@ from gpt_modules.training import artefacts, labelling_metrics, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.figures import confusion_figure
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import arguments, expect_number, typed
+from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
 from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
@@ -74,6 +74,7 @@ class FinetuningModule(L.LightningModule):
         self.lora = None if lora is None else typed(LoRA, lora)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
+        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
         self.save_hyperparameters(given)
         expect_number("lm_coef", lm_coef, "[0, inf)")
         expect_number("dropout", dropout or 0.0, "[0, 1)")
@@ -81,6 +82,9 @@ class FinetuningModule(L.LightningModule):
         expect_number("init_layers", init_layers or 0, "[0, inf)", whole=True)
         expect_number("freeze", freeze or 0, "[0, inf)", whole=True)
         expect_number("layer_decay", layer_decay, "(0, 1]")
+        if self.optimizer_config.muon_lr:
+            one_of_them = "optimizer.muon_lr has one rate for all blocks (--model.optimizer.muon_lr 0 leaves it out)"
+            expect_idle("layer_decay", layer_decay, [1.0], one_of_them)
         self.val_loss, self.val_lm_loss = MeanMetric(), MeanMetric()
         self.step = StepMean()
         self.val_metrics: MetricCollection
@@ -116,7 +120,11 @@ class FinetuningModule(L.LightningModule):
         source = artefacts.open_source(
             self.config, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
         )
+        if self.hparams["init_from"] is None or isinstance(source, LabellingModel):
+            why = "a decoder from scratch is fresh throughout" if self.config else "a task model is taken whole"
+            expect_idle("init_layers", self.hparams["init_layers"], [None], why)
         if isinstance(source, LabellingModel):
+            source.drop_before_head(self.hparams["classifier_dropout"])
             if source.task.is_named_by(task):
                 source.task = task
             if source.task.to_dict() != task.to_dict():
@@ -233,10 +241,6 @@ class FinetuningModule(L.LightningModule):
         groups = groups_by_depth(decoder, self.model.head, config.lr, decay, config.weight_decay)
         if rows_only:  # a decay would move the rows that shall stay
             groups = [_without_decay(group) if _holds(group, decoder.wte.weight) else group for group in groups]
-        if config.muon_lr and decay != 1.0:
-            raise UserError(
-                "layer_decay: found together with optimizer.muon_lr, expected one of them (--model.optimizer.muon_lr 0)"
-            )
         optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 

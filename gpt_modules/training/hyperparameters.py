@@ -5,8 +5,9 @@ is resumed. So what a module stores is dicts, lists, strings and numbers only, a
 """
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from gpt_modules.errors import expect
 
@@ -43,6 +44,42 @@ def typed(kind: type[T], value: T | Mapping[str, Any]) -> T:
         return value
     assert isinstance(value, Mapping), f"expected {kind.__name__} or a mapping, found {type(value).__name__}"
     return kind(**value)
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """A group of settings that knows which of its own do nothing beside the others."""
+
+    def idle(self) -> dict[str, str]:
+        """Names of these settings, and why nothing follows them."""
+
+
+def refuse_idle(module: object, **groups: Settings) -> None:
+    """Refuse settings that would change nothing, for whoever wrote them expects that they do.
+
+    Args:
+        module: whose constructor has arguments of these names; the defaults that stand there, and those of the groups
+            themselves, are nobody's wish.
+
+    Raises:
+        UserError: one has another value.
+    """
+    parameters = inspect.signature(type(module).__init__).parameters
+    for name, group in groups.items():
+        default = parameters[name].default if name in parameters else None
+        defaults = [type(group)(), *([default] if isinstance(default, type(group)) else [])]
+        for field, reason in group.idle().items():
+            expect_idle(f"{name}.{field}", getattr(group, field), [getattr(one, field) for one in defaults], reason)
+
+
+def expect_idle(field: str, value: Any, defaults: list[Any], reason: str) -> None:
+    """Refuse a value that nothing would follow, unless it is a default.
+
+    Raises:
+        UserError: it is not.
+    """
+    shown = plain(defaults[-1])
+    expect(plain(value) in map(plain, defaults), field, plain(value), f"it left at {shown!r}: {reason}")
 
 
 def expect_number(field: str, value: Any, interval: str, whole: bool = False) -> None:

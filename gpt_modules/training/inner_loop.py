@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.hyperparameters import expect_number
+from gpt_modules.training.hyperparameters import expect_idle, expect_number
 
 RateShape = Literal["fixed", "per_step", "per_element"]
 
@@ -38,6 +38,10 @@ class InnerLoop:
         expect_number("inner.steps", self.steps, "[0, inf)", whole=True)
         expect_number("inner.lr", self.lr, "(0, inf)")
 
+    def idle(self) -> dict[str, str]:
+        """Rates without a gradient; those of no step at all still begin whatever adapts the weights later."""
+        return {} if self.steps else {"rates": "steps is 0, so nothing learns them"}
+
     def adapted(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The parameters that move.
 
@@ -56,12 +60,20 @@ class InnerLoop:
         }
 
     def first_rates(self, parameters: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A rate (S, ...) for each that moves: as `stored` where that has the same form, else `lr` throughout."""
+        """A rate (S, ...) for each that moves: as `stored` where that has the same form, else `lr` throughout.
+
+        Raises:
+            UserError: `lr` is given, and all are stored.
+        """
         rates = {name: torch.full(self._shape(value), self.lr) for name, value in self.adapted(parameters).items()}
         kept = {
             name: stored[name] for name, rate in rates.items() if name in stored and stored[name].shape == rate.shape
         }
-        return {**rates, **kept} if self.learned else rates
+        if not self.learned:
+            return rates
+        if kept.keys() == rates.keys():
+            expect_idle("inner.lr", self.lr, [InnerLoop.lr], "init_from brings rates of its own")
+        return {**rates, **kept}
 
     @property
     def learned(self) -> bool:

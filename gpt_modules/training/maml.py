@@ -4,6 +4,7 @@ Not what GPT-3 does: Brown et al. 2020 call pretraining the outer loop and readi
 one, and cite MAML only. The data's `in_context` serves that second meaning, with `inner.steps: 0`.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +24,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.functional import Algorithm, Parameters, adapt, meta_gradient, over_tasks, supervised_scores
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
-from gpt_modules.training.hyperparameters import arguments, expect_number, typed
+from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
@@ -69,10 +70,13 @@ class MAMLModule(L.LightningModule):
         self.inner = typed(InnerLoop, inner)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
+        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config, inner=self.inner)
         self.save_hyperparameters(given)
         expect_number("tasks_at_once", 1 if tasks_at_once is None else tasks_at_once, "[1, inf)", whole=True)
         self._check()
         if network is not None:
+            expect_idle("init_from", init_from, [None], "network takes its place")
+            expect_idle("config", given["config"], [None], "network takes its place")
             self.network = network
         self.inner_rates = nn.ParameterDict()
         self.step = StepMean()
@@ -86,6 +90,8 @@ class MAMLModule(L.LightningModule):
         if reptile and (config.muon_lr or config.weight_decay or config.lr > 1):
             expected = "expected no muon_lr, weight_decay 0 and lr up to 1: the ε of an interpolation"
             raise UserError(f"optimizer: found {config}, {expected}")
+        if reptile:
+            refuse_idle(self, optimizer=dataclasses.replace(config, sgd=True))
         if reptile and self.inner.steps < 2:
             raise UserError(
                 f"inner: steps: found {self.inner.steps}, expected 2 or more: reptile with 1 is joint training"

@@ -51,6 +51,10 @@ class OptimizerConfig:
         if self.sgd and self.muon_lr:
             raise UserError("optimizer: found sgd together with muon_lr, expected one of them")
 
+    def idle(self) -> dict[str, str]:
+        """Moments, where there are none."""
+        return dict.fromkeys(("betas", "eps"), "sgd has no moments") if self.sgd else {}
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:
@@ -85,6 +89,11 @@ class ScheduleConfig:
             expected = f"at least the warm-up's {self.warmup:g}"
             expect(self.total >= self.warmup, "schedule.total", self.total, expected)
         expect_number("schedule.final", self.final, "[0, 1]")
+
+    def idle(self) -> dict[str, str]:
+        """The end of a way that does not fall, the beginning of one that does not climb."""
+        level = dict.fromkeys(("total", "final"), "the shape is constant") if self.shape == "constant" else {}
+        return level if self.warmup else {**level, "warmup_start": "there is no warmup"}
 
 
 def lr_factor(before: float, after: float, schedule: ScheduleConfig, total: float) -> float:

@@ -18,7 +18,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import arguments, expect_number, typed
+from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.answers import predictions, side_by_side
@@ -127,6 +127,10 @@ class PPOModule(L.LightningModule):
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
+        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
+        refuse_idle(self, kl=self.kl_config, clip=self.clip_config)
+        if not self.clip_config.value_coef:
+            expect_idle("value_lr", value_lr, [None], "clip.value_coef is 0, so the critic does not learn")
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1

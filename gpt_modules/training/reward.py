@@ -16,7 +16,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.figures import reliability_figure
 from gpt_modules.training.callbacks.writer import log_interval, tensorboard
-from gpt_modules.training.hyperparameters import arguments, expect_number, typed
+from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
@@ -55,6 +55,7 @@ class RewardModule(L.LightningModule):
         super().__init__()
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
+        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
         self.save_hyperparameters(given)
         if dropout is not None:
             expect_number("dropout", dropout, "[0, 1)")

@@ -13,7 +13,7 @@ from gpt_modules.backbone import GPT
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
-from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_number, typed
+from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
@@ -49,10 +49,14 @@ class SFTModule(L.LightningModule):
         super().__init__()
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
+        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
         self.save_hyperparameters(given)
         expect_number("dropout", dropout or 0.0, "[0, 1)")
         expect_number("sample_tokens", sample_tokens, "[1, inf)", whole=True)
         expect_number("seed", seed, SEEDS, whole=True)
+        if not sample_prompts:
+            expect_idle("sample_tokens", sample_tokens, [48], "there are no sample_prompts")
+            expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
         self.val_loss = MeanMetric()
         self.step = StepMean()
         self.model: GPT

@@ -120,9 +120,19 @@ def test_classes_without_a_meaning_take_the_names_of_the_data(fit, data, micro, 
     )
     save_pretrained(tmp_path / "meta", meant, tokenizer_json=tokenizer.to_json())
     module = FinetuningModule(str(tmp_path / "meta"), optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))
-    fit(module, data(tokenizer=str(tmp_path / "meta")), max_steps=1)
+    fit(module, rows := data(tokenizer=str(tmp_path / "meta")), max_steps=1)
     assert module.task.labels == ("blame", "praise")
     torch.testing.assert_close(module.model.head.linear.weight.cpu(), meant.head.linear.weight)
+    other = FinetuningModule(str(tmp_path / "meta"), classifier_dropout=0.4)
+    fit(other, rows, max_steps=1)
+    assert (other.model.head.drop.p, other.model.classifier_dropout) == (0.4, 0.4), "the recipe's, not the folder's"
+    with pytest.raises(
+        UserError, match=r"^init_layers: found 1, expected it left at None: a task model is taken whole"
+    ):
+        fit(FinetuningModule(str(tmp_path / "meta"), init_layers=1), rows, max_steps=1)
+    scratch = FinetuningModule(config=micro.config(), init_layers=1)
+    with pytest.raises(UserError, match=r"^init_layers: found 1, .*: a decoder from scratch is fresh throughout"):
+        fit(scratch, data(), max_steps=1)
 
 
 def test_lora_learns_little_and_is_merged_in_the_folder(fit, data, micro, tmp_path):
@@ -230,7 +240,7 @@ def test_the_papers_schedule_in_fractions_of_the_run(fit, data, micro):
         ({"init_from": "GPT", "init_layers": 3}, "init_layers: found 3, expected a number of layers between 0 and 2"),
         (
             {"init_from": "GPT", "layer_decay": 0.9, "optimizer": OptimizerConfig(muon_lr=0.01)},
-            "layer_decay: found together with",
+            "layer_decay: found 0.9, expected it left at 1.0: optimizer.muon_lr has one rate for all blocks",
         ),
     ],
 )

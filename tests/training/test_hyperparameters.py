@@ -4,14 +4,18 @@ import ast
 import inspect
 import math
 import textwrap
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
+import torch
 
+from gpt_modules.backbone import DecoderConfig
 from gpt_modules.errors import UserError
 from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.accumulation import BatchConfig
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
+from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.throughput import Throughput
 from gpt_modules.training.hyperparameters import arguments, plain, typed
 from gpt_modules.training.inner_loop import InnerLoop
@@ -105,6 +109,8 @@ def test_every_number_is_refused_at_construction_by_its_name(kind, name, value):
         (ScheduleConfig, {"warmup": 9, "total": 5}, r"schedule\.total: found 5, expected at least the warm-up's 9"),
         (ScheduleConfig, {"warmup": 9, "unit": "run"}, r"schedule\.warmup: found 9, expected a number in \[0, 1\]"),
         (ExactCheckpoint, {"every_n_steps": 0}, r"checkpoint\.every_n_steps: found 0, expected a whole number in"),
+        (ExactCheckpoint, {"keep": 1}, r"checkpoint\.keep: found 1, expected a whole number in \[2, inf\)"),
+        (ExportBest, {"mode": "max"}, r"export\.mode: found 'max', expected it left at 'min': there is no monitor"),
         (LoRA, {"rank": 0}, r"lora\.rank: found 0"),
         (LoRA, {"rank": True}, r"lora\.rank: found True"),
         (SFTModule, {"init_from": "x", "dropout": 1.5}, r"dropout: found 1\.5, expected a number in \[0, 1\)"),
@@ -113,3 +119,43 @@ def test_every_number_is_refused_at_construction_by_its_name(kind, name, value):
 def test_values_beyond_the_other_end(kind, arguments, message):
     with pytest.raises(UserError, match=message):
         kind(**arguments)
+
+
+SGD, LEVEL = OptimizerConfig(sgd=True, lr=0.1), ScheduleConfig(shape="constant")
+REPTILE = OptimizerConfig(lr=0.5, weight_decay=0.0, eps=1.0)
+CRITIC_AT_REST = ClipConfig(value_coef=0.0)
+IDLE = [
+    ("sft", {"optimizer": replace(SGD, betas=(0.5, 0.9))}, "optimizer.betas: found [0.5, 0.9]"),
+    ("reward", {"optimizer": replace(SGD, eps=1e-3)}, "optimizer.eps: found 0.001"),
+    ("pretraining", {"schedule": replace(LEVEL, final=0.3)}, "schedule.final: found 0.3"),
+    ("finetuning", {"schedule": replace(LEVEL, total=7.0)}, "schedule.total: found 7.0"),
+    ("ppo", {"schedule": ScheduleConfig(warmup_start=0.5)}, "schedule.warmup_start: found 0.5"),
+    ("pretraining", {"sample_tokens": 7}, "sample_tokens: found 7"),
+    ("sft", {"seed": 7}, "seed: found 7"),
+    ("finetuning", {"optimizer": OptimizerConfig(muon_lr=0.1), "layer_decay": 0.5}, "layer_decay: found 0.5"),
+    ("ppo", {"kl": KLConfig(horizon=7.0)}, "kl.horizon: found 7.0"),
+    ("ppo", {"clip": replace(CRITIC_AT_REST, value=0.5)}, "clip.value: found 0.5"),
+    ("ppo", {"clip": CRITIC_AT_REST, "value_lr": 0.5}, "value_lr: found 0.5"),
+    ("maml", {"inner": InnerLoop(0, rates="per_step")}, "inner.rates: found 'per_step'"),
+    ("maml", {"algorithm": "reptile", "inner": InnerLoop(2), "optimizer": REPTILE}, "optimizer.eps: found 1.0"),
+    ("maml", {"network": torch.nn.Linear(1, 1)}, "init_from: found '"),
+    ("maml", {"init_from": None, "network": torch.nn.Linear(1, 1), "config": DecoderConfig()}, "config: found {"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "given", "line"), IDLE)
+def test_a_setting_that_nothing_follows_is_refused(procedure, word, given, line):
+    with pytest.raises(UserError) as caught:
+        procedure(word, **given)
+    assert str(caught.value).startswith(line)
+    assert ", expected it left at " in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"])
+def test_defaults_are_nobodys_wish(procedure, word):
+    """Neither those of a procedure nor those of a group: one setting given leaves the others as they are."""
+    module, _ = procedure(word, optimizer=SGD, schedule=LEVEL)
+    defaults = inspect.signature(type(module)).parameters
+    own = {"optimizer": {"sgd": True}, "schedule": {"shape": "constant"}}
+    procedure(word, **{name: replace(defaults[name].default, **change) for name, change in own.items()})

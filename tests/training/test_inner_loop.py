@@ -47,3 +47,11 @@ def test_rates_that_were_learned_go_on_where_their_form_is_the_same():
         "head.weight": pytest.approx([0.1, 0.2]), "head.bias": [0.25, 0.25]}  # fmt: skip
     fixed = InnerLoop(2, 0.25, "fixed", ["head.bias"]).first_rates(PARAMETERS, stored)
     assert fixed["head.bias"].tolist() == [0.25], "fixed rates are the recipe's"
+    weight = {"head.weight": PARAMETERS["head.weight"]}
+    assert InnerLoop(2, rates="per_step").first_rates(weight, stored)["head.weight"].tolist() == pytest.approx(
+        [0.1, 0.2]
+    )
+    with pytest.raises(
+        UserError, match=r"^inner\.lr: found 0\.25, expected it left at 0\.01: init_from brings rates of"
+    ):
+        InnerLoop(2, 0.25, "per_step").first_rates(weight, stored)

@@ -124,9 +124,9 @@ class ExactCheckpoint(Checkpoint):
 
     def __init__(self, every_n_steps: int = 200, keep: int = 2) -> None:
         expect_number("checkpoint.every_n_steps", every_n_steps, "[1, inf)", whole=True)
-        expect_number("checkpoint.keep", keep, "[1, inf)", whole=True)
+        expect_number("checkpoint.keep", keep, "[2, inf)", whole=True)
         self.every_n_steps = every_n_steps
-        self.keep = max(2, keep)
+        self.keep = keep
         self._requested: int | None = None
         self._saved_step = -1
         self._after_validation = False

@@ -12,6 +12,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from gpt_modules.backbone.folders.replacing import check_replaceable
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import check_writable
+from gpt_modules.training.hyperparameters import expect_idle
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class ExportBest(L.Callback):
 
     def __init__(self, monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
         expect(mode in ("min", "max"), "export.mode", mode, "min or max")
+        if monitor is None:
+            expect_idle("export.mode", mode, ["min"], "there is no monitor, so the last weights are exported")
         self.monitor = monitor
         self.mode = mode
         self.best: float | None = None

@@ -32,6 +32,10 @@ class KLConfig:
             expect_number("kl.target", self.target, "(0, inf)")
             expect(self.coef > 0, "kl.coef", self.coef, "more than 0 with a target: a factor moves it")
 
+    def idle(self) -> dict[str, str]:
+        """How fast a coefficient adapts that does not."""
+        return {} if self.target is not None else {"horizon": "there is no target, so the coefficient is fixed"}
+
 
 @dataclass(frozen=True)
 class ClipConfig:
@@ -51,6 +55,10 @@ class ClipConfig:
         expect_number("clip.ratio", self.ratio, "(0, 1)")
         expect_number("clip.value", self.value, "(0, inf]")
         expect_number("clip.value_coef", self.value_coef, "[0, inf)")
+
+    def idle(self) -> dict[str, str]:
+        """The region of a critic that does not learn."""
+        return {} if self.value_coef else {"value": "value_coef is 0, so the critic does not learn"}
 
 
 class Sampling(NamedTuple):
