@@ -17,7 +17,7 @@ from gpt_modules.commands.report import result_table
 from gpt_modules.data.corpus.cleaning.survey import open_or_make_survey
 from gpt_modules.data.corpus.shard_writer import refuse_other, write_shards
 from gpt_modules.data.corpus.shards import open_shards
-from gpt_modules.data.finetuning import saved_task
+from gpt_modules.data.rows.classes import saved_task
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.definitions import find_tasks

@@ -3,9 +3,7 @@
 """
 
 import logging
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -15,13 +13,12 @@ from gpt_modules.data.arguments import expect_one_of, expect_parted, expect_whol
 from gpt_modules.data.batches import LabelledBatch
 from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
 from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.rows.classes import agreed, check_names, measured, named_by, saved_task
 from gpt_modules.data.rows.labelled import (
     Columns,
     LabelledRow,
     built_in_rows,
     check_columns,
-    class_names,
-    class_number,
     is_built_in,
 )
 from gpt_modules.data.rows.sources import (
@@ -37,9 +34,6 @@ from gpt_modules.data.splits import Row, Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling, LabellingKind
-from gpt_modules.storage.documents import Foreign, read_document
-from gpt_modules.storage.model_files import CONFIG_FILE
-from gpt_modules.storage.paths import path_of
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +154,7 @@ class FinetuningDataModule(ResumableDataModule):
         expect_whole(0, None, seed=seed)
         expect_parted(FinetuningDataModule, train, validation, is_built_in(train), validation_fraction)
         check_columns(task, columns, train, validation)
-        _check_names(task, labels, levels)
+        check_names(task, labels, levels)
         self.train_source, self.validation_source = train, validation
         self.task, self.columns, self.labels, self.levels = task, columns, labels, levels
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
@@ -232,7 +226,7 @@ class FinetuningDataModule(ResumableDataModule):
             self._task = known
             return [], self._load(self.validation_source, "validation", known, labelled)
         train = self._load(self.train_source, "train", known, labelled or known is None)
-        named = known or self._named(train)
+        named = known or named_by(train, self.task, self.train_source)
         if self.validation_source is None and not is_built_in(self.train_source):
             check, fraction = self._check(named, labelled), self.validation_fraction
             train, validation = split_rows(train, check, fraction, self.train_source)
@@ -242,7 +236,7 @@ class FinetuningDataModule(ResumableDataModule):
                 refuse_shared_files(self.train_source, self.validation_source)
                 warn_of_shared_rows(train, validation, name_of(self.validation_source))
         train = self._drawn(train)
-        self._task = known or self._measured(named, train)
+        self._task = known or measured(named, train, self.train_source)
         return train, validation
 
     def _drawn(self, train: list[Row]) -> list[Row]:
@@ -265,7 +259,7 @@ class FinetuningDataModule(ResumableDataModule):
         folder = self._model_folder(stage)
         saved = None if folder is None else saved_task(folder)
         if folder is not None and saved is not None and saved.kind == self.task and not saved.unnamed:
-            return self._agreed(given, saved, folder)
+            return agreed(given, saved, folder)
         clear = names is not None or self.task == "multiple_choice" or self.levels is not None
         return given if clear else None
 
@@ -282,14 +276,6 @@ class FinetuningDataModule(ResumableDataModule):
         folder: str | None = module.hparams["init_from"]
         return folder
 
-    def _agreed(self, given: Labelling, saved: Labelling, folder: str) -> Labelling:
-        """The task of the model, where the recipe says nothing else."""
-        for name, ours, theirs in (("labels", given.labels, saved.labels), ("levels", given.levels, saved.levels)):
-            if ours and ours != theirs:
-                model = f"those of {folder}, {list(theirs or ())}"
-                raise UserError(f"{name}: found {list(ours)}, expected {model}")
-        return saved
-
     def _check(self, task: Labelling | None, labelled: bool, columns: Columns | None = None) -> LabelledRow:
         names = self.labels if self.task == "multiple_choice" or task is None else task.labels or None
         levels = self.levels if task is None else task.levels
@@ -299,58 +285,6 @@ class FinetuningDataModule(ResumableDataModule):
         if not is_built_in(source):
             return load_rows(source, split, self._check(task, labelled), cache_dir=self.cache_dir)
         return built_in_rows(str(source), split, self._check(task, labelled, Columns()))
-
-    def _named(self, train: list[Row]) -> Labelling:
-        """The task with the classes of the training rows, whose labels become numbers."""
-        if self.task == "regression":
-            return Labelling(self.task)
-        names = class_names([row["label"] for row in train], name_of(self.train_source))
-        for row in train:
-            row["label"] = class_number(row["label"], names, len(names))
-        return Labelling(self.task, names)
-
-    def _measured(self, task: Labelling, train: list[Row]) -> Labelling:
-        """For regression, the task with mean and spread of the training labels."""
-        if self.task != "regression":
-            return task
-        numbers = [row["label"] for row in train if row["label"] is not None]
-        if len(set(numbers)) < 2:
-            raise UserError(f"{name_of(self.train_source)}: label: found the same number in all rows, expected others")
-        return Labelling(self.task, mean=statistics.fmean(numbers), std=statistics.pstdev(numbers))
-
-
-def _check_names(task: LabellingKind, labels: list[str] | None, levels: list[int] | None) -> None:
-    """What no task can have, before a row is read."""
-    if levels is not None and len(levels) != 2:
-        raise UserError(f"levels: found {levels}, expected the lowest and the highest score")
-    if labels is None:
-        Labelling(task, levels=None if levels is None else (levels[0], levels[1]))
-        return
-    if task == "regression" or levels is not None:
-        raise UserError(f"labels: found {labels} for a task with numbers, expected none")
-    if len(labels) < 2 or not all(labels):
-        raise UserError(f"labels: found {labels}, expected at least 2 names")
-    Labelling("classification", tuple(labels))  # refuses a name that stands twice
-
-
-@dataclass(frozen=True)
-class _Ours(Foreign):
-    kind: str | None = None
-    task: Labelling | None = None
-
-
-@dataclass(frozen=True)
-class _Config(Foreign):
-    gpt_modules: _Ours = _Ours()
-
-
-def saved_task(folder: str) -> Labelling | None:
-    """The task in the `config.json` of a task model's folder; None for any other folder, and where there is none."""
-    path = path_of(folder) / CONFIG_FILE
-    if not path.is_file():
-        return None
-    ours = read_document(path, _Config, "the configuration of a model").gpt_modules
-    return ours.task if ours.kind == "task" else None
 
 
 def _texts(row: Row) -> list[str]:

@@ -12,9 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
 from functools import cache, cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,17 +20,20 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gpt_modules.data.arguments import expect_one_of, expect_whole
-from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
-from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
+from gpt_modules.data.text.gpt1_bpe import UNKNOWN, WORD_END, build, mend, train
+from gpt_modules.data.text.gpt2_bpe import byte_level, gpt2_bpe, with_end
+from gpt_modules.data.text.reading import (
+    SETTINGS_FILE,
+    build_tokenizer,
+    end_token_of,
+    find_tokenizer,
+    read_tokenizer,
+    reason_of,
+)
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import replace_durably
-from gpt_modules.storage.hub import fetch, is_hub_name
-from gpt_modules.storage.json_files import read_json
 from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
-from gpt_modules.storage.paths import LIKENESS, is_there, path_of
 
-SETTINGS_FILE = "tokenizer_config.json"
-MOST_IDS = 1 << 24
 TokenizerKind = Literal["gpt2", "gpt1", "characters"]
 
 
@@ -89,7 +90,9 @@ class Tokenizer:
         try:
             return [encoding.ids for encoding in encode()]
         except BaseException as error:
-            raise UserError(f"tokenizer: could not encode a text ({_reason(error)}), expected one that can") from error
+            raise UserError(
+                f"tokenizer: could not encode a text ({reason_of(error)}), expected one that can"
+            ) from error
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of ids; bytes that are no valid UTF-8 become U+FFFD. `skip_special` leaves out the end token."""
@@ -204,9 +207,9 @@ class Tokenizer:
         """
         check_training("train", vocab_size, kind)
         if kind == "characters":
-            return cls(_with_end(_characters(texts, vocab_size - 1)))
+            return cls(with_end(_characters(texts, vocab_size - 1)))
         if kind == "gpt1":
-            return cls(_with_end(build(train(texts, vocab_size - 1))))
+            return cls(with_end(build(train(texts, vocab_size - 1))))
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         trainer = trainers.BpeTrainer(
@@ -216,7 +219,7 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         )
         backend.train_from_iterator(texts, trainer=trainer)
-        return cls(_with_end(_byte_level(backend.model)))
+        return cls(with_end(byte_level(backend.model)))
 
     @classmethod
     def load(cls, name: str | Path) -> Tokenizer:
@@ -232,10 +235,10 @@ class Tokenizer:
         """
         if name == "gpt2" and not Path("gpt2").exists():
             return cls.gpt2()
-        path = _find(str(name))
+        path = find_tokenizer(str(name))
         file = path / TOKENIZER_FILE if path.is_dir() else path
-        backend = _read(file) if file.is_file() else _build(path)
-        return cls(backend, _end_token(file, backend))
+        backend = read_tokenizer(file) if file.is_file() else build_tokenizer(path)
+        return cls(backend, end_token_of(file, backend))
 
 
 def _without_offsets(form: Any) -> Any:
@@ -273,13 +276,6 @@ def of_size(tokenizer: Tokenizer, vocab_size: int | None, name: str) -> Tokenize
     return tokenizer
 
 
-def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
 def _characters(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
     """`<unk>` and the most frequent characters, in the order of Unicode: a BPE that has nothing to merge."""
     counts: Counter[str] = Counter()
@@ -292,103 +288,7 @@ def _characters(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
     return backend
 
 
-def _with_end(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    backend.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return backend
-
-
-def _build(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a vocabulary in two files."""
-    found = find_vocabulary(folder)
-    if found is None:
-        raise UserError(f"{folder}: found no {TOKENIZER_FILE} in this folder, expected one beside the weights")
-    model = read_vocabulary(*found)
-    backend = build(model) if model.end_of_word_suffix == WORD_END else _byte_level(model)
-    # Marked, never added: the weights would have no row for a new id.
-    return backend if backend.token_to_id(END_OF_TEXT) is None else _with_end(backend)
-
-
 @cache
 def _gpt2() -> Tokenizer:
     """Built once a process: it takes half a second, and nothing changes a tokenizer."""
-    merges = _gpt2_merges()
-    symbols = _gpt2_alphabet() + [left + right for left, right in merges]
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    return Tokenizer(_with_end(_byte_level(models.BPE(vocab=vocabulary, merges=merges))))
-
-
-def _gpt2_alphabet() -> list[str]:
-    """The 256 symbols that stand for bytes, in the order of their ids: bytes that print first, then the rest, renamed
-    from 256 on.
-    """
-    printable = [chr(b) for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
-    return printable + [chr(256 + i) for i in range(256 - len(printable))]
-
-
-def _gpt2_merges() -> list[tuple[str, str]]:
-    text = (files("gpt_modules.data.builtin") / "embedded" / "vocab.bpe").read_text(encoding="utf-8")
-    pairs = [line.split(" ") for line in text.split("\n")[1:] if line]
-    return [(left, right) for left, right in pairs]
-
-
-def _find(name: str) -> Path:
-    """A file or folder here, or the folder of a download."""
-    path = path_of(name)
-    if is_there(path):
-        return path
-    if name == "train":
-        raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")
-    if not is_hub_name(name):
-        raise UserError(f"{name[:200]!r}: found no such file or folder, expected a tokenizer")
-    if get_close_matches(name, ["gpt2"], 1, LIKENESS):
-        raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
-    return fetch(name, [TOKENIZER_FILE, SETTINGS_FILE, "vocab.json", "merges.txt"])
-
-
-def _read(path: Path) -> tokenizers.Tokenizer:
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except BaseException as error:
-        reason = _reason(error)
-        raise UserError(
-            f"{path}: found no readable tokenizer ({reason}), expected the JSON of the tokenizers library"
-        ) from error
-    _check_vocabulary(path, backend)
-    return backend
-
-
-def _reason(error: BaseException) -> str:
-    """What the library says, in a line; a panic in its Rust code is no `Exception`."""
-    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
-        raise error
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-
-
-def _check_vocabulary(path: Path, backend: tokenizers.Tokenizer) -> None:
-    """What the library reads without a word, and a model would learn from."""
-    names = dict[int, str]()
-    for symbol, i in backend.get_vocab(with_added_tokens=True).items():
-        if i >= MOST_IDS:
-            raise UserError(f"{path}: {symbol!r:.40}: found id {i}, expected ids below {MOST_IDS:,}")
-        if i in names:
-            raise UserError(f"{path}: found id {i} for both {names[i]!r:.40} and {symbol!r:.40}, expected one each")
-        names[i] = symbol
-    if len(names) <= len(backend.get_added_tokens_decoder()):
-        raise UserError(f"{path}: found no symbols in its vocabulary, expected those that text is made of")
-    if dropout := getattr(backend.model, "dropout", None):
-        raise UserError(f"{path}: dropout: found {dropout:g}, expected none: a text has the same ids every time")
-
-
-def _end_token(path: Path, backend: tokenizers.Tokenizer) -> str:
-    if backend.token_to_id(END_OF_TEXT) is not None:
-        return END_OF_TEXT
-    beside = path.with_name(SETTINGS_FILE)
-    config: Any = read_json(beside, "transformers' tokenizer settings") if beside.is_file() else {}
-    eos = config.get("eos_token") if isinstance(config, dict) else None
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    if eos is None and backend.token_to_id(NEWLINE) is not None:
-        return NEWLINE
-    if not isinstance(eos, str) or backend.token_to_id(eos) is None:
-        where = path if path.is_file() else path.parent
-        raise UserError(f"{where}: found no {END_OF_TEXT} and no eos_token, expected a vocabulary with an end token")
-    return eos
+    return Tokenizer(gpt2_bpe())
