@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gpt_modules.data.arguments import expect_one_of, expect_parted, expect_whole
 from gpt_modules.data.batches import LabelledBatch
 from gpt_modules.data.collate import TaskExample, collate_tasks, cut_answer, cut_pair, join_row
-from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.classes import agreed, check_names, measured, named_by, saved_task
 from gpt_modules.data.rows.labelled import (
     Columns,

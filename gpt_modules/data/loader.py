@@ -1,5 +1,4 @@
-"""Loaders whose every batch is a function of (seed, epoch, index), and the DataModule that carries their place into
-checkpoints.
+"""Loaders whose every batch is a function of (seed, epoch, index).
 
 A loader here is a plain iterable with a length: Lightning then neither prefetches a batch (the saved place is the
 trained place) nor injects a sampler of its own.
@@ -10,19 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
-from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import expect
-
 BatchT = TypeVar("BatchT")
 log = logging.getLogger(__name__)
 
-SHOWN_TOKENS = 12
 POOL = 16  # batches that are sorted by length together: enough to save padding, few enough to keep the order random
 
 
@@ -222,104 +216,3 @@ def _bucketed(
 
 def _pinned(batch: Any) -> Any:
     return tree_map(torch.Tensor.pin_memory, batch)
-
-
-class ResumableDataModule(L.LightningDataModule):
-    """A DataModule with a tokenizer, that puts its training loader's place into checkpoints and takes it from them.
-
-    Lightning's own loader state is not restored when a checkpoint was written at the end of an epoch; a DataModule's
-    always is.
-    """
-
-    def __init__(self, tokenizer: str) -> None:
-        super().__init__()
-        expect(bool(tokenizer), "tokenizer", tokenizer, "a folder, a file, gpt2, or a name on the hub")
-        self.tokenizer_name = tokenizer
-        self._tokenizer: Tokenizer | None = None
-        self._train_loader: BatchLoader[Any] | None = None
-        self._pending: dict[str, int] | None = None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer, opened when first asked for (a constructor must not touch files: the command line could not
-        tell why).
-
-        Raises:
-            UserError: It cannot be opened.
-        """
-        if self._tokenizer is None:
-            self._tokenizer = self.open_tokenizer()
-        return self._tokenizer
-
-    def open_tokenizer(self) -> Tokenizer:
-        """Opens or makes the tokenizer; `tokenizer` calls it once."""
-        return Tokenizer.load(self.tokenizer_name)
-
-    def longest_row(self) -> tuple[int, str]:
-        """(tokens, what the context is found to be) of the longest row that a model will read; known after `setup`."""
-        context, rows = int(getattr(self, "context", 0)), dict[str, Any]()
-        for name in ("train", "validation", "predict"):
-            examples: Examples[Any] | None = getattr(self, f"{name}_examples", None)
-            if examples is not None:
-                rows[name] = examples.longest_row()
-        if not rows or any(row is None for row in rows.values()):
-            return context, str(context)
-        name, longest = max(rows.items(), key=lambda item: len(item[1]))
-        text = self.tokenizer.decode(longest[:SHOWN_TOKENS].tolist())
-        return len(longest), f"{context} and in {name} a row of {len(longest)} tokens ({text!r:.60}...)"
-
-    def sharding(self) -> tuple[int, int]:
-        """(rank, world) among the processes that see different data; (0, 1) without a Trainer."""
-        kwargs = getattr(self.trainer, "distributed_sampler_kwargs", None) if self.trainer is not None else None
-        return (int(kwargs["rank"]), int(kwargs["num_replicas"])) if kwargs else (0, 1)
-
-    def training_loader(self, examples: Examples[BatchT], batch_size: int, seed: int) -> BatchLoader[BatchT]:
-        """A shuffled loader whose place this module saves; it goes on where the last one, or a checkpoint, stopped."""
-        rank, world = self.sharding()
-        loader = BatchLoader(examples, batch_size, seed, rank=rank, world=world)
-        state = self._pending or (self._train_loader.state() if self._train_loader is not None else None)
-        if state is not None:
-            loader.restore(state)
-        loader.limit = self._limit(len(loader))
-        if self.trainer is not None and loader.goes_on:
-            # Or the epochs after it would get its length.
-            self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
-        self._train_loader, self._pending = loader, None
-        return loader
-
-    def validation_loader(self, examples: Examples[BatchT], batch_size: int) -> BatchLoader[BatchT]:
-        """Every example once, in a fixed order."""
-        rank, world = self.sharding()
-        return BatchLoader(examples, batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
-
-    def test_dataloader(self) -> Any:
-        """What `gpt test` reads: the validation source, so name your test file with `--data.validation`."""
-        return self.val_dataloader()
-
-    def predict_dataloader(self) -> Any:
-        """What `gpt predict` reads: the validation source."""
-        return self.val_dataloader()
-
-    def _limit(self, length: int) -> int | None:
-        """Where the Trainer ends an epoch early (`limit_train_batches`), so that a state saved there opens the next
-        epoch.
-        """
-        limit = getattr(self.trainer, "limit_train_batches", None) if self.trainer is not None else None
-        return int(limit * length) if isinstance(limit, float) else limit
-
-    def forget_loader(self) -> None:
-        """For `setup`: another fit with this module begins at the first epoch again, unless a checkpoint says
-        otherwise.
-        """
-        self._train_loader = None
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._train_loader is not None:
-            return {"loader": self._train_loader.state()}
-        return {"loader": self._pending} if self._pending is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._pending = state_dict.get("loader")
-        if self._train_loader is not None and self._pending is not None:
-            self._train_loader.restore(self._pending)
-            self._pending = None

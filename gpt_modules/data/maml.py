@@ -16,7 +16,8 @@ from gpt_modules.data.arguments import expect_default, expect_one_of, expect_who
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.encoder import SEPARATOR, EpisodeEncoder, InContextSet
 from gpt_modules.data.episodes.families import Episode, Family, PointFamily
-from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.splits import Split
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError

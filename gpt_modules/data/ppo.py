@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from gpt_modules.data.arguments import expect_parted, expect_whole
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.collate import collate_prompts
-from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer

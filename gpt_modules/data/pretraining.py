@@ -16,7 +16,8 @@ from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_m
 from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
 from gpt_modules.data.corpus.streams import Corpus
 from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
-from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, cache_folder, has_own_splits, name_of
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
@@ -40,7 +41,8 @@ class PretrainingDataModule(ResumableDataModule):
         mixture: Several such sources with weights, in place of `train`: each gets its share of the tokens trained on,
             whatever its size (Brown et al. 2020, table 2.2). An epoch has as many windows as all of them together.
         validation: As `train`; None: what embedded and generated sources hold out themselves, of other text
-            `validation_fraction` of the documents by hash, and of tokens or of fewer than 100 documents the end. Of a
+            `validation_fraction` of the documents by hash, and of tokens or of fewer than 100 documents the end (which
+            moves when the source grows). Of a
             mixture: such a part of each source, one after the other.
         tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer (a folder of
             `gpt prepare` has one), or a name on the hub.

@@ -10,7 +10,8 @@ from gpt_modules.data.arguments import expect_default, expect_parted, expect_who
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.data.builtin.reviews import instruction, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
-from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer

@@ -22,7 +22,8 @@ from gpt_modules.data.collate import (
     pack_examples,
     truncate_example,
 )
-from gpt_modules.data.loader import BatchLoader, Examples, ResumableDataModule
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.chat import transcript
 from gpt_modules.data.rows.sources import REVIEWS, load_splits
 from gpt_modules.data.splits import Row

@@ -41,7 +41,9 @@ class Corpus:
         source: See `PretrainingDataModule`.
         validation: The source that validates; None: a part of this one.
         validation_fraction: Of the documents by hash of their text; of tokens, and of the text of fewer than 100
-            documents, the end. Embedded and generated sources have a part of their own.
+            documents, the end. That end moves when the source grows, and what has validated may then be trained on:
+            parts by hash would stay, but with what stands before and after them trained on. Who adds to a small source
+            names a validation source. Embedded and generated sources have a part of their own.
         whole: Keep all of the source to train on; nothing of it validates.
         text_field, cache_dir, streaming: See `PretrainingDataModule`.
     """

@@ -1,0 +1,158 @@
+from types import SimpleNamespace
+
+import lightning as L
+import pytest
+import torch
+
+from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.resumable import ResumableDataModule
+
+LIGHTNING = ["ignore:.isinstance.treespec, LeafSpec.:FutureWarning"]  # its own, on newer torch
+
+
+class Numbers(Examples):
+    """Batches are (epoch, indices): what was asked for."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def batch(self, epoch, indices):
+        return torch.tensor([[epoch, i] for i in indices.tolist()])
+
+
+def indices(batches):
+    return [i for batch in batches for _, i in batch]
+
+
+class NumbersData(ResumableDataModule):
+    def __init__(self, batch_size=4):
+        super().__init__("gpt2")
+        self.batch_size = batch_size
+
+    def setup(self, stage):
+        self.forget_loader()
+
+    def train_dataloader(self):
+        return self.training_loader(Numbers(23), self.batch_size, seed=2)
+
+    def val_dataloader(self):
+        return self.validation_loader(Numbers(5), 4)
+
+
+def rank_of(rank, world):
+    module = NumbersData()
+    module.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": world})
+    return module
+
+
+def test_every_rank_has_its_share_of_each_loader():
+    assert NumbersData().sharding() == (0, 1)
+    assert rank_of(1, 3).sharding() == (1, 3)
+    alone = BatchLoader(Numbers(23), 8, seed=2).batch_at(0, 0)
+    for rank in range(2):
+        assert torch.equal(rank_of(rank, 2).train_dataloader().batch_at(0, 0), alone[rank::2])
+    held_out = [[batch.tolist() for batch in rank_of(rank, 2).val_dataloader()] for rank in range(2)]
+    assert held_out == [[[[0, 0], [0, 2], [0, 4]]], [[[0, 1], [0, 3]]]]
+
+
+def test_what_is_tested_and_predicted_is_the_validation_source():
+    module = NumbersData()
+    expected = [batch.tolist() for batch in module.val_dataloader()]
+    for loader in (module.test_dataloader(), module.predict_dataloader()):
+        assert [batch.tolist() for batch in loader] == expected
+
+
+def test_a_place_is_kept_before_and_after_there_is_a_loader():
+    place = {"loader": {"epoch": 1, "examples": 8, "of": 23, "size": 4, "batches": 2}}
+    early, late = NumbersData(), NumbersData()
+    assert early.state_dict() == {}
+    early.load_state_dict(place)
+    assert early.state_dict() == place
+    loader = late.train_dataloader()
+    late.load_state_dict(place)
+    for own in (early.train_dataloader(), loader):
+        assert next(iter(own)).tolist() == BatchLoader(Numbers(23), 4, seed=2).batch_at(1, 2).tolist()
+    later = {"loader": {**place["loader"], "examples": 12, "batches": 3}}
+    assert early.state_dict() == late.state_dict() == later
+    early.load_state_dict({})
+    assert early.state_dict() == late.state_dict()
+
+
+def test_the_tokenizer_is_opened_once_and_when_it_is_asked_for():
+    module = NumbersData()
+    assert module.tokenizer.vocab_size == 50257
+    assert module.tokenizer is module.tokenizer
+
+
+class Recorder(L.LightningModule):
+    """Notes its batches, and learns just enough to have a global step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch.tolist())
+        return self.weight * 1.0
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        steps = self.trainer.estimated_stepping_batches  # makes Lightning build the loader before it restores
+        assert steps
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(folder, steps, checkpoint=None, batch_size=4, **kwargs):
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+    module = Recorder()
+    trainer.fit(
+        module, datamodule=NumbersData(batch_size), ckpt_path=checkpoint, weights_only=True if checkpoint else None
+    )
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
+    return module.seen
+
+
+@pytest.mark.filterwarnings(*LIGHTNING)
+@pytest.mark.parametrize(("stop", "limit"), [(3, 1.0), (5, 1.0), (7, 1.0), (2, 2), (3, 2), (2, 0.5)])
+def test_a_resumed_trainer_sees_the_same_batches(tmp_path, stop, limit):
+    whole = fit(tmp_path, 12, limit_train_batches=limit)
+    first = fit(tmp_path, stop, limit_train_batches=limit)
+    second = fit(tmp_path, 12, tmp_path / f"{stop}.ckpt", limit_train_batches=limit)
+    assert first + second == whole
+
+
+@pytest.mark.filterwarnings(*LIGHTNING)
+def test_reloading_the_loader_does_not_start_over(tmp_path):
+    assert fit(tmp_path, 12, reload_dataloaders_every_n_epochs=1) == fit(tmp_path, 12)
+
+
+@pytest.mark.filterwarnings(*LIGHTNING)
+@pytest.mark.parametrize(("batch_size", "left"), [(2, 7), (8, 1), (3, 5), (16, 0)])
+def test_a_trainer_that_resumes_with_another_batch_size_ends_the_epoch_and_has_whole_ones_after(
+    tmp_path, batch_size, left
+):
+    """Of 23 examples, two batches of 4 are seen, and then `left` batches of what is left."""
+    first = fit(tmp_path, 2)
+    an_epoch = 23 // batch_size
+    rest = fit(tmp_path, 2 + left + 2 * an_epoch, tmp_path / "2.ckpt", batch_size=batch_size)
+    epochs = [rest[:left], rest[left : left + an_epoch], rest[left + an_epoch :]]
+    assert [{epoch for batch in batches for epoch, _ in batch} for batches in epochs[1:]] == [{1}, {2}]
+    for batches in (first + epochs[0], *epochs[1:]):
+        assert len(set(indices(batches))) == len(indices(batches)) == sum(map(len, batches))
+    assert [len(batches) for batches in epochs] == [left, an_epoch, an_epoch]
