@@ -42,8 +42,7 @@ class PretrainingDataModule(ResumableDataModule):
             whatever its size (Brown et al. 2020, table 2.2). An epoch has as many windows as all of them together.
         validation: As `train`; None: what embedded and generated sources hold out themselves, of other text
             `validation_fraction` of the documents by hash, and of tokens or of fewer than 100 documents the end (which
-            moves when the source grows). Of a
-            mixture: such a part of each source, one after the other.
+            moves when the source grows). Of a mixture: such a part of each source, one after the other.
         tokenizer: "gpt2", "train" (one of the training text), a folder or file with a tokenizer (a folder of
             `gpt prepare` has one), or a name on the hub.
         vocab_size: For "train": ids in all, the end token among them. Of any other tokenizer: None, or what it has.
