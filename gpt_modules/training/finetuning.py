@@ -21,6 +21,7 @@ from gpt_modules.training.callbacks.figures import confusion_figure
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.processes import take
 from gpt_modules.training.sharding import refuse_sharding
 from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
 
@@ -215,15 +216,12 @@ class FinetuningModule(L.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        values = {"loss": self.val_loss.compute(), **self.val_metrics.compute()}
-        if self.hparams["lm_coef"]:
-            values["lm_loss"] = self.val_lm_loss.compute()
-        for metric in (self.val_loss, self.val_lm_loss, self.val_metrics):
-            metric.reset()
+        values = {"loss": take(self.val_loss), **take(self.val_metrics), "lm_loss": take(self.val_lm_loss)}
+        if not self.hparams["lm_coef"]:
+            del values["lm_loss"]
         self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True)
         if self.val_confusion is not None:
-            counts = self.val_confusion.compute().cpu().numpy()
-            self.val_confusion.reset()
+            counts = take(self.val_confusion).cpu().numpy()
             writer = tensorboard(self.trainer)
             if writer is not None and not self.trainer.sanity_checking:
                 writer.add_figure(f"{stage}/confusion", confusion_figure(counts, self.task.labels), self.global_step)

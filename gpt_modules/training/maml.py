@@ -27,6 +27,7 @@ from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.processes import take
 from gpt_modules.training.sharding import refuse_sharding
 
 SHOWN_QUERIES = 8
@@ -194,6 +195,10 @@ class MAMLModule(L.LightningModule):
         """`train/loss`, the mean over the step's tasks."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
 
+    def on_train_end(self) -> None:
+        """Leave the network as it came, for whoever trains it on."""
+        self.network.train()
+
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Query loss before and after adaptation, and the queries answered right after it."""
         before, after, correct = self.adapted_scores(batch)
@@ -230,12 +235,11 @@ class MAMLModule(L.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        metrics = {"loss": self.val_loss, "loss_before": self.val_loss_before}
-        if self.data.objective != "regression":
-            metrics["accuracy"] = self.val_accuracy
-        self.log_dict({f"{stage}/{name}": metric.compute() for name, metric in metrics.items()}, prog_bar=True)
-        for metric in (self.val_loss, self.val_loss_before, self.val_accuracy):
-            metric.reset()
+        metrics = {"loss": self.val_loss, "loss_before": self.val_loss_before, "accuracy": self.val_accuracy}
+        values = {f"{stage}/{name}": take(metric) for name, metric in metrics.items()}
+        if self.data.objective == "regression":
+            del values[f"{stage}/accuracy"]
+        self.log_dict(values, prog_bar=True)
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[dict[str, float]]:
         """Each task's query loss before and after adaptation, and its accuracy."""

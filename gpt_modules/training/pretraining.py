@@ -17,6 +17,7 @@ from gpt_modules.training.callbacks.writer import log_interval
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.processes import take
 from gpt_modules.training.sharding import shard
 
 
@@ -132,8 +133,7 @@ class PretrainingModule(L.LightningModule):
         self._log_perplexity("test")
 
     def _log_perplexity(self, stage: str) -> None:
-        loss = self.val_loss.compute()
-        self.val_loss.reset()
+        loss = take(self.val_loss)
         self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}, prog_bar=True)
 
     def predict_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 
 def gathered(columns: Sequence[Tensor]) -> list[Tensor]:
@@ -35,6 +36,18 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)
     return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def take(metric: Metric | MetricCollection) -> Any:
+    """What a metric has measured; the next update begins anew. Called by all processes.
+
+    Lightning validates in inference mode, except within a fit: a state that is made there could not be added to in the
+    fit that follows.
+    """
+    value = metric.compute()
+    with torch.inference_mode(False):
+        metric.reset()
+    return value
 
 
 class HeldOut:
