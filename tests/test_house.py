@@ -17,14 +17,7 @@ TESTED_ELSEWHERE = {
     "commands/recipes.py",
     "commands/parsing/trainer_keys.py",
     "commands/parsing/vocabulary.py",
-    "data/rows/files.py",
-    "data/rows/hub.py",
-    "data/rows/parquet.py",
     "training/callbacks/progress.py",
-    "training/rl/answers.py",
-    "training/rl/frozen.py",
-    "training/rl/models.py",
-    "training/rl/unchanged.py",
     "training/sharding.py",
 }
 # Of the whole package or of several of its modules together.

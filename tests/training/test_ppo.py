@@ -144,20 +144,6 @@ def test_without_a_reward_folder_the_critic_begins_at_zero(fit, ppo, functions):
     assert trainer.logger.values("value/explained_variance") == [0.0]
 
 
-@pytest.mark.parametrize("weight", [2.5, -1.0])
-def test_the_critic_begins_in_units_of_the_weighted_reward(ppo, micro, weight):
-    one, other = (ppo(rewards=[RewardSource(folder=str(micro.reward), weight=w)])[0] for w in (1.0, weight))
-    named, _ = ppo(rewards=[RewardSource(folder=str(micro.reward), weight=weight)], value_from=str(micro.reward))
-    tokens = torch.tensor([[5, 6, 7, 8]])
-    for module in (one, other, named):
-        module.configure_model()
-    with torch.no_grad():
-        values, weighted, again = (module.critic.eval().token_values(tokens) for module in (one, other, named))
-    torch.testing.assert_close(weighted, weight * values)
-    assert torch.equal(weighted, again)
-    assert (other.critic.bias.item(), other.critic.scale.item()) == (0.0, 1.0)
-
-
 def test_value_from_names_the_critics_folder(ppo, functions, micro):
     module, _ = ppo(rewards="toy_rewards:length", value_from=str(micro.reward))
     module.configure_model()

@@ -69,14 +69,15 @@ def find_files(item: str) -> list[Path]:
 
 
 def near_files(item: str) -> list[str]:
-    """Files that may have been meant: of nearly the source's name, whole or without its ending."""
+    """Files that may have been meant: of nearly the source's name, whole or without its ending, and there."""
     path = path_of(item)
     try:
         stems = {entry.stem: entry for entry in path.parent.iterdir() if _ending(entry) in SUFFIXES}
     except (OSError, ValueError):
         stems = {}
     close = get_close_matches(path.name, stems, 3, LIKENESS)
-    return list(dict.fromkeys([*near_names(item), *(str(stems[stem]) for stem in close)]))
+    near = dict.fromkeys([*near_names(item), *(str(stems[stem]) for stem in close)])
+    return [name for name in near if is_there(Path(name))]
 
 
 def file_rows(path: Path, schema: Schema | Check, check: Check) -> Iterator[Row]:

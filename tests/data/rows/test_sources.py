@@ -43,15 +43,6 @@ def test_lists_globs_and_folders(tmp_path, cache):
         assert load_rows(source, "train", "sft", cache_dir=cache) == ROWS
 
 
-def test_text_files_are_one_document_or_a_prompt_a_line(tmp_path, cache):
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
-    source = str(tmp_path / "a.txt")
-    assert load_rows(source, "train", "pretraining", cache_dir=cache) == [{"text": "one\n\ntwo\n"}]
-    assert load_rows(source, "train", "ppo", cache_dir=cache) == [{"prompt": "one"}, {"prompt": "two"}]
-    with pytest.raises(UserError, match=r"a\.txt: found a text file, expected rows with fields"):
-        load_rows(source, "train", "sft", cache_dir=cache)
-
-
 BAD_LINES = {
     "truncated": (b'{"text": "b', "row: found broken JSON"),
     "wrong type": (b'{"text": 3}', "text: found the number 3"),
@@ -286,15 +277,6 @@ def test_a_mistyped_source_asks_nobody(tmp_path, cache, monkeypatch, name, meant
         load_rows(name, "train", "sft", cache_dir=cache)
     assert meant in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_with_a_compressed_file_of_rows_is_refused(tmp_path, cache):
-    write_lines(tmp_path / "a.jsonl", ROWS)
-    (tmp_path / "notes.zip").write_text("x")
-    assert load_rows(str(tmp_path), "train", "sft", cache_dir=cache) == ROWS
-    (tmp_path / "b.jsonl.gz").write_text("x")
-    with pytest.raises(UserError, match=r"b\.jsonl\.gz: found a compressed file, expected it unpacked"):
-        load_rows(str(tmp_path), "train", "sft", cache_dir=cache)
 
 
 def test_fingerprint_follows_the_content(tmp_path):

@@ -1,0 +1,99 @@
+"""Models that a run reads and never trains."""
+
+import types
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+
+from gpt_modules.errors import UserError
+from gpt_modules.training.rl.frozen import REFERENCE, Frozen
+from gpt_modules.training.rl.rewards import RewardSource, Sequences
+from gpt_modules.training.rl.unchanged import FUNCTION, model_digest
+
+
+def length(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+
+LENGTH = RewardSource(function=f"{__name__}:length", weight=3.0)
+
+
+class Owner(L.LightningModule):
+    """What `open` asks its module for."""
+
+    trainer = None  # Lightning's property, as a plain attribute
+
+    def __init__(self, tokenizer, convert=lambda model: model):
+        super().__init__()
+        precision = types.SimpleNamespace(convert_module=convert)
+        data = types.SimpleNamespace(tokenizer=tokenizer)
+        self.trainer = types.SimpleNamespace(precision_plugin=precision, datamodule=data)
+
+
+@pytest.fixture
+def sources(micro):
+    return [RewardSource(folder=str(micro.reward), weight=2.0), LENGTH]
+
+
+def test_nothing_trains_it_and_no_module_holds_it(micro, sources):
+    frozen = Frozen(str(micro.gpt), sources, {})
+    frozen.open(Owner(micro.tokenizer))
+    (reward,) = frozen.reward.models().values()
+    for model in (frozen.reference, reward):
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert {part.p for part in model.modules() if isinstance(part, nn.Dropout)} <= {0.0}
+        assert model.config.resid_pdrop == model.config.embd_pdrop == model.config.attn_pdrop == 0.0
+    holder = nn.Module()
+    holder.frozen = frozen
+    assert not list(holder.parameters())
+    assert not holder.state_dict()
+
+
+def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sources):
+    frozen = Frozen(str(micro.gpt), sources, {"letters": RewardSource(function=f"{__name__}:length")})
+    assert not frozen.opened
+    models = frozen.open(Owner(micro.tokenizer))
+    assert frozen.opened
+    assert list(models) == [str(micro.reward)]
+    ids = micro.tokenizer.encode("the film is good.")
+    start = len(micro.tokenizer.encode("the film"))
+    sequences = Sequences(torch.tensor([ids]), torch.tensor([start]), torch.tensor([len(ids)]))
+    letters = len(micro.tokenizer.decode(ids[start:]))
+    (model,) = models.values()
+    assert frozen.monitors["letters"](sequences).item() == letters
+    expected = 2.0 * model(sequences.tokens, sequences.lengths).item() + 3.0 * letters
+    assert frozen.reward(sequences).item() == pytest.approx(expected)
+
+
+def test_a_monitor_of_a_folder_is_among_the_models_that_must_fit(micro):
+    frozen = Frozen(str(micro.gpt), [LENGTH], {"watched": RewardSource(folder=str(micro.reward))})
+    assert list(frozen.open(Owner(micro.tokenizer))) == [str(micro.reward)]
+    assert list(frozen.digests) == [REFERENCE, FUNCTION + LENGTH.name, str(micro.reward)]
+
+
+def test_reference_and_trunks_take_the_runs_precision_and_keep_their_digests(micro, sources):
+    plain, half = (Frozen(str(micro.gpt), sources, {}) for _ in range(2))
+    assert plain.digests == {REFERENCE: model_digest(plain.reference)}
+    plain.open(Owner(micro.tokenizer))
+    half.open(Owner(micro.tokenizer, lambda model: model.to(torch.bfloat16)))
+    assert half.digests == plain.digests
+    assert {value.dtype for value in half.reference.parameters()} == {torch.bfloat16}
+    (reward,) = half.reward.models().values()
+    assert {value.dtype for value in reward.decoder.parameters()} == {torch.bfloat16}
+    assert reward.bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_a_checkpoint_was_trained_with_is_compared_on_opening(micro, sources, which):
+    before = Frozen(str(micro.gpt), sources, {})
+    before.open(Owner(micro.tokenizer))
+    name = [REFERENCE, str(micro.reward)][which]
+    after = Frozen(str(micro.gpt), sources, {})
+    after.recorded = before.digests | {name: "0" * 64}
+    with pytest.raises(UserError) as refused:
+        after.open(Owner(micro.tokenizer))
+    assert str(refused.value).startswith(f"{name}: found another model (SHA-256 {before.digests[name][:12]}…)")
+    assert not after.opened

@@ -1,0 +1,78 @@
+"""Where the critic begins, and what every model beside the policy must have room for."""
+
+import pytest
+import torch
+
+from gpt_modules.backbone import LabellingModel, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.errors import UserError
+from gpt_modules.labelling import Labelling
+from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
+from gpt_modules.training.rl.rewards import RewardSource
+
+TOKENS, LENGTHS = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]), torch.tensor([4, 2])
+FUNCTION = RewardSource(function="a.b:c")
+
+
+@pytest.mark.parametrize(
+    ("value_from", "sources", "begins"),
+    [
+        (None, [FUNCTION], "policy"),
+        (None, [FUNCTION, RewardSource(folder="first"), RewardSource(folder="second")], "first"),
+        ("told", [RewardSource(folder="first")], "told"),
+        ("told", [FUNCTION], "told"),
+    ],
+)
+def test_the_critic_begins_as_told_or_as_the_first_reward_model_or_as_the_policy(value_from, sources, begins):
+    assert critic_folder(value_from, sources, "policy") == begins
+
+
+@pytest.mark.parametrize("weight", [1.0, 2.5, -1.0])
+def test_a_reward_model_values_the_last_token_as_it_adds_to_the_sum(micro, weight):
+    """With the bias and the scale that its folder holds, in training mode too: there is no dropout."""
+    other = RewardSource(folder="elsewhere", weight=7.0)
+    critic = open_critic(str(micro.reward), [other, RewardSource(folder=str(micro.reward), weight=weight)]).train()
+    scores = load_pretrained(micro.reward, kind="reward").eval()(TOKENS, LENGTHS)
+    last = critic.token_values(TOKENS).gather(1, LENGTHS[:, None] - 1)[:, 0]
+    torch.testing.assert_close(last, weight * scores)
+    assert (critic.bias.item(), critic.scale.item()) == (0.0, 1.0)
+
+
+def test_a_critic_that_is_no_term_of_the_sum_has_no_weight(micro):
+    critic = open_critic(str(micro.reward), [RewardSource(folder="elsewhere", weight=7.0)])
+    as_stored = load_pretrained(micro.reward, kind="reward").fold_scale()
+    assert all(torch.equal(value, as_stored.state_dict()[name]) for name, value in critic.state_dict().items())
+
+
+def test_a_language_models_critic_says_zero_and_keeps_the_trunk(micro):
+    critic = open_critic(str(micro.gpt), [FUNCTION])
+    assert torch.equal(critic.token_values(TOKENS), torch.zeros(2, 4))
+    trunk = load_pretrained(micro.gpt, kind="gpt").decoder.state_dict()
+    assert all(torch.equal(value, trunk[name]) for name, value in critic.decoder.state_dict().items())
+
+
+def test_a_model_that_labels_is_no_critic(micro, tmp_path):
+    save_pretrained(tmp_path, LabellingModel(micro.config(), Labelling("classification", ("a", "b"))))
+    with pytest.raises(UserError) as refused:
+        open_critic(str(tmp_path), [])
+    assert str(refused.value) == f"{tmp_path}: found a model of kind 'task', expected 'reward' or 'gpt'"
+
+
+def test_the_longest_prompt_and_its_answer_fill_the_positions(micro):
+    others = {"runs/sft": RewardModel(micro.config()), "runs/small": RewardModel(micro.config(n_positions=20))}
+    check_fit(micro.config(), others, longest=12, max_new_tokens=8)
+    with pytest.raises(UserError) as refused:
+        check_fit(micro.config(), others, longest=12, max_new_tokens=9)
+    assert str(refused.value) == (
+        "model.init_args.max_new_tokens: found 9 after prompts of up to 12 tokens, expected at most n_positions = 20 "
+        "of runs/small together; data.init_args.max_prompt_tokens leaves out longer prompts"
+    )
+
+
+def test_every_model_knows_every_token_that_the_policy_may_say(micro):
+    policy = micro.config(vocab_size=50)
+    check_fit(policy, {str(size): RewardModel(micro.config(vocab_size=size)) for size in (50, 51)}, 1, 1)
+    with pytest.raises(UserError) as refused:
+        check_fit(policy, {"runs/reward": RewardModel(micro.config(vocab_size=49))}, 1, 1)
+    assert str(refused.value) == (
+        "runs/reward: found a vocabulary of 49, expected at least the policy's 50: it reads what the policy says"
+    )
