@@ -241,6 +241,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
     for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips and "max_steps reached" at every start
         logging.getLogger(name).setLevel(logging.WARNING)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    warnings.filterwarnings("ignore", "The number of training batches")  # a short run shows its end, whatever it logs
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
     mode = {"parser_mode": "omegaconf+", "exit_on_error": False}

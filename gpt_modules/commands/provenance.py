@@ -86,7 +86,8 @@ def changes(before: Origin, now: Origin, without: Iterable[str] = ()) -> list[st
         then, here = (origin.made_from.get(key) for origin in (before, now))
         if then != here:
             content = _CONTENT in str(then) and _CONTENT in str(here)
-            found.append(f"{key} {'changed' if content else f'was {_short(then)}, is now {_short(here)}'}")
+            changed = f"the content of {key} changed"
+            found.append(changed if content else f"{key} was {_short(then)}, is now {_short(here)}")
     return found
 
 

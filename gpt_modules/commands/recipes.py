@@ -1,6 +1,8 @@
 """`gpt recipes`: what there is, and a copy to edit."""
 
+import re
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 from gpt_modules.commands.arguments import Arguments
@@ -36,15 +38,20 @@ def main(words: list[str]) -> None:
 
 
 def listing(folder: str = "") -> str:
-    """Each recipe's name and the first line of its comment."""
+    """Each recipe's name and the first sentence of its comment."""
     names = [name for name in recipe_names() if not folder or name.startswith(f"{folder}/")]
     width = max(map(len, names), default=0)
-    return "".join(f"{name:<{width}}  {_first_line(find_recipe(f'{name}.yaml'))}\n".rstrip() + "\n" for name in names)
+    return "".join(
+        f"{name:<{width}}  {_first_sentence(find_recipe(f'{name}.yaml'))}\n".rstrip() + "\n" for name in names
+    )
 
 
-def _first_line(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+def _first_sentence(path: Path) -> str:
+    """Up to the end of a sentence, or to the indented command below it."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    text = takewhile(lambda line: line.startswith("#") and not line.startswith("#  "), lines)
+    comment = " ".join(line.lstrip("# ").strip() for line in text)
+    return re.split(r"(?<=[a-z)\d]\.) (?=[A-Z])", comment, maxsplit=1)[0]
 
 
 def _copy(content: str, path: Path) -> None:

@@ -52,6 +52,17 @@ def decide(outputs: Float[Tensor, "B L"], task: Labelling) -> Tensor:
     return outputs.argmax(1)
 
 
+class Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews' coefficient, 0 where one class is all that is predicted or all there is: the covariance is 0 then, and
+    so by convention is 0 / 0, which torchmetrics rounds to something else.
+    """
+
+    def compute(self) -> Tensor:
+        counts = self.confmat
+        constant = min(int((counts.sum(axis) > 0).sum()) for axis in (0, 1)) < 2
+        return counts.new_zeros((), dtype=torch.float32) if constant else super().compute()
+
+
 def build_metrics(task: Labelling) -> MetricCollection:
     """Accuracy, F1 (of the second class, or the mean over more than two) and Matthews for classes; Pearson, Spearman
     and the squared error for numbers; accuracy for answers.
@@ -68,7 +79,7 @@ def build_metrics(task: Labelling) -> MetricCollection:
         {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
             "f1": BinaryF1Score() if classes == 2 else MulticlassF1Score(classes, average="macro"),
-            "matthews": MulticlassMatthewsCorrCoef(classes),
+            "matthews": Matthews(classes),
         }
     )
 

@@ -38,7 +38,7 @@ def test_an_edited_row_is_noticed_whatever_its_date(tmp_path):
     before, status = origin_of(recipe(), tmp_path), (tmp_path / "rows.jsonl").stat()
     (tmp_path / "rows.jsonl").write_text("two\n")
     os.utime(tmp_path / "rows.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert changes(before, origin_of(recipe(), tmp_path)) == ["data.init_args.train changed"]
+    assert changes(before, origin_of(recipe(), tmp_path)) == ["the content of data.init_args.train changed"]
 
 
 def test_every_key_that_differs_is_named(tmp_path):

@@ -90,3 +90,10 @@ def test_predictions_in_words():
     assert row == {"prediction": 1, "probabilities": pytest.approx([0.25, 0.75]), "label": 1}
     (row,) = prediction_rows(torch.tensor([[1.5]]), torch.tensor([NONE]), NUMBER)
     assert row == {"prediction": 13.0}
+
+
+def test_matthews_of_a_constant_answer_is_nought():
+    constant = measured(torch.tensor([[9.0, 0.0]] * 3), torch.tensor([0, 1, 1]), CLASSES)
+    assert constant["matthews"] == 0.0
+    one_class = measured(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 1]), CLASSES)
+    assert one_class["matthews"] == 0.0

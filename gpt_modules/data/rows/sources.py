@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import reviews, shakespeare, synthetic
@@ -68,12 +68,16 @@ def load_rows(
     rows = list(iter_rows(source, split, schema, cache_dir=cache_dir))
     kept = [row for row in rows if schema != "reward" or len(set(row["ranking"])) > 1]
     if len(kept) < len(rows):
-        log.warning(
-            "%s: left out %d of %d rows whose answers are all tied", name_of(source), len(rows) - len(kept), len(rows)
-        )
+        _tell_ties(name_of(source), len(rows) - len(kept), len(rows))
     if not kept:
         raise UserError(f"{name_of(source)}: found no usable row, expected at least one")
     return kept
+
+
+@cache
+def _tell_ties(source: str, ties: int, rows: int) -> None:
+    """Once, as rows are read for each epoch and for each baseline."""
+    log.warning("%s: left out %d of %d rows whose answers are all tied", source, ties, rows)
 
 
 def iter_rows(

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
 
 from gpt_modules.storage.summary import Baseline, Summary, write_summary
 from gpt_modules.training.callbacks.export import ExportBest
@@ -30,6 +32,7 @@ class RunSummary(L.Callback):
         self.seconds = 0.0
         self._started = 0.0
         self._counted = 0
+        self._trained = False
 
     def state_dict(self) -> dict[str, Any]:
         """The values so far and the time spent, over all attempts."""
@@ -47,6 +50,10 @@ class RunSummary(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Whether there was anything left to train."""
+        self._trained = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Lightning counts a step only after its validation."""
@@ -85,3 +92,15 @@ class RunSummary(L.Callback):
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         write_summary(root, summary)
+        Console().print(self._last_words(trainer), highlight=False, soft_wrap=True)
+
+    def _last_words(self, trainer: L.Trainer) -> str:
+        """What the run ended with: its steps, the numbers of the exported weights, and where they are."""
+        stops = [one for one in trainer.callbacks if isinstance(one, EarlyStopping)]  # type: ignore[attr-defined]
+        words = f"done: step {trainer.global_step}"
+        if not self._trained:
+            words += " had been reached before: nothing was trained"
+        elif any(stop.stopped_epoch for stop in stops):
+            words += " (stopped early)"
+        values = "".join(f"  {name} {value:.4g}" for name, value in self.after.items())
+        return f"{words}{values}  {Path(trainer.default_root_dir) / 'export'}"
