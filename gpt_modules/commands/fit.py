@@ -24,6 +24,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_processes,
     check_values,
+    keep_whole_numbers,
     refused_key,
     refused_later,
 )
@@ -93,6 +94,7 @@ class TrainerCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, RecipeError, OmegaConfBaseException, RecursionError) as error:
             raise complaint(error, self.recipe, self._subcommand_parsers[args[0]]) from error
+        keep_whole_numbers(self.config[args[0]], self.recipe)
         check_values(self.config[args[0]].as_dict(), self.recipe)
 
     def _parse_ckpt_path(self) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from gpt_modules.commands import fit
-from gpt_modules.commands.parsing.trainer_keys import check_environment
+from gpt_modules.commands.parsing.composition import Composition
+from gpt_modules.commands.parsing.trainer_keys import check_environment, keep_whole_numbers
 from gpt_modules.errors import UserError
 
 SFT = ["-c", "sft/tiny"]
@@ -194,3 +195,14 @@ def test_junk_of_a_launcher_is_told(monkeypatch, name):
     with pytest.raises(UserError) as refused:
         check_environment()
     assert str(refused.value) == f"environment: {name}: found 'many', expected a launcher's whole number"
+
+
+@pytest.mark.parametrize(("said", "parsed", "kept"), [("1", 1.0, 1), (2, 2.0, 2), ("1.0", 1.0, 1.0), (0.5, 0.5, 0.5)])
+def test_a_whole_number_of_batches_is_no_share(said, parsed, kept):
+    recipe, config = (
+        Composition(values={"trainer": {"limit_val_batches": said}}),
+        {"trainer": {"limit_val_batches": parsed}},
+    )
+    keep_whole_numbers(config, recipe)
+    found = config["trainer"]["limit_val_batches"]
+    assert (found, type(found)) == (kept, type(kept))

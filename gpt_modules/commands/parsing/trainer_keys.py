@@ -69,6 +69,17 @@ _WHOLE_NUMBERS = (
 )  # fmt: skip
 
 
+def keep_whole_numbers(config: Any, recipe: Composition) -> None:
+    """Put back the whole numbers that the parser made floats of: to the Trainer, 1 is one batch and 1.0 is all of them.
+
+    `int | float` and `float | int` are one cached object to Python's typing, in the order that was imported first.
+    """
+    for key, value in config["trainer"].items():
+        said = recipe.at(("trainer", key))
+        if isinstance(value, float) and re.fullmatch(r"[-+]?\d+", str(said)):
+            config["trainer"][key] = int(value)
+
+
 def check_values(config: dict[str, Any], recipe: Composition) -> None:
     """Check what the types of a parsed recipe's keys do not say.
 
