@@ -356,6 +356,8 @@ class PPOModule(L.LightningModule):
         if "ppo" not in checkpoint:
             raise UserError("--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure")
         state = checkpoint["ppo"]
+        expect_number("ppo: iteration", state["iteration"], "[-1, inf)", whole=True)
+        expect_number("ppo: kl_coef", state["kl_coef"], "[0, inf)")
         self.iteration, self.frontier, self.frozen.recorded = state["iteration"], state["frontier"], state["frozen"]
         if self.kl_config.target is not None:
             self.kl_coef = state["kl_coef"]

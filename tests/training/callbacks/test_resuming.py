@@ -137,7 +137,7 @@ PENALTY = {"kl": KLConfig(coef=0.1), "schedule": FLAT}
         ("maml", {**FIXED}, {**FIXED, "inner": InnerLoop(1, 0.3)}, inner_rates),
         ("maml", {**FIXED}, {**FIXED, "inner": InnerLoop(2, 0.1)}, attribute(inner=InnerLoop(2, 0.1))),
         ("ppo", adam(), adam(lr=3e-3), groups(lr=3e-3)),
-        ("ppo", PENALTY, {**PENALTY, "kl": KLConfig(coef=2.0)}, attribute(kl_coef=torch.tensor(2.0))),
+        ("ppo", PENALTY, {**PENALTY, "kl": KLConfig(coef=2.0)}, attribute(kl_coef=2.0)),
         ("ppo", {}, {"clip": ClipConfig(0.01, 0.01, 3.0)}, attribute(clip_config=ClipConfig(0.01, 0.01, 3.0))),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -174,10 +174,10 @@ def cut_off(run, tmp_path):
 
 def test_every_difference_is_named_in_one_line(run, cut_off, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "gpt_modules.training.callbacks.resuming"):
-        run("sft", {**adam(lr=1e-5), "sample_tokens": 9}, checkpoint=cut_off, default_root_dir=tmp_path / "two")
+        run("sft", {**adam(lr=1e-5), "dropout": 0.3}, checkpoint=cut_off, default_root_dir=tmp_path / "two")
     assert caplog.messages == [
-        "going on from step 4 with model.optimizer.lr 1e-05 (0.01 in the checkpoint), "
-        "model.sample_tokens 9 (48 in the checkpoint)"
+        "going on from step 4 with model.dropout 0.3 (None in the checkpoint), "
+        "model.optimizer.lr 1e-05 (0.01 in the checkpoint)"
     ]
 
 
@@ -212,7 +212,7 @@ def test_another_tokenizer_of_equal_size_is_refused(run, cut_off, micro, procedu
     other = Tokenizer.train(texts, micro.vocab_size)
     model = GPT(micro.config(vocab_size=max(micro.vocab_size, other.vocab_size)))
     save_pretrained(tmp_path / "other", model, tokenizer_json=other.to_json())
-    module, data = procedure("sft")
+    module, data = procedure("sft", init_from=str(tmp_path / "other"))
     data.tokenizer_name = str(tmp_path / "other")
     settings = {"plugins": [VerifiedCheckpointIO()], "callbacks": [Resumption()], "ckpt_path": cut_off}
     with pytest.raises(UserError, match=r"^data\.tokenizer: found another tokenizer, expected the checkpoint's"):
