@@ -29,8 +29,8 @@ def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = 
     if (config is None) == (init_from is None):
         found = "neither" if config is None else "both"
         raise UserError(
-            f"model.init_args: found {found} of config and init_from, expected exactly one; the other may be unset, as in "
-            "--model.config null"
+            f"model.init_args: found {found} of config and init_from, expected exactly one; the other may be "
+            "unset, as in --model.config null"
         )
     if config is not None:
         return sharding.blank_gpt(config) if blank else GPT(config)

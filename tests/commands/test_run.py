@@ -110,8 +110,8 @@ def test_what_matters_is_noticed_and_named(world):
     world.rows.write_text(rows.replace("good", "nice"))
     line = world.refusal()
     assert line == (
-        "runs/sft: since it was run, data.init_args.train changed; remove the folder to run it anew, or name another "
-        "--root"
+        "runs/sft: since it was run, the content of data.init_args.train changed; remove the folder to run it anew, or "
+        "name another --root"
     )
     world.rows.write_text(rows)
     world.change("pretraining", trainer__max_epochs=4)
