@@ -8,18 +8,6 @@ ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS = ROOT / "gpt_modules", ROOT / "tests"
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
 NOTHING_TO_TEST = {"storage/model_files.py": "names of files"}
-# Tested through the files of their callers; a test of its own takes a name off this list, and none is added to it.
-TESTED_ELSEWHERE = {
-    "commands/parsing/complaints.py",
-    "commands/parsing/first_page.py",
-    "commands/parsing/key_help.py",
-    "commands/parsing/keys.py",
-    "commands/recipes.py",
-    "commands/parsing/trainer_keys.py",
-    "commands/parsing/vocabulary.py",
-    "training/callbacks/progress.py",
-    "training/sharding.py",
-}
 # Of the whole package or of several of its modules together.
 OF_SEVERAL = {"test_ddp", "test_fsdp", "test_house", "test_notebooks", "test_recipes", "test_resume"}
 OF_SEVERAL |= {"test_every_checkpoint", "test_ranks", "test_small_documents"}
@@ -35,7 +23,7 @@ def test_every_module_has_a_test_of_its_name():
         for path in modules()
         if not (TESTS / path.relative_to(PACKAGE)).with_name(f"test_{path.name}").exists()
     }
-    assert untested <= TESTED_ELSEWHERE | set(NOTHING_TO_TEST)
+    assert untested <= set(NOTHING_TO_TEST)
 
 
 def test_every_test_has_a_module_of_its_name():

@@ -39,7 +39,8 @@ def key_help(topic: str | None, recipe: Composition, parser: ArgumentParser) -> 
 
 
 def _named(recipe: Composition, section: str) -> type:
-    name = recipe.at((section, "class_path"))
+    said = recipe.at((section,))  # `--data SFTDataModule` alone is the name itself
+    name = said if isinstance(said, str) else recipe.at((section, "class_path"))
     if not isinstance(name, str):
         raise UserError(f"{section}.class_path: missing, expected a class; or --help with {', '.join(PROCEDURES)}")
     return _class(name)

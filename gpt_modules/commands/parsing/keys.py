@@ -14,6 +14,8 @@ _WORDS = {
     float: "a number",
     bool: "true or false",
     str: "text",
+    dict: "a mapping",
+    tuple: "a list",
     type(None): "null",
     Any: "a value",
 }
@@ -42,6 +44,8 @@ def in_words(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if kind in _WORDS:
         return _WORDS[kind]
+    if str(kind) == "Untyped":  # the parser's word for an argument without a type
+        return _WORDS[Any]
     if origin is Annotated:
         return in_words(inner[0])
     if origin is Literal:

@@ -92,13 +92,17 @@ _DENIED = (
     "lightning.pytorch.callbacks.LambdaCallback",
     "lightning.pytorch.callbacks.lambda_function",
 )
+_once_allowed: set[str] = set()  # in this process: the parser forgets nothing, so it is told
 
 
 def allow_only(packages: Sequence[str]) -> None:
     """From now on the parser imports nothing that a recipe names outside our package, Lightning's parts, torch's
     layers and optimizers, and these packages; a name is judged before anything is imported.
     """
-    set_parsing_settings(import_path_denylist=list(_DENIED), import_path_allowlist=[*_ALLOWED, *packages])
+    allowed = [*_ALLOWED, *packages]
+    gone = [old for old in _once_allowed if not any(f"{old}.".startswith(f"{name}.") for name in allowed)]
+    set_parsing_settings(import_path_denylist=[*_DENIED, *gone], import_path_allowlist=allowed)
+    _once_allowed.update(packages)
 
 
 def named_classes() -> dict[str, type]:

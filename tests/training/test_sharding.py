@@ -1,0 +1,170 @@
+"""Parts of whole tensors, in a world of one process and, without one, by hand; what a run of several does is tested in
+`test_fsdp`.
+"""
+
+import types
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+
+from gpt_modules.backbone import GPT
+from gpt_modules.errors import UserError
+from gpt_modules.training import sharding
+from gpt_modules.training.muon import MuonAdamW
+from gpt_modules.training.sharding import (
+    blank_gpt,
+    draw,
+    gather,
+    gathered,
+    is_sharded,
+    layers_of,
+    local,
+    refuse_sharding,
+    shard,
+    shard_of,
+    shard_state,
+)
+
+
+class Part(torch.Tensor):
+    """Stands for a shard of several processes: what `shard_of` asks a DTensor for, and what it makes of one."""
+
+    @classmethod
+    def __torch_function__(cls, function, kinds, args=(), kwargs=None):
+        return super().__torch_function__(function, kinds, args, kwargs or {})
+
+
+def like(shape, size, rank, dtype=torch.float32):
+    part = torch.empty(shape, dtype=dtype).as_subclass(Part)
+    part.device_mesh = types.SimpleNamespace(size=lambda: size, get_local_rank=lambda: rank)
+    part.placements = "rows"
+    return part
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """DTensors are `Part`s; a new one is the local tensor with what it was made from."""
+
+    def from_local(local, mesh, placements, *, run_check, shape, stride):
+        assert (placements, run_check) == ("rows", False), "a check would be a message"
+        return local, tuple(shape), tuple(stride)
+
+    monkeypatch.setattr(Part, "from_local", staticmethod(from_local), raising=False)
+    monkeypatch.setattr(sharding, "DTensor", Part)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "expected"),
+    [
+        (6, 2, [[0, 1, 2], [3, 4, 5]]),
+        (7, 2, [[0, 1, 2, 3], [4, 5, 6]]),
+        (5, 4, [[0, 1], [2, 3], [4], []]),
+        (1, 3, [[0], [], []]),
+        (4, 1, [[0, 1, 2, 3]]),
+    ],
+)
+def test_processes_hold_all_rows_once_in_order(parts, rows, size, expected):
+    """As FSDP2 cuts: the first ones hold one more, the last ones may hold none."""
+    whole = torch.arange(rows * 3).view(rows, 3)
+    for rank, held in enumerate(expected):
+        part, shape, stride = shard_of(whole, like((rows, 3), size, rank, torch.float64))
+        assert torch.equal(part, whole[held].double())
+        assert (shape, stride, part.shape) == ((rows, 3), (3, 1), (len(held), 3))
+
+
+def test_a_part_is_a_copy(parts):
+    whole = torch.zeros(4, 2)
+    part, *_ = shard_of(whole, like((4, 2), 2, 0))
+    part.fill_(1.0)
+    assert not whole.any()
+
+
+def test_what_is_no_part_of_the_tensor_is_as_it_is(parts):
+    whole, step = torch.arange(6), torch.tensor(3.0)
+    assert shard_of(whole, whole) is whole
+    assert shard_of(whole, None) is whole
+    assert shard_of(step, like((6,), 2, 0)) is step, "another shape: Adam's step beside a weight"
+    assert shard_of(0.9, like((6,), 2, 0)) == 0.9
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_an_optimizers_state_is_laid_out_as_it_reads_it(micro, muon):
+    """Where nothing lies in shards, the state itself: for AdamW and for the two parts of Muon."""
+    model = GPT(micro.config(n_layer=1))
+    matrices = [p for p in model.decoder.blocks.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if all(p is not other for other in matrices)]
+    adamw = torch.optim.AdamW(rest if muon else model.parameters())
+    optimizer = MuonAdamW(torch.optim.Muon(matrices), adamw) if muon else adamw
+    model(torch.tensor([[1, 2, 3]])).square().mean().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    again = shard_state(optimizer, state)
+    assert again.keys() == state.keys()
+    optimizer.load_state_dict(again)
+    for left, right in zip(flat(optimizer.state_dict()), flat(state), strict=True):
+        assert torch.equal(torch.as_tensor(left), torch.as_tensor(right))
+
+
+def flat(value):
+    if isinstance(value, dict | list | tuple):
+        return [leaf for item in (value.values() if isinstance(value, dict) else value) for leaf in flat(item)]
+    return [value] if isinstance(value, torch.Tensor | int | float) else []
+
+
+def test_gathering_changes_nothing_that_is_whole():
+    weight = torch.ones(2)
+    state = {"a": [weight, {"b": 1}], "c": None}
+    for keep in (True, False):
+        found = gather(state, keep)
+        assert found == {"a": [weight, {"b": 1}], "c": None}
+        assert found["a"][0] is weight
+    assert local(weight) is weight
+
+
+def test_layers_are_every_weight_once_in_the_order_of_making(micro):
+    decoder = GPT(micro.config(n_layer=3)).decoder
+    listed = [parameter for layer in layers_of(decoder) for parameter in layer.parameters()]
+    assert [id(parameter) for parameter in listed] == [id(parameter) for parameter in decoder.parameters()]
+    assert [layer for layer in layers_of(decoder) if layer in list(decoder.blocks)] == list(decoder.blocks)
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "post", "init": "gpt1"}, {"attention": ("dense", "banded")}])
+def test_a_model_that_is_drawn_layer_by_layer_has_the_numbers_of_one_that_is_made(micro, changes):
+    config = micro.config(**changes)
+    torch.manual_seed(5)
+    made, after = GPT(config), torch.rand(3)
+    torch.manual_seed(5)
+    model = blank_gpt(config)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    draw(model.to_empty(device="cpu"), torch.device("cpu"))
+    for name, value in made.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert torch.equal(torch.rand(3), after), "and takes as many random numbers"
+
+
+def test_a_model_that_is_whole_is_gathered_already(micro):
+    model = GPT(micro.config(n_layer=1))
+    assert not is_sharded(model)
+    with gathered(model) as same:
+        assert same is model
+
+
+class Owner(L.LightningModule):
+    trainer = device_mesh = None
+
+    def __init__(self, mesh):
+        super().__init__()
+        self.device_mesh = mesh
+        self.trainer = types.SimpleNamespace(strategy=nn.Identity())
+
+
+def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
+    refuse_sharding(Owner(None))
+    with pytest.raises(UserError) as refused:
+        refuse_sharding(Owner("mesh"))
+    assert str(refused.value) == "trainer.strategy: found Identity, expected auto or ddp: Owner does not shard"
+    with pytest.raises(UserError) as refused:
+        shard(GPT(micro.config(n_layer=1)), Owner("mesh"))
+    assert str(refused.value) == "trainer.strategy: found Identity, expected fsdp2"
