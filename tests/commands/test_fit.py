@@ -3,8 +3,6 @@
 import pytest
 
 from gpt_modules.commands import fit
-from gpt_modules.commands.parsing.composition import Composition
-from gpt_modules.commands.parsing.trainer_keys import check_environment, keep_whole_numbers
 from gpt_modules.errors import UserError
 
 SFT = ["-c", "sft/tiny"]
@@ -187,22 +185,3 @@ def test_what_the_trainer_refuses_is_told_by_key(monkeypatch, tmp_path, words, l
     with pytest.raises(UserError) as refused:
         fit.run_trainer("fit", [*SFT, "--trainer.accelerator", "cpu", *words.split()])
     assert str(refused.value).startswith(line)
-
-
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK", "SLURM_NTASKS"])
-def test_junk_of_a_launcher_is_told(monkeypatch, name):
-    monkeypatch.setenv(name, "many")
-    with pytest.raises(UserError) as refused:
-        check_environment()
-    assert str(refused.value) == f"environment: {name}: found 'many', expected a launcher's whole number"
-
-
-@pytest.mark.parametrize(("said", "parsed", "kept"), [("1", 1.0, 1), (2, 2.0, 2), ("1.0", 1.0, 1.0), (0.5, 0.5, 0.5)])
-def test_a_whole_number_of_batches_is_no_share(said, parsed, kept):
-    recipe, config = (
-        Composition(values={"trainer": {"limit_val_batches": said}}),
-        {"trainer": {"limit_val_batches": parsed}},
-    )
-    keep_whole_numbers(config, recipe)
-    found = config["trainer"]["limit_val_batches"]
-    assert (found, type(found)) == (kept, type(kept))

@@ -1,5 +1,6 @@
 """One line for what the parser says on pages, with a parser of few keys and its own errors."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,7 +45,7 @@ def parser():
 def told(parser, *words):
     recipe = compose(words)
     with pytest.raises((ArgumentError, TypeError, ValueError, KeyError)) as refused:
-        parser.parse_object(recipe.values)
+        parser.parse_object(deepcopy(recipe.values))  # which it writes into
     line = str(complaint(refused.value, recipe, parser))
     assert "\n" not in line
     assert len(line) <= 400
@@ -61,7 +62,7 @@ WATCHER = f"--trainer.callbacks+={__name__}.Watcher"
         (["--trainer.max_steps", "many"], "--trainer.max_steps: found 'many', expected a whole number"),
         (["--trainer.max_steps", "null"], "--trainer.max_steps: found 'null', expected a whole number"),
         (["--trainer.patience", "x"], "--trainer.patience: found 'x', expected a number or null"),
-        (["--trainer.max_step", "1"], 
+        (["--trainer.max_step", "1"],
          "--trainer.max_step: no such key; near it: trainer.max_steps, trainer.callbacks"),
         ([NAMED, "--model.steps", "x"], "--model.steps: found 'x', expected a whole number"),
         ([NAMED, "--model.steps", "1", "--model.rate.lr", "x"], "--model.rate.lr: found 'x', expected a number"),

@@ -14,6 +14,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_processes,
     check_values,
+    keep_whole_numbers,
     refused_key,
     refused_later,
 )
@@ -77,6 +78,14 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_stands(value):
     config = {**parsed(), "model": {"init_args": {"rates": [0.1, {"deep": (1, value)}]}}}
     told = refusal(check_values, config, NOTHING)
     assert told == f"model.init_args.rates[1].deep[1]: found {value}, expected a finite number"
+
+
+@pytest.mark.parametrize(("said", "parsed", "kept"), [("1", 1.0, 1), (2, 2.0, 2), ("1.0", 1.0, 1.0), (0.5, 0.5, 0.5)])
+def test_a_whole_number_of_batches_is_no_share(said, parsed, kept):
+    config = {"trainer": {"limit_val_batches": parsed}}
+    keep_whole_numbers(config, compose(["--trainer.limit_val_batches", str(said)]))
+    found = config["trainer"]["limit_val_batches"]
+    assert (found, type(found)) == (kept, type(kept))
 
 
 def test_sixty_is_no_base_for_numbers():
@@ -171,7 +180,6 @@ def test_what_lightning_refuses_later_is_told_by_the_key_that_it_names():
 
 
 def test_any_other_failure_is_no_key_of_the_trainer():
-    try:
+    with pytest.raises(ValueError, match="devices") as raised:
         raise ValueError("devices")
-    except ValueError as error:
-        assert refused_later(error, compose(["--trainer.devices", "2"])) is None
+    assert refused_later(raised.value, compose(["--trainer.devices", "2"])) is None
