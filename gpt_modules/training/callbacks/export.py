@@ -2,10 +2,13 @@
 
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning.pytorch as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -137,7 +140,8 @@ class ExportBest(L.Callback):
         if not isinstance(pl_module, Exports):
             return
         try:
-            pl_module.export(Path(trainer.default_root_dir) / "export")
+            with _as_validated(trainer, pl_module):
+                pl_module.export(Path(trainer.default_root_dir) / "export")
         except UserError as error:
             raise UserError(f"{error}; then go on with --ckpt_path last") from error
 
@@ -145,6 +149,21 @@ class ExportBest(L.Callback):
     def _folders(trainer: L.Trainer, module: L.LightningModule) -> list[Path]:
         first = Path(trainer.default_root_dir) / "export"
         return [first, *(first.with_name(f"export-{name}") for name in getattr(module, "also_exports", ()))]
+
+
+@contextmanager
+def _as_validated(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
+    """Inside: the weights that a validation sees, which are an average where a callback of Lightning's keeps one; it
+    puts the average in for the validation alone.
+    """
+    averages = [one for one in trainer.callbacks if isinstance(one, WeightAveraging) and one._average_model]  # type: ignore[attr-defined]
+    for average in averages:
+        average._swap_models(module)
+    try:
+        yield
+    finally:
+        for average in reversed(averages):
+            average._swap_models(module)
 
 
 def validate(trainer: L.Trainer) -> None:

@@ -5,6 +5,7 @@ import math
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.errors import UserError
@@ -21,7 +22,10 @@ class ValueAt(L.Callback):
     def on_validation_epoch_end(self, trainer, module):
         if not trainer.sanity_checking:
             module.log("val/chosen", self.values[trainer.current_epoch])
-            self.weights.append(module.model.head_weight.detach().clone())
+            self.weights.append(self.seen)
+
+    def on_validation_batch_end(self, trainer, module, *_):
+        self.seen = module.model.head_weight.detach().clone()
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1), ("max", 2)])
@@ -37,6 +41,31 @@ def test_without_a_metric_the_last_weights_are_exported(fit, parts, tmp_path):
     fit(module, data, max_steps=3, callbacks=[ExportBest()])
     exported = load_pretrained(tmp_path / "export", kind="gpt")
     assert torch.equal(exported.head_weight.detach(), module.model.head_weight.detach())
+
+
+averaging = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
+
+
+@averaging
+@pytest.mark.parametrize("first", ["average", "export"])
+@pytest.mark.parametrize(("monitor", "validated"), [("val/chosen", 1), (None, 2)])
+def test_an_average_that_is_validated_is_what_is_exported(fit, parts, tmp_path, first, monitor, validated):
+    module, data = parts()
+    chosen, average = ValueAt([2.0, 1.0, 3.0]), EMAWeightAveraging(decay=0.9)
+    both = [average, ExportBest(monitor)]
+    fit(module, data, max_epochs=3, callbacks=[*(both if first == "average" else both[::-1]), chosen])
+    exported = load_pretrained(tmp_path / "export", kind="gpt")
+    assert torch.equal(exported.head_weight.detach(), chosen.weights[validated])
+
+
+@averaging
+def test_the_weights_in_training_stay_beside_their_average(fit, parts):
+    alone, exporting = parts()[0], parts()[0]
+    exporting.load_state_dict(alone.state_dict())
+    for module, callbacks in ((alone, []), (exporting, [ExportBest("val/loss")])):
+        torch.manual_seed(0)
+        fit(module, parts()[1], max_epochs=2, callbacks=[EMAWeightAveraging(decay=0.9), *callbacks])
+    assert torch.equal(alone.model.head_weight, exporting.model.head_weight)
 
 
 def test_a_wrong_metric_is_told_before_the_first_step(fit, parts):
