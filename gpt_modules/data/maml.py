@@ -18,6 +18,7 @@ from gpt_modules.data.episodes.encoder import SEPARATOR, EpisodeEncoder, InConte
 from gpt_modules.data.episodes.families import Episode, Family, PointFamily
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
+from gpt_modules.data.rows.sources import Source
 from gpt_modules.data.splits import Split
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
@@ -127,6 +128,14 @@ class EpisodicDataModule(ResumableDataModule):
         self.context, self.in_context, self.seed = context, in_context, seed
         self._encoder: EpisodeEncoder | None = None
         self._check(objective)
+
+    def sources(self) -> dict[str, list[Source]]:
+        """Of families that read text; what they hold out of it hangs on both of their sources."""
+        read = {
+            split: [family for family in found if hasattr(family, "source")] for split, found in self.families.items()
+        }
+        both = [[source for source in (family.source, family.validation) if source] for family in read["validation"]]
+        return {"train": [family.source for family in read["train"]], "validation": [*chain(*both)]}
 
     @property
     def task_spec(self) -> Labelling:

@@ -14,11 +14,11 @@ from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
 from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
 from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
-from gpt_modules.data.corpus.streams import Corpus
+from gpt_modules.data.corpus.streams import Corpus, tokens_fingerprint
 from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.sources import REVIEWS, cache_folder, has_own_splits, name_of
+from gpt_modules.data.rows.sources import REVIEWS, Source, cache_folder, has_own_splits, name_of
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import TOKENIZER_FILE
@@ -116,6 +116,14 @@ class PretrainingDataModule(ResumableDataModule):
         if not (folder / TOKENIZER_FILE).exists():
             Tokenizer.train(self._training_texts(), self.trained_vocab_size, self.trained_kind).save(folder)
         return Tokenizer.load(folder)
+
+    def sources(self) -> dict[str, list[Source]]:
+        if self.mixture is None:
+            return super().sources() | {"train": [self.train_source or REVIEWS]}
+        return super().sources() | {"train": [part.source for part in self.mixture]}
+
+    def fingerprint(self, source: Source, name: str) -> str:
+        return tokens_fingerprint(source) or super().fingerprint(source, name)
 
     def prepare_data(self) -> None:
         """Trains the tokenizer and writes the tokens, unless the cache has them; checks what it has."""

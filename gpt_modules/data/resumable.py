@@ -1,10 +1,15 @@
 """What the DataModules share: a tokenizer, loaders, and a place in the data that travels in checkpoints."""
 
+import hashlib
+import json
+from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning as L
 
 from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.rows.labelled import is_built_in
+from gpt_modules.data.rows.sources import Source, fingerprint, has_own_splits
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
 
@@ -42,6 +47,29 @@ class ResumableDataModule(L.LightningDataModule):
     def open_tokenizer(self) -> Tokenizer:
         """Opens or makes the tokenizer; `tokenizer` calls it once."""
         return Tokenizer.load(self.tokenizer_name)
+
+    @cached_property
+    def content(self) -> dict[str, str]:
+        """A digest of what each source holds when first asked; what has no source of its own to validate with holds a
+        part of `train` out.
+        """
+        sources = self.sources()
+        digests = {name: [self.fingerprint(source, name) for source in found] for name, found in sources.items()}
+        held_out = [str(getattr(self, "validation_fraction", "")), *digests["train"]]
+        digests["validation"] = digests["validation"] or held_out
+        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in digests.items()}
+
+    def sources(self) -> dict[str, list[Source]]:
+        """The sources by their keys: what is trained on, what validates if it is named."""
+        names = {"train": "train_source", "validation": "validation_source", "demonstrations": "demonstration_source"}
+        found = {name: getattr(self, attribute, None) for name, attribute in names.items()}
+        return {name: [] if source is None else [source] for name, source in found.items()}
+
+    def fingerprint(self, source: Source, name: str) -> str:
+        """Of the content of one of them."""
+        if is_built_in(source) and not has_own_splits(source):
+            return str(source)
+        return fingerprint(source, "validation" if name == "validation" else "train")
 
     def longest_row(self) -> tuple[int, str]:
         """(tokens, what the context is found to be) of the longest row that a model will read; known after `setup`."""

@@ -14,7 +14,15 @@ from gpt_modules.data.arguments import expect_default
 from gpt_modules.data.corpus.documents import PIECE, Document, beginning_or_end, source_documents
 from gpt_modules.data.corpus.llmc import SUFFIX, open_llmc
 from gpt_modules.data.corpus.shard_writer import open_or_write_shards
-from gpt_modules.data.corpus.shards import FORMAT_VERSION, Tokens, between, is_shard_folder, join_tokens, open_shards
+from gpt_modules.data.corpus.shards import (
+    FORMAT_VERSION,
+    MANIFEST,
+    Tokens,
+    between,
+    is_shard_folder,
+    join_tokens,
+    open_shards,
+)
 from gpt_modules.data.rows.files import find_files, is_local
 from gpt_modules.data.rows.sources import (
     Source,
@@ -27,6 +35,7 @@ from gpt_modules.data.rows.sources import (
 from gpt_modules.data.splits import Split, split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.paths import path_of
 
 FEW_DOCUMENTS = 100  # with fewer, a split by document is a lottery: the end of the text validates instead
@@ -200,13 +209,30 @@ def open_tokens(item: str, tokenizer: Tokenizer, stamps: Path | None = None) -> 
     Raises:
         UserError: They are not whole or not this tokenizer's.
     """
+    if is_shard_folder(path_of(item)):
+        return open_shards(path_of(item), tokenizer, stamps)[0]
+    return join_tokens(open_llmc(file, tokenizer.vocab_size, stamps) for file in _llmc_files(item))
+
+
+def tokens_fingerprint(source: Source) -> str | None:
+    """SHA-256 of the content of a source of tokens; a folder's manifest has those of its files. None: it is text.
+
+    Raises:
+        UserError: There is no file.
+    """
+    items = _listed(source)
+    if not all(map(_is_tokens, items)):
+        return None
+    found = [[path_of(item) / MANIFEST] if is_shard_folder(path_of(item)) else _llmc_files(item) for item in items]
+    return hashlib.sha256(" ".join(map(sha256_of, chain(*found))).encode()).hexdigest()
+
+
+def _llmc_files(item: str) -> list[Path]:
     path = path_of(item)
-    if is_shard_folder(path):
-        return open_shards(path, tokenizer, stamps)[0]
     files = [path] if path.exists() or not glob.has_magic(item) else sorted(_glob(path))
     if not files:
         raise UserError(f"{item}: found no file, expected llm.c's token files")
-    return join_tokens(open_llmc(file, tokenizer.vocab_size, stamps) for file in files)
+    return files
 
 
 def _is_tokens(item: str) -> bool:

@@ -50,26 +50,35 @@ class ExportBest(L.Callback):
         self.metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
         self._validated = -1  # the step whose weights `_latest` is of
+        self._measured_on: str | None = None  # which validation, as the same weights have another value on another
+        self._outdated = False
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, of what, and what else was measured there: a resumed run exports nothing worse."""
         measured = {"metrics": self.metrics, "latest": self._latest, "validated": self._validated}
-        return {"best": self.best, "monitor": self.monitor, "mode": self.mode, **measured}
+        told = {"monitor": self.monitor, "mode": self.mode, "measured_on": self._measured_on}
+        return {"best": self.best, **told, **measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it; the best by another measure is none."""
+        """Restore it; the best by another measure, or on other data, is none."""
         self._latest = {str(name): float(value) for name, value in state_dict["latest"].items()}
         self._validated = int(state_dict["validated"])
-        if (self.monitor, self.mode) == (state_dict["monitor"], state_dict["mode"]):
-            self.best = None if state_dict["best"] is None else float(state_dict["best"])
-            self.metrics = {str(name): float(value) for name, value in state_dict["metrics"].items()}
         if self.monitor is not None and self._latest:
             self._check_monitor()
+        before = state_dict.get("measured_on")
+        if None not in (before, self._measured_on) and before != self._measured_on:
+            log.warning("export: validated on other data than before; the best from here on counts")
+            self._validated, self._outdated = -1, True
+        elif (self.monitor, self.mode) == (state_dict["monitor"], state_dict["mode"]):
+            self.best = None if state_dict["best"] is None else float(state_dict["best"])
+            self.metrics = {str(name): float(value) for name, value in state_dict["metrics"].items()}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before the first step what would keep the weights from being written after the last."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        content = getattr(getattr(trainer, "datamodule", None), "content", {}).get("validation")
+        self._measured_on = content and f"{content} {trainer.limit_val_batches}"
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise UserError("export.monitor: found beside trainer.limit_val_batches 0, expected a run that validates")
         if trainer.is_global_zero and isinstance(pl_module, Exports):
@@ -117,7 +126,7 @@ class ExportBest(L.Callback):
         if self._validated != trainer.global_step:
             pl_module.to(trainer.strategy.root_device)  # which the strategy's teardown has left
             validate(trainer)
-        if not (Path(trainer.default_root_dir) / "export").exists():
+        if self._outdated or not (Path(trainer.default_root_dir) / "export").exists():
             self._export_last(trainer, pl_module)
 
     def _improves(self, value: float) -> bool:
@@ -142,6 +151,7 @@ class ExportBest(L.Callback):
         try:
             with _as_validated(trainer, pl_module):
                 pl_module.export(Path(trainer.default_root_dir) / "export")
+                self._outdated = False
         except UserError as error:
             raise UserError(f"{error}; then go on with --ckpt_path last") from error
 

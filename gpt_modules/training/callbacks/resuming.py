@@ -7,7 +7,7 @@ adaptive coefficient, random states, the place in the data. Everything else is t
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -22,7 +22,7 @@ from gpt_modules.training.hyperparameters import plain
 
 log = logging.getLogger(__name__)
 
-RECIPE, TOKENIZER = "recipe", "tokenizer"
+RECIPE, TOKENIZER, CONTENT = "recipe", "tokenizer", "content"
 
 # Where a run is, and how it is shown: no part of what it computes.
 _UNSAID = ["ckpt_path", "config*", "weights_only", "verbose", "trainer.default_root_dir", "model.class_path", "*._*"]
@@ -50,12 +50,15 @@ class Resumption(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """From here on this class sees what is restored."""
+        if stage == "fit":
+            content_of(trainer)  # as it is now: a file may change while it is trained on
         if not isinstance(trainer._checkpoint_connector, _Restoring):
             trainer._checkpoint_connector = _Restoring(trainer, self)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what the run was told, and which tokenizer its ids are of."""
+        """Add what the run was told, which tokenizer its ids are of, and digests of its data."""
         checkpoint[RECIPE] = self.told(pl_module)
+        checkpoint[CONTENT] = content_of(trainer)
         checkpoint[TOKENIZER] = _tokenizer_digest(trainer)
 
     def told(self, module: L.LightningModule) -> dict[str, Any]:
@@ -85,9 +88,30 @@ class Resumption(L.Callback):
         digest = _tokenizer_digest(trainer)
         if digest is not None and checkpoint.get(TOKENIZER) not in (None, digest):
             raise UserError(f"data.tokenizer: found another tokenizer, expected the checkpoint's ({path})")
-        if changes and trainer.state.fn == "fit" and trainer.is_global_zero:
+        if trainer.state.fn != "fit":
+            return
+        changes |= changed_content(checkpoint.get(CONTENT), content_of(trainer), changes)
+        if changes and trainer.is_global_zero:
             learned = {f"model.{name}" for name in getattr(module, "learned_settings", ())}
             log.warning(going_on(checkpoint["global_step"], changes, learned))
+
+
+def content_of(trainer: L.Trainer) -> dict[str, str]:
+    """Source -> a digest of what it holds, of data that know it: `ResumableDataModule.content`."""
+    return dict(getattr(getattr(trainer, "datamodule", None), "content", {}))
+
+
+def changed_content(stored: Any, now: Mapping[str, str], named: Iterable[str]) -> dict[str, tuple[Any, Any]]:
+    """As `differences`, of sources whose names are the same and whose content is not. A part that is held out changes
+    with what it is held out of, which is told once.
+    """
+    if not isinstance(stored, Mapping):  # written without digests
+        return {}
+    said = [name for name in now if any(f"{key}.".startswith(f"data.{name}.") for key in named)]
+    changed = [name for name in now if name in stored and stored[name] != now[name] and name not in said]
+    if "train" in changed or "train" in said:
+        changed = [name for name in changed if name != "validation"]
+    return {f"data.{name}": (f"{stored[name]!s:.8}", f"with other content, SHA-256 {now[name]:.8}") for name in changed}
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

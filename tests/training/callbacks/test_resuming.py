@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 
 import lightning.pytorch as L
 import pytest
@@ -11,9 +12,10 @@ from torch import nn
 from gpt_modules.backbone import GPT, save_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.summary import read_summary
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.callbacks.export import ExportBest
-from gpt_modules.training.callbacks.resuming import Resumption, differences, going_on
+from gpt_modules.training.callbacks.resuming import Resumption, changed_content, differences, going_on
 from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -184,6 +186,58 @@ def test_every_difference_is_named_in_one_line(run, cut_off, tmp_path, caplog):
 def test_nothing_is_said_where_nothing_differs(run, cut_off, tmp_path, caplog):
     run("sft", {}, checkpoint=cut_off, default_root_dir=tmp_path / "two")
     assert not [message for message in caplog.messages if "going on" in message]
+
+
+def test_another_content_of_the_same_file_is_named_and_its_best_is_none(procedure, micro, fit, tmp_path, caplog):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("train", "validation")}
+    rows = micro.sft.read_text().splitlines(keepends=True)
+
+    def go(word, checkpoint=None, **settings):
+        module, data = procedure("sft")
+        data.train_source, data.validation_source = map(str, files.values())
+        best = ExportBest("val/loss")
+        callbacks = [Resumption(), RunSummary(), best, ExactCheckpoint(1, 100)]
+        usual = {"max_epochs": 2, "default_root_dir": tmp_path / "run", "plugins": [VerifiedCheckpointIO()]}
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "gpt_modules"):
+            fit(module, data, callbacks=callbacks, ckpt_path=checkpoint, enable_checkpointing=True, **usual, **settings)
+        return best, [message for message in caplog.messages if "going on" in message or "export" in message]
+
+    files["train"].write_text("".join(rows[:20]))
+    files["validation"].write_text("".join(rows[20:26]))
+    first, said = go("first")
+    saved = max((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))
+    assert not said
+    assert go("again", saved)[1] == []
+    files["train"].write_text("".join(rows[:19]))
+    _, said = go("train", saved)
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"going on from step \d+ with data\.train with other content, SHA-256 \w{8} \(\w{8} in the checkpoint\)",
+        said[0],
+    )
+    files["train"].write_text("".join(rows[:20]))
+    files["validation"].write_text("".join(rows[26:30]))
+    other, said = go("validation", saved)
+    assert "data.validation with other content" in said[0]
+    assert said[1:] == ["export: validated on other data than before; the best from here on counts"]
+    assert other.metrics["val/loss"] != first.metrics["val/loss"], "measured anew, though no step was left"
+    assert read_summary(tmp_path / "run").after["val/loss"] == pytest.approx(other.metrics["val/loss"])
+
+
+def test_a_part_that_is_held_out_changes_with_its_source(procedure, micro, tmp_path):
+    for word in ("pretraining", "finetuning", "sft", "reward", "ppo", "maml"):
+        _, data = procedure(word)
+        assert set(data.content) >= {"train", "validation"}, word
+    digests = []
+    for rows in ("ab", "ac"):
+        (tmp_path / "rows.jsonl").write_text("".join(rows))
+        _, data = procedure("sft")
+        data.train_source = str(tmp_path / "rows.jsonl")
+        digests.append(data.content)
+    assert changed_content(*digests, []).keys() == {"data.train"}
+    assert changed_content(*digests, ["data.train"]) == {}
+    assert changed_content(None, digests[1], []) == {}
 
 
 @pytest.mark.parametrize(
