@@ -121,7 +121,10 @@ class TrainerCLI(LightningCLI):
             root = config["default_root_dir"]
             kwargs["logger"] = RunLogger(save_dir=root, name="", version="", default_hp_metric=False)
         plugins = config.get("plugins") or []
-        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), VerifiedCheckpointIO()]
+        kwargs["plugins"] = [
+            *(plugins if isinstance(plugins, list) else [plugins]),
+            VerifiedCheckpointIO(Path(config["default_root_dir"])),
+        ]
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +42,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         for where, key in [("feeds", key) for key in self.feeds] + [("set", key) for key in self.set]:
-            if not _KEY.fullmatch(key) or key in _TAKEN:
+            below = _below(key, self.set[key] if where == "set" else None)
+            if not _KEY.fullmatch(key) or any(name.rstrip("+") in _TAKEN for name in below):
                 raise UserError(f"{at(where, key)}: found this key, expected one of the recipe, other than "
                                 f"{', '.join(_TAKEN)}")  # fmt: skip
 
@@ -90,6 +92,13 @@ class Pipeline:
         return self.root / name / "export"
 
 
+def _below(key: str, value: Any) -> Iterator[str]:
+    """A key and those of the mappings that are its value."""
+    yield key
+    for name, item in value.items() if isinstance(value, dict) else ():
+        yield from _below(f"{key}.{name}", item)
+
+
 def read_pipeline(path: Path, root: str | None = None) -> Pipeline:
     """The pipeline in a file, its recipes found.
 
@@ -116,9 +125,17 @@ def _found(path: Path, number: int, stage: Stage) -> list[str]:
     return list(map(str, found))
 
 
-def stage_words(pipeline: Pipeline, stage: Stage, overlays: list[str]) -> list[str]:
-    """The stage as words of `gpt fit`."""
+def stage_words(
+    pipeline: Pipeline, stage: Stage, overlays: Sequence[str] = (), allowed: Sequence[str] = ()
+) -> list[str]:
+    """The stage as words of `gpt fit`.
+
+    Args:
+        overlays: recipes laid over every stage.
+        allowed: packages that recipes may name.
+    """
     words = [word for recipe in [*stage.recipes, *overlays] for word in ("--config", recipe)]
+    words += [f"--allow={package}" for package in allowed]
     words += [f"--{ROOT_KEY}={pipeline.folder(stage)}"]
     words += [f"--{key}={pipeline.export(source)}" for key, source in stage.feeds.items()]
     return words + [

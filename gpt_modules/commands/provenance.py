@@ -119,7 +119,7 @@ def _with_content(value: Any, root: str) -> Any:
 
 def content_digest(name: str) -> str | None:
     """SHA-256 of the content of a file, of a folder's files, or of those of a glob; of a function `module:name`, that
-    of its module in the current folder. None for what names no files here.
+    of its module or package in the current folder. None for what names no files here.
 
     Raises:
         UserError: one of them cannot be read.
@@ -146,16 +146,20 @@ def _files(name: str) -> list[Path]:
         if path.is_file():
             return [path]
         found = glob.glob(str(path), recursive=True) if glob.has_magic(name) else []  # noqa: PTH207
-        found += [_module(name)] if ":" in name else []
+        found += _modules(name) if ":" in name else []
         return sorted(Path(item) for item in found if Path(item).is_file())
     except (OSError, ValueError):  # names that no file can have
         return []
 
 
-def _module(name: str) -> str:
-    """The file, in the current folder, of a function `module:name`; this package's own count by their names."""
-    module = name.partition(":")[0]
-    return "" if module.partition(".")[0] == __package__.partition(".")[0] else f"{module.replace('.', '/')}.py"
+def _modules(name: str) -> list[str]:
+    """The files, in the current folder, of a function `module:name`: its module, or all of the package that it is in.
+    This package's own count by their names.
+    """
+    top = name.partition(":")[0].partition(".")[0]
+    if top == __package__.partition(".")[0] or not top.isidentifier():
+        return []
+    return [str(path) for path in (Path(f"{top}.py"), *Path(top).rglob("*.py"))]
 
 
 def _of_folder(folder: Path) -> list[Path]:

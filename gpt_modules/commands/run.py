@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from gpt_modules.commands.arguments import Arguments
-from gpt_modules.commands.pipelines import Pipeline, Stage, read_pipeline, stage_words
+from gpt_modules.commands.pipelines import ROOT_KEY, Pipeline, Stage, read_pipeline, stage_words
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import CONFIG_FILE
 from gpt_modules.storage.recipes import find_recipe
@@ -70,16 +70,17 @@ def main(words: list[str]) -> None:
         "--config", action="append", default=[], metavar="OVERLAY",
         help="recipe laid over every stage, e.g. hardware/gpu",
     )  # fmt: skip
+    parser.add_argument("--allow", action="append", default=[], metavar="PACKAGE", help="as of gpt fit, of every stage")
     options = parser.parse_args(words)
     pipeline = read_pipeline(find_recipe(options.pipeline), options.root)
-    plans = make_plans(pipeline, [str(find_recipe(overlay)) for overlay in options.config])
+    plans = make_plans(pipeline, [str(find_recipe(overlay)) for overlay in options.config], options.allow)
     console = Console(width=None if sys.stdout.isatty() else 140)
     for number, plan in enumerate(plans, start=1):
         run_stage(pipeline, plan, f"[{number}/{len(plans)}]", console)
     show_result(pipeline, console)
 
 
-def make_plans(pipeline: Pipeline, overlays: list[str]) -> list[Plan]:
+def make_plans(pipeline: Pipeline, overlays: Sequence[str], allowed: Sequence[str] = ()) -> list[Plan]:
     """Every stage's recipe parsed, its data looked for, and what is done already compared with it.
 
     Raises:
@@ -89,9 +90,10 @@ def make_plans(pipeline: Pipeline, overlays: list[str]) -> list[Plan]:
 
     plans = []
     for stage in pipeline.stages:
-        words = stage_words(pipeline, stage, overlays)
+        words = stage_words(pipeline, stage, overlays, allowed)
         try:
             plan = Plan(stage, pipeline.folder(stage), words, parse_recipe(words))
+            _check_folder(plan)
             _check_data(plan, pipeline.root)
             _check_samples(plan, pipeline)
         except UserError as error:
@@ -101,6 +103,12 @@ def make_plans(pipeline: Pipeline, overlays: list[str]) -> list[Plan]:
         if plan.done or plan.cut_off:
             _refuse_changes(plan, pipeline, whole=False)
     return plans
+
+
+def _check_folder(plan: Plan) -> None:
+    """However a stage says its keys, it writes where the pipeline looks."""
+    if (found := plan.recipe["trainer"]["default_root_dir"]) != str(plan.folder):
+        raise UserError(f"{ROOT_KEY}: found {found!r}, expected the pipeline's own {str(plan.folder)!r}: set no other")
 
 
 def _check_data(plan: Plan, root: Path) -> None:

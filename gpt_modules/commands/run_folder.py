@@ -10,12 +10,12 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import no_room, replace_durably
+from gpt_modules.storage.durable import no_room, replace_durably, write_durably
 from gpt_modules.storage.yaml_files import Place
 
 RECIPE_FILE = "config.yaml"
 _FOLDERS = ("dirpath", "save_dir", "log_dir", "root_dir")
-_NAMES = ("filename", "name", "version", "sub_dir", "prefix")
+_NAMES = ("filename", "filename_suffix", "name", "version", "sub_dir", "prefix")
 
 
 class SavedRecipe(SaveConfigCallback):
@@ -27,7 +27,7 @@ class SavedRecipe(SaveConfigCallback):
         config = config.clone()
         config["ckpt_path"] = None
         super().__init__(parser, config, **options)
-        self._before: str | None = None
+        self._before: bytes | None = None
         self._first_step: int | None = None
 
     @property
@@ -44,7 +44,7 @@ class SavedRecipe(SaveConfigCallback):
         if not trainer.is_global_zero:
             return
         path = Path(trainer.default_root_dir) / RECIPE_FILE
-        self._before, self._first_step = path.read_text() if path.is_file() else None, trainer.global_step
+        self._before, self._first_step = path.read_bytes() if path.is_file() else None, trainer.global_step
         replace_durably(path, self.text)
 
     def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
@@ -55,7 +55,8 @@ class SavedRecipe(SaveConfigCallback):
         if self._before is None:
             path.unlink(missing_ok=True)
         else:
-            replace_durably(path, self._before)
+            before = self._before
+            write_durably(path, lambda temporary: temporary.write_bytes(before))
 
 
 def begin_anew(root: Path, recipe: str) -> None:
@@ -76,9 +77,11 @@ def begin_anew(root: Path, recipe: str) -> None:
             "remove the folder"
         )
     begun = root / RECIPE_FILE
-    if not begun.is_file():
+    if not begun.exists():
         return
-    if begun.read_text() != recipe:
+    if not begun.is_file():
+        raise UserError(f"{begun}: found a folder, expected nothing or the recipe of a run; remove it")
+    if begun.read_bytes() != recipe.encode():
         raise UserError(
             f"{begun}: an earlier run began here with another recipe; name another --trainer.default_root_dir, or "
             "remove the folder"
@@ -121,9 +124,10 @@ def keep_inside(root: Path, trainer: Any, recipe: Composition) -> None:
         if not isinstance(value, str):
             continue
         path = Path(value) if key in _FOLDERS else root / value
-        if not path.resolve().is_relative_to(root.resolve()) or (
-            key in _NAMES and path.is_absolute() != root.is_absolute()
-        ):
+        climbs = (
+            key in _NAMES and ".." in Path(value).parts
+        )  # what stands before it may be a name still to be filled in
+        if climbs or not path.resolve().is_relative_to(root.resolve()):
             raise UserError(f"{recipe.where(place)}: found {value!r}, expected a place below the run's folder, {root}")
 
 
@@ -131,7 +135,7 @@ def _arguments(value: Any, place: Place) -> Iterator[tuple[Place, str, Any]]:
     """The arguments of classes that say where something is written."""
     if isinstance(value, dict):
         for key, item in value.items():
-            if key in (*_FOLDERS, *_NAMES) and "init_args" in place:
+            if key in (*_FOLDERS, *_NAMES) and {"init_args", "dict_kwargs"} & {*place}:
                 yield (*place, key), key, item
             else:
                 yield from _arguments(item, (*place, key))

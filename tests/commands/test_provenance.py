@@ -86,6 +86,16 @@ def test_the_content_of_files_folders_globs_and_functions(tmp_path):
         assert content_digest(name) is None
 
 
+def test_a_function_of_a_package_counts_with_the_whole_of_it(tmp_path):
+    (tmp_path / "scores" / "parts").mkdir(parents=True)
+    for name in ("scores/__init__.py", "scores/parts/__init__.py"):
+        before = [content_digest("scores:polite"), content_digest("scores.parts:polite")]
+        (tmp_path / name).write_text(f"# {name}")
+        after = [content_digest("scores:polite"), content_digest("scores.parts:polite")]
+        assert None not in after
+        assert not {*before} & {*after}
+
+
 def test_a_folder_of_shards_counts_by_its_manifest(tmp_path):
     (tmp_path / "texts" / "manifest.json").write_text("{}")
     before = content_digest("texts")

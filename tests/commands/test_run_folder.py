@@ -34,7 +34,7 @@ def trainer(**arguments):
 
 @pytest.mark.parametrize(
     "arguments", [{"filename": "../../x"}, {"dirpath": "/tmp/x"}, {"save_dir": "elsewhere"}, {"name": "../x"},
-                  {"filename": "/tmp/x"}]
+                  {"filename": "/tmp/x"}, {"filename": "{a/b/c/d}/../../../../x"}, {"name": "a/../b"}]
 )  # fmt: skip
 def test_what_leads_out_of_the_folder_is_refused(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
@@ -42,9 +42,28 @@ def test_what_leads_out_of_the_folder_is_refused(tmp_path, monkeypatch, argument
         keep_inside(tmp_path / "run", trainer(**arguments), Composition())
 
 
+def test_what_a_logger_hands_on_stays_inside_too(tmp_path):
+    logger = {"class_path": "TensorBoardLogger", "dict_kwargs": {"filename_suffix": "/../../../EVIL"}}
+    with pytest.raises(UserError, match=r"^trainer.logger.dict_kwargs.filename_suffix: found '/../../../EVIL'"):
+        keep_inside(tmp_path, {"logger": logger}, Composition())
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None])
+def test_a_recipe_that_is_none_is_that_of_another_run(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"^{path}: (found a folder|an earlier run began here with another recipe)"):
+        begin_anew(tmp_path, "a: 1\n")
+
+
 def test_what_stays_inside_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    inside = {"dirpath": str(tmp_path / "run" / "best"), "filename": "step={step}", "save_dir": "run", "version": 3}
+    inside = {
+        "dirpath": str(tmp_path / "run" / "best"),
+        "filename": "step={step}-{val/loss:.2f}",
+        "save_dir": "run",
+        "version": 3,
+    }
     keep_inside(tmp_path / "run", trainer(**inside), Composition())
 
 

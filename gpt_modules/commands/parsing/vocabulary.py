@@ -2,7 +2,6 @@
 allows.
 """
 
-import sys
 from collections.abc import Sequence
 
 import lightning.pytorch as L
@@ -115,8 +114,3 @@ def named_classes() -> dict[str, type]:
         if kind.__module__.startswith(("gpt_modules.", "lightning.pytorch.")) and not kind.__name__.startswith("_"):
             named[kind.__name__] = kind
     return named
-
-
-def is_reward_function(name: str) -> bool:
-    """False for functions of Python's own library: none of them scores texts, and some do what no recipe should."""
-    return name.partition(":")[0].partition(".")[0] not in sys.stdlib_module_names

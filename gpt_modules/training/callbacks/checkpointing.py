@@ -62,13 +62,26 @@ def newest_checkpoint(folder: Path) -> Path:
 class VerifiedCheckpointIO(TorchCheckpointIO):
     """Writes in place of the final name only what is complete, with its digest; reads only what verifies, and only
     plain data.
+
+    Args:
+        root: nothing is written outside of it; None for anywhere.
     """
+
+    def __init__(self, root: Path | None = None) -> None:
+        super().__init__()
+        self.root = root
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        """Write the file and its digest; the digest appears first, so a visible checkpoint can always be judged."""
+        """Write the file and its digest; the digest appears first, so a visible checkpoint can always be judged.
+
+        Raises:
+            UserError: a name, as it was filled in, leads out of the root.
+        """
         target = Path(path)
+        if self.root is not None and not target.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"{target}: found a checkpoint's name, expected one below the run's folder, {self.root}")
         target.parent.mkdir(parents=True, exist_ok=True)
 
         def write(temporary: Path) -> None:

@@ -32,6 +32,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_no_checkpoint_is_written_outside_of_the_root(tmp_path):
+    with pytest.raises(UserError, match=r"found a checkpoint's name, expected one below the run's folder"):
+        VerifiedCheckpointIO(tmp_path / "run").save_checkpoint({}, tmp_path / "run" / "a" / ".." / ".." / "x.ckpt")
+    assert not (tmp_path / "x.ckpt").exists()
+    VerifiedCheckpointIO(tmp_path / "run").save_checkpoint({}, tmp_path / "run" / "x.ckpt")
+
+
 def flip_a_bit(path: Path, offset: int) -> None:
     content = bytearray(path.read_bytes())
     content[offset] ^= 1
