@@ -1,5 +1,6 @@
 """The `gpt` command. It imports nothing heavy before it knows what is wanted, so that `gpt --help` answers at once."""
 
+import errno
 import io
 import os
 import signal
@@ -8,6 +9,7 @@ from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -28,8 +30,10 @@ COMMANDS = {
 }
 
 _TRAINED = ("fit", "validate", "test", "predict")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _PRINT_ONLY = ("recipes", "generate", "chat")
 
+LONGEST_LINE = 390
 HELP = f"""usage: gpt COMMAND [...]
 
 The GPT lineage as PyTorch Lightning components: pretraining, SFT, reward model, PPO and MAML from YAML recipes.
@@ -59,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _open_closed_streams(words)
         _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -67,6 +72,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         _discard_output()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in _NO_ROOM or error.filename is not None:
+            raise
+        _discard_output()
+        fail(f"standard output: could not be written ({error.strerror}), expected room")
+
+
+def _open_closed_streams(words: list[str]) -> None:
+    """Python has no stream where the shell closed it.
+
+    Raises:
+        UserError: the command does nothing but print.
+    """
+    closed = sys.stdout is None
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 -- as long as the process
+    if closed and words[:1] and words[0] in _PRINT_ONLY:
+        raise UserError("standard output: found it closed, expected somewhere to print to")
 
 
 def _run(words: list[str]) -> None:
@@ -119,7 +143,10 @@ def _discard_output() -> None:
 
 def fail(message: str) -> None:
     """The one line that a user's mistake gets."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # of a name that is long itself: what was found and expected stands at its end
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 + 5 :]}"
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -72,6 +72,24 @@ def test_a_command_that_only_prints_ends_quietly_when_nobody_reads():
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.parametrize(("shell", "line"), [
+    ("recipes > /dev/full", "error: standard output: could not be written (No space left on device), expected room\n"),
+    ("recipes >&-", "error: standard output: found it closed, expected somewhere to print to\n"),
+])  # fmt: skip
+def test_nowhere_to_print_to_is_one_line(shell, line):
+    command = f"{sys.executable} -m gpt_modules {shell}"
+    ended = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (2, line)
+
+
+def test_no_line_is_longer_than_a_person_reads(capsys):
+    with pytest.raises(SystemExit):
+        cli.fail(f"{'x' * 5000}: expected less")
+    line = capsys.readouterr().err
+    assert len(line) <= 400
+    assert line.endswith(": expected less\n")
+
+
 def test_a_run_outlives_its_readers():
     reading, writing = os.pipe()
     os.close(reading)
@@ -112,7 +130,7 @@ DUPLICATE = "trainer:\n  max_steps: 10\n  max_epochs: 1\n  max_steps: 1000000\n"
         ("trainer: [", ["bad.yaml:"]),
         ("- a\n- b\n", ["found list, expected a mapping"]),
         ("a: !!python/object/apply:os.system ['true']\n", ["bad.yaml:1"]),
-        ("", ["found NoneType"]),
+        ("", ["found nothing"]),
     ],
 )
 def test_a_broken_recipe_is_named_with_its_line(gpt, tmp_path, content, parts):

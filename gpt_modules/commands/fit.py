@@ -17,12 +17,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_modules.commands.parsing.complaints import complaint
+from gpt_modules.commands.parsing.complaints import complaint, shown
 from gpt_modules.commands.parsing.composition import Composition, compose
 from gpt_modules.commands.parsing.key_help import key_help
 from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_processes,
+    check_sections,
     check_values,
     keep_whole_numbers,
     refused_key,
@@ -55,6 +56,7 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": -1,
     "log_every_n_steps": 10,
 }
+LONGEST_PATH, LONGEST_NAME = 1024, 255  # bytes that file systems allow, with room for the names below the folder
 
 
 class RecipeParser(LightningArgumentParser):
@@ -90,6 +92,7 @@ class TrainerCLI(LightningCLI):
             topic = self.recipe.help[0] if self.recipe.help else None
             sys.stdout.write(key_help(topic, self.recipe, self._subcommand_parsers[args[0]]) + "\n")
             sys.exit(0)
+        check_sections(self.recipe)
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, RecipeError, OmegaConfBaseException, RecursionError) as error:
@@ -110,6 +113,13 @@ class TrainerCLI(LightningCLI):
         if not root:
             where = self.recipe.where(("trainer", "default_root_dir"))
             raise UserError(f"{where}: found nothing, expected the run's folder")
+        if (
+            "\0" in root
+            or len(os.fsencode(root)) > LONGEST_PATH
+            or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(root).parts)
+        ):
+            where = self.recipe.where(("trainer", "default_root_dir"))
+            raise UserError(f"{where}: found {shown(root)}, expected a name that a folder can have")
         keep_inside(Path(root), config["trainer"].as_dict(), self.recipe)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:

@@ -72,7 +72,8 @@ def read_with_lines(path: Path) -> tuple[dict[str, Any], Lines]:
     """`read_recipe`, and the line of each key."""
     content, lines = read_yaml(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path}: found {type(content).__name__}, expected a mapping of keys")
+        found = "nothing" if content is None else type(content).__name__
+        raise UserError(f"{path}: found {found}, expected a mapping of keys")
     for place, text in _texts(content, ()):
         if resolver := resolver_in(text):
             where = f"{path}:{lines.get(place, '?')}: {dotted(place)}"

@@ -29,6 +29,7 @@ _SCALARS = {
     "float": rf"[-+]?((0|[1-9][\d_]*)(\.\d*({_EXPONENT})?|{_EXPONENT})|\.\d+({_EXPONENT})?|{_INFINITE})|{_NO_NUMBER}",
     "merge": r"<<",
 }
+_MERGE = "tag:yaml.org,2002:merge"
 _TAGS = {f"tag:yaml.org,2002:{name}" for name in (*_SCALARS, "str", "map", "seq")}
 
 
@@ -139,8 +140,21 @@ def _check_mapping(node: yaml.MappingNode, place: Place, lines: Lines) -> None:
         if key.value in seen:  # the last would win; a typo would then train something else for hours
             raise _at(key, f"key {key.value!r} stands twice, on lines {seen[key.value]} and {line}")
         seen[key.value] = line
-        _check(value, (*place, key.value), lines)
-        lines[(*place, key.value)] = line
+        if key.tag != _MERGE:
+            _check(value, (*place, key.value), lines)
+            lines[(*place, key.value)] = line
+    for key, value in node.value:
+        if key.tag == _MERGE:
+            _check_merged(value, place, lines)
+
+
+def _check_merged(node: yaml.Node, place: Place, lines: Lines) -> None:
+    """What `<<` adds stands at the place itself, where nothing else does; of several mappings the first wins."""
+    for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        inner: Lines = {}
+        _check(source, place, inner)
+        added = {where for where in inner if len(where) == len(place) + 1 and where not in lines}
+        lines |= {where: line for where, line in inner.items() if where[: len(place) + 1] in added}
 
 
 def _check_scalar(node: yaml.ScalarNode, place: Place) -> None:

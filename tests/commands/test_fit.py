@@ -44,7 +44,7 @@ def test_keys_before_the_recipe_win_in_every_command(parse, command):
 
 def test_values_of_every_shape(parse):
     words = ["--model.optimizer.muon_lr", "null", "--model.optimizer.betas", "0.9", "0.5", "--model.dropout=null"]
-    words += ["--data.train", "007", "8", "--seed_everything", "010", "--trainer.callbacks+=EarlyStopping"]
+    words += ["--data.train", "007", "8", "--seed_everything", "10", "--trainer.callbacks+=EarlyStopping"]
     config = parse(*words, "--trainer.callbacks.monitor=val/loss", *SFT)
     model = config["model"]["init_args"]
     assert (model["optimizer"]["muon_lr"], model["optimizer"]["betas"], model["dropout"]) == (None, (0.9, 0.5), None)
@@ -85,6 +85,11 @@ def test_values_of_every_shape(parse):
         ("--seed_everything -1", "--seed_everything: found -1, expected 0 to 4294967295"),
         ("--data.batch_size ${trainer.max_epoch}", "--data.batch_size: found '${trainer.max_epoch}', expected the name "
          "of a key that has a value; near it: trainer.max_epochs"),
+        ("--seed_everything 010", "--seed_everything: found '010', expected a number"),
+        ("--data.context 0x10", "--data.context: found '0x10', expected a"),
+        (f"--data.context {'9' * 3000}", f"--data.context: found '{'9' * 59}..., expected a number below 2**63"),
+        ("--checkpoint null", "--checkpoint: found null, expected keys; without any"),
+        (f"--trainer.default_root_dir {'x' * 300}", f"--trainer.default_root_dir: found '{'x' * 59}..., expected"),
         ("--modl.x 3", "--modl.x: no such key"),
     ],
 )  # fmt: skip
@@ -99,6 +104,9 @@ def test_a_mistake_on_the_command_line(parse, tmp_path, words, line):
         ("trainer:\n  max_steps: many\n", "r.yaml:2: trainer.max_steps: found 'many', expected a whole number"),
         ("model:\n  init_args:\n    optimizer:\n      lr: fast\n",
          "r.yaml:4: model.init_args.optimizer.lr: found 'fast', expected a number"),
+        *((f"{section}: null\n", f"r.yaml:1: {section}: found null, expected keys") for section in
+          ("model", "data", "trainer", "checkpoint", "export", "samples", "throughput", "progress")),
+        ('trainer:\n  default_root_dir: "a\\0b"\n', "r.yaml:2: trainer.default_root_dir: found 'a\\x00b', expected a"),
         ("trainer:\n  max_stepz: 1\n", "r.yaml:2: trainer.max_stepz: no such key; near it: trainer.max_steps"),
         ("data: f.yaml\n", "r.yaml:1: data.class_path: found 'f.yaml', expected keys; a file of keys"),
         ("trainer: f.yaml\n", "r.yaml:1: trainer: found 'f.yaml', expected keys; a file of keys is"),
@@ -118,6 +126,10 @@ def test_a_mistake_in_a_file(parse, tmp_path, text, line):
         "{class_path: LambdaCallback, init_args: {setup: os.system}}",
         "{class_path: lightning.pytorch.callbacks.lambda_function.LambdaCallback}",
         "{class_path: StochasticWeightAveraging, init_args: {swa_lrs: 0.1, avg_fn: evil.run}}",
+        "StochasticWeightAveraging",
+        "LearningRateFinder",
+        "{class_path: lightning.pytorch.callbacks.lr_finder.LearningRateFinder}",
+        "{class_path: lightning.pytorch.callbacks.BatchSizeFinder}",
         "{class_path: subprocess.Popen, init_args: {args: [touch, marker]}}",
         "{class_path: gpt_modules.commands.run.run_process}",
     ],

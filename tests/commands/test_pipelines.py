@@ -39,7 +39,7 @@ FAULTS = [
     ({"root": "runs", "stages": [GOOD, {**GOOD, "name": "b", "feeds": ["a"]}]}, r"stages\[2\]\.feeds: found \['a'\]"),
     ({"root": "runs", "stages": [{**GOOD, "set": {"--x": 1}}]}, r"stages\[1\]\.set\.--x: found this key"),
     ({"root": "runs", "stages": [{**GOOD, "set": {"ckpt_path": "x"}}]}, r"stages\[1\]\.set\.ckpt_path: found this key"),
-    ({"root": "r", "stages": [{**GOOD, "set": {"trainer": {"default_root_dir": "x"}}}]}, r".*set\.trainer: found this key"),
+    ({"root": "r", "stages": [{**GOOD, "set": {"trainer": {"default_root_dir": "x"}}}]}, r".*set\.trainer: found this"),
     ({"root": "r", "stages": [{**GOOD, "set": {ROOT_KEY + "+": "x"}}]}, r"stages\[1\]\.set\..*dir\+: found this key"),
     ({"root": "runs", "stages": [{**GOOD, "metrics": "val/loss"}]}, r"stages\[1\]\.metrics: found 'val/loss', .* list"),
     ({"root": "runs", "stages": [GOOD, GOOD]}, r"stages\[2\]\.name: found 'a', expected a name that no earlier"),
@@ -91,7 +91,8 @@ def test_values_of_any_kind_are_set_as_json():
     stage = Stage("a", "r.yaml", {"m.i": "b"}, {"x": [1, 2], "y": True, "z": "text", "n": None})
     words = stage_words(Pipeline(Path("runs"), [Stage("b", "r.yaml"), stage]), stage, ["over.yaml"], ["p"])
     assert words == [
-        "--config", "r.yaml", "--config", "over.yaml", "--allow=p", "--trainer.default_root_dir=runs/a", "--m.i=runs/b/export",
+        "--config", "r.yaml", "--config", "over.yaml", "--allow=p", "--trainer.default_root_dir=runs/a",
+        "--m.i=runs/b/export",
         "--x=[1, 2]", "--y=true", "--z=text", "--n=null",
     ]  # fmt: skip
 

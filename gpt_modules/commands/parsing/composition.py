@@ -16,6 +16,7 @@ from gpt_modules.storage.yaml_files import Place, dotted, parse_yaml
 
 _CLASSES = (("model",), ("data",))  # places of a class and its arguments, whether or not the class has been named yet
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+_SHOWN = 100
 _ASKS = re.compile(r"-h|--help|--print_config|--.*\.help")
 
 
@@ -76,8 +77,8 @@ class Composition:
                 node = node.get(part) if isinstance(node, dict) else None
         return node
 
-    def assign(self, assignment: Assignment) -> None:
-        """Lay one value over what stands there.
+    def assign(self, assignment: Assignment) -> Place:
+        """Lay one value over what stands there. Returns its place.
 
         Raises:
             UserError: when the key leads into a value that has no keys.
@@ -87,6 +88,7 @@ class Composition:
         for inner in [inner for inner in self.sources if inner[: len(place)] == tuple(place)]:
             del self.sources[inner]
         self.sources |= {(*place, *inner): source for inner, source in assignment.sources.items()}
+        return tuple(place)
 
     def _put(self, node: Any, parts: Sequence[str], assignment: Assignment, place: list[str | int]) -> Any:
         """`node` with the value below it; `place` becomes where it stands."""
@@ -105,6 +107,8 @@ class Composition:
             head, parts = "init_args", ["init_args", *parts]
         if head.endswith("+") and len(parts) == 1:
             head, items = head[:-1], _items(node.get(head[:-1]))
+            if assignment.value in (None, "", "null", "~"):
+                raise UserError(f"{assignment.sources[()]}: found nothing to add, expected an item of the list {head}")
             place += [head, len(items)]
             return {**node, head: [*items, assignment.value]}
         place.append(head)
@@ -122,7 +126,7 @@ def compose(words: Sequence[str]) -> Composition:
         if option.name in ("--config", "-c"):
             whole.configs += [(name, find_recipe(name)) for name in option.values]
         elif option.name == "--allow":
-            whole.allowed += option.values
+            whole.allowed += map(_package, option.values)
         elif option.name in ("--help", "-h"):
             whole.help = option.values
         elif _ASKS.fullmatch(option.name):
@@ -130,12 +134,38 @@ def compose(words: Sequence[str]) -> Composition:
         else:
             keys.append(option)
     for _, path in whole.configs:
+        said: dict[Place, Assignment] = {}
         for assignment in _file_assignments(path):
-            whole.assign(assignment)
+            _add_once(said, whole.assign(assignment), assignment)
     for option in keys:
         for assignment in _option_assignments(option):
             whole.assign(assignment)
     return whole
+
+
+def _add_once(said: dict[Place, Assignment], place: Place, assignment: Assignment) -> None:
+    """Note what a file says of a place: the last of two spellings would win.
+
+    Raises:
+        UserError: the file said something of it, or of what is above or below, that is lost.
+    """
+    if place in _CLASSES and isinstance(assignment.value, str):
+        place = (*place, "class_path")
+    for other, earlier in said.items():
+        shorter = min((other, earlier), (place, assignment), key=lambda one: len(one[0]))
+        same = other[: len(shorter[0])] == place[: len(shorter[0])]
+        opened = shorter[1] is earlier and isinstance(earlier.value, str | list | dict)  # a class, items or keys
+        if same and (len(other) == len(place) or not opened):
+            first = earlier.sources[()].rpartition(":")[2]
+            found = f"found this key a second time, in another spelling on line {first}"
+            raise UserError(f"{assignment.sources[()]}: {dotted(place)}: {found}, expected it once")
+    said[place] = assignment
+
+
+def _package(name: str) -> str:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"--allow: found {name[:60]!r}, expected the name of a package")
+    return name
 
 
 def read_options(words: Sequence[str]) -> list[Option]:
@@ -161,10 +191,13 @@ def read_options(words: Sequence[str]) -> list[Option]:
 
 def _file_assignments(path: Path) -> Iterator[Assignment]:
     content, lines = read_with_lines(path)
+    if not content:
+        raise UserError(f"{path}: found no key, expected those of a recipe")
     if "config" in content:
         raise UserError(f"{path}:{lines[('config',)]}: config: a recipe names no other; give each with --config")
     for place, value in _leaves(content, ()):
         parts = [*place[0].split("."), *place[1:]]
+        _check_key(parts, f"{path}:{lines.get(place, '?')}", dotted(place))
         several = parts[-1].endswith("+") and isinstance(value, list)
         for spot, item in (
             [((*place, number), item) for number, item in enumerate(value)] if several else [(place, value)]
@@ -175,12 +208,26 @@ def _file_assignments(path: Path) -> Iterator[Assignment]:
             yield Assignment(parts, item, inside)
 
 
+def _check_key(parts: Sequence[str], source: str, key: str) -> None:
+    """Every part of a key is a name.
+
+    Raises:
+        UserError: one is empty, stands among blanks, or is longer than any name.
+    """
+    if not all(part and part == part.strip() and len(part) <= _SHOWN for part in parts):
+        shown = repr(key) if len(key) <= _SHOWN else f"{key[:_SHOWN]!r}... ({len(key)} characters)"
+        raise UserError(f"{source}: found key {shown}, expected names with a dot between them")
+
+
 def _option_assignments(option: Option) -> Iterator[Assignment]:
     key, source = option.name[2:], option.name
     for text in option.values:
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"{source}: found bytes that are not UTF-8, expected text")
         if resolver := resolver_in(text):
             raise UserError(f"{source}: found {resolver}, expected ${{key}} only: resolvers are not allowed")
     parts = key.split(".")
+    _check_key(parts, source[:_SHOWN], key)
     if key.endswith("+"):
         for text in option.values:
             yield from (Assignment(parts, item, {(): source}) for item in _items(text))

@@ -63,6 +63,8 @@ BOUNDS = {
     "overfit_batches": _SHARE,
     **dict.fromkeys((f"limit_{loop}_batches" for loop in ("train", "val", "test", "predict")), _SHARE),
 }
+_SECTIONS = ("model", "data", "trainer", "checkpoint", "export", "samples", "throughput", "progress")
+_NUMERAL = re.compile(r"[-+]?((0|[1-9][\d_]*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?|.*[iI][nN][fF].*|.*[nN][aA][nN].*")
 _WHOLE_NUMBERS = (
     "WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT",
     "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
@@ -80,6 +82,17 @@ def keep_whole_numbers(config: Any, recipe: Composition) -> None:
             config["trainer"][key] = int(value)
 
 
+def check_sections(recipe: Composition) -> None:
+    """What holds keys is not null.
+
+    Raises:
+        UserError: for the first section that is.
+    """
+    for key, value in recipe.values.items():
+        if key in _SECTIONS and (value is None or value in ("null", "~", "")):
+            raise UserError(f"{recipe.where((key,))}: found null, expected keys; without any it keeps its defaults")
+
+
 def check_values(config: dict[str, Any], recipe: Composition) -> None:
     """Check what the types of a parsed recipe's keys do not say.
 
@@ -87,10 +100,14 @@ def check_values(config: dict[str, Any], recipe: Composition) -> None:
         UserError: for the first value out of bounds, or number that is not finite.
     """
     for place, value in _numbers(config, ()):
+        said = recipe.at(place)
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{recipe.where(place)}: found {shown(str(said))}, expected a number below 2**63")
         if not math.isfinite(value):
             raise UserError(f"{recipe.where(place)}: found {value}, expected a finite number")
-        if isinstance(said := recipe.at(place), str) and ":" in said:  # YAML 1.1 counts 1:30 to the base of 60
-            raise UserError(f"{recipe.where(place)}: found {said!r}, expected a number")
+        # Python and YAML 1.1 read 010, 0x10 and 1:30, to several bases
+        if isinstance(said, str) and "${" not in said and not _NUMERAL.fullmatch(said.strip()):
+            raise UserError(f"{recipe.where(place)}: found {shown(said)}, expected a number")
     seed = config["seed_everything"]
     if not isinstance(seed, bool) and not 0 <= seed < 2**32:
         raise UserError(f"{recipe.where(('seed_everything',))}: found {seed}, expected 0 to {2**32 - 1}")

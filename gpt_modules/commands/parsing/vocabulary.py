@@ -90,6 +90,10 @@ _DENIED = (
     "gpt_modules.commands",
     "lightning.pytorch.callbacks.LambdaCallback",
     "lightning.pytorch.callbacks.lambda_function",
+    # What changes weights, rates or batches behind the procedures' backs, and leaves files of its own in the folder
+    *(f"lightning.pytorch.callbacks.{name}" for name in ("StochasticWeightAveraging", "stochastic_weight_avg")),
+    *(f"lightning.pytorch.callbacks.{name}" for name in ("LearningRateFinder", "lr_finder")),
+    *(f"lightning.pytorch.callbacks.{name}" for name in ("BatchSizeFinder", "batch_size_finder")),
 )
 _once_allowed: set[str] = set()  # in this process: the parser forgets nothing, so it is told
 

@@ -85,6 +85,12 @@ def test_where_a_value_was_said(files):
         (["-c", "b.yaml", "--trainer.max_steps.x", "1"],
          "--trainer.max_steps.x: found the value 4 where the key leads further in, expected keys or nothing"),
         (["-c", "a.yaml", "--trainer.callbacks.7.x", "1"], "--trainer.callbacks.7.x: found no item '7' in a list of 1"),
+        (["--allow", ""], "--allow: found '', expected the name of a package"),
+        (["--allow", "*"], "--allow: found '*', expected the name of a package"),
+        (["--m..config", "1"], "--m..config: found key 'm..config', expected names with a dot between them"),
+        (["--data.train", "\udcff"], "--data.train: found bytes that are not UTF-8, expected text"),
+        (["--trainer.callbacks+=null"],
+         "--trainer.callbacks+: found nothing to add, expected an item of the list callbacks"),
         (["--x", "{a: 1, a: 2}"], "--x:1: key 'a' stands twice, on lines 1 and 1"),
     ],
 )  # fmt: skip
@@ -92,6 +98,57 @@ def test_words_that_make_no_sense(files, words, line):
     with pytest.raises(UserError) as refused:
         compose(words)
     assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("{}\n", "c.yaml: found no key, expected those of a recipe"),
+        ("# a comment\n", "c.yaml: found nothing, expected a mapping of keys"),
+        ('x: 1\n"": 3\n', "c.yaml:2: found key '', expected names with a dot between them"),
+        ('"model ": {}\n', "c.yaml:1: found key 'model ', expected names with a dot between them"),
+        (f"? {'k' * 900}\n: 1\n", f"c.yaml:1: found key '{'k' * 100}'... (900 characters), expected names with a dot "
+         "between them"),
+        ("x+: [null]\n", "c.yaml:1: found nothing to add, expected an item of the list x"),
+    ],
+)  # fmt: skip
+def test_a_file_whose_keys_are_none(files, tmp_path, text, line):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        compose(["-c", "c.yaml"])
+    assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("model:\n  config: 1\n  init_args: {config: 2}\n", "model.init_args.config"),
+        ("trainer.max_steps: 1\ntrainer: {max_steps: 2}\n", "trainer.max_steps"),
+        ("a.b: 1\na: 2\n", "a"),
+        ("a: null\na.b: 1\n", "a.b"),
+        ("model: M\nmodel.class_path: N\n", "model.class_path"),
+        ("a+: [A]\na.b: 1\n", None),
+        ("data.x: 1\ndata: D\n", None),
+        ("model: M\nmodel.x: 1\n", None),
+        ("trainer: {callbacks: [A]}\ntrainer.callbacks.y: 1\n", None),
+        ("model: {x: {a: 1}, init_args: {x: {b: 2}}}\n", None),
+    ],
+)
+def test_a_file_says_a_key_once_however_it_is_spelt(files, tmp_path, text, place):
+    (tmp_path / "c.yaml").write_text(text)
+    if place is None:
+        compose(["-c", "a.yaml", "-c", "c.yaml"])
+        return
+    with pytest.raises(UserError, match=rf"c.yaml:\d: {place}: found this key a second time, in another spelling on"):
+        compose(["-c", "c.yaml"])
+
+
+def test_merged_keys_are_said_where_they_stand(files, tmp_path):
+    (tmp_path / "c.yaml").write_text("x: &x {a: 1, b: {c: 2}}\ntrainer:\n  <<: [*x, {a: 3, d: 4}]\n  b: 5\n")
+    recipe = compose(["-c", "c.yaml"])
+    assert recipe.values["trainer"] == {"a": 1, "b": 5, "d": 4}
+    places = [recipe.where(("trainer", key)) for key in "abd"]
+    assert places == ["c.yaml:1: trainer.a", "c.yaml:4: trainer.b", "c.yaml:3: trainer.d"]
 
 
 def test_a_recipe_names_no_other(files, tmp_path):
