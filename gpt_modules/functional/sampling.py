@@ -42,4 +42,5 @@ def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]
     probs = ordered.softmax(dim=1)
     # A token goes when those before it already reach p, so the one that crosses p, and always the first, stays.
     beyond = probs.cumsum(dim=1) - probs >= top_p
+    beyond[:, 0] = False  # a p below all of float32 is 0 there
     return logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)

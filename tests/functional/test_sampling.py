@@ -23,6 +23,12 @@ def test_nucleus_by_hand():
     assert filter_logits(probs.log(), top_p=1e-6).isfinite().tolist() == [[False, True, False, False]]
 
 
+def test_a_nucleus_is_never_empty():
+    probs = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
+    for top_p in (1e-46, 1e-300, 5e-324):  # 0 in float32
+        assert filter_logits(probs.log(), top_p=top_p).isfinite().tolist() == [[False, True, False, False]]
+
+
 def test_top_p_counts_what_top_k_left():
     probs = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
     # Of the two that top-k leaves the first has 4/7, which reaches 0.5; of all four it would not.
