@@ -21,6 +21,8 @@ from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, Source, cache_folder, has_own_splits, name_of
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
+from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.durable import check_writable, replace_durably
 from gpt_modules.storage.model_files import TOKENIZER_FILE
 
 __all__ = ["PretrainingDataModule", "TrainingWindows", "ValidationWindows"]
@@ -113,8 +115,13 @@ class PretrainingDataModule(ResumableDataModule):
         keys = [corpus.key("train", *settings) for corpus in self._corpora()]
         key = keys[0] if len(keys) == 1 else hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:24]
         folder = cache_folder(self.cache_dir) / "tokenizers" / key
-        if not (folder / TOKENIZER_FILE).exists():
+        file, digest = folder / TOKENIZER_FILE, folder / f"{TOKENIZER_FILE}.sha256"
+        if not (file.is_file() and digest.is_file() and digest.read_bytes() == sha256_of(file).encode()):
+            if digest.exists():
+                log.warning("%s: found altered since it was trained; trained anew", file)
+            check_writable(folder)  # before the work
             Tokenizer.train(self._training_texts(), self.trained_vocab_size, self.trained_kind).save(folder)
+            replace_durably(digest, sha256_of(file))
         return Tokenizer.load(folder)
 
     def sources(self) -> dict[str, list[Source]]:

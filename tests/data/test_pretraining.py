@@ -191,3 +191,26 @@ def test_tokens_of_llmc(tmp_path):
     data = ready(tmp_path, train=str(tmp_path / "*_train_*.bin"), validation=str(tmp_path / "*_val_*.bin"), context=9)
     assert data.train_tokens.tolist() == list(range(500))
     assert data.validation_tokens.tolist() == list(range(1000, 1500))
+
+
+def test_a_tokenizer_altered_in_the_cache_is_trained_anew(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("low lower lowest " * 20)
+    options = {"train": str(tmp_path / "a.txt"), "tokenizer": "train", "vocab_size": 262, "context": 8}
+    trained = ready(tmp_path, **options).tokenizer.fingerprint
+    (path,) = (tmp_path / "cache" / "tokenizers").glob("*/tokenizer.json")
+    form = json.loads(path.read_text())
+    written = path.stat().st_ino
+    assert ready(tmp_path, **options).tokenizer.fingerprint == trained
+    assert (path.stat().st_ino, caplog.text) == (written, "")  # what is whole stays
+    path.write_text(json.dumps({**form, "normalizer": {"type": "Lowercase"}}))
+    assert ready(tmp_path, **options).tokenizer.fingerprint == trained
+    assert json.loads(path.read_text()) == form
+    assert "tokenizer.json: found altered since it was trained; trained anew" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_a_tokenizer_is_trained(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("low lower lowest " * 20)
+    (tmp_path / "cache").write_text("")
+    monkeypatch.setattr(Tokenizer, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(UserError, match=r"cache/tokenizers/\w+: could not be written \(Not a directory"):
+        ready(tmp_path, train=str(tmp_path / "a.txt"), tokenizer="train", vocab_size=262, context=8)

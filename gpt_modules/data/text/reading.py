@@ -12,9 +12,10 @@ from gpt_modules.data.text.gpt1_bpe import NEWLINE, WORD_END, build
 from gpt_modules.data.text.gpt2_bpe import byte_level, with_end
 from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
 from gpt_modules.errors import UserError
+from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.json_files import read_json
-from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
+from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, TOKENIZER_FILE
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
 
 SETTINGS_FILE = "tokenizer_config.json"
@@ -50,8 +51,10 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a `tokenizer.json`.
 
     Raises:
-        UserError: The library cannot read it, or reads what no model should learn from.
+        UserError: The library cannot read it, or reads what no model should learn from; or the model's config.json
+            beside it knows another file.
     """
+    _check_unaltered(path)
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except BaseException as error:
@@ -61,6 +64,18 @@ def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
         ) from error
     _check_vocabulary(path, backend)
     return backend
+
+
+def _check_unaltered(path: Path) -> None:
+    beside = path.with_name(CONFIG_FILE)
+    config: Any = read_json(beside, "the configuration of a model") if beside.is_file() else {}
+    if not isinstance(config, dict) or "transformers_version" in config:  # then they may have written the tokenizer
+        return
+    ours = config.get("gpt_modules")
+    expected = ours.get("tokenizer_sha256") if isinstance(ours, dict) else None
+    if path.name == TOKENIZER_FILE and expected is not None and sha256_of(path) != expected:
+        raise UserError(f"{path}: found altered since it was exported, expected the tokenizer that the model beside it "
+                        "learnt with")  # fmt: skip
 
 
 def reason_of(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from gpt_modules.data.text.reading import (
     reason_of,
 )
 from gpt_modules.errors import UserError, expect
-from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.durable import replace_durably, room_for
 from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
 
 TokenizerKind = Literal["gpt2", "gpt1", "characters"]
@@ -172,9 +172,13 @@ class Tokenizer:
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json` and `tokenizer_config.json` (for `transformers`) into a folder; returns the
         former's path.
+
+        Raises:
+            UserError: They cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        with room_for(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos,
