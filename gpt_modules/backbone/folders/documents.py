@@ -1,9 +1,11 @@
 """config.json of a model's folder: what `transformers` reads there, and under "gpt_modules" what it has no word for.
 
 Ours holds the kind of model, how it was initialised, what turns a raw output into a score, the task, and the SHA-256 of
-the weights.
+the weights, of the tokenizer and of itself.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +49,8 @@ class Ours:
         kind: None in what others wrote.
         head_bias, bias, scale: of a reward model, what its file of weights does not hold.
         task, classifier_dropout: of a task model.
-        sha256, inner_rates_sha256: of the files beside this one.
+        sha256, inner_rates_sha256, tokenizer_sha256: of the files beside this one.
+        config_sha256: of this file, see `config_digest`.
         extra: what the caller of `save_pretrained` wanted to keep.
     """
 
@@ -61,6 +64,8 @@ class Ours:
     classifier_dropout: Probability = 0.1
     sha256: Sha256 | None = None
     inner_rates_sha256: Sha256 | None = None
+    tokenizer_sha256: Sha256 | None = None
+    config_sha256: Sha256 | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -175,6 +180,25 @@ def is_language_model(folder: Path) -> bool:
 def decoder_of(document: ModelDocument) -> DecoderConfig:
     """The sizes. Raises `UserError`, naming the file and the field, for what this decoder cannot be."""
     return read_decoder(document.theirs, document.path, document.ours.init, document.is_ours)
+
+
+def check_unaltered(document: ModelDocument) -> None:
+    """What was exported is what is opened: the weights may fit other settings as well, and give other numbers.
+
+    Raises:
+        UserError: the file has other values than it was written with; where nobody noted them, there is nothing to say.
+    """
+    expected = None if document.rewritten else document.ours.config_sha256
+    if expected is not None and config_digest(document.theirs) != expected:
+        raise UserError(f"{document.path}: found altered since it was exported, expected it as it was (or, where that is "
+                        "meant, without gpt_modules.config_sha256)")  # fmt: skip
+
+
+def config_digest(fields: Mapping[str, Any]) -> str:
+    """SHA-256 of all that a config.json says, but for `extra` and other digests: of the values, however they are laid out."""
+    section: Mapping[str, Any] = fields["gpt_modules"]
+    ours = {key: value for key, value in section.items() if key != "extra" and not key.endswith("sha256")}
+    return hashlib.sha256(json.dumps({**fields, "gpt_modules": ours}, sort_keys=True).encode()).hexdigest()
 
 
 def held_kind(document: ModelDocument, tensors: Mapping[str, Tensor], wanted: Kind | None) -> Kind:

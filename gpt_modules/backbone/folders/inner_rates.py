@@ -88,6 +88,9 @@ def load_inner_rates(name: str | Path) -> InnerRates | None:
     for parameter, rate in tensors.items():
         if (problem := _misfit(parameter, rate, shapes)) is not None:
             raise UserError(f"{path}: {parameter}: {problem}")
+        if not rate.is_floating_point():
+            dtype = str(rate.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {parameter}: found numbers of type {dtype}, expected floating-point rates")
         if not torch.isfinite(rate).all():
             raise UserError(f"{path}: {parameter}: found NaN or infinite values, expected finite rates")
     return _from_fields(fields, tensors, path)

@@ -1,8 +1,8 @@
 """A model as a folder: config.json, model.safetensors and the tokenizer, in the form that `transformers` opens as it
 is, where it has a class for the model (`model_families`).
 
-The SHA-256 of weights written here stands in config.json and is checked whenever they are read. Nothing is ever
-executed: weights come from safetensors, or from a `pytorch_model.bin` with `weights_only=True`.
+The SHA-256 of weights and tokenizer written here stands in config.json, with its own, and is checked whenever they are
+read. Nothing is ever executed: weights come from safetensors, or from a `pytorch_model.bin` with `weights_only=True`.
 """
 
 import json
@@ -18,6 +18,8 @@ from torch import Tensor
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.folders.documents import (
     ModelDocument,
+    check_unaltered,
+    config_digest,
     decoder_of,
     held_kind,
     kind_of,
@@ -71,11 +73,13 @@ def save_pretrained(
         if inner_rates is not None:
             ours[INNER_RATES_SHA256] = save_inner_rates(new / INNER_RATES_FILE, inner_rates, model.state_dict())
         dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
-        _write_json(new / CONFIG_FILE, config)
         if tokenizer_json is not None:
-            (new / TOKENIZER_FILE).write_text(tokenizer_json, encoding="utf-8")
+            (new / TOKENIZER_FILE).write_bytes(tokenizer_json.encode())
+            ours["tokenizer_sha256"] = sha256_of(new / TOKENIZER_FILE)
             _write_json(new / "tokenizer_config.json", _tokenizer_config(specials, model.config))
+        config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
+        ours["config_sha256"] = config_digest(json.loads(json.dumps(config)))
+        _write_json(new / CONFIG_FILE, config)
 
 
 def _special_tokens(tokenizer_json: str, vocab_size: int) -> dict[str, int]:
@@ -140,6 +144,7 @@ def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) 
         model = _blank(document, config, held, task, dropout)
     if held == "reward":
         state |= read_scalars(document)
+    check_unaltered(document)  # last: a field that cannot be is named
     model.load_state_dict(state, assign=True)
     return model
 
@@ -169,7 +174,10 @@ def read_config(name: str | Path) -> DecoderConfig:
     folder = find_folder(name)
     if is_original(folder):
         return read_original(folder).config
-    return decoder_of(open_document(folder))
+    document = open_document(folder)
+    config = decoder_of(document)
+    check_unaltered(document)
+    return config
 
 
 def read_extra(name: str | Path) -> dict[str, Any]:

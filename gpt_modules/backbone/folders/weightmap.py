@@ -161,6 +161,9 @@ def _checked(tensor: Tensor | None, entry: Entry, source: str) -> Tensor:
     if tuple(tensor.shape) != entry.shape:
         shapes = f"found shape {list(tensor.shape)}, expected {list(entry.shape)}"
         raise UserError(f"{source}: {entry.theirs}: {shapes}")
+    if not tensor.is_floating_point():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{source}: {entry.theirs}: found numbers of type {dtype}, expected floating-point weights")
     if not torch.isfinite(tensor).all():
         raise UserError(f"{source}: {entry.theirs}: found NaN or infinite values, expected finite weights")
     return tensor

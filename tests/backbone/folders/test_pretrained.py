@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpt_modules.backbone import (
@@ -329,3 +329,40 @@ def test_an_index_that_does_not_fit_names_the_tensor_or_the_file(
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         load_pretrained(tmp_path)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("fields", [{"n_head": 4}, {"layer_norm_epsilon": 0.1}, {"attn_pdrop": 0.0}])
+def test_a_configuration_altered_since_its_export_is_not_opened(fields: dict[str, Any], tmp_path: Path) -> None:
+    folder = altered(tmp_path, **fields)  # the weights fit it all the same
+    for read in (load_pretrained, read_config):
+        with pytest.raises(
+            UserError, match=r"m/config\.json: found altered since it was exported, expected it as it was"
+        ):
+            read(folder)
+    document = json.loads((folder / "config.json").read_text())
+    del document["gpt_modules"]["config_sha256"]  # as folders of earlier versions are
+    (folder / "config.json").write_text(json.dumps(document))
+    assert load_pretrained(folder).config.to_dict().items() >= fields.items()
+
+
+@pytest.mark.parametrize("name", ["head_bias", "bias", "scale"])
+def test_a_number_of_a_reward_model_altered_since_its_export_is_not_opened(name: str, tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", reward(), extra={"step": 7})
+    path = tmp_path / "m" / "config.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document, sort_keys=True))  # laid out anew: the same values
+    assert load_pretrained(tmp_path / "m", "reward").scale == torch.tensor(1.7)
+    path.write_text(json.dumps({**document, "gpt_modules": {**document["gpt_modules"], name: 0.5}}))
+    with pytest.raises(UserError, match=r"config\.json: found altered since it was exported"):
+        load_pretrained(tmp_path / "m")
+
+
+def test_weights_of_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    save_pretrained(tmp_path / "m", gpt())
+    tensors = {name: value.to(torch.int32) for name, value in load_file(tmp_path / "m" / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
+    document = json.loads((tmp_path / "m" / "config.json").read_text())
+    del document["gpt_modules"]
+    (tmp_path / "m" / "config.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="wte.weight: found numbers of type int32, expected floating-point weights$"):
+        load_pretrained(tmp_path / "m")

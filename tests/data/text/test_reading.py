@@ -1,5 +1,6 @@
 """A tokenizer that is broken or is none is one line that names it, at once."""
 
+import hashlib
 import json
 import os
 
@@ -92,3 +93,17 @@ def test_a_name_that_is_no_tokenizer_is_one_line_at_once(monkeypatch, name):
         Tokenizer.load(name)
     assert len(str(caught.value)) < 400
     assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_altered_since_its_export_is_not_opened(tmp_path):
+    text = edited(lambda form: None)
+    written = {"gpt_modules": {"tokenizer_sha256": hashlib.sha256(text.encode()).hexdigest()}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "tokenizer.json").write_text(text)
+    Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(edited(lambda form: form.update(normalizer={"type": "Lowercase"})))
+    for name in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(UserError, match=r"tokenizer\.json: found altered since it was exported, expected the tok"):
+            Tokenizer.load(name)
+    (tmp_path / "config.json").write_text("{}")  # as folders of others and of earlier versions are
+    Tokenizer.load(tmp_path)
