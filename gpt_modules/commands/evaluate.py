@@ -29,6 +29,9 @@ def main(words: list[str]) -> None:
     if options.demonstrations is not None and not any(shots):
         raise UserError(f"--demonstrations: found {options.demonstrations} with --shots {options.shots}, expected a "
                         "number of shots above 0")  # fmt: skip
+    if any(shots) and all(task.kind == "perplexity" for task in tasks):
+        raise UserError(f"--shots: found {options.shots} for tasks of perplexity alone, which have no demonstrations, "
+                        "expected 0")  # fmt: skip
     from gpt_modules.evaluation.tasks.measure import Settings
 
     settings = Settings(options.limit, options.seed, not options.no_end_token, options.batch_tokens)

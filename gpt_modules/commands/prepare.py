@@ -32,6 +32,7 @@ def main(words: list[str]) -> None:
     from gpt_modules.data.corpus.shard_writer import refuse_other
     from gpt_modules.data.text.tokenizers import Tokenizer
 
+    _refuse_taken(folder)
     tokenizer = Tokenizer.load(options.tokenizer)
     with _only_writer(folder):
         made_from = _made_from(options, shard_tokens)
@@ -76,6 +77,22 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise UserError(f"--shard-tokens: found {text[:40]!r}, expected a number of tokens like 5000, 100M or 1G")
     return size
+
+
+def _refuse_taken(folder: Path) -> None:
+    """What a run, a stage or a model stands in is no folder for shards.
+
+    Raises:
+        UserError: Such a file is there.
+    """
+    from gpt_modules.commands.provenance import ORIGIN_FILE
+    from gpt_modules.commands.run_folder import RECIPE_FILE
+    from gpt_modules.storage.model_files import CONFIG_FILE, WEIGHTS_FILE
+
+    for name in (CONFIG_FILE, WEIGHTS_FILE, RECIPE_FILE, ORIGIN_FILE, "summary.json", "checkpoints", "export"):
+        if (folder / name).exists():
+            raise UserError(f"--output: found {folder / name}, which belongs to a run or a model, expected a folder for "
+                            "shards alone")  # fmt: skip
 
 
 def _save_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:

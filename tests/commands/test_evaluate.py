@@ -138,6 +138,10 @@ def test_demonstrations_need_not_be_there_for_zero_shot(world):
     [
         (["--shots", "0,one"], "--shots: found '0,one', expected whole numbers parted by commas"),
         (["--shots", "-1"], "expected"),
+        (
+            ["--tasks", "ptb"],
+            "--shots: found 0,2 for tasks of perplexity alone, which have no demonstrations, expected 0",
+        ),
         (["--tasks", "none"], r"none: no such task, expected a \.yaml file or one of: .* quiz, "),
         (["--tasks", "quiz", "quiz"], "tasks: found quiz twice, expected each name once"),
         (["--limit", "0"], "--limit: found '0', expected a whole number from 1"),

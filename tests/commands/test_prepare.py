@@ -233,3 +233,12 @@ def test_a_test_set_that_changes_while_it_is_read_is_told(world, tmp_path, monke
     monkeypatch.setattr(survey, "grams_of_tests", read)
     with pytest.raises(UserError, match=r"^--exclude: found \S+tests\.jsonl changed while it was read, expected it to"):
         prepare(world, tmp_path / "out", "--exclude", str(tests))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "config.yaml", "checkpoints", "export"])
+def test_a_run_or_a_model_is_no_place_for_shards(world, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("x")
+    with pytest.raises(UserError, match=rf"^--output: found .*/out/{name}, which belongs to a run or a model"):
+        prepare(world, tmp_path / "out")
+    assert content(tmp_path / "out") == {name: b"x"}

@@ -186,16 +186,16 @@ def check_unaltered(document: ModelDocument) -> None:
     """What was exported is what is opened: the weights may fit other settings as well, and give other numbers.
 
     Raises:
-        UserError: the file has other values than it was written with; where nobody noted them, there is nothing to say.
+        UserError: the file has other values than it was written with. Folders of others have no digest to tell.
     """
     expected = None if document.rewritten else document.ours.config_sha256
     if expected is not None and config_digest(document.theirs) != expected:
-        raise UserError(f"{document.path}: found altered since it was exported, expected it as it was (or, where that is "
-                        "meant, without gpt_modules.config_sha256)")  # fmt: skip
+        raise UserError(f"{document.path}: found altered since it was exported, expected it as it was (or, where that "
+                        "is meant, without gpt_modules.config_sha256)")  # fmt: skip
 
 
 def config_digest(fields: Mapping[str, Any]) -> str:
-    """SHA-256 of all that a config.json says, but for `extra` and other digests: of the values, however they are laid out."""
+    """SHA-256 of all that a config.json says but `extra` and digests: of the values, however they are laid out."""
     section: Mapping[str, Any] = fields["gpt_modules"]
     ours = {key: value for key, value in section.items() if key != "extra" and not key.endswith("sha256")}
     return hashlib.sha256(json.dumps({**fields, "gpt_modules": ours}, sort_keys=True).encode()).hexdigest()

@@ -121,7 +121,9 @@ class LabelledRow:
 
     def _number(self, raw: object) -> float:
         try:
-            number = math.nan if isinstance(raw, bool) else float(raw)  # type: ignore[arg-type]
+            # Of texts, what JSON and tables write: Python also reads 1_000 and other scripts' digits.
+            plain = not isinstance(raw, bool) and (not isinstance(raw, str) or (raw.isascii() and "_" not in raw))
+            number = float(raw) if plain else math.nan  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         low, high = self.levels or (-math.inf, math.inf)

@@ -36,9 +36,10 @@ def table_rows(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str]
 
 def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Lines that are not blank, in cells."""
-    reader = csv.reader((_checked(path, *line) for line in enumerate(text_lines(path), start=1)),
-                        delimiter=separator, strict=True)  # fmt: skip
+    record: list[str] = []
+    reader = csv.reader(_noted(path, record), delimiter=separator, strict=True)
     while True:
+        record.clear()
         line = reader.line_num + 1
         try:
             cells = next(reader, None)
@@ -47,7 +48,30 @@ def _records(path: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
         if cells is None:
             return
         if cells:
+            _check_quotes(f"{path}:{line}", record, cells, separator)
             yield line, cells
+
+
+def _noted(path: Path, record: list[str]) -> Iterator[str]:
+    """The lines for the reader, each noted in `record` too."""
+    for number, text in enumerate(text_lines(path), start=1):
+        line = _checked(path, number, text)
+        record.append(line)
+        yield line
+
+
+def _check_quotes(where: str, record: list[str], cells: list[str], separator: str) -> None:
+    """A quote after spaces quotes nothing: its cell would keep it, and end at the next separator."""
+    suspects = [number for number, cell in enumerate(cells) if cell[:1] == " " and cell.lstrip(" ")[:1] == '"']
+    if not suspects:
+        return
+    try:
+        (trimmed,) = csv.reader(record, delimiter=separator, strict=True, skipinitialspace=True)
+    except (csv.Error, ValueError):
+        trimmed = []
+    if len(trimmed) != len(cells) or any(trimmed[number] != cells[number] for number in suspects):
+        raise UserError(f'{where}: row: found a space before a quote ("), expected the quote right after '
+                        f"{_NAMES[separator]}, or the cell in quotes")  # fmt: skip
 
 
 def _checked(path: Path, number: int, line: str) -> str:

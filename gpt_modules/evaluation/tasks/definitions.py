@@ -18,8 +18,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from gpt_modules.data.rows.files import is_local
+from gpt_modules.data.rows.sources import has_own_splits
+from gpt_modules.data.splits import Split
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
 from gpt_modules.storage.documents import FileName, at, typed
@@ -143,6 +146,8 @@ def find_tasks(names: Sequence[str]) -> list[EvaluationTask]:
     for path in map(_find, names):
         values = read_recipe(path)
         listed = values.get("tasks")
+        if values.keys() == {"tasks"} and listed == []:
+            raise UserError(f"{path}: tasks: found an empty list, expected names of tasks")
         if list(values) == ["tasks"] and isinstance(listed, list) and all(isinstance(one, str) for one in listed):
             tasks += [read_task(_find(one, path)) for one in listed]
         else:
@@ -170,9 +175,33 @@ def read_task(path: Path) -> EvaluationTask:
     """The task that a YAML file describes; its name is the file's unless the file says another."""
     values = {"name": path.stem, **read_recipe(path)}
     try:
-        return task_from(values)
+        task = task_from(values)
+        _refuse_idle(task, values)
+        return task
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _refuse_idle(task: EvaluationTask, said: Mapping[str, Any]) -> None:
+    """What a file says is followed.
+
+    Raises:
+        UserError: A key that nothing would read, beside the others.
+    """
+    sources = [task.source] if isinstance(task.source, str) else task.source
+    idle = {
+        "split": (all(map(is_local, sources)), "none beside files, which are taken whole"),
+        "top_k": (task.temperature == 0.0, "a temperature above 0 beside it"),
+        "length_penalty": (task.beams == 1, "more than one of beams beside it"),
+        "answer_context": (task.scoring != "ratio", "scoring: ratio beside it"),
+        "placeholder": (task.text is None, "text beside it"),
+        "detokenizer": (task.kind == "cloze" and task.text is None, "text beside it"),
+    }
+    for key, (is_idle, expected) in idle.items():
+        if said.get(key) is not None and is_idle:
+            raise UserError(f"{key}: found {shown(said[key])}, which nothing would follow, expected {expected}")
+    if "split" in said and any(map(has_own_splits, sources)) and task.split not in get_args(Split):
+        raise UserError(f"split: found {shown(task.split)}, expected one of {', '.join(get_args(Split))}")
 
 
 def task_from(values: Mapping[str, Any]) -> EvaluationTask:

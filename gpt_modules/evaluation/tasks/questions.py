@@ -90,7 +90,11 @@ def _check(record: object, task: EvaluationTask) -> Row:
     Raises:
         FieldError: It does not fit.
     """
-    fields = dict(_flatten(mapping_of(record)))
+    fields: dict[str, Any] = {}
+    for name, value in _flatten(mapping_of(record)):
+        if name in fields:
+            raise FieldError(name, "it twice, as this name and inside another field", "one of the two")
+        fields[name] = value
     build = {"choice": _choice, "cloze": _cloze, "partial": _partial, "generate": _free_form}[task.kind]
     return {"question": build(task, fields)}
 
@@ -162,6 +166,10 @@ def _gold(task: EvaluationTask, fields: Mapping[str, Any], choices: list[str]) -
             f"one of {', '.join(labels)}" if labels else f"0 to {last}, A to {chr(65 + last)}, or one of the choices"
         )
         raise FieldError(_name(task.gold, "gold"), describe(value), known)
+    twin = next((n for n, choice in enumerate(choices) if n != number and choice == choices[number]), None)
+    if twin is not None:
+        found = f"{describe(choices[number])} twice, as numbers {min(number, twin)} and {max(number, twin)}"
+        raise FieldError("choices", found, "the right one once")
     return number
 
 

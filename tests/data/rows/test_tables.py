@@ -87,3 +87,15 @@ def test_tabs(tmp_path):
         UserError, match=r"b\.tsv:1: header: found a comma between names, expected a tab, or the ending \.csv$"
     ):
         load_rows(str(tmp_path / "b.tsv"), "train", "sft")
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("row", ['a, "b"', ' "a",b', 'a,  "b" c', '"a", "b'])
+def test_a_space_before_a_quote_is_named(tmp_path, separator, row):
+    text = f"text,label\n1,2\n{row}\n".replace(",", separator)
+    with pytest.raises(UserError, match=r'a\.csv:3: row: found a space before a quote \("\), expected the quote right'):
+        read(tmp_path, text, separator)
+
+
+def test_a_space_before_a_quote_in_quotes_is_text(tmp_path):
+    assert read(tmp_path, 'text,label\n" ""b"" c", 1.5\n') == [(2, {"text": ' "b" c', "label": " 1.5"})]

@@ -62,6 +62,13 @@ FAULTS = {
     "kind: cloze\nsource: a\ntext: 5": "text: found 5, expected text or nothing in quotation marks",
     "kind: generate\nsource: a\ntemperature: .nan": "temperature: found .nan, expected a finite number",
     "kind: generate\nsource: a\ntop_k: .5": "top_k: found 0.5, expected a whole number or nothing",
+    "kind: generate\nsource: a\ntop_k: 3": "top_k: found 3, which nothing would follow, expected a temperature above 0",
+    "kind: generate\nsource: a\nlength_penalty: 0.5": "length_penalty: found 0.5, which nothing would follow",
+    "kind: choice\nsource: a\nanswer_context: 'A:'": "answer_context: found 'A:', which nothing would follow",
+    "kind: partial\nsource: a\nplaceholder: _": "placeholder: found '_', which nothing would follow, expected text",
+    "kind: cloze\nsource: a\ndetokenizer: ptb": "detokenizer: found 'ptb', which nothing would follow, expected text",
+    "kind: cloze\nsource: a.jsonl\nsplit: nosuch": "split: found 'nosuch', which nothing would follow, expected none",
+    "kind: cloze\nsource: reviews\nsplit: nosuch": "split: found 'nosuch', expected one of train, validation",
     "kind: cloze\nsource:\n": "source: found None, expected text or a list",
 }  # fmt: skip
 
@@ -87,6 +94,8 @@ def test_tasks_by_name_and_by_group(write, tmp_path, monkeypatch):
         find_tasks(["three"])
     with pytest.raises(UserError, match="tasks: found one twice, expected each name once"):
         find_tasks(["one", "both"])
+    with pytest.raises(UserError, match=r"empty\.yaml: tasks: found an empty list, expected names of tasks$"):
+        find_tasks([str(write("tasks: []\n", "empty.yaml"))])
     with pytest.raises(UserError, match=r"none\.yaml: no such recipe"):
         find_tasks(["none.yaml"])
     (tmp_path / "elsewhere").mkdir()

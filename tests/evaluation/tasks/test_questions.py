@@ -211,3 +211,22 @@ def test_texts_of_files(tmp_path):
     assert read_texts(pages, 1) == ["a b"]
     with pytest.raises(UserError, match=r"corpus: text: found 'page', expected one field, \{text\}"):
         read_texts(task_from({**task, "source": "a.jsonl", "text": "page"}))
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (
+            {"query": "a", "choices": ["red", "red"], "gold": 0},
+            "choices: found the text 'red' twice, as numbers 0 and 1",
+        ),
+        ({"query": "a", "q.b": "x", "q": {"b": "y"}, "choices": ["red", "blue"], "gold": 0}, "q.b: found it twice"),
+    ],
+)
+def test_a_row_that_says_two_things_is_refused(read, row, found):
+    with pytest.raises(UserError, match=rf"rows\.jsonl:1: {found}"):
+        read([row], kind="choice")
+
+
+def test_two_equal_wrong_answers_are_just_wrong(read):
+    assert only(read([{"query": "a", "choices": ["red", "red", "blue"], "gold": 2}], kind="choice")).gold == 2
