@@ -221,9 +221,10 @@ def _check_key(parts: Sequence[str], source: str, key: str) -> None:
 
 def _option_assignments(option: Option) -> Iterator[Assignment]:
     key, source = option.name[2:], option.name
-    for text in option.values:
+    for text in (key, *option.values):
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UserError(f"{source}: found bytes that are not UTF-8, expected text")
+            shown = source.encode(errors="backslashreplace").decode()
+            raise UserError(f"{shown}: found bytes that are not UTF-8, expected text")
         if resolver := resolver_in(text):
             raise UserError(f"{source}: found {resolver}, expected ${{key}} only: resolvers are not allowed")
     parts = key.split(".")

@@ -15,7 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from gpt_modules.commands.parsing.complaints import one_line, shown
 from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.errors import UserError
-from gpt_modules.storage.yaml_files import Place
+from gpt_modules.storage.yaml_files import Place, parse_yaml
 
 
 class Bound(NamedTuple):
@@ -83,7 +83,7 @@ def keep_whole_numbers(config: Any, recipe: Composition) -> None:
 
 
 def check_sections(recipe: Composition) -> None:
-    """What holds keys is not null.
+    """What holds keys is neither null nor a value without keys.
 
     Raises:
         UserError: for the first section that is.
@@ -91,6 +91,8 @@ def check_sections(recipe: Composition) -> None:
     for key, value in recipe.values.items():
         if key in _SECTIONS and (value is None or value in ("null", "~", "")):
             raise UserError(f"{recipe.where((key,))}: found null, expected keys; without any it keeps its defaults")
+        if key in _SECTIONS and key not in ("model", "data") and not isinstance(value, str | dict):
+            raise UserError(f"{recipe.where((key,))}: found {shown(value)}, expected keys")
 
 
 def check_values(config: dict[str, Any], recipe: Composition) -> None:
@@ -100,7 +102,7 @@ def check_values(config: dict[str, Any], recipe: Composition) -> None:
         UserError: for the first value out of bounds, or number that is not finite.
     """
     for place, value in _numbers(config, ()):
-        said = recipe.at(place)
+        said = _said(recipe, place)
         if isinstance(value, int) and abs(value) >= 2**63:
             raise UserError(f"{recipe.where(place)}: found {shown(str(said))}, expected a number below 2**63")
         if not math.isfinite(value):
@@ -109,12 +111,24 @@ def check_values(config: dict[str, Any], recipe: Composition) -> None:
         if isinstance(said, str) and "${" not in said and not _NUMERAL.fullmatch(said.strip()):
             raise UserError(f"{recipe.where(place)}: found {shown(said)}, expected a number")
     seed = config["seed_everything"]
-    if not isinstance(seed, bool) and not 0 <= seed < 2**32:
-        raise UserError(f"{recipe.where(('seed_everything',))}: found {seed}, expected 0 to {2**32 - 1}")
+    if seed is None or (not isinstance(seed, bool) and not 0 <= seed < 2**32):
+        found = "null" if seed is None else seed
+        raise UserError(f"{recipe.where(('seed_everything',))}: found {found}, expected 0 to {2**32 - 1}")
     for key, bound in BOUNDS.items():
         value = config["trainer"].get(key)
         if value is not None and not bound.fits(value):
             raise UserError(f"{recipe.where(('trainer', key))}: found {shown(value)}, expected {bound.expected}")
+
+
+def _said(recipe: Composition, place: Place) -> Any:
+    """What was said at a place, or there in a list that was said as text."""
+    for length in range(len(place), 0, -1):
+        if (said := recipe.at(place[:length])) is not None:
+            inside = (
+                parse_yaml(said, "")[0] if length < len(place) and isinstance(said, str) and said[:1] == "[" else None
+            )
+            return said if length == len(place) else Composition({"": inside}).at(("", *place[length:]))
+    return None
 
 
 def _numbers(value: Any, place: Place) -> Iterator[tuple[Place, float]]:
