@@ -142,6 +142,18 @@ def test_what_is_wrong_in_a_later_stage_is_told_before_the_first_begins(world):
     assert world.refusal() == "stage pretraining: sample_tokens: found 32, expected fewer than the model's 32"
 
 
+def test_a_stage_writes_where_the_pipeline_looks_however_its_keys_are_said(world):
+    world.pipeline["stages"][1]["set"] = {"trainer": "{default_root_dir: elsewhere, max_steps: 2}"}
+    expected = "found 'elsewhere', expected the pipeline's own 'runs/sft': set no other"
+    assert world.refusal() == f"stage sft: trainer.default_root_dir: {expected}"
+
+
+def test_two_batches_of_validation_are_two_in_a_pipeline(world):
+    world.change("sft", trainer__limit_val_batches=2)
+    world.run()
+    assert len(world.commands) == 2
+
+
 def test_what_was_cut_off_is_resumed(world):
     world.status = 143
     with pytest.raises(SystemExit) as ended:
