@@ -42,20 +42,20 @@ def test_classes_that_are_only_numbered_take_any_names_of_their_number():
     [
         (
             {"kind": "poetry"},
-            "task: found 'poetry', expected one of classification, entailment, similarity, multiple_choice, regression",
+            "task.kind: found 'poetry', expected one of classification, entailment, similarity, multiple_choice, regression",
         ),
-        ({"labels": ["a", "b", "a"]}, "labels: found ['a', 'b', 'a'], expected each name once"),
-        ({"std": 0.0}, "std: found 0.0, expected a number above 0"),
-        ({"std": float("nan")}, "std: found nan, expected a number above 0"),
+        ({"labels": ["a", "b", "a"]}, "task.labels: found ['a', 'b', 'a'], expected each name once"),
+        ({"std": 0.0}, "task.std: found 0.0, expected a number above 0"),
+        ({"std": float("nan")}, "task.std: found nan, expected a number that is finite"),
         (
             {"levels": [2, 2]},
-            "levels: found [2, 2] for classification, expected two rising whole numbers for a task with classes",
+            "task.levels: found [2, 2] for classification, expected two rising whole numbers for a task with classes",
         ),
         (
             {"kind": "regression", "levels": [0, 5]},
-            "levels: found [0, 5] for regression, expected two rising whole numbers for a task with classes",
+            "task.levels: found [0, 5] for regression, expected two rising whole numbers for a task with classes",
         ),
-        ({"sort": 1}, "task: sort: unknown field, expected one of kind, labels, levels, mean, std"),
+        ({"sort": 1}, "task.sort: unknown key, expected one of kind, labels, levels, mean, std"),
     ],
 )
 def test_refusals(values, line, monkeypatch):

@@ -91,8 +91,8 @@ def _refuse_taken(folder: Path) -> None:
 
     for name in (CONFIG_FILE, WEIGHTS_FILE, RECIPE_FILE, ORIGIN_FILE, "summary.json", "checkpoints", "export"):
         if (folder / name).exists():
-            raise UserError(f"--output: found {folder / name}, which belongs to a run or a model, expected a folder for "
-                            "shards alone")  # fmt: skip
+            raise UserError(f"--output: found {folder / name}, which belongs to a run or a model, expected a folder "
+                            "for shards alone")  # fmt: skip
 
 
 def _save_tokenizer(folder: Path, tokenizer: "Tokenizer") -> None:
