@@ -42,7 +42,8 @@ def test_classes_that_are_only_numbered_take_any_names_of_their_number():
     [
         (
             {"kind": "poetry"},
-            "task.kind: found 'poetry', expected one of classification, entailment, similarity, multiple_choice, regression",
+            "task.kind: found 'poetry', expected one of classification, entailment, similarity, multiple_choice, "
+            "regression",
         ),
         ({"labels": ["a", "b", "a"]}, "task.labels: found ['a', 'b', 'a'], expected each name once"),
         ({"std": 0.0}, "task.std: found 0.0, expected a number above 0"),
