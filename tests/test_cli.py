@@ -342,3 +342,27 @@ def test_compiled_blocks_train_alike_and_leave_no_mark_on_names(micro, tmp_path)
         names = torch.load(next((root / "checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
         assert not [name for name in names if "_orig_mod" in name]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
+@pytest.mark.parametrize("word", ["best", "hpc", ""])
+def test_a_word_that_is_no_checkpoint_is_refused_by_its_key(gpt, sft, tmp_path, word):
+    assert_refused(
+        gpt.run("fit", "--config", write(tmp_path / "sft.yaml", sft), "--ckpt_path", word),
+        "ckpt_path: ",
+        repr(word),
+        "expected last",
+    )
+
+
+@pytest.mark.parametrize("share", ["0", "0.0"])
+def test_a_run_of_no_batches_hands_on_no_untrained_weights(gpt, sft, tmp_path, share):
+    ended = gpt.run("fit", "--config", write(tmp_path / "sft.yaml", sft), "--trainer.limit_train_batches", share)
+    assert_refused(ended, "trainer.limit_train_batches", "expected a whole number of batches, 1 or more")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_refused_late_leaves_no_curves(gpt, sft, tmp_path):
+    stopping = '{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/los"}}'
+    ended = gpt.run("fit", "--config", write(tmp_path / "sft.yaml", sft), "--trainer.callbacks", f"[{stopping}]")
+    assert_refused(ended, "EarlyStopping: monitor: found 'val/los'", "val/loss")
+    assert not [path.name for path in (tmp_path / "run").glob("*") if path.name != ".lock"]

@@ -41,7 +41,7 @@ from gpt_modules.training.callbacks.checkpointing import (
 )
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
-from gpt_modules.training.callbacks.guards import FiniteLossGuard
+from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
 from gpt_modules.training.callbacks.resuming import Resumption
@@ -57,6 +57,9 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,
 }
 LONGEST_PATH, LONGEST_NAME = 1024, 255  # bytes that file systems allow, with room for the names below the folder
+
+
+_NO_CHECKPOINTS = ("", "best", "hpc", "registry")  # words of Lightning's for what no run here has
 
 
 class RecipeParser(LightningArgumentParser):
@@ -120,6 +123,9 @@ class TrainerCLI(LightningCLI):
         ):
             where = self.recipe.where(("trainer", "default_root_dir"))
             raise UserError(f"{where}: found {shown(root)}, expected a name that a folder can have")
+        if (told := config.get("ckpt_path")) is not None and str(told) in _NO_CHECKPOINTS:
+            where = self.recipe.where(("ckpt_path",))
+            raise UserError(f"{where}: found {str(told)!r}, expected last, or the path of a checkpoint")
         keep_inside(Path(root), config["trainer"].as_dict(), self.recipe)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -259,6 +265,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
     warnings.filterwarnings("ignore", "The number of training batches")  # a short run shows its end, whatever it logs
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
+    guards: list[L.Callback] = [Resumption(), RandomState(), FiniteLossGuard(), MonitorGuard()]
     mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
     return kind(
         recipe,
@@ -271,7 +278,14 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
         save_config_callback=SavedRecipe,
         trainer_defaults={
             **TRAINER_DEFAULTS,
-            "callbacks": [Resumption(), RandomState(), FiniteLossGuard(), RunSummary(), PredictionFile()],
+            "callbacks": [
+                Resumption(),
+                RandomState(),
+                FiniteLossGuard(),
+                MonitorGuard(),
+                RunSummary(),
+                PredictionFile(),
+            ],
         },
         parser_class=RecipeParser,
         parser_kwargs={"prog": "gpt", **mode, subcommand: mode},

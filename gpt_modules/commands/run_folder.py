@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import lightning.pytorch as L
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.errors import UserError
@@ -29,6 +30,7 @@ class SavedRecipe(SaveConfigCallback):
         super().__init__(parser, config, **options)
         self._before: bytes | None = None
         self._first_step: int | None = None
+        self._curves: set[Path] = set()
 
     @property
     def text(self) -> str:
@@ -37,7 +39,8 @@ class SavedRecipe(SaveConfigCallback):
         return text
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet: what is wrong may still show."""
+        """Write nothing yet: what is wrong may still show."""
+        self._curves = _curves(trainer)
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Write it."""
@@ -48,8 +51,12 @@ class SavedRecipe(SaveConfigCallback):
         replace_durably(path, self.text)
 
     def on_exception(self, trainer: L.Trainer, *_: Any) -> None:
-        """Put back what stood there when no step was made."""
-        if self._first_step is None or trainer.global_step != self._first_step:
+        """Leave what stood there when no step was made: the recipe, and the curves."""
+        if self._first_step is not None and trainer.global_step != self._first_step:
+            return
+        if trainer.is_global_zero:
+            self._remove_curves(trainer)
+        if self._first_step is None:
             return
         path = Path(trainer.default_root_dir) / RECIPE_FILE
         if self._before is None:
@@ -57,6 +64,18 @@ class SavedRecipe(SaveConfigCallback):
         else:
             before = self._before
             write_durably(path, lambda temporary: temporary.write_bytes(before))
+
+    def _remove_curves(self, trainer: L.Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and logger._experiment is not None:
+                logger._experiment.close()
+                logger._experiment = None
+        for events in _curves(trainer) - self._curves:
+            events.unlink(missing_ok=True)
+
+
+def _curves(trainer: L.Trainer) -> set[Path]:
+    return set(Path(trainer.default_root_dir).glob("events.out.tfevents.*"))
 
 
 def begin_anew(root: Path, recipe: str) -> None:

@@ -42,6 +42,10 @@ _SHARE = Bound(
     lambda value: not _is_number(value) or (0 <= value < 2**63 if isinstance(value, int) else 0.0 <= value <= 1.0),
     "a whole number of batches, or a share from 0.0 to 1.0",
 )
+_SOME = Bound(
+    lambda value: not _is_number(value) or (value >= 1 if isinstance(value, int) else 0.0 < value <= 1.0),
+    "a whole number of batches, 1 or more, or a share above 0.0 up to 1.0",
+)
 BOUNDS = {
     "max_steps": _unlimited_from(1),
     "max_epochs": _unlimited_from(1),
@@ -56,12 +60,10 @@ BOUNDS = {
     "fast_dev_run": _from(0),
     "gradient_clip_val": Bound(lambda value: math.isfinite(value) and value >= 0.0, "a finite number, 0 or more"),
     "gradient_clip_algorithm": Bound(lambda value: value in ("norm", "value"), "norm or value"),
-    "val_check_interval": Bound(
-        lambda value: not _is_number(value) or (value >= 1 if isinstance(value, int) else 0.0 < value <= 1.0),
-        "a whole number of batches, 1 or more, or a share above 0.0 up to 1.0",
-    ),
+    "val_check_interval": _SOME,
     "overfit_batches": _SHARE,
-    **dict.fromkeys((f"limit_{loop}_batches" for loop in ("train", "val", "test", "predict")), _SHARE),
+    "limit_train_batches": Bound(lambda value: value < 2**63 and _SOME.fits(value), _SOME.expected),
+    **dict.fromkeys((f"limit_{loop}_batches" for loop in ("val", "test", "predict")), _SHARE),
 }
 _SECTIONS = ("model", "data", "trainer", "checkpoint", "export", "samples", "throughput", "progress")
 _NUMERAL = re.compile(r"[-+]?((0|[1-9][\d_]*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?|.*[iI][nN][fF].*|.*[nN][aA][nN].*")

@@ -26,7 +26,7 @@ from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import clear_leftovers, write_durably
 from gpt_modules.training.hyperparameters import expect_number
 
-CHECKPOINT_NAME = re.compile(r"step=(\d+)\.ckpt$")
+CHECKPOINT_NAME = re.compile(r"step=([0-9]{1,18})\.ckpt")
 
 
 def digest_path(checkpoint: Path) -> Path:
@@ -37,7 +37,13 @@ def digest_path(checkpoint: Path) -> Path:
 def verifies(checkpoint: Path) -> bool:
     """True if the file is what was written: present, and its digest is the one beside it."""
     digest = digest_path(checkpoint)
-    return checkpoint.is_file() and digest.is_file() and digest.read_text().strip() == sha256_of(checkpoint)
+    return checkpoint.is_file() and digest.is_file() and digest.read_bytes().strip() == sha256_of(checkpoint).encode()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Those that `ExactCheckpoint` has written, by their steps."""
+    found = [path for path in folder.glob("step=*.ckpt") if CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step=")))
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -46,10 +52,7 @@ def newest_checkpoint(folder: Path) -> Path:
     Raises:
         UserError: when there is none. A resume never becomes a silent fresh start.
     """
-    found = sorted(
-        (path for path in folder.glob("step=*.ckpt") if CHECKPOINT_NAME.search(path.name)),
-        key=lambda path: int(path.stem.removeprefix("step=")),
-    )
+    found = checkpoints(folder)
     for path in reversed(found):
         if verifies(path):
             return path
@@ -200,7 +203,7 @@ class ExactCheckpoint(Checkpoint):
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}.ckpt")
         self._saved_step = trainer.global_step
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
+            for old in checkpoints(self.folder)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(old)
 
 

@@ -1,12 +1,14 @@
-"""What stops a run before a bad step reaches its weights."""
+"""What stops a run before a bad step reaches its weights, or before steps that nothing would come of."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
+from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.writer import log_interval
 from gpt_modules.training.sharding import is_sharded, local
 
@@ -66,3 +68,45 @@ class FiniteLossGuard(L.Callback):
                 "weights. Lower model.init_args.optimizer.lr or set trainer.gradient_clip_val, then go on with "
                 "--ckpt_path last"
             )
+
+
+class MonitorGuard(L.Callback):
+    """Refuses a callback that watches a metric which is not logged: one of validation before the first step, any other
+    at the end of the first epoch.
+    """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A run that does not validate has no metric of a validation."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for name, monitor in _monitors(trainer):
+            if _of_validation(monitor) and trainer.limit_val_batches == 0:
+                raise UserError(f"{name}: found {monitor!r} beside trainer.limit_val_batches 0, expected a validation")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at what a validation logs, the one before the first step too."""
+        if trainer.state.fn == "fit":
+            self._check(trainer, _of_validation)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at what training logs."""
+        self._check(trainer, lambda monitor: not _of_validation(monitor))
+
+    def _check(self, trainer: L.Trainer, looked_at: Callable[[str], bool]) -> None:
+        known = ", ".join(sorted(trainer.callback_metrics))
+        for name, monitor in _monitors(trainer):
+            if looked_at(monitor):
+                expect(monitor in trainer.callback_metrics, name, monitor, f"one of the logged metrics: {known}")
+
+
+def _monitors(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
+    """(key, metric) of Lightning's callbacks that watch one and do not take its absence lightly (`strict`)."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        monitor = getattr(callback, "monitor", None)
+        if isinstance(monitor, str) and getattr(callback, "strict", True) and not isinstance(callback, ExportBest):
+            yield f"trainer.callbacks: {type(callback).__name__}: monitor", monitor
+
+
+def _of_validation(monitor: str) -> bool:
+    """Metrics of training are in groups of other names: `train/loss`, `policy/ratio`."""
+    return monitor.startswith("val/") or "/" not in monitor

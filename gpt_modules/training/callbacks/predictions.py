@@ -6,19 +6,28 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from gpt_modules.storage.durable import check_writable, room_for
+
 
 class PredictionFile(L.Callback):
     """Writes what `predict_step` returns, a list of plain rows a batch, to `<root>/predictions.jsonl`."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find out before the first batch whether there is room."""
+        if stage == "predict" and trainer.is_global_zero:
+            check_writable(Path(trainer.default_root_dir))
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
         """One line a row, as they come: a long prediction survives a cut."""
         path = Path(trainer.default_root_dir) / "predictions.jsonl"
         if not hasattr(self, "_file"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)
+            with room_for(path):
+                self._file = path.open("w", encoding="utf-8")
+        with room_for(path):
+            self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)
 
-    def on_predict_end(self, *_: Any) -> None:
+    def on_predict_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Close the file."""
         if hasattr(self, "_file"):
-            self._file.close()
+            with room_for(Path(trainer.default_root_dir) / "predictions.jsonl"):
+                self._file.close()

@@ -75,6 +75,18 @@ def test_a_damaged_newest_is_named_and_passed_over(folder, damage):
         assert newest_checkpoint(folder).name == "step=00000002.ckpt"
 
 
+def test_a_digest_of_other_bytes_is_no_digest(folder):
+    digest_path(folder / "step=00000003.ckpt").write_bytes(b"\xff\xfe\x00")
+    with pytest.warns(UserWarning, match="step=00000003"):
+        assert newest_checkpoint(folder).name == "step=00000002.ckpt"
+
+
+def test_a_name_that_only_ends_as_a_checkpoint_is_none(folder):
+    for name in ("step=x step=5.ckpt", "step=.ckpt", "step=-7.ckpt", "step=5.ckpt.bak", "step=٣.ckpt"):
+        (folder / name).write_bytes(b"")
+    assert newest_checkpoint(folder).name == "step=00000003.ckpt"
+
+
 def test_resuming_from_nothing_is_an_error_and_never_a_fresh_start(folder, tmp_path):
     for path in folder.glob("*.ckpt"):
         path.write_bytes(b"")

@@ -2,9 +2,10 @@
 
 import lightning.pytorch as L
 import pytest
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.callbacks.guards import FiniteLossGuard
+from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
 
 
 class Spoil(L.Callback):
@@ -24,3 +25,26 @@ def test_a_bad_gradient_never_reaches_the_weights(fit, parts):
         fit(module, data, callbacks=[Spoil(2), FiniteLossGuard()])
     assert module.trainer.global_step == 2
     assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, ModelCheckpoint])
+@pytest.mark.parametrize("monitor", ["val/los", "val_loss"])
+def test_a_monitor_that_no_validation_logs_is_refused_before_the_first_step(fit, parts, kind, monitor):
+    module, data = parts()
+    line = rf"^trainer\.callbacks: {kind.__name__}: monitor: found '{monitor}', expected one of .*val/loss"
+    settings = {"num_sanity_val_steps": -1, "enable_checkpointing": True}
+    with pytest.raises(UserError, match=line):
+        fit(module, data, callbacks=[MonitorGuard(), kind(monitor=monitor)], **settings)
+    assert module.trainer.global_step == 0
+
+
+def test_a_monitor_of_training_is_looked_for_in_training(fit, parts):
+    watched = {"check_on_train_epoch_end": True}
+    fit(*parts(), callbacks=[MonitorGuard(), EarlyStopping("train/loss", **watched)], num_sanity_val_steps=-1)
+    with pytest.raises(UserError, match=r"EarlyStopping: monitor: found 'train/los', expected one of .*train/loss"):
+        fit(*parts(), callbacks=[MonitorGuard(), EarlyStopping("train/los", **watched)])
+
+
+def test_a_monitor_of_a_run_that_does_not_validate_is_refused(fit, parts):
+    with pytest.raises(UserError, match=r"found 'val/loss' beside trainer\.limit_val_batches 0"):
+        fit(*parts(), callbacks=[MonitorGuard(), EarlyStopping("val/loss")], limit_val_batches=0)
