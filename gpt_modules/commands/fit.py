@@ -278,14 +278,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
         save_config_callback=SavedRecipe,
         trainer_defaults={
             **TRAINER_DEFAULTS,
-            "callbacks": [
-                Resumption(),
-                RandomState(),
-                FiniteLossGuard(),
-                MonitorGuard(),
-                RunSummary(),
-                PredictionFile(),
-            ],
+            "callbacks": [*guards, RunSummary(), PredictionFile()],
         },
         parser_class=RecipeParser,
         parser_kwargs={"prog": "gpt", **mode, subcommand: mode},
