@@ -30,7 +30,7 @@ class SavedRecipe(SaveConfigCallback):
         super().__init__(parser, config, **options)
         self._before: bytes | None = None
         self._first_step: int | None = None
-        self._curves: set[Path] = set()
+        self._curves = _curves(config["trainer"]["default_root_dir"])  # before any callback writes to them
 
     @property
     def text(self) -> str:
@@ -39,8 +39,7 @@ class SavedRecipe(SaveConfigCallback):
         return text
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Write nothing yet: what is wrong may still show."""
-        self._curves = _curves(trainer)
+        """Not yet: what is wrong may still show."""
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Write it."""
@@ -70,12 +69,12 @@ class SavedRecipe(SaveConfigCallback):
             if isinstance(logger, TensorBoardLogger) and logger._experiment is not None:
                 logger._experiment.close()
                 logger._experiment = None
-        for events in _curves(trainer) - self._curves:
+        for events in _curves(trainer.default_root_dir) - self._curves:
             events.unlink(missing_ok=True)
 
 
-def _curves(trainer: L.Trainer) -> set[Path]:
-    return set(Path(trainer.default_root_dir).glob("events.out.tfevents.*"))
+def _curves(root: str) -> set[Path]:
+    return {path for pattern in ("events.out.tfevents.*", "hparams.yaml") for path in Path(root).glob(pattern)}
 
 
 def begin_anew(root: Path, recipe: str) -> None:
