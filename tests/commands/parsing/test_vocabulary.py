@@ -10,7 +10,6 @@ from gpt_modules.commands.parsing.vocabulary import (
     FAMILIES,
     PROCEDURES,
     allow_only,
-    is_reward_function,
     named_classes,
 )
 
@@ -107,13 +106,3 @@ def test_short_names_are_of_ours_and_of_lightnings():
         pass
 
     assert "Stranger" not in named_classes()
-
-
-@pytest.mark.parametrize("name", ["os:system", "subprocess:run", "builtins:eval", "os.path:join", "shutil.rmtree"])
-def test_pythons_own_functions_are_no_reward(name):
-    assert not is_reward_function(name)
-
-
-@pytest.mark.parametrize("name", ["my_package.scores:politeness", "osmosis:system", "gpt_modules.x:y"])
-def test_other_functions_may_be(name):
-    assert is_reward_function(name)
