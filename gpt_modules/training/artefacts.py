@@ -1,6 +1,8 @@
 """How weights enter and leave a procedure: from a configuration or a folder, to a folder with its tokenizer."""
 
 import dataclasses
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,41 @@ def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = 
     if (config is None) == (init_from is None):
         found = "neither" if config is None else "both"
         raise UserError(
-            f"model.init_args: found {found} of config and init_from, expected exactly one; the other may be "
-            "unset, as in --model.config null"
+            f"model.init_args: found {found} of config and init_from, expected exactly one; the other may be unset, as "
+            "in --model.config null"
         )
     if config is not None:
-        return sharding.blank_gpt(config) if blank else GPT(config)
+        return sharding.blank_gpt(config) if blank else _new_gpt(config)
     assert init_from is not None
     model = load_pretrained(init_from, kind="gpt", **changes)
     assert isinstance(model, GPT)
     return model
+
+
+def _new_gpt(config: DecoderConfig) -> GPT:
+    """A new model.
+
+    Raises:
+        UserError: its parameters alone are more than the machine's memory, or than there is left of it.
+    """
+    size, memory = config.n_params() * torch.get_default_dtype().itemsize, _physical_memory()
+    found = f"found a model of {config.n_params():,} parameters, {size / 1e9:,.1f} GB"
+    if memory is not None and size > memory:
+        raise UserError(f"model.init_args.config: {found}, expected less than this machine's {memory / 1e9:,.1f} GB")
+    try:
+        return GPT(config)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
+            raise
+        raise UserError(f"model.init_args.config: {found}, expected one that memory has room for") from error
+
+
+def _physical_memory() -> int | None:
+    """Bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def open_source(config: DecoderConfig | None, init_from: str | None, **changes: Any) -> GPT | LabellingModel:

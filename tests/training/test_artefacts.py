@@ -181,3 +181,19 @@ def test_a_checkpoint_of_other_classes_is_refused(procedure, praise_first):
     checkpoint["task"]["labels"] = ["blame", "praise"]
     with pytest.raises(UserError, match=r"^--ckpt_path: found a model of the task .*'blame', 'praise'.*, expected one"):
         module.on_load_checkpoint(checkpoint)
+
+
+def test_a_model_beyond_memory_is_told_before_it_is_made(micro, monkeypatch):
+    config = micro.config(vocab_size=2**31 - 1, n_embd=4096, n_head=4)
+    found = rf"^model\.init_args\.config: found a model of {config.n_params():,} parameters, 35,\S+ GB, expected "
+    with pytest.raises(UserError, match=found + r"less than this machine's \S+ GB$"):
+        artefacts.open_gpt(config, None)
+
+    def full(_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(artefacts, "GPT", full)
+    with pytest.raises(
+        UserError, match=r"config: found a model of \S+ parameters, \S+ GB, expected one that memory has"
+    ):
+        artefacts.open_gpt(micro.config(), None)

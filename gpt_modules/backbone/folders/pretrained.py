@@ -6,6 +6,7 @@ read. Nothing is ever executed: weights come from safetensors, or from a `pytorc
 """
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -229,6 +230,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # Torch's own words are advice to run what stands in the file.
+        expected = "expected tensors alone: what else a pickle holds could be code, and is not run"
+        raise UserError(f"{path}: not a file of plain weights: found other things, {expected}") from error
     except Exception as error:
         raise UserError(f"{path}: not a file of plain weights: {_first_line(error)}") from error
     plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)

@@ -24,6 +24,10 @@ _OUR_FILES = {
 
 def find_folder(name: str | Path) -> Path:
     """The folder of that path or, where there is none and it reads like one, of that name on the Hugging Face hub."""
+    if not str(name).strip():  # as a path it would be the folder that the command runs in
+        raise UserError(
+            f"model folder: found {str(name)!r}, expected a folder's path or a name on the Hugging Face hub"
+        )
     folder = path_of(name)
     if is_there(folder) and folder.is_dir():
         return folder

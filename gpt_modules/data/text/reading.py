@@ -24,6 +24,8 @@ MOST_IDS = 1 << 24
 
 def find_tokenizer(name: str) -> Path:
     """A file or folder here, or the folder of a download."""
+    if not name.strip():  # as a path it would be the folder that the command runs in
+        raise UserError(f"tokenizer: found {name!r}, expected a folder's or file's path, or a name")
     path = path_of(name)
     if is_there(path):
         return path

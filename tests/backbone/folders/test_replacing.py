@@ -107,3 +107,9 @@ def test_a_hub_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         find_folder("runs/stf")
     reason = "not to be had from the Hugging Face hub: 404: no such repository"
     assert str(caught.value) == f"runs/stf: no such folder, and {reason}"
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_no_name_is_not_the_folder_that_a_command_runs_in(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^model folder: found '{name}', expected a folder's path or a name on the"):
+        find_folder(name)

@@ -269,3 +269,14 @@ def test_what_is_built_in_fits_its_own_task_only():
         UserError, match=r"^reviews: label: found the unknown class 'positive', expected one of good, bad$"
     ):
         built_in_rows("reviews", "train", LabelledRow("classification", Columns(), ["good", "bad"]))
+
+
+@pytest.mark.parametrize("label", ["1_000", "٣", "１", "1_0.5", True, "inf"])
+def test_what_only_python_reads_as_a_number_is_no_label(label):
+    with pytest.raises(FieldError, match=r"^label: found .*, expected a finite number"):
+        LabelledRow("regression", Columns())({"text": "a", "label": label})
+
+
+@pytest.mark.parametrize(("label", "number"), [("1e3", 1000.0), ("-.5", -0.5), (" 2 ", 2.0), (3, 3.0)])
+def test_labels_that_are_numbers_as_files_write_them(label, number):
+    assert LabelledRow("regression", Columns())({"text": "a", "label": label})["label"] == number

@@ -86,7 +86,7 @@ def test_broken_settings_beside_a_tokenizer_are_named(tmp_path):
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "n" * 5000, "a\0b", "train", "gpt-2", "gpt2.json"])
+@pytest.mark.parametrize("name", ["~nobody-of-this-name/x", "n" * 5000, "a\0b", "", " ", "train", "gpt-2", "gpt2.json"])
 def test_a_name_that_is_no_tokenizer_is_one_line_at_once(monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(UserError, match="found") as caught:
