@@ -105,8 +105,8 @@ def check_values(config: dict[str, Any], recipe: Composition) -> None:
     """
     for place, value in _numbers(config, ()):
         said = _said(recipe, place)
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise UserError(f"{recipe.where(place)}: found {shown(str(said))}, expected a number below 2**63")
+        if isinstance(value, int) and abs(value) >= 2**1023:  # more than a float holds
+            raise UserError(f"{recipe.where(place)}: found {shown(str(said or value))}, expected a number below 2**63")
         if not math.isfinite(value):
             raise UserError(f"{recipe.where(place)}: found {value}, expected a finite number")
         # Python and YAML 1.1 read 010, 0x10 and 1:30, to several bases
