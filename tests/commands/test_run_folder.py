@@ -33,8 +33,8 @@ def trainer(**arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"filename": "../../x"}, {"dirpath": "/tmp/x"}, {"save_dir": "elsewhere"}, {"name": "../x"},
-                  {"filename": "/tmp/x"}, {"filename": "{a/b/c/d}/../../../../x"}, {"name": "a/../b"}]
+    "arguments", [{"filename": "../../x"}, {"dirpath": "/elsewhere/x"}, {"save_dir": "elsewhere"}, {"name": "../x"},
+                  {"filename": "/elsewhere/x"}, {"filename": "{a/b/c/d}/../../../../x"}, {"name": "a/../b"}]
 )  # fmt: skip
 def test_what_leads_out_of_the_folder_is_refused(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
