@@ -331,8 +331,9 @@ def test_compiled_blocks_train_alike_and_leave_no_mark_on_names(micro, tmp_path)
     for compiled in (False, True):
         root = tmp_path / f"run-{compiled}"
         recipe = micro.recipe(
-            "pretraining", root, model__compile=compiled, trainer__max_steps=2, trainer__limit_val_batches=1
-        )
+            "pretraining", root, model__compile=compiled, trainer__max_steps=2, trainer__limit_val_batches=1,
+            model__config=micro.config().without_dropout().to_dict(),
+        )  # fmt: skip
         command = [sys.executable, "-m", "gpt_modules", "fit", "--config", str(write(tmp_path / "r.yaml", recipe))]
         ended = subprocess.run(
             command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}

@@ -98,7 +98,10 @@ def check_data(module: L.LightningModule, config: DecoderConfig) -> None:
     if module._trainer is None:
         return
     check_vocabulary(module, config)
-    longest, found = module.trainer.datamodule.longest_row()  # type: ignore[attr-defined]
+    measure = getattr(module.trainer.datamodule, "longest_row", None)  # type: ignore[attr-defined]
+    if measure is None:  # a DataModule of the user's own
+        return
+    longest, found = measure()
     if longest > config.n_positions:
         expected = f"expected at most the model's n_positions = {config.n_positions}"
         raise UserError(f"data.init_args.context: found {found}, {expected}")

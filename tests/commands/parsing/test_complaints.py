@@ -9,6 +9,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from gpt_modules.commands.parsing.complaints import complaint, nearest, one_line, shown
 from gpt_modules.commands.parsing.composition import compose
+from gpt_modules.commands.parsing.vocabulary import allow_only
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Learner:
 
 @pytest.fixture
 def parser():
+    allow_only([__name__.partition(".")[0]])
     made = ArgumentParser(exit_on_error=False)
     made.add_argument("--trainer.max_steps", type=int, default=1)
     made.add_argument("--trainer.devices", type=int | str, default="auto")

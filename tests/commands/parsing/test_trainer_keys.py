@@ -49,6 +49,7 @@ EDGES = {
     "gradient_clip_algorithm": (["norm", "value"], ["Norm", "", 3]),
     "val_check_interval": ([1, 50, 1.0, 0.25, "00:15:00"], [0, -1, 0.0, 1.5, -0.5]),
     **dict.fromkeys(LIMITED, ([0, 7, 0.0, 1.0, 0.5], [-1, 1.5, -0.1, 2**63])),
+    "limit_train_batches": ([1, 7, 1.0, 0.5], [0, 0.0, -1, 1.5, -0.1, 2**63]),  # what was not trained is no result
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from gpt_modules.training.callbacks import progress
 from gpt_modules.training.callbacks.progress import StepBar
 
 
-class SFTModule(L.LightningModule):
+class ToyModule(L.LightningModule):
     """Whose name labels the line."""
 
 
@@ -43,7 +43,7 @@ class Run:
             log_every_n_steps=every,
             progress_bar_metrics={},
         )
-        self.bar.on_train_start(self.trainer, SFTModule())
+        self.bar.on_train_start(self.trainer, ToyModule())
 
     def step(self, number, **metrics):
         self.now += self.seconds * (number - self.trainer.global_step)
@@ -60,7 +60,7 @@ def test_ten_lines_a_run_with_the_time_that_is_left(monkeypatch):
     run = Run(monkeypatch, total=100)
     for number in range(1, 101):
         run.step(number, loss=1 / 3, v_num=7)
-    assert run.lines == [f"sft step {n}/100, {2 * (100 - n)} s left  loss 0.3333" for n in range(1, 101, 10)]
+    assert run.lines == [f"toy step {n}/100, {2 * (100 - n)} s left  loss 0.3333" for n in range(1, 101, 10)]
 
 
 def test_a_resumed_run_counts_its_own_time_only(monkeypatch):
@@ -68,7 +68,7 @@ def test_a_resumed_run_counts_its_own_time_only(monkeypatch):
     run.step(50)
     run.step(55)
     run.step(60, **{"train/loss": 12345.678, "kl": 0.0})
-    assert run.lines == ["sft step 50/100  ", "sft step 60/100, 120 s left  train/loss 1.235e+04  kl 0"]
+    assert run.lines == ["toy step 50/100  ", "toy step 60/100, 120 s left  train/loss 1.235e+04  kl 0"]
 
 
 def test_a_short_run_says_every_step_and_one_without_an_end_every_hundredth(monkeypatch):
@@ -79,14 +79,14 @@ def test_a_short_run_says_every_step_and_one_without_an_end_every_hundredth(monk
     run = Run(monkeypatch, total=float("inf"))
     for number in range(1, 202):
         run.step(number)
-    assert run.lines == ["sft step 1/?  ", "sft step 101/?  ", "sft step 201/?  "]
+    assert run.lines == ["toy step 1/?  ", "toy step 101/?  ", "toy step 201/?  "]
 
 
 def test_accumulated_batches_of_one_step_are_one_line(monkeypatch):
     run = Run(monkeypatch, total=10)
     for number in (1, 1, 1, 2):
         run.step(number)
-    assert [line.partition(",")[0] for line in run.lines] == ["sft step 1/10", "sft step 2/10"]
+    assert [line.partition(",")[0] for line in run.lines] == ["toy step 1/10", "toy step 2/10"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -100,7 +100,7 @@ def test_other_ranks_are_silent(monkeypatch, terminal):
 def test_a_bar_on_a_terminal_reads_metrics_at_log_steps_and_goes(monkeypatch):
     run = Run(monkeypatch, total=8, first=2, terminal=True, every=4)
     shown = run.bar._progress
-    assert (shown.tasks[0].completed, shown.tasks[0].total, shown.tasks[0].description) == (2, 8, "sft")
+    assert (shown.tasks[0].completed, shown.tasks[0].total, shown.tasks[0].description) == (2, 8, "toy")
     run.step(3, loss=1.0)
     assert (shown.tasks[0].completed, shown.tasks[0].fields["metrics"]) == (3, "")
     run.step(4, loss=2.0)
