@@ -153,7 +153,7 @@ def test_told_to_stop_and_resumed(word, micro, gpt, straight, tmp_path):
 def test_killed_between_the_last_checkpoint_and_the_artefact(word, micro, gpt, tmp_path):
     """The resumed run has no step left to take, and still writes what the next stage needs."""
     root = tmp_path / "run"
-    steps = {"trainer__max_steps": 4, "trainer__limit_val_batches": 1, "export": {}}
+    steps = {"trainer__max_steps": 4, "trainer__limit_val_batches": 1, "export__monitor": None, "export__mode": "min"}
     words = ["fit", "--config", write_recipe(micro, word, root, **steps)]
     assert gpt.run(*words).status == 0
     assert newest(root) == 4

@@ -121,7 +121,7 @@ def test_what_matters_is_noticed_and_named(world):
     assert "runs/sft: since it was run, model.init_args.optimizer.lr was 0.01, is now 0.5" in world.refusal()
     del world.pipeline["stages"][1]["set"]
     (world.folder / "runs/pretraining/export/config.json").write_text('{"model_type": "gpt_neo"}')
-    line = "data.init_args.tokenizer changed; model.init_args.init_from changed; remove"
+    line = "the content of data.init_args.tokenizer changed; the content of model.init_args.init_from changed; remove"
     assert f"runs/sft: since it was run, {line}" in world.refusal()
 
 
