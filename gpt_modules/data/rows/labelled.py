@@ -117,12 +117,14 @@ class LabelledRow:
     def _absent(self, raw: object) -> bool:
         if raw is None or raw == "" or (isinstance(raw, float) and math.isnan(raw)):
             return True
-        return self.kind != "regression" and _whole(raw) == UNLABELLED and str(UNLABELLED) not in (self.names or ())
+        low, high = self.levels or (0, 0)
+        is_label = self.kind == "regression" or low <= UNLABELLED <= high or str(UNLABELLED) in (self.names or ())
+        return _whole(raw) == UNLABELLED and not is_label
 
     def _number(self, raw: object) -> float:
         try:
-            # Of texts, what JSON and tables write: Python also reads 1_000 and other scripts' digits.
-            plain = not isinstance(raw, bool) and (not isinstance(raw, str) or (raw.isascii() and "_" not in raw))
+            # Of texts, what JSON and tables write: Python also reads 1_000, other scripts' digits, and bytes.
+            plain = "_" not in raw and raw.isascii() if isinstance(raw, str) else not isinstance(raw, bool | bytes)
             number = float(raw) if plain else math.nan  # type: ignore[arg-type]
         except (TypeError, ValueError, OverflowError):
             number = math.nan
@@ -240,6 +242,8 @@ def class_number(raw: object, names: Sequence[str] | None, count: int) -> int | 
     """The number of a class or an answer among `count`: its place among the names, else the number itself (from 0);
     None if it is neither. Where every name is a number, a number is a name.
     """
+    if not isinstance(raw, str | int | float):
+        return None
     names = names or ()
     spelled = _spelled(raw)
     if spelled in names:

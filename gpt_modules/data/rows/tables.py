@@ -1,7 +1,8 @@
 """Tables of text: comma-separated (.csv, RFC 4180) and, with tabs in place of the commas, tab-separated (.tsv).
 
 The first line names the columns. A cell is text as it stands in the file, whatever it looks like: "007", "NA", "". A
-cell in double quotes may hold separators, line breaks and, doubled, quotes. Blank lines are skipped.
+cell in double quotes may hold separators, line breaks and, doubled, quotes. A quote inside any other cell is text: RFC
+4180 has none there, but 5" is common, and it opens nothing. Blank lines are skipped.
 """
 
 import csv

@@ -64,6 +64,13 @@ def test_rows_as_the_data_sets_have_them(check, record, row):
     assert check(record) == row
 
 
+def test_a_score_of_minus_one_is_one_where_scores_reach_below():
+    """Where they do not, it says that a row has none, as in GLUE's test rows."""
+    around, above = (LabelledRow("similarity", PAIR, levels=levels, required=False) for levels in ([-2, 2], [0, 5]))
+    row = {"text": "a", "hypothesis": "b", "label": -1}
+    assert (around(row)["label"], above(row)["label"]) == (-1.0, None)
+
+
 TEXT, CHOICE = {"text": "a"}, {"text": "a", "choices": ["x", "y"]}
 LABELS = LabelledRow("classification", Columns(), ["ham", "spam"])
 UNNAMED = LabelledRow("classification", Columns())

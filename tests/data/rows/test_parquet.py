@@ -1,10 +1,16 @@
 """Rows of parquet files, from the file itself."""
 
+import datetime
+import json
+from decimal import Decimal
+
 import pyarrow
 import pytest
 from pyarrow.parquet import ParquetWriter, write_table
 
+from gpt_modules.data.rows.labelled import Columns, LabelledRow
 from gpt_modules.data.rows.parquet import BATCH, parquet_rows
+from gpt_modules.data.rows.sources import load_rows
 from gpt_modules.errors import UserError
 
 
@@ -76,3 +82,81 @@ def test_text_that_is_not_utf8(tmp_path):
     broken = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff"))
     write_table(pyarrow.table({"text": broken}), path)
     refusal(path)
+
+
+TEXT, TIME = pyarrow.array(["a b", "c d"]), datetime.datetime(2020, 1, 1)
+PROCEDURES = {
+    "pretraining": {"text": TEXT},
+    "sft": {
+        "messages": pyarrow.array([[{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], None]),
+        "prompt": pyarrow.array([None, "q"]),
+        "response": pyarrow.array([None, "a"]),
+    },
+    "reward": {
+        "prompt": TEXT.dictionary_encode(),
+        "responses": pyarrow.array([["x", "y"], ["z", "w"]], pyarrow.large_list(pyarrow.large_string())),
+        "ranking": pyarrow.array([[1, 2], [2, 1]], pyarrow.list_(pyarrow.uint8(), 2)),
+    },
+    "ppo": {"prompt": TEXT.cast(pyarrow.string_view())},
+    "finetuning": {"text": TEXT.cast(pyarrow.large_string()), "label": pyarrow.array([0.0, 1.0], pyarrow.float16())},
+}
+
+
+@pytest.mark.parametrize("procedure", PROCEDURES)
+def test_rows_are_those_of_the_same_lines_of_json(tmp_path, procedure):
+    """Whatever the columns are stored as, and beside columns of types that JSON has not."""
+    columns = PROCEDURES[procedure]
+    others = {"when": pyarrow.array([TIME, None]), "image": pyarrow.array([b"\xff", None])}
+    write_table(pyarrow.table({**columns, **others}), tmp_path / "a.parquet")
+    lines = [json.dumps(row) + "\n" for row in pyarrow.table(columns).to_pylist()]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    check = LabelledRow("classification", Columns()) if procedure == "finetuning" else procedure
+    found, expected = (load_rows(str(tmp_path / f"a.{ending}"), "train", check) for ending in ("parquet", "jsonl"))
+    assert found == expected
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("check", "column", "message"),
+    [
+        ("pretraining", {"text": [b"a"]}, "text: found a bytes, expected non-empty text"),
+        ("pretraining", {"text": [TIME]}, "text: found a datetime, expected non-empty text"),
+        ("pretraining", {"text": [["a"]]}, "text: found a list of 1, expected non-empty text"),
+        (LabelledRow("classification", Columns()), {"label": [b"a"]}, "label: found a bytes, expected text or a whole"),
+        (LabelledRow("classification", Columns(), ["2020-01-01 00:00:00", "b"]), {"label": [TIME]}, "label: found a d"),
+        (LabelledRow("classification", Columns(), ["0", "1"]), {"label": [Decimal("1.0")]}, "label: found a Decimal, "),
+        (LabelledRow("regression", Columns()), {"label": [b"1.5"]}, "label: found a bytes, expected a finite number"),
+        (LabelledRow("regression", Columns()), {"label": [float("nan")]}, "label: found the number nan, expected a fi"),
+    ],
+)
+def test_types_that_a_field_cannot_have(tmp_path, check, column, message):
+    path = tmp_path / "a.parquet"
+    write_table(pyarrow.table({"text": ["a"], **column}), path)
+    with pytest.raises(UserError) as refused:
+        load_rows(str(path), "train", check)
+    assert str(refused.value).startswith(f"{path}: row 1: {message}")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pyarrow.array([2**60], pyarrow.timestamp("us")),
+        pyarrow.array([1], pyarrow.timestamp("us", tz="Mars/Phobos")),
+        pyarrow.array([2**30], pyarrow.date32()),
+        pyarrow.array([2**60], pyarrow.duration("s")),
+    ],
+    ids=["year", "zone", "date", "duration"],
+)
+def test_values_that_python_has_not(tmp_path, values):
+    path = tmp_path / "a.parquet"
+    write_table(pyarrow.table({"text": ["a"], "when": values}), path)
+    refusal(path)
+
+
+def test_a_name_that_two_columns_have(tmp_path):
+    """The library's record has just the last of them."""
+    path = tmp_path / "a.parquet"
+    write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"]), path)
+    with pytest.raises(UserError) as refused:
+        list(parquet_rows(path))
+    assert str(refused.value) == f"{path}: found the column 'text' twice, expected different names"

@@ -97,5 +97,19 @@ def test_a_space_before_a_quote_is_named(tmp_path, separator, row):
         read(tmp_path, text, separator)
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize("cell", ['5" screen', 'a "good" one', 'it"', 'a""b', 'a"b', '5" by 7"', 'say "hi'])
+def test_a_quote_inside_a_cell_without_quotes_is_text(tmp_path, separator, cell):
+    """RFC 4180 has none there, but people write inches: it opens nothing, so separators part cells as ever."""
+    text = f'text,label,more\n{cell},pos,{cell}\n"x, y",neg,{cell}\n'.replace(",", separator)
+    cells = [list(row.values()) for _, row in read(tmp_path, text, separator)]
+    assert cells == [[cell, "pos", cell], [f"x{separator} y", "neg", cell]]
+
+
+def test_a_quote_inside_a_cell_hides_no_separator(tmp_path):
+    with pytest.raises(UserError, match=r"a\.csv:2: row: found 3 fields, expected 2 \(text, label\)$"):
+        read(tmp_path, 'text,label\nHe said "hi, there",pos\n')
+
+
 def test_a_space_before_a_quote_in_quotes_is_text(tmp_path):
     assert read(tmp_path, 'text,label\n" ""b"" c", 1.5\n') == [(2, {"text": ' "b" c', "label": " 1.5"})]
