@@ -91,21 +91,6 @@ class TaskExamples(Examples[LabelledBatch]):
         return TaskExample([join_row(part, self.task_ids) for part in parts], row["label"])
 
 
-class InRowOrder(Examples[LabelledBatch]):
-    """The same examples without their lengths, so that an unshuffled loader keeps the order of the rows: predictions
-    are read beside the file.
-    """
-
-    def __init__(self, examples: TaskExamples) -> None:
-        self.examples = examples
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def batch(self, epoch: int, indices: NDArray[np.int64]) -> LabelledBatch:
-        return self.examples.batch(epoch, indices)
-
-
 class FinetuningDataModule(ResumableDataModule):
     """Labelled texts, pairs of texts, or questions with answers to choose from.
 
@@ -207,7 +192,9 @@ class FinetuningDataModule(ResumableDataModule):
         """The validation source in the order of its rows, which need no labels."""
         examples = self.predict_examples or self.validation_examples
         assert examples is not None, "setup comes first"
-        return self.validation_loader(InRowOrder(examples), self.val_batch_size or self.batch_size)
+        loader = self.validation_loader(examples, self.val_batch_size or self.batch_size)
+        loader.by_length = False
+        return loader
 
     def rows(self) -> tuple[list[Row], list[Row]]:
         """(training, validation) rows as text, {"text", "pair" or "choices" where the task has them, "label"}, labels

@@ -93,6 +93,7 @@ class BatchLoader(Generic[BatchT]):
         self.rank, self.world = rank, world
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
+        self.by_length = True  # False: the examples' own order, though they give lengths
         self._restored = False
         self._begun: _Begun | None = None
         self._plan: tuple[int, NDArray[np.int64]] | None = None
@@ -194,7 +195,7 @@ class BatchLoader(Generic[BatchT]):
         """All examples, in batches of `size` where they give lengths."""
         if self.shuffle and (own := self.examples.order(epoch)) is not None:
             return own
-        lengths = self.examples.lengths(epoch)
+        lengths = self.examples.lengths(epoch) if self.by_length else None
         if not self.shuffle:
             return np.arange(len(self.examples)) if lengths is None else np.argsort(lengths, kind="stable")
         generator = np.random.default_rng((self.seed, epoch))

@@ -41,9 +41,12 @@ def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | 
     question is another.
 
     Raises:
-        UserError: None is left.
+        UserError: None is left, or the tokenizer makes nothing of one (GPT-1's mends control characters away).
     """
     encoded = tokenizer.encode_batch([row["prompt"] for row in rows])
+    empty = next((row["prompt"] for row, ids in zip(rows, encoded, strict=True) if not ids), None)
+    if empty is not None:
+        raise UserError(f"{source}: prompt: found {empty!r:.60}, which has no tokens, expected text to continue")
     kept = [np.array(ids, dtype=np.int64) for ids in encoded if max_tokens is None or len(ids) <= max_tokens]
     if len(kept) < len(rows):
         message = "%s: of %d prompts, %d longer than %s tokens are left out"
@@ -60,8 +63,7 @@ class PPODataModule(ResumableDataModule):
 
     Args:
         train: "reviews" (embedded; the openings of sentences), files, folders or globs of {"prompt"} rows or .txt
-        with one prompt a
-            line, or a data set's name on the hub.
+            with one prompt a line, or a data set's name on the hub.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
         episodes: Prompts a rollout, over all processes: one device and eight take the same steps.

@@ -113,8 +113,10 @@ class ResumableDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """What `gpt predict` reads: the validation source."""
-        return self.val_dataloader()
+        """What `gpt predict` reads: the validation source in the order of its rows, for predictions are read beside it."""
+        loader: BatchLoader[Any] = self.val_dataloader()
+        loader.by_length = False
+        return loader
 
     def _limit(self, length: int) -> int | None:
         """Where the Trainer ends an epoch early (`limit_train_batches`), so that a state saved there opens the next

@@ -107,8 +107,7 @@ class RewardDataModule(ResumableDataModule):
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
         validation_fraction: See `validation`.
         demonstrations: Rows as for SFT that shall score 0 on average; None: for the reviews the positive sentences
-        about films, else
-            the best-ranked answers of the training rows.
+            about films, else the best-ranked answers of the training rows.
         max_demonstrations: At most so many of them.
     """
 
@@ -199,7 +198,7 @@ class RewardDataModule(ResumableDataModule):
 
     def rows(self) -> tuple[list[Row], list[Row]]:
         """The ranked answers as text: what the first epoch trains on, and what validates."""
-        if self.train_source == REVIEWS and self.validation_source is None:
+        if self.train_source == REVIEWS and self.validation_source in (None, REVIEWS):
             # Plain random pairs, as the published accuracies are counted; several pairings, for a smaller error.
             held_out = [row for seed in range(VALIDATION_PAIRINGS) for row in reward_rows("validation", 2, seed)]
             return reward_rows("train", self.k, self.seed), held_out

@@ -45,8 +45,9 @@ def encode_demonstrations(rows: Sequence[Row], tokenizer: Tokenizer, context: in
     turns = [transcript(row["messages"]) if "messages" in row else _plain(row) for row in rows]
     encoded = iter(tokenizer.encode_batch([text for row in turns for text, _ in row]))
     whole = [make_example([(next(encoded), learned) for _, learned in row], tokenizer.eos_id) for row in turns]
-    kept = [cut for example in whole if (cut := truncate_example(example, context)) is not None]
-    shortened = sum(example.cells > context for example in whole) - (len(whole) - len(kept))
+    cuts = [truncate_example(example, context) for example in whole]
+    kept = [cut for cut in cuts if cut is not None]
+    shortened = sum(cut is not None and cut.cells < example.cells for cut, example in zip(cuts, whole, strict=True))
     if shortened or len(kept) < len(whole):
         message = "%s: of %d rows, %d are cut to the context of %d tokens, %d whose prompt fills it are left out"
         log.warning(message, source, len(whole), shortened, context, len(whole) - len(kept))
@@ -99,8 +100,7 @@ class SFTDataModule(ResumableDataModule):
 
     Args:
         train: "reviews" (embedded), files, folders or globs of {"prompt", "response"} or {"messages"} rows, or a data
-        set's name on
-            the hub.
+            set's name on the hub.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the rows by hash.
         tokenizer: The folder of the pretrained model, a tokenizer file, "gpt2", or a name on the hub.
         context: Tokens a row.

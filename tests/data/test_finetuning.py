@@ -214,6 +214,19 @@ def test_scores_between_levels(lines, make):
     assert batch.index.shape == (2, 2)
 
 
+def test_both_orders_of_two_compared_texts_are_one_example(lines, make, caplog):
+    """They were parted by whichever stood first, and half of the swapped ones validated what was trained on."""
+    pairs = [{"text": f"a{i}", "pair": f"b{i}", "label": i % 2} for i in range(200)]
+    swapped = [{**row, "text": row["pair"], "pair": row["text"]} for row in pairs]
+    data = make(lines(pairs + swapped), task="similarity")
+    train, validation = ([(row["text"], row["pair"]) for row in rows] for rows in data.rows())
+    assert not set(train) & set(validation)
+    assert all(rows.count(row) == 2 for rows in (train, validation) for row in set(rows))
+    make(lines(pairs, "a.jsonl"), other := lines([*swapped[:5], {**pairs[0], "pair": "new"}], "b.jsonl"),
+         task="similarity")  # fmt: skip
+    assert f"{other}: 5 of 6 validation rows are in the training rows too" in caplog.text
+
+
 def test_without_a_validation_file_texts_are_split_by_hash(lines, make):
     data = make(lines(MNLI), task="entailment", columns=NLI_COLUMNS, validation_fraction=0.4)
     train, validation = data.rows()

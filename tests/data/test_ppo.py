@@ -102,6 +102,13 @@ def test_long_prompts_are_left_out(caplog):
         encode_prompts(prompts[2:], tokenizer, 5, "train")
 
 
+def test_a_prompt_without_tokens_is_refused_before_a_rollout():
+    tokenizer = Tokenizer.train(["some words"] * 3, 270, "gpt1")
+    with pytest.raises(UserError) as caught:
+        encode_prompts([{"prompt": "some"}, {"prompt": "\x07"}], tokenizer, None, "train")
+    assert str(caught.value) == "train: prompt: found '\\x07', which has no tokens, expected text to continue"
+
+
 def test_a_file_of_prompts(tmp_path):
     source = tmp_path / "a.jsonl"
     source.write_text("".join(json.dumps({"prompt": f"question {i}"}) + "\n" for i in range(40)))

@@ -100,3 +100,37 @@ def test_answers_that_do_not_fit_are_left_out(caplog):
 def test_a_batch_of_nothing_has_no_prompt(reviews):
     batch = reviews.validation_examples.batch(0, np.array([], dtype=np.int64))
     assert (len(batch.mask), batch.tokens.shape, batch.lengths.tolist()) == (0, (1, 1), [1])
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_same_answers_ranked_the_other_way_are_counted_as_shared(tmp_path, caplog):
+    """Labels are ignored, and for comparisons the order of the answers is one."""
+    answers = [{"prompt": f"p{i}", "chosen": "good", "rejected": "bad"} for i in range(3)]
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in answers[:2]]
+    fresh = [{"prompt": "p0", "chosen": "good", "rejected": "other"}]
+    train, validation = write(tmp_path / "a.jsonl", answers), write(tmp_path / "b.jsonl", swapped + fresh)
+    data = RewardDataModule(train, validation)
+    data.prepare_data()
+    data.setup("fit")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{validation}: 2 of 3 validation rows are in the training rows too"
+    ]
+
+
+def test_predictions_come_in_the_order_of_the_rows(tmp_path):
+    rows = [{"prompt": "p", "chosen": "a" + " a" * n, "rejected": "b"} for n in (9, 1, 5, 3, 7)]
+    data = RewardDataModule("reviews", write(tmp_path / "a.jsonl", rows), batch_size=2)
+    data.setup("predict")
+    found = [int(batch.lengths[index[0]]) - 3 for batch in data.predict_dataloader() for index in batch[2]]
+    assert found == [9, 1, 5, 3, 7]
+    assert sorted(found) == [int(b.lengths[i[0]]) - 3 for b in data.val_dataloader() for i in b[2]]
+
+
+def test_the_reviews_validate_in_pairs_however_they_are_named():
+    named, unnamed = (RewardDataModule(validation=source, k=4).rows()[1] for source in ("reviews", None))
+    assert named == unnamed
+    assert {len(row["responses"]) for row in named} == {2}

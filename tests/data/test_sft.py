@@ -90,6 +90,13 @@ def test_long_rows_are_cut_or_dropped_and_counted_once(tokenizer, caplog):
         encode_demonstrations(rows[2:], tokenizer, 10, "train")
 
 
+def test_a_row_without_tokens_is_left_out_and_not_counted_as_cut(caplog):
+    tokenizer = Tokenizer.train(["some words"] * 3, 270, "gpt1")
+    rows = [{"prompt": "\x07", "response": "\x07"}, {"prompt": "some", "response": "words"}]
+    assert len(encode_demonstrations(rows, tokenizer, 10, "train")) == 1
+    assert "of 2 rows, 0 are cut to the context of 10 tokens, 1 " in caplog.text
+
+
 def test_reviews(tmp_path):
     data = SFTDataModule(cache_dir=str(tmp_path))
     data.setup("fit")

@@ -1,6 +1,7 @@
 """Labelled rows of any source: which column holds what, and labels as class numbers.
 
-A checked row is {"text", "pair" (where the task has one), "choices" (multiple choice), "label"}. Its label is the
+A checked row is {"text", "pair" (where the task has one), "choices" (multiple choice), "label"}; of two texts that are
+compared, the first in the alphabet is the text. Its label is the
 number of the class or of the right answer, or for tasks with numbers the number itself; None where there is none.
 """
 
@@ -16,7 +17,7 @@ from gpt_modules.data.builtin.puzzles import possession_rows, quantifier_rows
 from gpt_modules.data.builtin.reviews import finetuning_rows
 from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_such_field, text_of, texts_of
 from gpt_modules.data.rows.sources import POSSESSIONS, PRODUCTS, QUANTIFIERS, REVIEWS, Source
-from gpt_modules.data.splits import Row, Split
+from gpt_modules.data.splits import Row, Split, normalise
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import LabellingKind
 
@@ -85,6 +86,8 @@ class LabelledRow:
             row["choices"] = self._choices(fields)
         elif self.pair is not None:
             row["pair"] = text_of(fields, self.pair)
+        if self.kind == "similarity":  # has no order: the same two texts are one example, for splits and for twins too
+            row["text"], row["pair"] = sorted((row["text"], row["pair"]), key=normalise)
         return {**row, "label": self._label(fields, len(row.get("choices", ())))}
 
     def _choices(self, fields: Mapping[Any, Any]) -> list[str]:

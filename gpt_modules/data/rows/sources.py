@@ -26,6 +26,7 @@ Source = str | Sequence[str]
 REVIEWS = "reviews"
 SHAKESPEARE = "shakespeare"
 PRODUCTS, QUANTIFIERS, POSSESSIONS = LABELLED = ("products", "quantifiers", "possessions")
+_UNORDERED = ("choices", "responses")
 _SHOWN = ("text", "pair", "choices", "prompt", "response", "messages", "responses")
 
 
@@ -151,7 +152,7 @@ def load_splits(
         return split_rows(load_rows(train, "train", schema, cache_dir=cache_dir), schema, fraction, train)
     if validation is not None:
         refuse_shared_files(train, validation)
-    held_out = load_rows(validation or REVIEWS, "validation", schema, cache_dir=cache_dir, k=k)
+    held_out = load_rows(validation or REVIEWS, "validation", schema, cache_dir=cache_dir)
     rows = load_rows(train, "train", schema, cache_dir=cache_dir, k=k)
     if validation is not None:
         warn_of_shared_rows(rows, held_out, name_of(validation))
@@ -175,12 +176,17 @@ def refuse_shared_files(train: Source, validation: Source) -> None:
 
 def warn_of_shared_rows(train: Sequence[Row], validation: Sequence[Row], source: str) -> None:
     """One line in the log that counts the validation rows which are trained on, but for what `normalise` ignores and
-    for labels.
+    for labels and ranks.
     """
-    seen = set(map(_content, train))
-    shared = sum(_content(row) in seen for row in validation)
+    seen = set(map(content_of, train))
+    tell_shared(source, sum(content_of(row) in seen for row in validation), len(validation), "rows")
+
+
+@cache
+def tell_shared(source: str, shared: int, count: int, what: str) -> None:
+    """Once, as rows are read before a run and again in each of its processes."""
     if shared:
-        log.warning("%s: %d of %d validation rows are in the training rows too", source, shared, len(validation))
+        log.warning("%s: %d of %d validation %s are in the training %s too", source, shared, count, what, what)
 
 
 def fingerprint(source: Source, split: Split) -> str:
@@ -273,8 +279,10 @@ def _local_files(source: Source) -> list[Path]:
     return [path for item in items if is_local(item) for path in find_files(item)]
 
 
-def _content(row: Row) -> bytes:
-    """A short digest of a row but for its label: what is shown to the model."""
-    shown = (row[name] for name in _SHOWN if name in row)
+def content_of(row: Row) -> bytes:
+    """A short digest of a row but for its label: what is shown to the model. Answers have no order: their ranks, or
+    which of them is right, say what is thought of them.
+    """
+    shown = (sorted(row[name]) if name in _UNORDERED else row[name] for name in _SHOWN if name in row)
     texts = (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in shown)
     return hashlib.blake2b("\0".join(map(normalise, texts)).encode(), digest_size=16).digest()
