@@ -68,7 +68,7 @@ def texts_of_tests(sources: Iterable[str], cache_dir: str | Path | None = None) 
     """
     for source in sources:
         for item in map(str, find_files(source)) if is_local(source) else [source]:
-            if item.endswith(".txt"):
+            if item.lower().endswith(".txt"):
                 yield from (row["text"] for row in iter_rows(item, "validation", "pretraining", cache_dir=cache_dir))
                 continue
             for row in iter_rows(item, "validation", _any_row, cache_dir=cache_dir):

@@ -1,7 +1,8 @@
 """Texts as runs of words, each run one number: what near-duplicates and contamination are found by.
 
-A word is what stands between white space, lower-cased, without its punctuation (Brown et al. 2020, appendix C). Runs
-are compared by a hash of 64 bits: among a billion different ones, two meet with a probability of 3 %.
+A word is what stands between white space, lower-cased, without its punctuation (Brown et al. 2020, appendix C), however
+its letters are composed (`splits.normalise`). Runs are compared by a hash of 64 bits: among a billion different ones,
+two meet with a probability of 3 %.
 """
 
 import hashlib
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gpt_modules.data.splits import normalise
 
 _CHUNK = re.compile(r"\S+")
 _MARKS = re.compile(r"[\W_]+")
@@ -49,7 +52,7 @@ def gram_hashes(words: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 @lru_cache(maxsize=1 << 18)
 def _hash_word(chunk: str) -> int:
     """0: no word."""
-    word = _MARKS.sub("", chunk.lower())
+    word = _MARKS.sub("", normalise(chunk))
     return (
         int.from_bytes(hashlib.blake2b(word.encode(errors="replace"), digest_size=8).digest(), "little") if word else 0
     )

@@ -1,4 +1,5 @@
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -40,6 +41,14 @@ def test_a_collision_is_cut_out_with_what_surrounds_it(grams):
     assert clean_pieces(text, spans) == [text[:502], after[199:]]
 
 
+def test_a_run_is_found_however_its_letters_are_composed():
+    """The same text to a reader, from a system that writes its accents apart."""
+    text = "Le café est très agréable à midi où la forêt naît près de l'été"
+    composed, apart = (unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+    grams, _ = distinct_grams([composed])
+    assert [len(collisions(written, grams)) for written in (composed, apart, f"\u200b{apart}")] == [2, 2, 2]
+
+
 def test_twelve_words_are_no_collision(grams):
     assert len(collisions(" ".join(TEST.split()[:12]) + " otherwise", grams)) == 0
 
@@ -69,4 +78,5 @@ def test_every_text_of_a_test_file_counts(tmp_path):
     rows = [{"query": "a", "choices": ["b", "c"], "gold": 1, "meta": {"more": "d"}}]
     (tmp_path / "t.jsonl").write_text(json.dumps(rows[0]) + "\n")
     (tmp_path / "t.txt").write_text("e\nf")
-    assert sorted(texts_of_tests([str(tmp_path)], tmp_path / "cache")) == ["a", "b", "c", "d", "e\nf"]
+    (tmp_path / "u.TXT").write_text("g")
+    assert sorted(texts_of_tests([str(tmp_path)], tmp_path / "cache")) == ["a", "b", "c", "d", "e\nf", "g"]
