@@ -2,23 +2,26 @@
 be judged by.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal, NamedTuple, TypeAlias, cast
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch.utils._pytree import tree_map
+from typing import Any, Literal, cast
 
 from gpt_modules.data.arguments import expect_default, expect_one_of, expect_whole
-from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
+from gpt_modules.data.batches import EpisodeBatch
+from gpt_modules.data.episodes.drawing import (
+    AnyEpisode,
+    EpisodeStream,
+    PointEpisode,
+    draw_from,
+    generator_of,
+    mingled,
+    stacked,
+)
 from gpt_modules.data.episodes.encoder import SEPARATOR, EpisodeEncoder, InContextSet
 from gpt_modules.data.episodes.families import Episode, Family, PointFamily
-from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.loader import BatchLoader
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.sources import Source
+from gpt_modules.data.rows.sources import Source, warn_of_shared_rows
 from gpt_modules.data.splits import Split
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.errors import UserError
@@ -30,43 +33,6 @@ TOKENIZER_IDS = 512
 VALIDATION_SEED = 0  # whatever the run's seed: all runs validate on the same tasks
 
 Objective = Literal["language", "classification", "regression"]
-
-
-Points: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class PointEpisode(NamedTuple):
-    """One task of numbers: (inputs (K, I), targets (K, O)) to adapt on, and such to be judged by."""
-
-    support: Points
-    query: Points
-
-
-AnyEpisode: TypeAlias = Episode | PointEpisode
-
-
-class EpisodeStream(Examples[EpisodeBatch]):
-    """The tasks of an epoch, in order: task i is what `draw(epoch, i)` gives."""
-
-    def __init__(
-        self,
-        draw: Callable[[int, int], AnyEpisode],
-        encode: Callable[[Sequence[AnyEpisode]], EpisodeBatch],
-        count: int,
-    ) -> None:
-        self.draw, self.encode, self.count = draw, encode, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        return np.arange(self.count)
-
-    def batch(self, epoch: int, indices: NDArray[np.int64]) -> EpisodeBatch:
-        if not len(indices):
-            nothing: EpisodeBatch = tree_map(lambda tensor: tensor[:0], self.batch(epoch, np.zeros(1, dtype=np.int64)))
-            return nothing
-        return self.encode([self.draw(epoch, index) for index in indices.tolist()])
 
 
 class EpisodicDataModule(ResumableDataModule):
@@ -159,7 +125,7 @@ class EpisodicDataModule(ResumableDataModule):
         """Text to train a tokenizer on: training tasks of all families, whatever the seed."""
         for family in dict.fromkeys(chain(self.families["train"], self.families["validation"])):
             for number in range(TOKENIZER_EPISODES):
-                support, query = family.episode(_generator("train", 0, 0, number), "train", TOKENIZER_EXAMPLES, 1)
+                support, query = family.episode(generator_of("train", 0, 0, number), "train", TOKENIZER_EXAMPLES, 1)
                 yield SEPARATOR.join(example.prompt + example.response for example in support + query)
 
     def prepare_data(self) -> None:
@@ -190,14 +156,14 @@ class EpisodicDataModule(ResumableDataModule):
         To compare sizes of the support set on the same tasks, draw at the largest and take the beginning of each:
         `Episode(episode.support[:k], episode.query)`, or of an encoded set its first k examples, `[:, :k]`.
         """
-        draw = self._drawing(split, seed, support, query)
+        draw = draw_from(self.families[split], split, seed, support, query)
         return [draw(0, number) for number in range(tasks)]
 
     def encode(self, episodes: Sequence[AnyEpisode]) -> EpisodeBatch:
         """Episodes with sets of the same sizes as a batch, whatever `in_context` is: one row an example."""
         if self.objective == "regression":
             points = cast(Sequence[PointEpisode], episodes)
-            return EpisodeBatch(_stacked([x.support for x in points]), _stacked([x.query for x in points]))
+            return EpisodeBatch(stacked([x.support for x in points]), stacked([x.query for x in points]))
         return self.encoder.encode(cast(Sequence[Episode], episodes))
 
     def encode_in_context(self, episodes: Sequence[Episode]) -> InContextSet:
@@ -214,24 +180,14 @@ class EpisodicDataModule(ResumableDataModule):
         return self._encoder
 
     def _encode_training(self, episodes: Sequence[Any]) -> EpisodeBatch:
-        rows = self.encoder.encode_in_one_row([_mingled(episode) for episode in episodes])
+        rows = self.encoder.encode_in_one_row([mingled(episode) for episode in episodes])
         return EpisodeBatch(self.encode(episodes).support, rows)
 
     def _encode_validation(self, episodes: Sequence[Any]) -> EpisodeBatch:
         return EpisodeBatch(self.encode(episodes).support, self.encode_in_context(episodes).rows)
 
-    def _drawing(
-        self, split: Split, seed: int, support: int | None = None, query: int | None = None
-    ) -> Callable[[int, int], AnyEpisode]:
-        """(epoch, number) to an episode: a pure function."""
-        families = self.families[split]
-        sizes = (self.support if support is None else support, self.query if query is None else query)
-
-        def draw(epoch: int, number: int) -> AnyEpisode:
-            found = families[number % len(families)].episode(_generator(split, seed, epoch, number), split, *sizes)
-            return found if isinstance(found, Episode) else _point_episode(found, sizes[0])
-
-        return draw
+    def _drawing(self, split: Split, seed: int) -> Callable[[int, int], AnyEpisode]:
+        return draw_from(self.families[split], split, seed, self.support, self.query)
 
     def _try_families(self) -> None:
         for split, families in self.families.items():
@@ -242,6 +198,16 @@ class EpisodicDataModule(ResumableDataModule):
                     self.encode([episode])
                 except UserError as error:
                     raise UserError(f"{type(family).__name__}: {error}") from error
+        self._tell_shared()
+
+    def _tell_shared(self) -> None:
+        """A family of validation may have been told to hold out what another family trains on."""
+        train, validation = (
+            [{"text": text} for family in families if isinstance(family, Family) for text in family.texts(split)]
+            for split, families in self.families.items()
+        )
+        if validation:
+            warn_of_shared_rows(train, validation, "validation_families")
 
     def _check(self, objective: str) -> None:
         """What no constructor argument says alone."""
@@ -282,29 +248,5 @@ class EpisodicDataModule(ResumableDataModule):
                 )
 
 
-def _mingled(episode: Episode) -> Episode:
-    """All examples in one random order, the same for the same episode: a support set's classes come in balanced
-    rounds, whose last class could be learned by counting.
-    """
-    examples = [*episode.support, *episode.query]
-    generator = np.random.default_rng(zlib.crc32("\n".join(example.prompt for example in examples).encode()))
-    return Episode([], [examples[place] for place in generator.permutation(len(examples))])
-
-
 def _listed(families: list[Family] | PointFamily) -> list[Any]:
     return list(families) if isinstance(families, list) else [families]
-
-
-def _generator(split: Split, seed: int, epoch: int, number: int) -> np.random.Generator:
-    """Chance of one task. The split is part of it, for families of which every task is a new one anyway."""
-    return np.random.default_rng((seed, epoch, number, int(split == "validation")))
-
-
-def _point_episode(points: Points, support: int) -> PointEpisode:
-    inputs, targets = points
-    return PointEpisode((inputs[:support], targets[:support]), (inputs[support:], targets[support:]))
-
-
-def _stacked(points: Sequence[Points]) -> EpisodeSet:
-    inputs, targets = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*points, strict=True))
-    return EpisodeSet((inputs,), targets)

@@ -1,5 +1,6 @@
 """Episodes as batches: functions of (seed, epoch, index), the same validation for every run, one line for mistakes."""
 
+import json
 from itertools import islice
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ from torch.utils._pytree import tree_leaves
 
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.ciphers import AffineCipher, SubstitutionCipher
+from gpt_modules.data.episodes.cloze import Cloze
 from gpt_modules.data.episodes.families import Episode, Example, Family
 from gpt_modules.data.episodes.sinusoid import Sinusoid
+from gpt_modules.data.episodes.ways import LabelledClasses
 from gpt_modules.data.maml import EpisodicDataModule
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -173,3 +176,33 @@ def test_mistakes_are_one_line(families, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         make(families, **changes)
     assert "\n" not in str(caught.value)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_texts_of_validation_that_another_family_trains_on_are_counted(tmp_path, caplog):
+    """What a family holds out of its source is its own affair; another one may have all of it."""
+    rows = [{"text": f"text {i}", "label": "ab"[i % 2]} for i in range(80)]
+    source = write(tmp_path / "a.jsonl", rows)
+    other = write(tmp_path / "b.jsonl", [{**row, "text": f"other {row['text']}"} for row in rows])
+    make([LabelledClasses(source), LabelledClasses(other)], support=2, query=2)
+    assert not caplog.records
+    module = make([LabelledClasses(source, other)], validation_families=[LabelledClasses(source)], support=2, query=2)
+    (held_out,) = module.families["validation"]
+    count = len(list(held_out.texts("validation")))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"validation_families: {count} of {count} validation rows are in the training rows too"
+    ]
+
+
+@pytest.mark.parametrize("family", [LabelledClasses, Cloze])
+def test_a_familys_file_may_not_train_and_validate(tmp_path, family):
+    source = write(tmp_path / "a.jsonl", [{"text": f"one more text is number {i}", "label": i % 2} for i in range(80)])
+    with pytest.raises(UserError) as caught:
+        make([family(source, source)])
+    assert str(caught.value) == (
+        f"validation: found {source}, the training file too, expected rows that are not trained on"
+    )

@@ -7,7 +7,7 @@ words.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpt_modules.data.arguments import expect_default, expect_part, expect_positive, expect_whole
 from gpt_modules.data.episodes.families import Episode, Family
 from gpt_modules.data.episodes.ways import compose, draw_labels, draw_words, texts_needed
-from gpt_modules.data.rows.sources import REVIEWS, Source, has_own_splits, iter_rows, name_of
+from gpt_modules.data.rows.sources import REVIEWS, Source, has_own_splits, iter_rows, name_of, refuse_shared_files
 from gpt_modules.data.splits import VALIDATION_FRACTION, Split, hold_out, normalise, split_of
 from gpt_modules.errors import UserError
 
@@ -92,6 +92,9 @@ class Cloze(Family):
                 return compose(labels, texts, answers, self.separator, support)
         raise self._refuse(split, f"no {self.ways} words with {needed} sentences of their own", "more text")
 
+    def texts(self, split: Split) -> Iterable[str]:
+        return self._indices[split].sentences
+
     def _words(self, split: Split, needed: int) -> list[str]:
         """The words of a split that enough sentences hold, and not too many."""
         if (split, needed) not in self._usable:
@@ -126,6 +129,8 @@ class Cloze(Family):
     @cached_property
     def _indices(self) -> dict[Split, "_Index"]:
         """Read at the first episode: the command line could not say why a constructor failed."""
+        if self.validation is not None:
+            refuse_shared_files(self.source, self.validation)
         read = self._read(self.source, "train")
         train, held_out = list(read.values()), list[str]()
         if self.validation is None and not (isinstance(self.source, str) and has_own_splits(self.source)):

@@ -5,7 +5,7 @@ or else an example.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -40,6 +40,10 @@ class Family(ABC):
 
     classes: int = 0
     """Classes of every task, numbered from 0 in an order drawn per task; 0 where an answer is no class."""
+
+    def texts(self, split: Split) -> Iterable[str]:
+        """What the tasks of a split are made of, where the family reads a source."""
+        return ()
 
     @abstractmethod
     def episode(self, generator: np.random.Generator, split: Split, support: int, query: int) -> Episode:

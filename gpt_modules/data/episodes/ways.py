@@ -8,6 +8,7 @@ labels see `label_words`).
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from gpt_modules.data.rows.labelled import (
     class_number,
     is_built_in,
 )
-from gpt_modules.data.rows.sources import Source, load_rows, name_of
+from gpt_modules.data.rows.sources import Source, load_rows, name_of, refuse_shared_files
 from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hold_out, normalise, split_of
 from gpt_modules.errors import UserError
 
@@ -143,6 +144,9 @@ class LabelledClasses(Family):
         texts = [draw_texts(generator, one.texts, count) for one, count in zip(drawn, counts, strict=True)]
         return compose(labels, texts, answers, self.separator, support)
 
+    def texts(self, split: Split) -> Iterable[str]:
+        return chain.from_iterable(one.texts for one in self._classes[split])
+
     def _checked(self, split: Split, needed: int) -> list[_Class]:
         """The classes of a split, all of them large enough: what chance would refuse in mid-training, the first episode
         refuses.
@@ -160,6 +164,8 @@ class LabelledClasses(Family):
     @cached_property
     def _classes(self) -> dict[Split, list[_Class]]:
         """Read at the first episode: the command line could not say why a constructor failed."""
+        if self.validation is not None:
+            refuse_shared_files(self.source, self.validation)
         rows, seen = self._rows(self.source, "train"), set[str]()
         has_split = self.validation is not None or is_built_in(self.source)
         held_out = self._rows(self.validation or self.source, "validation") if has_split else []
