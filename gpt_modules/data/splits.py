@@ -70,17 +70,20 @@ def normalise(text: str) -> str:
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        text = unicodedata.normalize("NFKC", "".join(filter(_shows, text)))
+        text = unicodedata.normalize("NFKC", text.translate(_SHOWN))
     return " ".join(text.lower().split())
 
 
-def _shows(letter: str) -> bool:
-    """Whether a character is seen: formats, variation selectors and the grapheme joiner are not."""
-    return (
-        unicodedata.category(letter) != "Cf"
-        and ord(letter) not in _VARIATION_SELECTORS
-        and ord(letter) != _GRAPHEME_JOINER
-    )
+class _Shown(dict[int, int | None]):
+    """Characters that are seen, as they are met; formats, variation selectors and the grapheme joiner are None."""
+
+    def __missing__(self, code: int) -> int | None:
+        unseen = unicodedata.category(chr(code)) == "Cf" or code in _VARIATION_SELECTORS or code == _GRAPHEME_JOINER
+        self[code] = None if unseen else code
+        return self[code]
+
+
+_SHOWN = _Shown()
 
 
 def _fitting(places: Sequence[float], least: int) -> str:
