@@ -13,6 +13,7 @@ from gpt_modules.data.arguments import expect_default, expect_parted, expect_who
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
 from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
+from gpt_modules.data.corpus.overlap import warn_of_shared_documents
 from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
 from gpt_modules.data.corpus.streams import Corpus, tokens_fingerprint
 from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
@@ -200,6 +201,9 @@ class PretrainingDataModule(ResumableDataModule):
         held_out = [validation for _, validation in opened if validation is not None]
         if self.mixture is not None and self.validation_source is not None:
             held_out = [self._whole(self.validation_source).open_validation(self.tokenizer)]
+        if self.validation_source is not None:
+            for corpus in self._corpora():
+                warn_of_shared_documents(corpus, self._whole(self.validation_source))
         # Each stream opens with the end token that the one before it has closed with.
         self.validation_tokens = join_tokens(between(part, int(i > 0), len(part)) for i, part in enumerate(held_out))
 

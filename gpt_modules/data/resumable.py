@@ -113,7 +113,7 @@ class ResumableDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """What `gpt predict` reads: the validation source in the order of its rows, for predictions are read beside it."""
+        """What `gpt predict` reads: the validation source, in the order of its rows to be read beside them."""
         loader: BatchLoader[Any] = self.val_dataloader()
         loader.by_length = False
         return loader

@@ -77,6 +77,12 @@ class Corpus:
             raise UserError(f"{name_of(self.source)}: found text and tokens in one source, expected either")
         return kinds == {True}
 
+    @property
+    def is_fetched_anew(self) -> bool:
+        """Whether every reading fetches it from the hub."""
+        own = has_own_splits(self.source)
+        return self.streaming and not own and not all(map(is_local, _listed(self.source)))
+
     def open(self, tokenizer: Tokenizer) -> tuple[Tokens, Tokens | None]:
         """(training, validation) tokens; text is encoded unless the cache has its tokens.
 
