@@ -136,9 +136,11 @@ def test_splits_share_no_sentence(nonsense):
     assert min(map(len, whole.values())) > 100
 
 
-def test_a_validation_source_gives_what_training_has_not(nonsense):
+def test_a_validation_source_gives_what_training_has_not(nonsense, tmp_path):
+    (tmp_path / "twin.txt").write_text(f"{Path(nonsense).read_text()}\n\n")  # the same sentences in another file
+    twin = str(tmp_path / "twin.txt")
     with pytest.raises(UserError, match=r"found 0 words that 10 to 0 of 0 sentences hold for validation"):
-        Cloze(nonsense, nonsense).episode(np.random.default_rng(0), "validation", 2, 2)
+        Cloze(nonsense, twin).episode(np.random.default_rng(0), "validation", 2, 2)
 
 
 def test_support_and_query_share_no_prompt(write):
