@@ -4,7 +4,6 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, whole_number
@@ -31,7 +30,8 @@ def main(words: list[str]) -> None:
     """`gpt adapt --model FOLDER --support FILE --output DIR [--steps S] [--lr α] [--query FILE]`.
 
     Raises:
-        UserError: For a mistake in an argument, the folder or a file, and for steps that diverge; nothing is written.
+        UserError: For a mistake in an argument, the folder or a file, and for steps that diverge; nothing is written, and
+            what stands in DIR is never replaced.
     """
     options = _parser().parse_args(words)
     _check(options)
@@ -54,7 +54,7 @@ def _parser() -> Arguments:
     parser.add_argument("--model", required=True, help="an exported folder, a transformers folder, or a hub name")
     parser.add_argument("--support", required=True, metavar="FILE",
                         help='rows {"prompt", "response"}; for a classifier {"text", "label"}')  # fmt: skip
-    parser.add_argument("--output", required=True, type=path_name, metavar="DIR", help="the adapted folder")
+    parser.add_argument("--output", required=True, type=path_name, metavar="DIR", help="the adapted folder, a new one")
     parser.add_argument(
         "--steps", type=whole_number(0), metavar="S", help="gradient steps (default: what it was trained for)"
     )
@@ -68,15 +68,14 @@ def _parser() -> Arguments:
 
 def _check(options: argparse.Namespace) -> None:
     """What needs no model."""
-    from gpt_modules.backbone.folders.replacing import check_replaceable
-    from gpt_modules.storage.durable import check_writable
+    from gpt_modules.backbone.folders.replacing import check_new
+    from gpt_modules.storage.durable import check_writable, room_for
 
     for name in ("support", "query"):
         expect(getattr(options, name) != "", f"--{name}", "", "the name of a file")
-    if options.output.resolve() == Path(options.model).resolve():
-        raise UserError(f"--output: found the folder of --model, {options.output}, expected another one")
-    check_replaceable(options.output)  # before the work, not after it
-    check_writable(options.output.parent)
+    with room_for(options.output):  # before the work, not after it
+        check_new(options.output)
+        check_writable(options.output.parent)
 
 
 def _open(options: argparse.Namespace) -> "GPT | LabellingModel":

@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 
 import pytest
 import torch
@@ -31,6 +32,12 @@ def world(micro, tmp_path, monkeypatch):
     write_rows(tmp_path / "rows.jsonl", ROWS)
     words = ["--model", "model", "--support", "rows.jsonl", "--output", "out", "--device", "cpu"]
     return tmp_path, words
+
+
+def adapt(words):
+    """Once more, in a folder that is new each time."""
+    shutil.rmtree("out", ignore_errors=True)
+    adapt_cli.main(words)
 
 
 def table(capsys):
@@ -63,7 +70,7 @@ def by_hand(rows, tokenizer, model, steps, rate):
 def test_steps_are_those_of_gradient_descent_on_all_rows(world, micro, capsys, monkeypatch, batch_tokens):
     _, words = world
     monkeypatch.setattr(adapt_cli, "BATCH_TOKENS", batch_tokens)
-    adapt_cli.main([*words, "--steps", "3", "--lr", "0.05"])
+    adapt([*words, "--steps", "3", "--lr", "0.05"])
     expected = load_pretrained("model", "gpt")
     lines = by_hand(ROWS, micro.tokenizer, expected, 3, 0.05)
     header, found = table(capsys)
@@ -85,7 +92,7 @@ def test_the_folders_own_rates_and_steps(world, micro, capsys):
     save_pretrained(
         "model", model, tokenizer_json=micro.tokenizer.to_json(), inner_rates=InnerRates("maml", 3, {name: rates})
     )
-    adapt_cli.main(world[1])
+    adapt(world[1])
     _, lines = table(capsys)
     assert [line[0] for line in lines] == [0, 1, 2, 3]
     assert lines[0][1] != lines[1][1] == lines[2][1] == lines[3][1], (
@@ -96,7 +103,7 @@ def test_the_folders_own_rates_and_steps(world, micro, capsys):
         assert torch.equal(value, adapted[key]) == (key != name)
     assert torch.equal(adapted[name][:32], model.state_dict()[name][:32])
     assert load_inner_rates("out") is None
-    adapt_cli.main([*world[1], "--lr", "0.1", "--steps", "1"])
+    adapt([*world[1], "--lr", "0.1", "--steps", "1"])
     again = load_pretrained("out", "gpt").state_dict()
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, again[key])}
     assert moved == {name}, "another number for the same parameters"
@@ -105,15 +112,15 @@ def test_the_folders_own_rates_and_steps(world, micro, capsys):
 
 def test_a_query_set_is_measured_and_not_learned(world, capsys):
     folder, words = world
-    adapt_cli.main([*words, "--steps", "2", "--lr", "0.05"])
+    adapt([*words, "--steps", "2", "--lr", "0.05"])
     alone, weights = table(capsys)[1], sha256_of(folder / "out/model.safetensors")
     write_rows(folder / "query.jsonl", ROWS[:3])
-    adapt_cli.main([*words, "--steps", "2", "--lr", "0.05", "--query", "query.jsonl"])
+    adapt([*words, "--steps", "2", "--lr", "0.05", "--query", "query.jsonl"])
     header, lines = table(capsys)
     assert header == ["step", "support", "loss", "support", "right", "query", "loss", "query", "right"]
     assert [line[:3] for line in lines] == alone
     assert sha256_of(folder / "out/model.safetensors") == weights
-    adapt_cli.main([*words, "--steps", "0", "--lr", "1", "--support", "query.jsonl"])
+    adapt([*words, "--steps", "0", "--lr", "1", "--support", "query.jsonl"])
     assert table(capsys)[1] == [[0, *lines[0][3:]]]
 
 
@@ -125,10 +132,10 @@ def test_a_classifier(world, micro, capsys):
     )
     save_pretrained("model", model, tokenizer_json=tokenizer.to_json())
     write_rows(folder / "rows.jsonl", [{**row, "label": ("low", "high").index(row["label"])} for row in LABELLED])
-    adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+    adapt([*words, "--steps", "1", "--lr", "0.05"])
     by_number = table(capsys)[1]
     write_rows(folder / "rows.jsonl", LABELLED)
-    adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+    adapt([*words, "--steps", "1", "--lr", "0.05"])
     assert table(capsys)[1] == by_number
     start, _, extract = tokenizer.task_ids
     logits = torch.cat(
@@ -148,7 +155,7 @@ def test_a_classifier(world, micro, capsys):
     with pytest.raises(
         UserError, match=r"rows\.jsonl:9: label: found the unknown class 'middling', expected one of low, high$"
     ):
-        adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+        adapt([*words, "--steps", "1", "--lr", "0.05"])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +172,7 @@ def test_classes_that_only_have_numbers_are_called_as_in_the_rows(world, micro, 
     model = LabellingModel(micro.config(vocab_size=tokenizer.vocab_size), Labelling("classification", classes))
     save_pretrained("model", model, tokenizer_json=tokenizer.to_json())
     write_rows(folder / "rows.jsonl", [{**row, "label": names[row["label"] == "low"]} for row in LABELLED])
-    adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+    adapt([*words, "--steps", "1", "--lr", "0.05"])
     assert len(table(capsys)[1]) == 2
     assert load_pretrained("out").task.labels == kept
 
@@ -177,7 +184,7 @@ def test_more_classes_than_a_meta_learned_classifier_has(world, micro):
     save_pretrained("model", model, tokenizer_json=tokenizer.to_json())
     write_rows(folder / "rows.jsonl", [*LABELLED, {"text": "neither", "label": "middle"}])
     with pytest.raises(UserError, match=r"label: found the unknown class '(high|low|middle)', expected one of 0, 1"):
-        adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+        adapt([*words, "--steps", "1", "--lr", "0.05"])
 
 
 @pytest.mark.parametrize(
@@ -197,8 +204,9 @@ def test_more_classes_than_a_meta_learned_classifier_has(world, micro):
         ("--steps 1 --lr 0.1 --support long.jsonl", "long.jsonl: example 2: context: found a prompt of"),
         ("--steps 1 --lr 0.1 --model reward", "reward: found a reward model, expected a language model or"),
         ("--steps 1 --lr 0.1 --model scores", "scores: found a model for regression, expected a language model or"),
-        ("--steps 1 --lr 0.1 --output ./model", "--output: found the folder of --model, model, expected another one"),
-        ("--steps 1 --lr 0.1 --output taken", "taken: found thesis.tex, expected a new folder or one that holds"),
+        ("--steps 1 --lr 0.1 --output ./model", "model: found config.json, expected a new folder: name another, or"),
+        ("--steps 1 --lr 0.1 --output taken", "taken: found thesis.tex, expected a new folder: name another, or remo"),
+        ("--steps 1 --lr 0.1 --output rows.jsonl", "rows.jsonl: found a file, expected a folder to write a model to"),
         ("--steps 9 --lr 1e30", "--support: found a loss of "),
     ],
 )  # fmt: skip
@@ -217,7 +225,7 @@ def test_mistakes(world, micro, changes, message):
     (folder / "taken/thesis.tex").touch()
     before = {path for path in folder.glob("**/*") if "cache" not in path.parts}
     with pytest.raises(UserError, match=f"^{re.escape(message)}") as caught:
-        adapt_cli.main([*words, *changes.split()])
+        adapt([*words, *changes.split()])
     assert "\n" not in str(caught.value)
     assert {path for path in folder.glob("**/*") if "cache" not in path.parts} == before
 
@@ -227,18 +235,17 @@ def test_a_long_prompt_loses_its_beginning_and_says_so(world, capsys, caplog):
     words = [*words, "--steps", "0", "--lr", "0.1"]
     write_rows(folder / "rows.jsonl", [{"prompt": "a story " * 100 + "the film", "response": " is good."}])
     with caplog.at_level(logging.WARNING):
-        adapt_cli.main(words)
+        adapt(words)
     assert "context of 32 tokens" in caplog.text
     first = table(capsys)[1]
     write_rows(folder / "rows.jsonl", [{"prompt": "a story " * 60 + "the film", "response": " is good."}])
-    adapt_cli.main(words)
+    adapt(words)
     assert table(capsys)[1] == first
 
 
-def test_cut_off_or_diverged_it_leaves_the_folder_before(world, monkeypatch):
+def test_cut_off_or_diverged_it_leaves_nothing(world, monkeypatch):
     folder, words = world
-    adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
-    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    before = set(folder.iterdir())
     with pytest.raises(UserError, match="diverged"):
         adapt_cli.main([*words, "--steps", "5", "--lr", "1e30"])
     real, calls = adapt_cli._step, []
@@ -252,8 +259,17 @@ def test_cut_off_or_diverged_it_leaves_the_folder_before(world, monkeypatch):
     monkeypatch.setattr(adapt_cli, "_step", step)
     with pytest.raises(KeyboardInterrupt):
         adapt_cli.main([*words, "--steps", "3", "--lr", "0.05"])
+    assert {path for path in folder.iterdir() if path.name != "cache"} == before
+
+
+def test_an_adapted_model_is_not_replaced(world):
+    folder, words = world
+    (folder / "out").mkdir()
+    adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
+    before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
+    with pytest.raises(UserError, match=r"^out: found config\.json, expected a new folder: name another, or remove th"):
+        adapt_cli.main([*words, "--steps", "1", "--lr", "0.1"])
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
-    assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]
 
 
 def test_the_command(gpt, world):

@@ -59,6 +59,14 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(new, ignore_errors=True)
 
 
+def check_new(folder: Path) -> None:
+    """Raises `UserError` where anything stands in `folder`, a model too: nobody asked for its loss."""
+    found = min((path.name for path in folder.iterdir()), default=None) if folder.is_dir() else None
+    if found is not None:
+        raise UserError(f"{folder}: found {found}, expected a new folder: name another, or remove this one")
+    check_replaceable(folder)
+
+
 def check_replaceable(folder: Path) -> None:
     """Raises `UserError` where `folder` holds anything but a model."""
     if folder.exists() and not folder.is_dir():
