@@ -29,11 +29,9 @@ def main(words: list[str]) -> None:
     if options.demonstrations is not None and not any(shots):
         raise UserError(f"--demonstrations: found {options.demonstrations} with --shots {options.shots}, expected a "
                         "number of shots above 0")  # fmt: skip
-    if any(shots) and all(task.kind == "perplexity" for task in tasks):
-        raise UserError(f"--shots: found {options.shots} for tasks of perplexity alone, which have no demonstrations, "
-                        "expected 0")  # fmt: skip
-    from gpt_modules.evaluation.tasks.measure import Settings
+    from gpt_modules.evaluation.tasks.measure import Settings, check_shots
 
+    check_shots("--shots", tasks, shots)
     settings = Settings(options.limit, options.seed, not options.no_end_token, options.batch_tokens)
     _run(options, tasks, shots, settings)
 
@@ -111,12 +109,19 @@ def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list
 
 def _definition(task: "EvaluationTask", shots: list[int]) -> dict[str, Any]:
     """The task as plain values, with the SHA-256 of the data that it is measured with."""
+    found = {"source": _digest(task, "source", task.split)}
+    if task.kind != "perplexity" and task.demonstrations is not None and any(shots):
+        found["demonstrations"] = _digest(task, "demonstrations", "train")
+    return {**task.to_dict(), "sha256": found}
+
+
+def _digest(task: "EvaluationTask", key: str, split: str) -> str:
     from gpt_modules.data.rows.sources import fingerprint
 
-    found = {"source": fingerprint(task.source, task.split)}  # type: ignore[arg-type]
-    if task.kind != "perplexity" and task.demonstrations is not None and any(shots):
-        found["demonstrations"] = fingerprint(task.demonstrations, "train")
-    return {**task.to_dict(), "sha256": found}
+    try:
+        return fingerprint(getattr(task, key), split)  # type: ignore[arg-type]
+    except UserError as error:  # nothing was read yet: it is not there
+        raise UserError(f"{error}; --{key} FILE names the data of {task.name}") from error
 
 
 def _say(*lines: str) -> None:

@@ -124,7 +124,9 @@ def test_demonstrations_need_not_be_there_for_zero_shot(world):
     folder, words = world
     with (folder / "recipes/evaluation/quiz.yaml").open("a") as file:
         file.write("demonstrations: later.jsonl\n")
-    with pytest.raises(UserError, match=r"later\.jsonl: found no such file"):
+    with pytest.raises(
+        UserError, match=r"^later\.jsonl: found no such file.*; --demonstrations FILE names the data of "
+    ):
         evaluate_cli.main(words)
     evaluate_cli.main([*words, "--shots", "0"])
     (folder / "later.jsonl").write_bytes((folder / "rows.jsonl").read_bytes())
@@ -153,6 +155,10 @@ def test_demonstrations_need_not_be_there_for_zero_shot(world):
         (["--batch-tokens", "0"], "--batch-tokens: found '0', expected a whole number from 1"),
         (["--device", "cuda"], "--device: found 'cuda', expected auto or cpu"),
         (["--source", "none.jsonl"], r"none\.jsonl: found no such file"),
+        (
+            ["--tasks", "lambada", "--shots", "0"],
+            r"lambada/test\.jsonl: found no such file.*; --source FILE names the da",
+        ),
         (["--shots", "6"], "quiz: demonstrations: found 5 besides item 1, expected at least 6"),
         (["--model", "none/such/folder"], "none/such/folder: no such folder, expected a model folder"),
     ],

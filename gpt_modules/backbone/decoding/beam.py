@@ -13,10 +13,13 @@ from torch import Tensor
 
 from gpt_modules.backbone.decoding.generation import (
     CUDA_STEPS_BETWEEN_CHECKS,
+    Ends,
     Generation,
     Prompts,
     check_prompts,
+    ends_of,
     inference,
+    is_end,
     left_padded,
     new_cache,
     real_tokens,
@@ -32,15 +35,16 @@ def beam_search(
     prompts: Prompts,
     *,
     max_new_tokens: int,
-    eos_id: int | None,
+    eos_id: Ends,
     width: int = 4,
     length_penalty: float = 0.6,
 ) -> Generation:
     """The best hypothesis of each prompt: its tokens, and their log-probabilities under the model.
 
-    A hypothesis ends with `eos_id`, or at `max_new_tokens`; one that ends leaves its place to the next best. `prompts`
-    as of `generate`. The answer is a function of the model and the prompt: of equal scores, the one from the better
-    hypothesis comes first, then the smaller token. Prompts whose best cannot be beaten any more leave the batch.
+    A hypothesis ends with `eos_id` (or one of them), or at `max_new_tokens`; one that ends leaves its place to the
+    next best. `prompts` as of `generate`. The answer is a function of the model and the prompt: of equal scores, the
+    one from the better hypothesis comes first, then the smaller token. Prompts whose best cannot be beaten any more
+    leave the batch.
 
     Args:
         width: hypotheses pursued at once; 1 is greedy.
@@ -54,7 +58,7 @@ def beam_search(
         raise UserError(f"width: found {width}, expected at least 1")
     if not 0.0 <= length_penalty < math.inf:
         raise UserError(f"length_penalty: found {length_penalty}, expected 0 or more")
-    search = _Search(len(lengths), width, max_new_tokens, eos_id, length_penalty, tokens.device)
+    search = _Search(len(lengths), width, max_new_tokens, ends_of(eos_id, tokens.device), length_penalty)
     with inference(model), input_major(model, max_new_tokens) as head:
         cache = new_cache(model, len(lengths), tokens.shape[1], static=False)
         hidden = model.hidden(tokens, attention_mask=real_tokens(tokens, lengths), cache=cache)[:, -1]
@@ -78,11 +82,8 @@ class _Search:
     the step before they continue.
     """
 
-    def __init__(
-        self, prompts: int, width: int, steps: int, eos_id: int | None, penalty: float, device: torch.device
-    ) -> None:
-        self.width, self.steps, self.penalty = width, steps, penalty
-        self.eos_id = -1 if eos_id is None else eos_id
+    def __init__(self, prompts: int, width: int, steps: int, ends: Int[Tensor, "E"], penalty: float) -> None:
+        self.width, self.steps, self.ends, self.penalty, device = width, steps, ends, penalty, ends.device
         self.active = torch.arange(prompts, device=device)
         self.tokens = torch.zeros(prompts, width, steps, dtype=torch.long, device=device)
         self.logprobs = torch.zeros(prompts, width, steps, device=device)
@@ -105,7 +106,7 @@ class _Search:
         said = self.tokens.gather(1, parents[:, :, None].expand(-1, -1, self.steps))
         were = self.logprobs.gather(1, parents[:, :, None].expand(-1, -1, self.steps))
         said[:, :, length - 1], were[:, :, length - 1] = token, new
-        ends = (token == self.eos_id) | (length == self.steps)
+        ends = is_end(token, self.ends) | (length == self.steps)
         self._note(scores, said, were, ends, length)
         # Stable: those that go on stay in order. Where fewer than W do, the rest is out of the race.
         on = ends.to(torch.int8).argsort(dim=1, stable=True)[:, : self.width]
@@ -130,7 +131,7 @@ class _Search:
         interval = CUDA_STEPS_BETWEEN_CHECKS if rows.is_cuda else 1
         if length == self.steps:
             return rows[:0].flatten()
-        if self.eos_id < 0 or length % interval:
+        if len(self.ends) == 0 or length % interval:
             return rows.flatten()
         # Probabilities only fall, and no norm is above the last.
         on = self.scores[:, 0] / self._norm(self.steps) > self.best_scores[self.active]

@@ -23,6 +23,8 @@ from gpt_modules.errors import UserError
 
 Prompts: TypeAlias = Sequence[Sequence[int]] | tuple[Tensor, Tensor]
 Noise: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+Ends: TypeAlias = int | Sequence[int] | None
+"""The token that ends an answer, or several, each of which does."""
 
 # Finished rows leave once they are this part of the batch: copying the cache more often costs more than it saves.
 RETIRED_PART = 0.25
@@ -46,14 +48,14 @@ def generate(
     prompts: Prompts,
     *,
     max_new_tokens: int,
-    eos_id: int | None,
+    eos_id: Ends,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: Noise = None,
     compile: bool = False,
 ) -> Generation:
-    """Continue each prompt by up to `max_new_tokens` tokens, or until it says `eos_id`.
+    """Continue each prompt by up to `max_new_tokens` tokens, or until it says `eos_id` (or one of them).
 
     Args:
         prompts: token ids, one sequence a row, or a pair (tokens (B, T), mask (B, T)) padded on either side.
@@ -75,12 +77,23 @@ def generate(
         static = compile or can_capture(model)
         cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
         step = DecodeStep(model, cache, rule, head)
-        return _decode(step, tokens, mask, uniforms, eos_id, compile)
+        return _decode(step, tokens, mask, uniforms, ends_of(eos_id, tokens.device), compile)
 
 
 def noise_of(key: str) -> torch.Generator:
     """A generator of the CPU that is a function of `key`: a row's own, for `generate`."""
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) >> 1)
+
+
+def ends_of(eos_id: Ends, device: torch.device) -> Int[Tensor, "E"]:
+    """The tokens that end an answer; none: it goes on."""
+    found = [] if eos_id is None else [eos_id] if isinstance(eos_id, int) else list(eos_id)
+    return torch.tensor(found, dtype=torch.long, device=device)
+
+
+def is_end(token: Int[Tensor, "*S"], ends: Int[Tensor, "E"]) -> Bool[Tensor, "*S"]:
+    """True for the tokens that end an answer."""
+    return (token[..., None] == ends).any(-1)
 
 
 def left_padded(prompts: Prompts, device: torch.device) -> tuple[Int[Tensor, "B T"], list[int]]:
@@ -169,16 +182,16 @@ def _decode(
     tokens: Int[Tensor, "B T"],
     mask: Bool[Tensor, "B T"] | None,
     uniforms: Float[Tensor, "N 2 B"],
-    eos_id: int | None,
+    ends: Int[Tensor, "E"],
     compile: bool,
 ) -> Generation:
-    written = _Transcript(len(uniforms), tokens, eos_id)
+    written = _Transcript(len(uniforms), tokens, ends)
     interval = CUDA_STEPS_BETWEEN_CHECKS if tokens.is_cuda else 1
     token, logprob = step.prefill(tokens, mask, uniforms[0])
     advance: Advance | None = None
     for index in range(1, len(uniforms)):
         token = written.record(index - 1, token, logprob)
-        if eos_id is not None and index % interval == 0:
+        if len(ends) and index % interval == 0:
             # Another batch size would be compiled anew, which costs more than rows that say nothing.
             survivors = written.survivors(1.0 if compile else RETIRED_PART)
             if survivors is not None and len(survivors) == 0:
@@ -196,8 +209,8 @@ def _decode(
 class _Transcript:
     """What every row has said, and which rows still speak. Written (N, B): a step then fills one contiguous row."""
 
-    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], eos_id: int | None) -> None:
-        self.eos_id = eos_id
+    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], ends: Int[Tensor, "E"]) -> None:
+        self.ends = ends
         self.tokens = prompts.new_zeros(steps, len(prompts))
         self.logprobs = torch.zeros_like(self.tokens, dtype=torch.float32)
         self.mask = torch.zeros_like(self.tokens, dtype=torch.bool)
@@ -211,8 +224,8 @@ class _Transcript:
         self.tokens[index].index_copy_(0, self.rows, token)
         self.logprobs[index].index_copy_(0, self.rows, logprob.masked_fill(self.finished, 0.0))
         self.mask[index].index_copy_(0, self.rows, speaking)
-        if self.eos_id is not None:
-            self.finished |= token == self.eos_id
+        if len(self.ends):
+            self.finished |= is_end(token, self.ends)
         return token
 
     def survivors(self, part: float) -> Int[Tensor, "K"] | None:

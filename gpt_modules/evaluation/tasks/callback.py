@@ -11,7 +11,16 @@ from gpt_modules.backbone import GPT
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.definitions import find_tasks
 from gpt_modules.evaluation.tasks.figures import shot_curve_figure
-from gpt_modules.evaluation.tasks.measure import Settings, Workload, measure, prepare, read_data, shots_of
+from gpt_modules.evaluation.tasks.measure import (
+    Settings,
+    Workload,
+    check_fits,
+    check_shots,
+    measure,
+    prepare,
+    read_data,
+    shots_of,
+)
 from gpt_modules.evaluation.tasks.metrics import Estimate
 
 
@@ -76,9 +85,11 @@ class FewShot(L.Callback):
         if self._work is None:
             n_positions = language_model(pl_module, "FewShot").config.n_positions
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._work = []
-            for task in find_tasks(self.tasks):
+            self._work, tasks = [], find_tasks(self.tasks)
+            check_shots("FewShot: shots", tasks, self.shots)
+            for task in tasks:
                 rows = read_data(task, self.settings, self.shots, data.cache_dir)
+                check_fits(task, rows, n_positions, self.shots)
                 self._work += [prepare(task, rows, data.tokenizer, n_positions, count, self.settings)
                                for count in shots_of(task, self.shots)]  # fmt: skip
         return self._work

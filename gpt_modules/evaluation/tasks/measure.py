@@ -1,14 +1,12 @@
 """A task at K demonstrations, from its rows to its metrics with their standard errors.
 
-All continuations of a task are scored by one call, which sees what they share; all answers are written in batches of
-alike lengths.
+All continuations of a task are scored by one call, which sees what they share.
 """
 
 import dataclasses
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpt_modules.backbone import GPT, Generation, beam_search, generate, noise_of
+from gpt_modules.backbone import GPT
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
+from gpt_modules.evaluation.tasks.answers import write_answers
 from gpt_modules.evaluation.tasks.definitions import EvaluationTask
 from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
 from gpt_modules.evaluation.tasks.metrics import Estimate, Numbers, bleu, bootstrap, mean, ratio_of, text_scores
@@ -27,7 +26,6 @@ from gpt_modules.evaluation.tasks.prompts import Prompt, build_prompts, encode_p
 from gpt_modules.evaluation.tasks.questions import Question, Questions, read_questions, read_texts
 from gpt_modules.evaluation.tasks.scoring import Progress, Score, continuation_logprobs
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _LARGEST_EXPONENT = 700.0  # of a float64
 
 
@@ -47,6 +45,7 @@ class Settings:
         for key in ("limit", "max_tokens_a_batch"):
             if (value := getattr(self, key)) is not None and value < 1:
                 raise UserError(f"{key}: found {value}, expected at least 1")
+        expect(self.seed >= 0, "seed", self.seed, "at least 0")
 
 
 class Workload(NamedTuple):
@@ -92,6 +91,13 @@ def read_data(
 def shots_of(task: EvaluationTask, shots: Sequence[int]) -> list[int]:
     """The counts of demonstrations that a task is measured at; a text has none."""
     return [0] if task.kind == "perplexity" else list(shots)
+
+
+def check_shots(field: str, tasks: Sequence[EvaluationTask], shots: Sequence[int]) -> None:
+    """Raises `UserError`, naming `field`, for demonstrations that no task has."""
+    if any(shots) and all(task.kind == "perplexity" for task in tasks):
+        found = f"found {','.join(map(str, shots))} for tasks of perplexity alone, which have no demonstrations"
+        raise UserError(f"{field}: {found}, expected 0")
 
 
 def check_fits(task: EvaluationTask, data: Questions | list[str], n_positions: int, shots: Sequence[int]) -> None:
@@ -177,7 +183,8 @@ def _answers(
     work: Workload, model: GPT, tokenizer: Tokenizer, settings: Settings, progress: Progress | None
 ) -> Outcome:
     task = work.task
-    written = _write(task, [prompt.rows[0][0] for prompt in work.prompts], model, tokenizer, settings, progress)
+    asked = [prompt.rows[0][0] for prompt in work.prompts]
+    written = write_answers(task, asked, model, tokenizer, settings.seed, settings.max_tokens_a_batch, progress)
     said = [text for text, _ in written]
     known = [[after.strip() for _, after in question.answers] for question in work.questions]
     scores = text_scores(task.metrics, said, known)
@@ -238,70 +245,6 @@ def _value(task: EvaluationTask, score: Score, text: str, prior: dict[str, float
         return score.logprob - prior[text]
     length = {"sum": 1, "token": score.tokens, "character": len(text_alone), "byte": len(text_alone.encode())}
     return score.logprob / length[scoring]
-
-
-def _write(
-    task: EvaluationTask,
-    prompts: list[list[int]],
-    model: GPT,
-    tokenizer: Tokenizer,
-    settings: Settings,
-    progress: Progress | None,
-) -> list[tuple[str, bool]]:
-    """What the model says to each prompt, and whether it came to an end."""
-    end = _end_id(task, tokenizer)
-    speak = _speaker(task, model, end, settings.seed)
-    texts: dict[int, tuple[str, bool]] = {}
-    for batch in _batches([len(prompt) + task.max_new_tokens for prompt in prompts],
-                          settings.max_tokens_a_batch // task.beams):  # fmt: skip
-        said = speak([prompts[i] for i in batch], batch)
-        for i, row, kept in zip(batch, said.tokens.tolist(), said.mask.tolist(), strict=True):
-            ids = [token for token, is_kept in zip(row, kept, strict=True) if is_kept]
-            texts[i] = _answer(task, tokenizer, ids, end)
-        if progress is not None:
-            progress(len(texts) / len(prompts))
-    return [texts[i] for i in range(len(prompts))]
-
-
-def _speaker(
-    task: EvaluationTask, model: GPT, end: int, seed: int
-) -> Callable[[list[list[int]], list[int]], Generation]:
-    """(prompts, their numbers) -> what is said; the noise of an answer is a function of its number."""
-    new = task.max_new_tokens
-    if task.beams > 1:
-        return lambda prompts, numbers: beam_search(
-            model, prompts, max_new_tokens=new, eos_id=end, width=task.beams, length_penalty=task.length_penalty
-        )
-    return lambda prompts, numbers: generate(
-        model, prompts, max_new_tokens=new, eos_id=end, temperature=task.temperature, top_k=task.top_k,
-        generator=[noise_of(f"{seed} {task.name} {number}") for number in numbers],
-    )  # fmt: skip
-
-
-def _end_id(task: EvaluationTask, tokenizer: Tokenizer) -> int:
-    """The token that ends an answer: a stop text where it is one token, since few-shot answers end so, and the model
-    then need not go on to `max_new_tokens`.
-    """
-    single = (ids[0] for stop in task.stop if len(ids := tokenizer.encode(stop)) == 1)
-    return next(single, tokenizer.eos_id)
-
-
-def _answer(task: EvaluationTask, tokenizer: Tokenizer, ids: list[int], end: int) -> tuple[str, bool]:
-    ended = ids.index(tokenizer.eos_id) if tokenizer.eos_id in ids else len(ids)
-    text = tokenizer.decode(ids[:ended])
-    stops = [found for stop in task.stop if (found := text.find(stop)) >= 0]
-    finished = bool(stops) or ended < len(ids) or ids[-1] == end
-    text = text[: min(stops, default=len(text))].strip()
-    return text if task.sentences is None else " ".join(_SENTENCE_END.split(text)[: task.sentences]), finished
-
-
-def _batches(widths: list[int], max_tokens: int) -> Iterator[list[int]]:
-    """Numbers of prompts, longest first, alike lengths together."""
-    order = sorted(range(len(widths)), key=lambda i: -widths[i])
-    while order:
-        count = max(1, max_tokens // widths[order[0]])
-        yield order[:count]
-        order = order[count:]
 
 
 def _exp(nats: Numbers) -> Numbers:

@@ -113,3 +113,17 @@ def test_refusals(settings: dict[str, float], message: str) -> None:
     with pytest.raises(UserError) as caught:
         answers(make(), PROMPTS, **settings)
     assert str(caught.value) == message
+
+
+def test_several_ends_are_each_the_end_of_a_hypothesis() -> None:
+    """Against all continuations there are, of which none goes on behind an end."""
+    model, ends, steps, penalty = make(dataclasses.replace(CONFIG, vocab_size=5), seed=3), (2, 4), 4, 0.6
+    for prompt in ([0], [1, 3], [2, 2, 0]):
+        scores = {}
+        for answer in itertools.product(range(5), repeat=steps):
+            stop = next((place + 1 for place, token in enumerate(answer) if token in ends), steps)
+            said = answer[:stop]
+            if said not in scores:
+                scores[said] = log_probability(model, prompt, list(said)) / ((5 + stop) / 6) ** penalty
+        found = beam_search(model, [prompt], max_new_tokens=steps, eos_id=ends, width=5**3, length_penalty=penalty)
+        assert tuple(found.tokens[found.mask].tolist()) == max(scores, key=scores.__getitem__)

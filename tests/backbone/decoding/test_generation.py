@@ -240,3 +240,15 @@ def test_autocast_answers_with_the_dtype_of_the_region() -> None:
     assert out.logprobs.dtype == torch.float32
     # Copies of the weights that autocast made without gradients must not be trained with.
     assert model.decoder.blocks[0].mlp.fc.weight.grad is not None
+
+
+def test_any_of_several_tokens_ends_an_answer() -> None:
+    model = make()
+    free = generate(model, PROMPTS, max_new_tokens=30, eos_id=[], generator=seeded())
+    assert free.mask.all()
+    ends = [int(free.tokens[1, 4]), int(free.tokens[0, 7])]
+    out = generate(model, PROMPTS, max_new_tokens=30, eos_id=ends, generator=seeded())
+    for said, mask, all_said in zip(out.tokens.tolist(), out.mask.sum(1).tolist(), free.tokens.tolist(), strict=True):
+        first = next((place for place, token in enumerate(all_said) if token in ends), 29)
+        assert mask == first + 1
+        assert said[:mask] == all_said[:mask]

@@ -69,8 +69,14 @@ def test_tasks_are_measured_with_every_validation_and_change_no_step(micro, tmp_
 
 def test_a_bad_task_is_told_before_the_first_step(micro, tmp_path):
     callback = few_shot(tmp_path, shots=[7])
-    with pytest.raises(UserError, match="pick: demonstrations: found 5 besides item 1, expected at least 7"):
+    with pytest.raises(UserError, match="pick: demonstrations: found 6, expected at least 7"):
         pretrain(micro, tmp_path, [callback])
+    read = tmp_path / "read.yaml"
+    with pytest.raises(UserError, match=r"^FewShot: shots: found 0,2 for tasks of perplexity alone, which have no dem"):
+        pretrain(micro, tmp_path, [FewShot([str(read)], shots=[2, 0])])
+    read.write_text(read.read_text() + "stride: 33\n")
+    with pytest.raises(UserError, match=r"^read: stride: found 33, expected at most n_positions = 32$"):
+        pretrain(micro, tmp_path, [FewShot([str(read)])])
     with pytest.raises(UserError, match=r"FewShot: found tasks \[\] and shots \(0,\), expected at least one of each"):
         FewShot([])
 

@@ -220,6 +220,8 @@ def test_what_no_run_can_have():
     for key in ("limit", "max_tokens_a_batch"):
         with pytest.raises(UserError, match=f"{key}: found 0, expected at least 1"):
             Settings(**{key: 0})
+    with pytest.raises(UserError, match="seed: found -1, expected at least 0"):
+        Settings(seed=-1)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
