@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.utilities import rank_zero_warn
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
 from gpt_modules.evaluation.probes import Item, Probe, read_items, run_probe
 from gpt_modules.evaluation.tasks.callback import language_model
@@ -35,6 +35,7 @@ class NgramBaseline(_Baseline):
 
     def __init__(self, order: int = 3) -> None:
         super().__init__()
+        expect(order >= 1, "NgramBaseline: order", order, "at least 1")
         self.order = order
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -14,10 +14,10 @@ from torch import nn
 from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.backbone.folders.inner_rates import InnerRates
 from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
+from gpt_modules.data.text.reading import has_tokenizer
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.data.text.vocabularies import find_vocabulary
 from gpt_modules.errors import UserError
-from gpt_modules.storage.model_files import TOKENIZER_FILE, WEIGHTS_FILE
+from gpt_modules.storage.model_files import WEIGHTS_FILE
 from gpt_modules.training import sharding
 
 
@@ -130,8 +130,7 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
 def tokenizer_of(name: str) -> Tokenizer | None:
     """The tokenizer in a model's folder (or of its name on the hub); None: it has none."""
     folder = find_folder(name)
-    has_one = (folder / TOKENIZER_FILE).is_file() or find_vocabulary(folder) is not None
-    return Tokenizer.load(folder) if has_one else None
+    return Tokenizer.load(folder) if has_tokenizer(folder) else None
 
 
 def export(

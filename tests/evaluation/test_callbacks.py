@@ -215,3 +215,9 @@ def test_a_recipe_names_probes():
     given = [{"class_path": "gpt_modules.evaluation.ZeroShotProbes", "init_args": values}]
     (callback,) = parser.instantiate(parser.parse_object({"callbacks": given})).callbacks
     assert callback.probes == [Probe("choice", "a.jsonl", choices=["one", "two"], limit=3)]
+
+
+@pytest.mark.parametrize("order", [0, -1])
+def test_ngrams_of_no_token_are_refused(order):
+    with pytest.raises(UserError, match=rf"^NgramBaseline: order: found {order}, expected at least 1$"):
+        NgramBaseline(order)

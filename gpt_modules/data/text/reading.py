@@ -38,6 +38,11 @@ def find_tokenizer(name: str) -> Path:
     return fetch(name, [TOKENIZER_FILE, SETTINGS_FILE, "vocab.json", "merges.txt"])
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder of weights has a tokenizer beside them."""
+    return (folder / TOKENIZER_FILE).is_file() or find_vocabulary(folder) is not None
+
+
 def build_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a vocabulary in two files."""
     found = find_vocabulary(folder)

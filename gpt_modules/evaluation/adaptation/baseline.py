@@ -9,9 +9,10 @@ from torch import nn
 
 from gpt_modules.backbone import GPT, LabellingModel, load_pretrained
 from gpt_modules.backbone.folders.replacing import find_folder
+from gpt_modules.data.text.reading import has_tokenizer
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.storage.model_files import TOKENIZER_FILE, WEIGHTS_FILE
+from gpt_modules.storage.model_files import WEIGHTS_FILE
 
 
 def open_baseline(folder: str, network: nn.Module, data: Any) -> nn.Module:
@@ -52,9 +53,8 @@ def check_tokenizer(folder: str, model: GPT | LabellingModel, tokenizer: Tokeniz
         raise UserError(
             f"baseline: {folder}: found {found} tokens, expected at least the data's {tokenizer.vocab_size}"
         )
-    if not (find_folder(folder) / TOKENIZER_FILE).is_file():
-        return
-    if not tokenizer.reads_like(Tokenizer.load(folder)):
+    found_at = find_folder(folder)
+    if has_tokenizer(found_at) and not tokenizer.reads_like(Tokenizer.load(found_at)):
         raise UserError(f"baseline: {folder}: found another tokenizer, expected the run's (data.tokenizer: {folder})")
 
 

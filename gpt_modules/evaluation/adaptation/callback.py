@@ -2,6 +2,7 @@
 plain fine-tuning of weights that were not meta-learned.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_map
 from gpt_modules.backbone import GPT, LabellingModel
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.families import Episode
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.evaluation.adaptation.baseline import check_tokenizer, open_baseline
 from gpt_modules.evaluation.adaptation.comparison import (
     Comparison,
@@ -26,9 +27,9 @@ from gpt_modules.evaluation.adaptation.comparison import (
     Settings,
     Trial,
     compare,
-    function_fits,
 )
 from gpt_modules.evaluation.adaptation.figures import sinusoid_figure
+from gpt_modules.evaluation.adaptation.functions import function_fits
 from gpt_modules.evaluation.adaptation.report import (
     comparison_figures,
     finetuned_baseline,
@@ -89,14 +90,15 @@ class AdaptationCurves(L.Callback):
         seed: int = 0,
     ) -> None:
         counts = {"tasks": tasks, "tuning_tasks": tuning_tasks, "tasks_at_once": tasks_at_once}
+        counts |= {} if finetuning_steps is None else {"finetuning_steps": finetuning_steps}
         for name, count in counts.items():
-            if count < 1:
-                raise UserError(f"AdaptationCurves: {name}: found {count}, expected at least 1")
+            expect(count >= 1, f"AdaptationCurves: {name}", count, "at least 1")
+        expect(seed >= 0, "AdaptationCurves: seed", seed, "at least 0")
         if not support or not steps or min(*support, *steps) < 0 or max(steps) < 1:
             found = f"found support {list(support)} and steps {list(steps)}"
             raise UserError(f"AdaptationCurves: {found}, expected numbers from 0, and at least 1 step among them")
-        if not learning_rates or min(learning_rates) <= 0:
-            raise UserError(f"AdaptationCurves: learning_rates: found {list(learning_rates)}, expected rates above 0")
+        fits = len(learning_rates) > 0 and all(0 < rate < math.inf for rate in learning_rates)
+        expect(fits, "AdaptationCurves: learning_rates", list(learning_rates), "rates above 0")
         self.tasks, self.support, self.tuning_tasks, self.seed = tasks, support, tuning_tasks, seed
         self.baseline = baseline
         self.settings = Settings(sorted(set(steps)), finetuning_steps or max(steps), learning_rates, tasks_at_once)

@@ -9,13 +9,11 @@ in-context (baseline)   the examples in the prompt of the weights that fine-tuni
 A model is a dictionary of parameters and a function of them and of a set's inputs, as in `functional.adaptation`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -24,7 +22,6 @@ from gpt_modules.evaluation.tasks.metrics import Estimate, mean
 from gpt_modules.functional import Parameters, inner_gradient, over_tasks, sgd_step, supervised_scores
 from gpt_modules.functional.adaptation import Loss
 
-Numbers: TypeAlias = NDArray[np.floating[Any]]
 Forward: TypeAlias = Callable[[Parameters, tuple[Tensor, ...]], Tensor]
 """(parameters, the inputs of an `EpisodeSet`) -> outputs."""
 Learner: TypeAlias = Callable[[Loss[EpisodeSet], Parameters, EpisodeSet], Iterator[Parameters]]
@@ -49,18 +46,6 @@ class Trial(NamedTuple):
     episodes: EpisodeBatch
     in_context: EpisodeSet | None
     tuning: EpisodeBatch
-
-
-class FunctionFit(NamedTuple):
-    """A function that a network learns from a few points.
-
-    support: x and y of the points. x, truth (P,): the function, x rising. predictions: steps of learning -> (P,).
-    """
-
-    support: tuple[Numbers, Numbers]
-    x: Numbers
-    truth: Numbers
-    predictions: Mapping[int, Numbers]
 
 
 class Point(NamedTuple):
@@ -263,33 +248,6 @@ def finetuned_points(baseline: Network, trial: Trial, choices: Sequence[Choice],
         for at, step in enumerate(steps):
             found[step, lr] = _point("fine-tuning", trial, step, scores[:, 0, at])._replace(learning_rate=lr)
     return [found[choice.steps, choice.learning_rate] for choice in choices]
-
-
-@torch.no_grad()
-def function_fits(
-    network: Network, rates: Parameters, episodes: EpisodeBatch, steps: Sequence[int]
-) -> list[FunctionFit]:
-    """What a network of one number takes each task's function for, after numbers of steps, at the query points."""
-    fits = []
-
-    def loss(parameters: Parameters, examples: EpisodeSet) -> Tensor:
-        return supervised_scores(network.forward(parameters, examples.inputs), examples.targets)[0]
-
-    for task in range(len(episodes.query.targets)):
-        support, query = (tree_map(lambda tensor, at=task: tensor[at], examples) for examples in episodes)
-        order = query.inputs[0][:, 0].argsort()
-        x, truth = query.inputs[0][order], query.targets[order]
-        path = zip(range(max(steps) + 1), gradient_descent(rates)(loss, network.parameters, support), strict=False)
-        said = {step: _numbers(network.forward(moved, (x,))) for step, moved in path if step in steps}
-        points = (_numbers(support.inputs[0]), _numbers(support.targets))
-        fits.append(FunctionFit(points, _numbers(x), _numbers(truth), said))
-    return fits
-
-
-def _numbers(column: Tensor) -> Numbers:
-    """(P, 1) -> (P,)."""
-    numbers: Numbers = column[:, 0].float().cpu().numpy()
-    return numbers
 
 
 def _point(arm: str, trial: Trial, steps: int, scores: Tensor) -> Point:

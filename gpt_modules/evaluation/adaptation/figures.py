@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from gpt_modules.evaluation.adaptation.comparison import FunctionFit, Point
+    from gpt_modules.evaluation.adaptation.comparison import Point
+    from gpt_modules.evaluation.adaptation.functions import FunctionFit
     from gpt_modules.evaluation.tasks.metrics import Estimate
 
 Numbers: TypeAlias = NDArray[np.floating[Any]]

@@ -1,5 +1,6 @@
 """Weights to compare with: a model of the same kind from a folder, or one line."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -64,3 +65,18 @@ def test_tokens_that_mean_something_else(micro, tmp_path):
         check_tokenizer(str(micro.gpt), GPT(micro.config(vocab_size=100)), micro.tokenizer)
     save_pretrained(tmp_path / "bare", model)
     check_tokenizer(str(tmp_path / "bare"), model, other)
+
+
+def test_a_vocabulary_in_two_files_is_compared_too(micro, tmp_path):
+    """As the release of GPT-1 has it: the same number of ids, other tokens."""
+    ours = Tokenizer.train(["the film is good and its cast is fine"] * 5, 300, kind="gpt1")
+    other = Tokenizer.train(["once upon another time there was no such word"] * 5, 300, kind="gpt1")
+    model = GPT(micro.config(vocab_size=400))
+    save_pretrained(tmp_path / "gpt", model)
+    form = json.loads(ours.to_json())["model"]
+    symbols = {**form["vocab"], ours.eos: ours.eos_id}
+    (tmp_path / "gpt/vocab.json").write_text(json.dumps(symbols))
+    (tmp_path / "gpt/merges.txt").write_text("".join(" ".join(pair) + "\n" for pair in form["merges"]))
+    check_tokenizer(str(tmp_path / "gpt"), model, ours)
+    with pytest.raises(UserError, match=r"gpt: found another tokenizer, expected the run's \(data\.tokenizer"):
+        check_tokenizer(str(tmp_path / "gpt"), model, other)

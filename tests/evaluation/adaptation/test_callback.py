@@ -1,6 +1,7 @@
 """The comparison at the end of a meta-learning run."""
 
 import json
+import math
 
 import lightning.pytorch as L
 import numpy as np
@@ -263,6 +264,12 @@ def test_it_needs_a_module_that_meta_learns(micro, tmp_path):
     ("wrong", "message"),
     [
         ({"tasks": 0}, "tasks: found 0, expected at least 1"),
+        ({"finetuning_steps": 0}, "finetuning_steps: found 0, expected at least 1"),
+        ({"finetuning_steps": -3}, "finetuning_steps: found -3, expected at least 1"),
+        ({"seed": -1}, "seed: found -1, expected at least 0"),
+        ({"learning_rates": [0.1, math.nan]}, r"learning_rates: found \[0.1, nan\], expected rates above 0"),
+        ({"learning_rates": [math.inf]}, r"learning_rates: found \[inf\], expected rates above 0"),
+        ({"learning_rates": []}, r"learning_rates: found \[\], expected rates above 0"),
         ({"steps": [0]}, r"found support \[2, 0\] and steps \[0\], expected numbers from 0, and at least 1 step"),
         ({"support": [-1]}, r"found support \[-1\]"),
         ({"learning_rates": [0.0]}, r"learning_rates: found \[0.0\], expected rates above 0"),

@@ -17,7 +17,6 @@ from gpt_modules.evaluation.adaptation.comparison import (
     adapted_points,
     compare,
     finetuned_points,
-    function_fits,
     gradient_descent,
     query_scores,
     tune,
@@ -193,12 +192,3 @@ def test_a_loss_beyond_floats_is_infinite_and_has_no_error():
     network, _, trial = line()
     (point,) = finetuned_points(network, trial, [Choice(1, 1e30, 0.0, 0.0)], 3)
     assert point.loss == (float("inf"), None)
-
-
-def test_functions_before_and_after_learning():
-    network, rates, trial = line()
-    fits = function_fits(network, rates, trial.episodes, [0, 1])
-    assert [fit.truth.tolist() for fit in fits] == [[2.0], [4.0], [6.0]]
-    assert [fit.support[1].tolist() for fit in fits] == [[1.0], [2.0], [3.0]]
-    assert all(fit.predictions[0].tolist() == [0.0] for fit in fits)
-    assert all((fit.predictions[1] == fit.truth).all() for fit in fits)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from gpt_modules.evaluation.adaptation.comparison import FunctionFit, Point
+from gpt_modules.evaluation.adaptation.comparison import Point
 from gpt_modules.evaluation.adaptation.figures import adaptation_figure, sinusoid_figure
+from gpt_modules.evaluation.adaptation.functions import FunctionFit
 from gpt_modules.evaluation.tasks.metrics import Estimate
 
 
