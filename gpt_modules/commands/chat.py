@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from itertools import count
 
 from gpt_modules.commands.generate import say, stdin_lines
 from gpt_modules.commands.speaker import Prompt, Speaker, speaking_parser
@@ -23,23 +24,23 @@ def main(words: list[str]) -> None:
     from gpt_modules.data.rows.chat import encode_conversation
 
     messages: list[dict[str, str]] = []
-    for turn, line in enumerate(_lines(), start=1):
+    for turn, (number, line) in enumerate(_lines(), start=1):
         messages.append({"role": "user", "content": line})
         conversation = options.transcript
         ids = (
             encode_conversation(messages, speaker.tokenizer) if conversation else speaker.tokenizer.encode(line + "\n")
         )
-        (answer,) = speaker.answers([Prompt(ids, str(turn), f"line {turn}")])
+        (answer,) = speaker.answers([Prompt(ids, str(turn), f"line {number}")])
         messages.append({"role": "assistant", "content": answer.strip()})
         say(answer.strip())
 
 
-def _lines() -> Iterator[str]:
-    """Lines of standard input, stripped, with a prompt sign when a person types."""
+def _lines() -> Iterator[tuple[int, str]]:
+    """(number, line) of standard input, stripped, with a prompt sign when a person types."""
     if sys.stdin is None or not sys.stdin.isatty():
-        yield from (line.strip() for _, line in stdin_lines())
+        yield from ((number, line.strip()) for number, line in stdin_lines())
         return
-    while True:
+    for number in count(1):
         try:
             line = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
@@ -48,4 +49,4 @@ def _lines() -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise UserError("standard input: found bytes that are not UTF-8, expected UTF-8 text") from error
         if line:
-            yield line
+            yield number, line

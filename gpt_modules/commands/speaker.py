@@ -74,6 +74,10 @@ class Speaker:
         from gpt_modules.commands.opening import open_language_model
 
         sampling = Sampling(*(getattr(options, name) for name in Sampling._fields))
+        for name in ("top_k", "top_p") if sampling.temperature == 0 else ():
+            if (value := getattr(sampling, name)) is not None:
+                raise UserError(f"--{name.replace('_', '-')}: found {value} with --temperature 0, which takes the "
+                                "likeliest token, expected a temperature above 0")  # fmt: skip
         return cls(*open_language_model(options.model, device_of(options)), sampling)
 
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[str]:

@@ -48,6 +48,11 @@ def test_no_line_is_no_answer(talk):
     assert talk(stdin=b"\n\n") == ([], "")
 
 
+def test_a_line_keeps_its_number(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\n three \n")))
+    assert list(chat._lines()) == [(1, "one"), (3, "three")]
+
+
 def test_bytes_that_are_not_utf8(talk):
     with pytest.raises(UserError, match="standard input:2: found bytes that are not UTF-8"):
         talk(stdin=b"hello\n\xff\xfe\n")
@@ -71,5 +76,5 @@ def test_a_person_ends_it(monkeypatch, capsys, end):
 
     monkeypatch.setattr("builtins.input", read)
     monkeypatch.setattr(sys, "stdin", Terminal())
-    assert list(chat._lines()) == ["hello"]
+    assert list(chat._lines()) == [(1, "hello")]
     assert capsys.readouterr().out == "\n", "the shell's own sign begins a line"

@@ -96,6 +96,14 @@ def test_without_heat_it_is_greedy(speak, temperature):
         (["--temperature", "-1"], "--temperature: found '-1', expected a number from 0"),
         (["--temperature", "nan"], "--temperature: found 'nan', expected a number from 0"),
         (["--temperature", "inf"], "--temperature: found 'inf', expected a number from 0"),
+        (
+            ["--temperature", "0", "--top-k", "5"],
+            "--top-k: found 5 with --temperature 0, which takes the likeliest token",
+        ),
+        (
+            ["--top-p", "0.5", "--temperature", "0"],
+            "--top-p: found 0.5 with --temperature 0, which takes the likeliest",
+        ),
         (["--max-new-tokens", "0"], "--max-new-tokens: found '0', expected a whole number from 1"),
         (
             ["--max-new-tokens", str(10**12)],
