@@ -171,12 +171,13 @@ class Decoder(nn.Module):
     def _default_positions(
         self, tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None
     ) -> Int[Tensor, "..."]:
+        longest, limit = tokens.shape[1], self.config.n_positions
+        if longest > limit and attention_mask is not None:  # only then is the device asked
+            longest = int(attention_mask.sum(1).max())
+        if longest > limit:
+            raise UserError(f"tokens: found rows of {longest}, expected at most n_positions = {limit}")
         if attention_mask is not None:
             return (attention_mask.cumsum(1) - 1).clamp_min(0)
-        if tokens.shape[1] > self.config.n_positions:
-            raise UserError(
-                f"tokens: found rows of {tokens.shape[1]}, expected at most n_positions = {self.config.n_positions}"
-            )
         return torch.arange(tokens.shape[1], device=tokens.device)
 
     def compile_blocks(self) -> None:

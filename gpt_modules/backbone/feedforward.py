@@ -5,7 +5,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gpt_modules.errors import UserError
+from gpt_modules.backbone.config import LARGEST_SIZE
+from gpt_modules.errors import expect
 
 
 class FeedForward(nn.Sequential):
@@ -19,8 +20,8 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, inputs: int = 1, hidden: list[int] | None = None, outputs: int = 1) -> None:
         widths = [inputs, *([40, 40] if hidden is None else hidden), outputs]
-        if min(widths) < 1:
-            raise UserError(f"network: found widths {widths}, expected at least 1 each")
+        fits = all(1 <= width <= LARGEST_SIZE for width in widths)
+        expect(fits, "network: widths", widths, f"1 to {LARGEST_SIZE:,} each")
         layers: list[nn.Module] = []
         for narrow, wide in pairwise(widths):
             layers += [nn.Linear(narrow, wide), nn.ReLU()]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, whole_number
-from gpt_modules.commands.opening import fitting_tokenizer
 from gpt_modules.errors import UserError, expect
 
 if TYPE_CHECKING:
@@ -30,16 +29,17 @@ def main(words: list[str]) -> None:
     """`gpt adapt --model FOLDER --support FILE --output DIR [--steps S] [--lr α] [--query FILE]`.
 
     Raises:
-        UserError: For a mistake in an argument, the folder or a file, and for steps that diverge; nothing is written, and
-            what stands in DIR is never replaced.
+        UserError: For a mistake in an argument, the folder or a file, an output folder that is not new, and for steps
+            that diverge; nothing is written.
     """
     options = _parser().parse_args(words)
     _check(options)
     from gpt_modules.backbone import save_pretrained
+    from gpt_modules.data.text.tokenizers import load_fitting
     from gpt_modules.storage.durable import room_for
 
     model = _open(options)
-    tokenizer = fitting_tokenizer(options.model, model)
+    tokenizer = load_fitting(options.model, model.config.vocab_size)
     rates, steps = _inner_loop(options, model)
     _name_classes(model, options.support)
     support, query = (_read(name, model, tokenizer) if name else [] for name in (options.support, options.query))

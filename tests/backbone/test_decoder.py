@@ -112,3 +112,14 @@ def test_compiled_blocks_keep_their_names() -> None:
     decoder.compile_blocks()
     assert list(decoder.state_dict()) == names
     assert not any("_orig_mod" in name for name, _ in decoder.named_modules())
+
+
+def test_rows_beyond_the_positions_are_refused_and_padding_is_none() -> None:
+    decoder = make()
+    wide = decoder.config.n_positions + 3
+    with pytest.raises(UserError, match=rf"^tokens: found rows of {wide}, expected at most n_positions = "):
+        decoder(rows(1, wide))
+    with pytest.raises(UserError, match=rf"^tokens: found rows of {wide}, expected at most n_positions = "):
+        decoder(rows(1, wide), attention_mask=torch.ones(1, wide, dtype=torch.bool))
+    tokens, mask = rows(1, wide), torch.arange(wide)[None] >= 3
+    torch.testing.assert_close(decoder(tokens, attention_mask=mask)[:, 3:], decoder(tokens[:, 3:]))

@@ -24,6 +24,7 @@ def test_layers_by_hand():
     assert len(FeedForward(2, [], 4)) == 1
 
 
-def test_an_empty_layer_is_refused():
-    with pytest.raises(UserError, match=r"^network: found widths \[1, 40, 0, 1\], expected at least 1 each$"):
-        FeedForward(hidden=[40, 0])
+@pytest.mark.parametrize("width", [0, -1, 10**30])
+def test_widths_that_no_layer_has_are_refused(width):
+    with pytest.raises(UserError, match=rf"^network: widths: found \[1, 40, {width}, 1\], expected 1 to 2,147,483,647"):
+        FeedForward(hidden=[40, width])

@@ -162,6 +162,50 @@ def test_what_rules_the_fused_kernel_out() -> None:
     assert not can_fuse(CONFIG, torch.device("cuda"), training=True)  # heads of 8
 
 
+@pytest.mark.parametrize(
+    ("capability", "triton", "hip", "fuses"),
+    [
+        ((7, 0), True, None, True),
+        ((9, 0), True, None, True),
+        ((6, 1), True, None, False),
+        ((9, 0), False, None, False),
+        ((6, 1), True, "6.2", True),
+    ],
+)
+def test_where_nothing_rules_it_out_the_fused_kernel_is_taken(
+    capability: tuple[int, int], triton: bool, hip: str | None, fuses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr("gpt_modules.backbone.masks._has_triton", lambda: triton)
+    config = dataclasses.replace(CONFIG, n_embd=2 * FUSED_HEAD_SIZE)
+    assert can_fuse(config, torch.device("cuda"), training=True) == fuses
+    assert not can_fuse(config, torch.device("cpu"), training=True)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+def test_a_decoder_in_training_asks_and_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are those of the explicit mask; in evaluation, and beside a mask of padding, it is not taken."""
+    calls = []
+
+    def kernel(*arguments: Any, **keywords: Any) -> Tensor:
+        calls.append(0)
+        found: Tensor = flex_attention(*arguments, **keywords)
+        return found
+
+    monkeypatch.setattr("gpt_modules.backbone.masks._compiled", lambda: kernel)
+    decoder, tokens = make(attention=("dense", "banded"), n_embd=2 * FUSED_HEAD_SIZE).train(), rows(2, 20)
+    expected = decoder(tokens)
+    assert not calls
+    monkeypatch.setattr("gpt_modules.backbone.decoder.can_fuse", lambda config, device, training: training)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(tokens), expected)
+    assert len(calls) == 1, "in the banded layer alone"
+    decoder(tokens, attention_mask=torch.ones(2, 20, dtype=torch.bool))
+    decoder.eval()(tokens)
+    assert len(calls) == 1
+
+
 def test_dropout_falls_on_banded_attention_too() -> None:
     decoder = make(attn_pdrop=0.5).train()
     assert not torch.equal(decoder(rows(1, 12)), decoder(rows(1, 12)))

@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt_modules.backbone.folders.documents import ModelDocument, decoder_of, open_document, read_task
 from gpt_modules.backbone.folders.original import is_original
 from gpt_modules.backbone.folders.replacing import find_folder
-from gpt_modules.backbone.folders.weightmap import weight_map
+from gpt_modules.backbone.folders.weightmap import flaw_of, weight_map
 from gpt_modules.errors import UserError
 from gpt_modules.functional.adaptation import Algorithm
 from gpt_modules.storage.digests import sha256_of
@@ -86,13 +86,8 @@ def load_inner_rates(name: str | Path) -> InnerRates | None:
     fields, tensors = _read(path)
     shapes = _shapes(document)
     for parameter, rate in tensors.items():
-        if (problem := _misfit(parameter, rate, shapes)) is not None:
+        if (problem := _misfit(parameter, rate, shapes) or flaw_of(rate, "rates")) is not None:
             raise UserError(f"{path}: {parameter}: {problem}")
-        if not rate.is_floating_point():
-            dtype = str(rate.dtype).removeprefix("torch.")
-            raise UserError(f"{path}: {parameter}: found numbers of type {dtype}, expected floating-point rates")
-        if not torch.isfinite(rate).all():
-            raise UserError(f"{path}: {parameter}: found NaN or infinite values, expected finite rates")
     return _from_fields(fields, tensors, path)
 
 

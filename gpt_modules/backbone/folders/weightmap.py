@@ -161,12 +161,17 @@ def _checked(tensor: Tensor | None, entry: Entry, source: str) -> Tensor:
     if tuple(tensor.shape) != entry.shape:
         shapes = f"found shape {list(tensor.shape)}, expected {list(entry.shape)}"
         raise UserError(f"{source}: {entry.theirs}: {shapes}")
+    if (flaw := flaw_of(tensor, "weights")) is not None:
+        raise UserError(f"{source}: {entry.theirs}: {flaw}")
+    return tensor
+
+
+def flaw_of(tensor: Tensor, numbers: str) -> str | None:
+    """Why a tensor of a file cannot hold such `numbers` ("weights"), if so."""
     if not tensor.is_floating_point():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{source}: {entry.theirs}: found numbers of type {dtype}, expected floating-point weights")
-    if not torch.isfinite(tensor).all():
-        raise UserError(f"{source}: {entry.theirs}: found NaN or infinite values, expected finite weights")
-    return tensor
+        return f"found numbers of type {dtype}, expected floating-point {numbers}"
+    return None if torch.isfinite(tensor).all() else f"found NaN or infinite values, expected finite {numbers}"
 
 
 def _full_name(name: str) -> str:

@@ -245,6 +245,19 @@ class Tokenizer:
         return cls(backend, end_token_of(file, backend))
 
 
+def load_fitting(name: str | Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer beside a model's weights.
+
+    Raises:
+        UserError: There is none, or it has tokens that the model, of `vocab_size`, does not.
+    """
+    tokenizer = Tokenizer.load(name)
+    if tokenizer.vocab_size > vocab_size:
+        found = f"{tokenizer.vocab_size} tokens in its tokenizer"
+        raise UserError(f"{name}: found {found}, expected at most the model's {vocab_size}")
+    return tokenizer
+
+
 def _without_offsets(form: Any) -> Any:
     """A pre-tokenizer but for where it says that a word began."""
     if isinstance(form, dict):

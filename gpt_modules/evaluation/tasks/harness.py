@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from gpt_modules.backbone import generate, load_pretrained
-from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.data.text.tokenizers import load_fitting
 from gpt_modules.errors import UserError
 from gpt_modules.evaluation.tasks.perplexity import document_nats
 from gpt_modules.evaluation.tasks.prompts import encode_pairs
@@ -58,10 +58,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
             raise UserError(f"dtype: found {dtype!r}, expected float32, bfloat16 or float64")
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = load_pretrained(model, "gpt").to(self._device, getattr(torch, dtype))
-        self.text = Tokenizer.load(model)
-        if self.text.vocab_size > self.model.config.vocab_size:
-            found = f"{self.text.vocab_size} tokens in its tokenizer"
-            raise UserError(f"{model}: found {found}, expected at most the model's {self.model.config.vocab_size}")
+        self.text = load_fitting(model, self.model.config.vocab_size)
         self.max_tokens = max_tokens_a_batch
 
     @property

@@ -78,6 +78,8 @@ class Results:
         self.settings = dict(settings)
         self.tasks: dict[str, Any] = dict(tasks)
         self.entries: list[dict[str, Any]] = []
+        if (folder / CONFIG_FILE).exists():  # a model's folder with a foreign file in it can no longer be exported to
+            raise UserError(f"{folder}: found a model ({CONFIG_FILE}), expected a folder for results alone")
         if (folder / FILE).exists():
             self._go_on()
         check_writable(folder)

@@ -80,3 +80,10 @@ def test_weights_are_known_by_their_bytes(tmp_path):
     assert weights_digest(str(tmp_path)) == first
     (tmp_path / "model.safetensors").write_bytes(b"abd")
     assert weights_digest(str(tmp_path)) != first
+
+
+def test_a_models_folder_is_none_for_results(micro, tmp_path):
+    before = {path.name for path in micro.gpt.iterdir()}
+    with pytest.raises(UserError, match=r"found a model \(config\.json\), expected a folder for results alone$"):
+        Results(micro.gpt, SETTINGS, TASKS)
+    assert {path.name for path in micro.gpt.iterdir()} == before
