@@ -4,9 +4,11 @@ All that is written goes under a temporary name in the same directory, is synced
 leaves behind has a name that no user's file has, so that it alone is cleared away.
 """
 
+import ctypes
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -78,6 +80,15 @@ def clear_leftovers(path: Path) -> None:
         own = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", found.name)
         if own is not None and fnmatchcase(own[1], path.name):
             shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+
+
+def exchanged(one: Path, other: Path) -> bool:
+    """Let two names change places in one step, if the system and the file system can: neither is missing for an
+    instant. False: they cannot, and nothing has changed.
+    """
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def sync(path: Path) -> None:

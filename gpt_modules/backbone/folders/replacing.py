@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import room_for, sync, temporary_for
+from gpt_modules.storage.durable import exchanged, room_for, sync, temporary_for
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from gpt_modules.storage.paths import is_there, path_of
@@ -77,11 +77,12 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _swap(new: Path, folder: Path) -> None:
+    """Afterwards what stood at `folder`, if anything did, stands at `new`."""
     if not folder.exists():
         new.rename(folder)
-        return
-    # A folder with files in it cannot be renamed over: the old one steps aside for an instant.
-    old = temporary_for(folder)
-    folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old)
+    elif not exchanged(new, folder):
+        # A folder with files in it cannot be renamed over: the old one steps aside for an instant.
+        old = temporary_for(folder)
+        folder.rename(old)
+        new.rename(folder)
+        old.rename(new)

@@ -65,6 +65,27 @@ with folders.replace_folder(pathlib.Path(sys.argv[2])) as new:
     assert (tmp_path / "model" / "config.json").read_text() == "next"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have two renames and an instant between them")
+def test_the_old_folder_is_at_its_place_until_the_new_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed at any moment leaves one of the two there: no step takes the old one away."""
+    write(tmp_path / "model", "old")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    write(tmp_path / "model", "new")
+    assert [path.read_text() for path in tmp_path.rglob("config.json")] == ["new"]
+
+
+def test_a_file_system_that_exchanges_no_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "exchanged", lambda *_: False)
+    for text in ("one", "two"):
+        write(tmp_path / "model", text)
+    assert [path.read_text() for path in tmp_path.rglob("config.json")] == ["two"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_other_files_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"found thesis\.tex, expected a new folder"):
