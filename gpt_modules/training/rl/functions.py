@@ -6,7 +6,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,11 @@ def text_scores(name: str, function: TextReward, prompts: list[str], responses: 
         UserError: the function raised, or gave something else; with its name and the example.
     """
     try:
-        given: Any = function(prompts, responses)
+        given: Any = function([*prompts], [*responses])  # the lists are theirs to change
     except Exception as error:
         raise UserError(f"rewards: {name} {_first_failure(function, prompts, responses, error)}") from error
-    if isinstance(given, str | bytes | Mapping) or not hasattr(given, "__len__") or getattr(given, "ndim", 1) != 1:
+    listed = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping | Set)
+    if not listed or getattr(given, "ndim", 1) != 1:
         shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
         raise UserError(
             f"rewards: {name} gave {type(given).__name__}{shape}, expected a list of {len(prompts)} numbers"
@@ -73,7 +74,7 @@ def _number(name: str, value: Any, prompt: str, response: str) -> float:
     try:
         plain = value.tolist() if hasattr(value, "tolist") else value  # of numpy or torch
         number = math.nan if isinstance(plain, str | bytes) else float(plain)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"rewards: {name} gave {_cut(repr(value))} {_example(prompt, response)}, expected a number")

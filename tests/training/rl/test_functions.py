@@ -42,6 +42,8 @@ def test_numbers_of_any_kind_are_scores(given):
         ({"a": 1, "b": 2}, "rewards: m:f gave dict, expected a list of 2 numbers"),
         (torch.zeros(2, 1), "rewards: m:f gave Tensor of shape (2, 1), expected a list of 2 numbers"),
         (torch.tensor(1.0), "rewards: m:f gave Tensor of shape (), expected a list of 2 numbers"),
+        ({1.0, 2.0}, "rewards: m:f gave set, expected a list of 2 numbers"),
+        ([1.0, 10**400], f"rewards: m:f gave 1{'0' * 39}… for the response ' is bad.' to 'a story', expected a number"),
         ([1.0, None], "rewards: m:f gave None for the response ' is bad.' to 'a story', expected a number"),
         ([1.0, "2"], "rewards: m:f gave '2' for the response ' is bad.' to 'a story', expected a number"),
         ([float("nan"), 1.0], "rewards: m:f gave nan for the response ' is good.' to 'the film', expected a number"),
@@ -53,6 +55,17 @@ def test_what_is_no_score_is_one_line(given, line):
     with pytest.raises(UserError) as error:
         text_scores("m:f", lambda *_: given, PROMPTS, RESPONSES)
     assert str(error.value) == line
+
+
+def test_a_function_may_do_with_its_lists_what_it_likes():
+    def first_only(prompts, responses):
+        responses.clear()
+        del prompts[1:]
+        return [1.0] * len(prompts)
+
+    with pytest.raises(UserError, match="gave 1 scores, expected one for each of 2 responses"):
+        text_scores("m:f", first_only, PROMPTS, RESPONSES)
+    assert (len(PROMPTS), len(RESPONSES)) == (2, 2)
 
 
 def test_a_function_that_raises_names_the_example():
