@@ -1,10 +1,12 @@
 """What a model does, as a table of texts in TensorBoard."""
 
+import inspect
 from typing import Protocol, runtime_checkable
 
 import lightning.pytorch as L
 
 from gpt_modules.training.callbacks.writer import markdown_table, tensorboard
+from gpt_modules.training.hyperparameters import expect_idle
 from gpt_modules.training.sharding import is_sharded
 
 
@@ -25,6 +27,17 @@ class SampleTable(L.Callback):
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse prompts that nobody will answer.
+
+        Raises:
+            UserError: the table is off.
+        """
+        prompts, parameters = pl_module.hparams.get("sample_prompts"), inspect.signature(type(pl_module)).parameters
+        if prompts and not self.enabled and "sample_prompts" in parameters:
+            default = parameters["sample_prompts"].default
+            expect_idle("sample_prompts", prompts, [default], "samples.enabled is false")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One table a validation, at the run's step."""

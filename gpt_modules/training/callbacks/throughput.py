@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from gpt_modules.training.callbacks.writer import log_interval
-from gpt_modules.training.hyperparameters import expect_number
+from gpt_modules.training.hyperparameters import expect_idle, expect_number
 
 
 class Throughput(L.Callback):
@@ -22,6 +22,16 @@ class Throughput(L.Callback):
         self.peak_flops = peak_flops
         self._count = 0.0
         self._since = 0.0
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a peak to compare with nothing.
+
+        Raises:
+            UserError: the procedure does not count tokens.
+        """
+        if not hasattr(pl_module, "flops_per_token"):
+            why = f"{type(pl_module).__name__} does not count tokens, so no utilisation follows"
+            expect_idle("throughput.peak_flops", self.peak_flops, [None], why)
 
     def on_train_start(self, *_: Any) -> None:
         """A run that resumes inside an epoch sees no start of it."""
@@ -40,7 +50,7 @@ class Throughput(L.Callback):
             return
         rate = self._count / (time.perf_counter() - self._since)
         pl_module.log(f"perf/{unit}_per_s", rate, prog_bar=True)
-        if self.peak_flops is not None and unit == "tokens":
+        if self.peak_flops is not None:
             flops = pl_module.flops_per_token() * rate
             pl_module.log("perf/mfu", flops / (self.peak_flops * trainer.world_size))
         self._restart()

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.throughput import Throughput
 
 
@@ -12,3 +13,10 @@ def test_throughput_counts_tokens(fit, parts):
     assert all(rate > 0 for rate in rates)
     per_token = trainer.lightning_module.flops_per_token()
     assert utilisation == pytest.approx([rate * per_token / 1e12 for rate in rates], rel=1e-3)
+
+
+@pytest.mark.parametrize("word", ["reward", "ppo", "maml"])
+def test_a_peak_beside_work_that_is_no_tokens_is_refused(fit, procedure, word):
+    line = r"^throughput\.peak_flops: found 1000000000000\.0, expected it left at None: \w+ does not count tokens"
+    with pytest.raises(UserError, match=line):
+        fit(*procedure(word), callbacks=[Throughput(peak_flops=1e12)])
