@@ -231,11 +231,12 @@ def configure(
         (place, run), per_step = tokens, 1.0
     else:
         place, run, per_step = None, total_steps, 1.0 / total_steps if schedule.unit == "run" else 1.0
+    endless = "the run has no end (trainer.max_steps or max_epochs)"
+    if schedule.unit == "run" and not math.isfinite(run):
+        raise UserError(f"schedule.unit: found 'run', expected 'steps': {endless} to have fractions")
     total = run * per_step if schedule.total is None else schedule.total
     if not math.isfinite(total) and schedule.shape != "constant":
-        raise UserError(
-            "schedule.total: not given, and the run has no end (trainer.max_steps or max_epochs); give one of them"
-        )
+        raise UserError(f"schedule.total: not given, and {endless}; give one of them")
 
     def factor(step: int) -> float:
         before, after = place() if place else (step * per_step, (step + 1) * per_step)

@@ -91,6 +91,12 @@ def test_an_endless_run_needs_a_total():
         configure(adamw(), ScheduleConfig(shape="cosine"), math.inf)
 
 
+def test_an_endless_run_has_no_fractions():
+    """A warm-up over a tenth of it would stay at rate 0."""
+    with pytest.raises(UserError, match=r"^schedule\.unit: found 'run', expected 'steps': the run has no end"):
+        configure(adamw(), ScheduleConfig(shape="constant", warmup=0.1, unit="run"), math.inf)
+
+
 def test_decay_spares_biases_and_gains_and_counts_shared_tensors_once():
     module = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     decayed, spared = parameter_groups([module, module[0]], 0.1)
