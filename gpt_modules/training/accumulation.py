@@ -3,8 +3,8 @@ examples, prompts, tasks), and batches counted in tokens, which grow.
 
 Lightning averages the means of micro-batches and of ranks, which weighs a token of a short one more, and divides by
 `accumulate_grad_batches` where an epoch's last step has fewer; here a step of k micro-batches on n devices is the step
-of one big batch. How many micro-batches make a step follows from its tokens and
-the devices, so a recipe means the same schedule on 1 device and on 8.
+of one big batch. How many micro-batches make a step follows from its tokens and the devices, so a recipe means the same
+schedule on 1 device and on 8.
 """
 
 import math
@@ -136,7 +136,8 @@ class StepMean:
         Args:
             total: sum of the micro-batch's losses.
             count: tokens, examples, prompts or tasks it is over.
-            cells: those it has, counted or not: keeps gradients in a range that half precision can hold.
+            cells: those it has room for, counted or not: keeps gradients in a range that half precision can hold. The
+                same on all processes, whose gradients are averaged before they are rescaled.
         """
         if self.total is None or self.count is None:
             self.total, self.count, self.unit = total.detach(), count, cells

@@ -7,8 +7,6 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from gpt_modules.backbone import DecoderConfig, LabellingModel
 from gpt_modules.data.batches import IGNORE, LabelledBatch
@@ -21,7 +19,7 @@ from gpt_modules.training.callbacks.figures import confusion_figure
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import take
+from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
 from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
 
@@ -86,10 +84,8 @@ class FinetuningModule(L.LightningModule):
         if self.optimizer_config.muon_lr:
             one_of_them = "optimizer.muon_lr has one rate for all blocks (--model.optimizer.muon_lr 0 leaves it out)"
             expect_idle("layer_decay", layer_decay, [1.0], one_of_them)
-        self.val_loss, self.val_lm_loss = MeanMetric(), MeanMetric()
+        self.held_out, self.answers = HeldOut("loss", "labelled", "lm_loss", "examples"), HeldOut("decided", "right")
         self.step = StepMean()
-        self.val_metrics: MetricCollection
-        self.val_confusion: MulticlassConfusionMatrix | None = None
         self.model: LabellingModel
 
     @property
@@ -110,9 +106,6 @@ class FinetuningModule(L.LightningModule):
         self.model = self._open()
         artefacts.check_data(self, self.model.config)
         self._choose_what_learns()
-        self.val_metrics = labelling_metrics.build_metrics(self.task)
-        if len(self.task.labels) > 1 and not self.task.numeric and self.task.kind != "multiple_choice":
-            self.val_confusion = MulticlassConfusionMatrix(len(self.task.labels))
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
@@ -196,12 +189,10 @@ class FinetuningModule(L.LightningModule):
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Loss and metrics over the labelled examples."""
         outputs, loss, lm_loss = self.losses(batch)
-        count = labelling_metrics.has_label(batch.labels, self.task)
-        self.val_loss.update(loss, count.sum())
-        self.val_lm_loss.update(lm_loss, _examples(batch).sum())
-        labelling_metrics.update_metrics(self.val_metrics, outputs, batch.labels, self.task)
-        if self.val_confusion is not None and bool(count.any()):
-            self.val_confusion.update(outputs.argmax(1)[count], batch.labels[count])
+        labelled, examples = labelling_metrics.has_label(batch.labels, self.task).sum(), _examples(batch).sum()
+        self.held_out.add(loss=loss, labelled=labelled, lm_loss=lm_loss, examples=examples)
+        decided, right = labelling_metrics.answered(outputs, batch.labels, self.task)
+        self.answers.add(decided=decided, right=right)
 
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (without the auxiliary one), the task's metrics, and the confusion matrix."""
@@ -216,15 +207,17 @@ class FinetuningModule(L.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        values = {"loss": take(self.val_loss), **take(self.val_metrics), "lm_loss": take(self.val_lm_loss)}
-        if not self.hparams["lm_coef"]:
-            del values["lm_loss"]
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in values.items()}, prog_bar=True)
-        if self.val_confusion is not None:
-            counts = take(self.val_confusion).cpu().numpy()
-            writer = tensorboard(self.trainer)
-            if writer is not None and not self.trainer.sanity_checking:
-                writer.add_figure(f"{stage}/confusion", confusion_figure(counts, self.task.labels), self.global_step)
+        sums, (decided, right) = self.held_out.take(), self.answers.take().values()
+        values = labelling_metrics.measured(decided, right, self.task)
+        values["loss"] = float((sums["loss"] * sums["labelled"]).sum() / sums["labelled"].sum())
+        if self.hparams["lm_coef"]:
+            values["lm_loss"] = float((sums["lm_loss"] * sums["examples"]).sum() / sums["examples"].sum())
+        # Equal on all processes; said, as Lightning warns otherwise.
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=True, sync_dist=True)
+        writer, names = tensorboard(self.trainer), self.task.labels
+        if writer is not None and not self.trainer.sanity_checking and labelling_metrics.has_named_classes(self.task):
+            counts = labelling_metrics.confusion(decided, right, len(names)).numpy()
+            writer.add_figure(f"{stage}/confusion", confusion_figure(counts, names), self.global_step)
 
     def predict_step(self, batch: LabelledBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Each example's prediction with its probabilities."""

@@ -2,12 +2,13 @@
 words.
 """
 
+import math
 import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 from torchmetrics import MeanSquaredError, MetricCollection, PearsonCorrCoef, SpearmanCorrCoef
 from torchmetrics.classification import (
@@ -84,15 +85,34 @@ def build_metrics(task: Labelling) -> MetricCollection:
     )
 
 
-def update_metrics(metrics: MetricCollection, outputs: Tensor, labels: Tensor, task: Labelling) -> None:
-    """Count a batch's labelled examples."""
+def answered(outputs: Tensor, labels: Tensor, task: Labelling) -> tuple[Tensor, Tensor]:
+    """What is decided and what is right, of a batch's labelled examples."""
     labelled = has_label(labels, task)
-    if not bool(labelled.any()):
-        return
     decided, right = decide(outputs[labelled], task), labels[labelled]
     if task.kind == "multiple_choice":  # answers have no names: what counts is whether it is the right one
-        decided, right = (decided == right).long(), torch.ones_like(right)
-    metrics.update(decided, right)
+        return (decided == right).long(), torch.ones_like(right)
+    return decided, right
+
+
+def measured(decided: Real[Tensor, "N"], right: Real[Tensor, "N"], task: Labelling) -> dict[str, float]:
+    """The metrics of all that was `answered`; NaN where nothing was."""
+    metrics = build_metrics(task)
+    if not len(right):
+        return {str(name): math.nan for name in metrics}
+    to = torch.float32 if task.numeric else torch.int64
+    metrics.update(decided.to(to), right.to(to))
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def has_named_classes(task: Labelling) -> bool:
+    """Whether it can be said which class was taken for which."""
+    return bool(task.labels) and not task.numeric and task.kind != "multiple_choice"
+
+
+def confusion(decided: Real[Tensor, "N"], right: Real[Tensor, "N"], classes: int) -> Int[Tensor, "L L"]:
+    """How often each class (row) was taken for each (column)."""
+    cells = right.long() * classes + decided.long()
+    return cells.bincount(minlength=classes**2).view(classes, classes)
 
 
 def prediction_rows(outputs: Tensor, labels: Tensor, task: Labelling) -> list[dict[str, Any]]:
@@ -113,4 +133,4 @@ def prediction_rows(outputs: Tensor, labels: Tensor, task: Labelling) -> list[di
 
 
 def _name(value: float, task: Labelling) -> str | float:
-    return task.labels[int(value)] if task.labels and not task.numeric and task.kind != "multiple_choice" else value
+    return task.labels[int(value)] if has_named_classes(task) else value

@@ -1,4 +1,4 @@
-"""What pretraining and SFT have in common: the next-token loss of a batch, and samples from prompts."""
+"""What pretraining and SFT have in common: the next-token loss, learnt from and held out, and samples from prompts."""
 
 from typing import Any
 
@@ -10,7 +10,9 @@ from gpt_modules.backbone import GPT, generate
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
+from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_generator
+from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import gathered
 
 
@@ -22,6 +24,32 @@ def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor
         hidden = model.hidden(batch.inputs)
     total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.labels.flatten())
     return total, (batch.labels != -100).sum()
+
+
+def step_loss(step: StepMean, model: GPT, batch: TokenBatch | PackedBatch) -> Tensor:
+    """The next-token loss of a micro-batch, in the scale of `step`. Its cells are those that rows may have: the rows
+    of unpacked examples are as wide as the longest, which differs between processes.
+    """
+    return step.add(*next_token_loss(model, batch), len(batch.inputs) * model.config.n_positions)
+
+
+class HeldOutText(HeldOut):
+    """The mean cross-entropy of held-out tokens: a short last window weighs what it has."""
+
+    def __init__(self) -> None:
+        super().__init__("nats", "tokens")
+
+    def read(self, model: GPT, batch: TokenBatch | PackedBatch) -> None:
+        """Add a batch."""
+        total, count = next_token_loss(model, batch)
+        self.add(nats=total, tokens=count)
+
+    def log(self, module: L.LightningModule, stage: str) -> None:
+        """`<stage>/loss` in nats a token and `<stage>/perplexity`, its exponential."""
+        sums = self.take()
+        loss = sums["nats"].sum() / sums["tokens"].sum()
+        values = {f"{stage}/loss": float(loss), f"{stage}/perplexity": float(loss.exp())}
+        module.log_dict(values, prog_bar=True, sync_dist=True)  # equal on all; said, as Lightning warns otherwise
 
 
 @torch.no_grad()
@@ -68,8 +96,3 @@ def decode_responses(tokenizer: Tokenizer, tokens: Tensor, mask: Tensor) -> list
     """Texts of the counted tokens, without the end-of-text token."""
     rows = [row[keep].tolist() for row, keep in zip(tokens.cpu(), mask.cpu(), strict=True)]
     return [tokenizer.decode(row) for row in rows]
-
-
-def perplexity(mean_loss: Tensor) -> Tensor:
-    """exp of the token-weighted mean cross-entropy in nats."""
-    return torch.exp(mean_loss)

@@ -15,7 +15,6 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
-from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel
 from gpt_modules.backbone.folders.inner_rates import InnerRates, load_inner_rates
@@ -27,10 +26,11 @@ from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import take
+from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
 
 SHOWN_QUERIES = 8
+MEASURED = ("loss_before", "loss", "accuracy")  # of a held-out task: what `adapted_scores` gives
 
 
 class MAMLModule(L.LightningModule):
@@ -81,7 +81,7 @@ class MAMLModule(L.LightningModule):
             self.network = network
         self.inner_rates = nn.ParameterDict()
         self.step = StepMean()
-        self.val_loss, self.val_loss_before, self.val_accuracy = MeanMetric(), MeanMetric(), MeanMetric()
+        self.held_out = HeldOut(*MEASURED)
 
     def _check(self) -> None:
         reptile, config = self.hparams["algorithm"] == "reptile", self.optimizer_config
@@ -201,10 +201,7 @@ class MAMLModule(L.LightningModule):
 
     def validation_step(self, batch: EpisodeBatch, batch_idx: int) -> None:
         """Query loss before and after adaptation, and the queries answered right after it."""
-        before, after, correct = self.adapted_scores(batch)
-        self.val_loss_before.update(before)
-        self.val_loss.update(after)
-        self.val_accuracy.update(correct)
+        self.held_out.add(**dict(zip(MEASURED, self.adapted_scores(batch), strict=True)))
 
     @torch.no_grad()
     def adapted_scores(self, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,17 +232,15 @@ class MAMLModule(L.LightningModule):
         self._log_metrics("test")
 
     def _log_metrics(self, stage: str) -> None:
-        metrics = {"loss": self.val_loss, "loss_before": self.val_loss_before, "accuracy": self.val_accuracy}
-        values = {f"{stage}/{name}": take(metric) for name, metric in metrics.items()}
+        values = {f"{stage}/{name}": float(column.mean()) for name, column in self.held_out.take().items()}
         if self.data.objective == "regression":
             del values[f"{stage}/accuracy"]
-        self.log_dict(values, prog_bar=True)
+        self.log_dict(values, prog_bar=True, sync_dist=True)  # equal on all; said, as Lightning warns otherwise
 
     def predict_step(self, batch: EpisodeBatch, batch_idx: int) -> list[dict[str, float]]:
         """Each task's query loss before and after adaptation, and its accuracy."""
-        before, after, correct = self.adapted_scores(batch)
-        names = ("loss_before", "loss", "accuracy")
-        return [dict(zip(names, values, strict=True)) for values in torch.stack([before, after, correct], 1).tolist()]
+        rows = torch.stack(self.adapted_scores(batch), 1).tolist()
+        return [dict(zip(MEASURED, values, strict=True)) for values in rows]
 
     def configure_optimizers(self) -> Any:
         """Adam (or Muon for the blocks) on θ and α, or Reptile's plain steps; and the schedule."""

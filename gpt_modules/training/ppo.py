@@ -18,7 +18,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
+from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.answers import predictions, side_by_side
@@ -118,8 +118,8 @@ class PPOModule(L.LightningModule):
         self.save_hyperparameters(given)
         for name in ("max_new_tokens", "ppo_epochs", "minibatches", "score_rows"):
             expect_number(name, given[name], "[1, inf)", whole=True)
-        for name in ("sample_prompts", "seed"):
-            expect_number(name, given[name], "[0, inf)", whole=True)
+        expect_number("sample_prompts", sample_prompts, "[0, inf)", whole=True)
+        expect_number("seed", seed, SEEDS, whole=True)
         expect_number("temperature", temperature, "[0.001, inf)")
         if value_lr is not None:
             expect_number("value_lr", value_lr, "[0, inf)")

@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning.pytorch as L
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.data import PretrainingDataModule
@@ -15,9 +14,8 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
 from gpt_modules.training.callbacks.writer import log_interval
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
+from gpt_modules.training.language import HeldOutText, continuation_rows, row_losses, step_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import take
 from gpt_modules.training.sharding import shard
 
 
@@ -67,7 +65,7 @@ class PretrainingModule(L.LightningModule):
         if not sample_prompts:
             expect_idle("sample_tokens", sample_tokens, [32], "there are no sample_prompts")
             expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
-        self.val_loss = MeanMetric()
+        self.held_out = HeldOutText()
         self.tokens_seen = 0  # by all devices, since the first step of the run
         self.step = StepMean()
         self.clock: TokenClock
@@ -94,7 +92,7 @@ class PretrainingModule(L.LightningModule):
     def training_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the batch's tokens, in the scale of `StepMean`."""
         self.tokens_seen += batch.inputs.numel() * self.trainer.world_size
-        return self.step.add(*next_token_loss(self.model, batch), batch.inputs.numel())
+        return step_loss(self.step, self.model, batch)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's tokens; the number of tokens so far, and what sources they are of."""
@@ -117,12 +115,11 @@ class PretrainingModule(L.LightningModule):
 
     def validation_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
         """Token-weighted, so that a short last window does not weigh more."""
-        total, count = next_token_loss(self.model, batch)
-        self.val_loss.update(total / count.clamp(min=1), count)
+        self.held_out.read(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         """`val/loss` in nats a token and `val/perplexity`."""
-        self._log_perplexity("val")
+        self.held_out.log(self, "val")
 
     def test_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> None:
         """As in validation."""
@@ -130,11 +127,7 @@ class PretrainingModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """`test/loss` and `test/perplexity`."""
-        self._log_perplexity("test")
-
-    def _log_perplexity(self, stage: str) -> None:
-        loss = take(self.val_loss)
-        self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}, prog_bar=True)
+        self.held_out.log(self, "test")
 
     def predict_step(self, batch: TokenBatch | PackedBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Nats and counted tokens of each row."""

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
 
 
 def gathered(columns: Sequence[Tensor]) -> list[Tensor]:
@@ -38,22 +37,11 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([F.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
-def take(metric: Metric | MetricCollection) -> Any:
-    """What a metric has measured; the next update begins anew. Called by all processes.
-
-    Lightning validates in inference mode, except within a fit: a state that is made there could not be added to in the
-    fit that follows.
-    """
-    value = metric.compute()
-    with torch.inference_mode(False):
-        metric.reset()
-    return value
-
-
 class HeldOut:
     """Numbers measured on held-out rows, batch after batch; read together, over all processes, in float64.
 
-    A process without rows contributes nothing, and a mean is the mean over all rows, whatever batches they came in.
+    A process without rows contributes nothing, and a mean is the mean over all rows, whatever batches they came in. No
+    metric of torchmetrics: as part of a module it would add up in the precision of the run, and 256 + 1 is 256 in bf16.
     """
 
     def __init__(self, *names: str) -> None:
@@ -61,8 +49,9 @@ class HeldOut:
         self._batches: list[Tensor] = []
 
     def add(self, **columns: Tensor) -> None:
-        """Rows (B,) of each name."""
-        self._batches.append(torch.stack([columns[name].detach().cpu().double() for name in self.names], dim=1))
+        """Rows (B,) of each name; a scalar is one row."""
+        rows = [columns[name].detach().cpu().double().reshape(-1) for name in self.names]
+        self._batches.append(torch.stack(rows, dim=1))
 
     def take(self) -> dict[str, Tensor]:
         """All rows (N,) of each name, on the CPU; the next `add` begins anew. Called by all processes."""

@@ -141,7 +141,7 @@ class RewardModule(L.LightningModule):
             f"{stage}/calibration_error": binary_calibration_error(confidence, right.long(), CALIBRATION_BINS),
         }
         # Equal on all processes; said, as Lightning warns otherwise.
-        self.log_dict({name: value.float() for name, value in values.items()}, prog_bar=True, sync_dist=True)
+        self.log_dict({name: float(value) for name, value in values.items()}, prog_bar=True, sync_dist=True)
         writer = tensorboard(self.trainer)
         if writer is not None and not self.trainer.sanity_checking:
             figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)

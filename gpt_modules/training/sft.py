@@ -7,16 +7,14 @@ from typing import Any
 
 import lightning.pytorch as L
 from torch import Tensor
-from torchmetrics import MeanMetric
 
 from gpt_modules.backbone import GPT
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import continuation_rows, next_token_loss, perplexity, row_losses
+from gpt_modules.training.language import HeldOutText, continuation_rows, row_losses, step_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import take
 from gpt_modules.training.sharding import refuse_sharding
 
 
@@ -58,7 +56,7 @@ class SFTModule(L.LightningModule):
         if not sample_prompts:
             expect_idle("sample_tokens", sample_tokens, [48], "there are no sample_prompts")
             expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
-        self.val_loss = MeanMetric()
+        self.held_out = HeldOutText()
         self.step = StepMean()
         self.model: GPT
 
@@ -76,7 +74,7 @@ class SFTModule(L.LightningModule):
 
     def training_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the batch's response tokens, in the scale of `StepMean`."""
-        return self.step.add(*next_token_loss(self.model, batch), batch.inputs.numel())
+        return step_loss(self.step, self.model, batch)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's response tokens."""
@@ -84,12 +82,11 @@ class SFTModule(L.LightningModule):
 
     def validation_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> None:
         """Weighted by response tokens."""
-        total, count = next_token_loss(self.model, batch)
-        self.val_loss.update(total / count.clamp(min=1), count)
+        self.held_out.read(self.model, batch)
 
     def on_validation_epoch_end(self) -> None:
         """`val/loss` in nats a response token and `val/perplexity`."""
-        self._log_perplexity("val")
+        self.held_out.log(self, "val")
 
     def test_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> None:
         """As in validation."""
@@ -97,11 +94,7 @@ class SFTModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """`test/loss` and `test/perplexity`."""
-        self._log_perplexity("test")
-
-    def _log_perplexity(self, stage: str) -> None:
-        loss = take(self.val_loss)
-        self.log_dict({f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}, prog_bar=True)
+        self.held_out.log(self, "test")
 
     def predict_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Nats and counted tokens of each row."""

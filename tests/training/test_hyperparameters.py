@@ -1,16 +1,14 @@
-"""Hyper-parameters are plain data, and every one of them is used."""
+"""Hyper-parameters are plain data, and those of which nothing follows are refused."""
 
-import ast
 import inspect
 import math
-import textwrap
 from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
-from gpt_modules.backbone import DecoderConfig
+from gpt_modules.backbone import Decoder, DecoderConfig
 from gpt_modules.errors import UserError
 from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.accumulation import BatchConfig
@@ -26,32 +24,30 @@ from gpt_modules.training.trainable import LoRA
 MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
 
 
-def names_read(kind):
-    """Constructor arguments that the class reads: by name in `__init__`, or from `self.hparams`."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-    read = {
-        node.slice.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
-    }
-    constructor = next(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    loads = (node for statement in constructor.body for node in ast.walk(statement))
-    return read | {node.id for node in loads if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
-
-
-@pytest.mark.parametrize("kind", MODULES)
-def test_every_argument_is_read(kind):
-    given = set(inspect.signature(kind).parameters)
-    unread = given - names_read(kind) - {"seed"}
-    assert not unread
-    assert "seed" not in given or "seed" in names_read(kind) | {"seed"}, "sampling_generator reads it"
-
-
 @pytest.mark.parametrize("kind", MODULES)
 def test_every_argument_is_documented(kind):
     documented = {line.split(":")[0] for line in map(str.strip, kind.__doc__.splitlines()) if ":" in line}
     names = {name.strip() for line in documented for name in line.split(",")}
     assert set(inspect.signature(kind).parameters) <= names
+
+
+@pytest.mark.parametrize(
+    ("word", "decoders"), [("pretraining", 1), ("finetuning", 1), ("sft", 1), ("reward", 1), ("ppo", 3)]
+)
+def test_compiled_is_what_it_is_asked_for(fit, procedure, monkeypatch, word, decoders):
+    """The policy, the critic and the reference of PPO; of the others the model."""
+    compiled = []
+    monkeypatch.setattr(Decoder, "compile_blocks", lambda decoder: compiled.append(decoder))
+    for asked in (False, True):
+        fit(*procedure(word, compile=asked), limit_train_batches=0, limit_val_batches=0)
+        assert len(set(map(id, compiled))) == asked * decoders
+
+
+def test_activations_are_recomputed_where_it_is_asked_for(fit, procedure):
+    for asked in (False, True):
+        module, data = procedure("pretraining", recompute=asked)
+        fit(module, data, limit_train_batches=0, limit_val_batches=0)
+        assert module.model.decoder.recompute == asked
 
 
 @pytest.mark.parametrize("kind", [ScheduleConfig, KLConfig, ClipConfig])

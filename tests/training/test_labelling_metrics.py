@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gpt_modules.labelling import Labelling
-from gpt_modules.training.labelling_metrics import build_metrics, prediction_rows, task_loss, update_metrics
+from gpt_modules.training.labelling_metrics import answered, confusion, measured, prediction_rows, task_loss
 
 CLASSES = Labelling("classification", ("no", "yes"))
 LEVELS = Labelling("similarity", levels=(0, 5))
@@ -42,11 +42,8 @@ def test_a_batch_without_labels_has_a_loss_of_zero():
     assert task_loss(missing, torch.tensor([0, -100]), CHOICE).item() == 0.0
 
 
-def measured(outputs, labels, task):
-    metrics = build_metrics(task)
-    for rows in (slice(0, 3), slice(3, None)):  # batches must not matter
-        update_metrics(metrics, outputs[rows], labels[rows], task)
-    return {name: value.item() for name, value in metrics.compute().items()}
+def found_by(outputs, labels, task):
+    return measured(*answered(outputs, labels, task), task)
 
 
 def test_accuracy_f1_and_matthews_by_hand():
@@ -54,21 +51,21 @@ def test_accuracy_f1_and_matthews_by_hand():
     decided = [1] * 4 + [1] + [0] * 2 + [0] * 3 + [0]
     labels = [1] * 4 + [0] + [1] * 2 + [0] * 3 + [-100]
     outputs = torch.nn.functional.one_hot(torch.tensor(decided), 2).float()
-    found = measured(outputs, torch.tensor(labels), CLASSES)
+    found = found_by(outputs, torch.tensor(labels), CLASSES)
     matthews = (4 * 3 - 1 * 2) / math.sqrt(5 * 6 * 4 * 5)
     assert found == pytest.approx({"accuracy": 0.7, "f1": 8 / 11, "matthews": matthews})
 
 
 def test_three_classes_average_their_f1():
     outputs = torch.eye(3)[[0, 0, 1, 2]]
-    found = measured(outputs, torch.tensor([0, 1, 1, 2]), Labelling("entailment", ("a", "b", "c")))
+    found = found_by(outputs, torch.tensor([0, 1, 1, 2]), Labelling("entailment", ("a", "b", "c")))
     assert found["accuracy"] == pytest.approx(0.75)
     assert found["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
 
 
 def test_numbers_are_compared_in_their_own_unit():
     outputs = torch.tensor([[-1.0], [0.0], [1.0], [3.0], [5.0]])
-    found = measured(outputs, torch.tensor([8.0, 10.0, 12.0, 13.0, NONE]), NUMBER)
+    found = found_by(outputs, torch.tensor([8.0, 10.0, 12.0, 13.0, NONE]), NUMBER)
     assert found["mse"] == pytest.approx(9.0 / 4)
     assert found["spearman"] == pytest.approx(1.0)
     centred, theirs = torch.tensor([-1.75, -0.75, 0.25, 2.25]), torch.tensor([-2.75, -0.75, 1.25, 2.25])
@@ -79,7 +76,7 @@ def test_numbers_are_compared_in_their_own_unit():
 def test_the_answer_is_right_whatever_the_number_of_answers():
     none = -torch.inf
     outputs = torch.tensor([[1.0, 2.0, none], [0.0, 1.0, 3.0], [2.0, 1.0, none], [none, none, none]])
-    assert measured(outputs, torch.tensor([1, 0, 0, -100]), CHOICE) == pytest.approx({"accuracy": 2 / 3})
+    assert found_by(outputs, torch.tensor([1, 0, 0, -100]), CHOICE) == pytest.approx({"accuracy": 2 / 3})
 
 
 def test_predictions_in_words():
@@ -92,8 +89,20 @@ def test_predictions_in_words():
     assert row == {"prediction": 13.0}
 
 
+def test_nothing_labelled_has_no_metric():
+    for task, labels in ((CLASSES, [-100]), (NUMBER, [NONE]), (CHOICE, [-100])):
+        found = found_by(torch.zeros(1, 1 if task is NUMBER else 2), torch.tensor(labels), task)
+        assert found
+        assert all(math.isnan(value) for value in found.values())
+
+
+def test_rows_of_a_confusion_are_what_is_right():
+    decided, right = torch.tensor([0.0, 2.0, 2.0, 1.0]), torch.tensor([0.0, 0.0, 0.0, 2.0])
+    assert confusion(decided, right, 3).tolist() == [[1, 0, 2], [0, 0, 0], [0, 1, 0]]
+
+
 def test_matthews_of_a_constant_answer_is_nought():
-    constant = measured(torch.tensor([[9.0, 0.0]] * 3), torch.tensor([0, 1, 1]), CLASSES)
+    constant = found_by(torch.tensor([[9.0, 0.0]] * 3), torch.tensor([0, 1, 1]), CLASSES)
     assert constant["matthews"] == 0.0
-    one_class = measured(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 1]), CLASSES)
+    one_class = found_by(torch.tensor([[9.0, 0.0], [0.0, 9.0]]), torch.tensor([1, 1]), CLASSES)
     assert one_class["matthews"] == 0.0

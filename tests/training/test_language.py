@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.data.batches import PackedBatch, TokenBatch
-from gpt_modules.training.language import decode_responses, next_token_loss, perplexity, row_losses
+from gpt_modules.training.language import HeldOutText, decode_responses, next_token_loss, row_losses
 
 INPUTS = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0], [12, 0, 0, 0]])
 LABELS = torch.tensor([[6, 7, 8, 4], [-100, 11, 5, -100], [-100, -100, -100, -100]])
@@ -64,5 +65,12 @@ def test_answers_are_the_counted_tokens_without_their_end(micro):
     assert decode_responses(tokenizer, tokens, mask) == [" is good.", tokenizer.decode(ids[:-2])]
 
 
-def test_perplexity_of_a_guess_among_seven_is_seven():
-    assert perplexity(torch.tensor(math.log(7.0))).item() == pytest.approx(7.0)
+def test_perplexity_of_a_guess_among_seven_is_seven_however_many_batches():
+    """1,000 batches of 3 tokens: a sum in bf16 would stop growing at 256."""
+    held_out, module, said = HeldOutText(), LightningModule(), {}
+    module.log_dict = lambda values, **_: said.update(values)
+    for _ in range(1000):
+        held_out.add(nats=torch.tensor(3 * math.log(7.0)), tokens=torch.tensor(3))
+    held_out.add(nats=torch.tensor(0.0), tokens=torch.tensor(0))  # a rank that had only padding
+    held_out.log(module, "val")
+    assert said == pytest.approx({"val/loss": math.log(7.0), "val/perplexity": 7.0}, rel=1e-6)

@@ -1,5 +1,6 @@
 """Two processes are one: what they hold together, and what a run of both learns and logs at the same global batch."""
 
+import json
 import multiprocessing
 import os
 import socket
@@ -9,8 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt_modules.data import RewardDataModule
-from gpt_modules.training import RewardModule
+from gpt_modules.backbone import load_pretrained, save_pretrained
+from gpt_modules.data import RewardDataModule, SFTDataModule
+from gpt_modules.training import RewardModule, SFTModule
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut, gathered, in_order
 from gpt_modules.training.rl.settings import KLConfig
@@ -54,6 +56,16 @@ def test_one_process_has_what_it_has():
     columns = [torch.tensor([2, 0, 1]), torch.tensor([[2.0], [0.0], [1.0]])]
     assert all(torch.equal(own, given) for own, given in zip(gathered(columns), columns, strict=True))
     assert in_order(columns[0], columns[1:])[0].tolist() == [[0.0], [1.0], [2.0]]
+
+
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "maml", "ppo"])
+def test_a_validation_of_a_run_in_bf16_is_read_in_float32(fit, procedure, word):
+    """A mean over rows is no number of 8 bits but by chance."""
+    module, data = procedure(word)
+    trainer = fit(module, data, max_steps=1, val_check_interval=1, precision="bf16-true")
+    loss = trainer.callback_metrics["val/score" if word == "ppo" else "val/loss"]
+    assert loss.dtype == torch.float32
+    assert loss != loss.bfloat16()
 
 
 def test_held_out_rows_are_read_once_and_in_float64():
@@ -135,6 +147,35 @@ def test_ppo_of_two_processes_is_ppo_of_one(fit, ppo, processes, accumulate):
     assert_same(one, two[0])
     names = {point[0] for point in one["points"]}
     assert {"objective/score", "objective/kl", "response/ended", "policy/entropy", "loss/value", "val/reward"} <= names
+
+
+@pytest.mark.slow
+def test_unpacked_demonstrations_of_two_processes_are_those_of_one(fit, micro, processes, tmp_path):
+    """Rows of the two are of different widths, which weighs nothing."""
+    answers = ["good. " * (1 + 3 * (i % 2)) for i in range(24)]
+    rows = "".join(json.dumps({"prompt": f"film {i}:", "response": answer}) + "\n" for i, answer in enumerate(answers))
+    (tmp_path / "rows.jsonl").write_text(rows)
+    still = load_pretrained(micro.gpt, "gpt", embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    save_pretrained(tmp_path / "still", still, tokenizer_json=micro.tokenizer.to_json())
+    widths = []
+
+    class Watched(SFTModule):
+        def training_step(self, batch, batch_idx):
+            widths.append(batch.inputs.shape[1])
+            return super().training_step(batch, batch_idx)
+
+    def run(devices=1):
+        kept = {"cache_dir": str(tmp_path / "cache"), "validation": micro.again(micro.sft), "packing": False}
+        data = SFTDataModule(str(tmp_path / "rows.jsonl"), tokenizer=str(micro.gpt), batch_size=2 // devices, **kept)
+        module = Watched(str(tmp_path / "still"), optimizer=SGD, schedule=FLAT)
+        settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
+        return outcome(module, fit(module, data, max_steps=6, accumulate_grad_batches=2, **settings)) | {"seen": widths}
+
+    (one,) = processes(lambda rank: run(), 1)
+    two = processes(lambda rank: run(2))
+    assert two[0]["seen"] != two[1]["seen"]
+    assert all(torch.equal(two[1]["weights"][name], value) for name, value in two[0]["weights"].items())
+    assert_same(one, two[0])
 
 
 @pytest.mark.slow
