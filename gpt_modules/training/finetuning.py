@@ -86,6 +86,7 @@ class FinetuningModule(L.LightningModule):
             expect_idle("layer_decay", layer_decay, [1.0], one_of_them)
         self.held_out, self.answers = HeldOut("loss", "labelled", "lm_loss", "examples"), HeldOut("decided", "right")
         self.step = StepMean()
+        self._shares: list[Tensor] = []  # of the step's micro-batches: sums of both losses, and what they are over
         self.model: LabellingModel
 
     @property
@@ -177,14 +178,18 @@ class FinetuningModule(L.LightningModule):
     def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """L2 + lm_coef * L1, in the scale of `StepMean`."""
         _, loss, lm_loss = self.losses(batch)
-        self.log_dict({"train/task_loss": loss, "train/lm_loss": lm_loss}, sync_dist=True)
         labelled, examples = labelling_metrics.has_label(batch.labels, self.task).sum(), _examples(batch).sum()
+        self._shares.append(torch.stack([loss * labelled, lm_loss * examples, labelled, examples]).detach())
         total = loss * labelled + self.hparams["lm_coef"] * lm_loss * examples
         return self.step.add(total, labelled, len(batch.labels))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """`train/loss`, the mean over the step's labelled examples."""
+        """`train/loss`, the mean over the step's labelled examples, and the two that it is the sum of."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
+        sums = self.trainer.strategy.reduce(torch.stack(self._shares).sum(0), reduce_op="sum")
+        self._shares = []
+        task_loss, lm_loss = sums[:2] / sums[2:].clamp(min=1)
+        self.log_dict({"train/task_loss": task_loss, "train/lm_loss": lm_loss})
 
     def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
         """Loss and metrics over the labelled examples."""

@@ -61,6 +61,7 @@ class RewardModule(L.LightningModule):
             expect_number("dropout", dropout, "[0, 1)")
         self.prompt_losses, self.margins = HeldOut("loss"), HeldOut("margin")
         self.step = StepMean()
+        self._right: list[Tensor] = []  # of the step's micro-batches: pairs in the right order, and all pairs
         self.model: RewardModel
 
     def configure_model(self) -> None:
@@ -93,16 +94,17 @@ class RewardModule(L.LightningModule):
         """
         scores = self.prompt_scores(batch)
         losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
-        if (self.global_step + 1) % log_interval(self.trainer) == 0:
-            margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
-            counts = torch.stack([margins > 0, torch.ones_like(margins).bool()]).sum(1)
-            right, pairs = self.trainer.strategy.reduce(counts, reduce_op="sum")
-            self.log("train/accuracy", right / pairs)
+        margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
+        self._right.append(torch.stack([margins > 0, torch.ones_like(margins).bool()]).sum(1))
         return self.step.add(losses.sum(), counted.sum(), len(losses))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """`train/loss`, the mean over the step's prompts."""
+        """`train/loss`, the mean over the step's prompts; `train/accuracy`, over its pairs."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
+        if (self.global_step + 1) % log_interval(self.trainer) == 0:
+            right, pairs = self.trainer.strategy.reduce(torch.stack(self._right).sum(0), reduce_op="sum")
+            self.log("train/accuracy", right / pairs)
+        self._right = []
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Accuracy and calibration over all untied pairs; the loss over all prompts that have one."""

@@ -6,6 +6,7 @@ import os
 import socket
 import traceback
 
+import lightning.pytorch as L
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from gpt_modules.backbone import load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule, SFTDataModule
 from gpt_modules.training import RewardModule, SFTModule
+from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut, gathered, in_order
 from gpt_modules.training.rl.settings import KLConfig
@@ -150,6 +152,31 @@ def test_ppo_of_two_processes_is_ppo_of_one(fit, ppo, processes, accumulate):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("word", ["sft", "ppo"])
+def test_predictions_of_two_processes_are_those_of_one_in_their_order(procedure, micro, processes, tmp_path, word):
+    def run(devices=1):
+        module, data = procedure(word)
+        data.validation_source, data.val_batch_size = micro.again(micro.sft if word == "sft" else micro.prompts), 6
+        usual = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "callbacks": [PredictionFile()]}
+        data.val_batch_size //= devices
+        trainer = L.Trainer(**usual, **settings, default_root_dir=tmp_path / f"{devices}", enable_checkpointing=False)
+        trainer.predict(module, data, return_predictions=False)
+
+    processes(lambda rank: run(), 1)
+    processes(lambda rank: run(2))
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "predictions.jsonl").read_text().splitlines()]
+        for name in ("1", "2")
+    )
+    assert len(one) > 12
+    for alone, together in zip(one, two, strict=True):
+        texts, score = {"prompt", "response"}, "score" if word == "ppo" else "nats"
+        assert {name: together.get(name) for name in texts} == {name: alone.get(name) for name in texts}
+        assert together[score] == pytest.approx(alone[score], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.slow
 def test_unpacked_demonstrations_of_two_processes_are_those_of_one(fit, micro, processes, tmp_path):
     """Rows of the two are of different widths, which weighs nothing."""
     answers = ["good. " * (1 + 3 * (i % 2)) for i in range(24)]
@@ -198,7 +225,5 @@ def test_a_reward_model_of_two_processes_is_that_of_one(fit, micro, processes, t
 
     (one,) = processes(lambda rank: run(), 1)
     two = processes(lambda rank: run(2))
-    one["points"] = [point for point in one["points"] if point[0].startswith("val/")]
-    two[0]["points"] = [point for point in two[0]["points"] if point[0].startswith("val/")]
-    assert one["points"]
+    assert {"train/loss", "train/accuracy", "val/loss"} <= {point[0] for point in one["points"]}
     assert_same(one, two[0])

@@ -9,10 +9,6 @@ from gpt_modules.labelling import Labelling
 
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
 HEADED = ["finetuning", "reward"]
-QUIET = [
-    "ignore:.*sync_dist=True",  # the metrics are of all ranks already
-    "ignore:.*was called before the ``update``",  # by the rank that has no rows
-]
 
 
 def held_out(micro, word, folder, rows):
@@ -58,7 +54,6 @@ def validated(micro, procedure, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(*QUIET)
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("word", WORDS)
 def test_metrics_of_two_processes_are_those_of_one(validated, word, rows):
@@ -66,7 +61,6 @@ def test_metrics_of_two_processes_are_those_of_one(validated, word, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(*QUIET)
 def test_a_rank_without_unpacked_rows_runs_on_padding(validated):
     one, two = (validated("sft", 1, processes, packing=False) for processes in (1, 2))
     assert two == pytest.approx(one, rel=1e-5)

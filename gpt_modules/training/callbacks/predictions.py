@@ -1,12 +1,16 @@
 """What a model predicts, in `predictions.jsonl`."""
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch.distributed as dist
 
 from gpt_modules.storage.durable import check_writable, room_for
+
+_NONE = object()
 
 
 class PredictionFile(L.Callback):
@@ -18,16 +22,29 @@ class PredictionFile(L.Callback):
             check_writable(Path(trainer.default_root_dir))
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
-        """One line a row, as they come: a long prediction survives a cut."""
+        """One line a row, as they come: a long prediction survives a cut. Of several processes the first one writes."""
+        rows = _of_all_processes(outputs)
+        if not trainer.is_global_zero:
+            return
         path = Path(trainer.default_root_dir) / "predictions.jsonl"
         if not hasattr(self, "_file"):
             with room_for(path):
                 self._file = path.open("w", encoding="utf-8")
         with room_for(path):
-            self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)
+            self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def on_predict_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Close the file."""
         if hasattr(self, "_file"):
             with room_for(Path(trainer.default_root_dir) / "predictions.jsonl"):
                 self._file.close()
+
+
+def _of_all_processes(rows: list[Any]) -> list[Any]:
+    """A batch's rows in the order that one process would give: the processes take turns."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, rows)
+    turns = zip_longest(*everyone, fillvalue=_NONE)
+    return [row for turn in turns for row in turn if row is not _NONE]
