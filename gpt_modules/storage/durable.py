@@ -79,7 +79,15 @@ def clear_leftovers(path: Path) -> None:
     for found in path.parent.glob(".*.tmp"):
         own = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}\.tmp", found.name)
         if own is not None and fnmatchcase(own[1], path.name):
-            shutil.rmtree(found) if found.is_dir() else found.unlink(missing_ok=True)
+            discard(found)
+
+
+def discard(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, and nothing that a link points at."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def exchanged(one: Path, other: Path) -> bool:

@@ -1,12 +1,11 @@
 """Folders as units: found by path or by name on the hub, read with a word to the user, written all or nothing."""
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import exchanged, room_for, sync, temporary_for
+from gpt_modules.storage.durable import discard, exchanged, room_for, sync, temporary_for
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
 from gpt_modules.storage.paths import is_there, path_of
@@ -56,7 +55,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             _swap(new, folder)
             sync(folder.parent)
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            with suppress(OSError):
+                discard(new)
 
 
 def check_new(folder: Path) -> None:

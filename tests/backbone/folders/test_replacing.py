@@ -86,6 +86,20 @@ def test_a_file_system_that_exchanges_no_names(tmp_path: Path, monkeypatch: pyte
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("exchanging", [True, False])
+def test_a_link_is_replaced_and_what_it_points_at_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanging: bool
+) -> None:
+    if not exchanging:
+        monkeypatch.setattr(folders, "exchanged", lambda *_: False)
+    write(tmp_path / "elsewhere", "old")
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "model", "new")
+    assert (tmp_path / "model" / "config.json").read_text() == "new"
+    assert (tmp_path / "elsewhere" / "config.json").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_other_files_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match=r"found thesis\.tex, expected a new folder"):
