@@ -165,7 +165,11 @@ class RewardModule(L.LightningModule):
 
     @torch.no_grad()
     def centre(self) -> None:
-        """Set the model's bias (and scale) so that demonstrations score 0 (with standard deviation 1)."""
+        """Set the model's bias (and scale) so that demonstrations score 0 (with standard deviation 1).
+
+        Raises:
+            UserError: they have no standard deviation to be divided by.
+        """
         training = self.model.training
         self.model.eval()
         self.model.bias.zero_()
@@ -174,7 +178,9 @@ class RewardModule(L.LightningModule):
         scores = torch.cat([self.model(b.tokens.to(self.device), b.lengths.to(self.device)) for b in batches]).double()
         self.model.bias.copy_(-scores.mean())
         if self.hparams["unit_scale"]:
-            self.model.scale.copy_(1.0 / scores.std())
+            spread = scores.std()
+            expect(bool(spread > 0), "unit_scale", float(spread), "demonstrations that do not all score the same")
+            self.model.scale.copy_(1.0 / spread)
         self.model.train(training)
 
     def _demonstrations(self) -> list[PromptBatch]:

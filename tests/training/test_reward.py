@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import write_rows
 
-from gpt_modules.backbone import load_pretrained
+from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule
 from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.errors import UserError
@@ -223,6 +223,17 @@ def test_a_unit_scale_needs_two_demonstrations(fit, micro, tmp_path):
     settings = {"tokenizer": str(micro.gpt), "context": 32, "cache_dir": str(tmp_path), "demonstrations": str(file)}
     with pytest.raises(UserError, match=r"^unit_scale: found 1, expected two different demonstrations"):
         fit(RewardModule(str(micro.gpt), unit_scale=True), RewardDataModule(str(micro.comparisons), **settings))
+
+
+def test_a_unit_scale_needs_different_scores(fit, micro, data, tmp_path):
+    """Of a head of zeros an export would have the scale inf, and its every score would be NaN."""
+    model = RewardModel(micro.config())
+    torch.nn.init.zeros_(model.head.linear.weight)
+    save_pretrained(tmp_path / "level", model, tokenizer_json=micro.tokenizer.to_json())
+    module = RewardModule(str(tmp_path / "level"), unit_scale=True, optimizer=OptimizerConfig(lr=0.0))
+    fit(module, data, max_steps=1)
+    with pytest.raises(UserError, match=r"^unit_scale: found 0\.0, expected demonstrations that do not all score the"):
+        module.export(tmp_path / "export")
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
