@@ -5,10 +5,10 @@ import sys
 from itertools import takewhile
 from pathlib import Path
 
-from gpt_modules.commands.arguments import Arguments
+from gpt_modules.commands.arguments import Arguments, path_name
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import no_room
-from gpt_modules.storage.recipes import find_recipe, recipe_names
+from gpt_modules.storage.recipes import find_recipe, recipe_names, recipe_text
 
 DESCRIPTION = """Without a name, list the recipes: those of the current folder's recipes/ and those that ship with the
 package. With a name, print one, or copy it to a file of yours."""
@@ -22,7 +22,7 @@ def main(words: list[str]) -> None:
     """
     parser = Arguments(prog="gpt recipes", description=DESCRIPTION)
     parser.add_argument("name", nargs="?", help="such as ppo/tiny, or a folder of recipes such as ppo")
-    parser.add_argument("--copy", type=Path, metavar="FILE", help="write it there, for you to edit")
+    parser.add_argument("--copy", type=path_name, metavar="FILE", help="write it there, for you to edit")
     options = parser.parse_args(words)
     folders = {name.partition("/")[0] for name in recipe_names()}
     if options.name is None or options.name.removeprefix("recipes/").rstrip("/") in folders:
@@ -30,7 +30,7 @@ def main(words: list[str]) -> None:
             raise UserError("--copy: found no recipe to copy, expected a name before it; gpt recipes lists them")
         sys.stdout.write(listing((options.name or "").removeprefix("recipes/").rstrip("/")))
         return
-    content = find_recipe(options.name).read_text(encoding="utf-8")
+    content = recipe_text(find_recipe(options.name))
     if options.copy:
         _copy(content, options.copy)
     else:
@@ -48,7 +48,7 @@ def listing(folder: str = "") -> str:
 
 def _first_sentence(path: Path) -> str:
     """Up to the end of a sentence, or to the indented command below it."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = recipe_text(path).split("\n")
     text = takewhile(lambda line: line.startswith("#") and not line.startswith("#  "), lines)
     comment = " ".join(line.lstrip("# ").strip() for line in text)
     return re.split(r"(?<=[a-z)\d]\.) (?=[A-Z])", comment, maxsplit=1)[0]

@@ -16,7 +16,8 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.json_files import LARGEST, read_json, shown
+from gpt_modules.storage.json_files import read_json, shown
+from gpt_modules.storage.text_files import LARGEST
 
 DocumentT = TypeVar("DocumentT")
 

@@ -1,6 +1,6 @@
 """Reading JSON that a program wrote and anybody may have changed: bounded, plain, and exact about what it refuses.
 
-What is refused of its values, `strict_json` says; a plain `open` reads a pipe for ever.
+What is refused of its values, `strict_json` says.
 """
 
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.strict_json import Refused, StrictDecoder
+from gpt_modules.storage.text_files import LARGEST, read_text
 
-LARGEST = 1 << 26  # bytes; no document of a model, a run or a corpus comes near
 _SHOWN = 60
 _SPACE = " \t\r\n"
 
@@ -33,31 +33,6 @@ def read_json(path: Path, expected: str, largest: int = LARGEST) -> Any:
         raise UserError(f"{path}:{error.lineno}: found broken JSON ({error.msg}), expected {expected}") from error
     except Refused as error:
         raise UserError(f"{path}: found broken JSON ({error}), expected {expected}") from error
-
-
-def read_text(path: Path, expected: str, largest: int = LARGEST) -> str:
-    """The text of a file that is no larger than `largest` bytes, without its byte order mark.
-
-    Raises:
-        UserError: it is missing, no file, larger, not to be read, or not UTF-8 (with its line).
-    """
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device would be read for ever
-            raise UserError(f"{path}: found no file, expected {expected}")
-        with path.open("rb") as file:
-            data = file.read(largest + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file, expected {expected}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{str(path)[:200]!r}: cannot be read ({reason}), expected {expected}") from error
-    if len(data) > largest:
-        raise UserError(f"{path}: found more than {largest:,} bytes, expected {expected}")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}:{line}: found bytes that are not UTF-8, expected {expected}") from error
 
 
 def shown(value: object) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.paths import is_there
-from gpt_modules.storage.yaml_files import Lines, Place, dotted, read_yaml
+from gpt_modules.storage.text_files import read_text
+from gpt_modules.storage.yaml_files import MAX_BYTES, Lines, Place, dotted, read_yaml
 
 LOCAL = Path("recipes")
 _PACKAGE = Path(__file__).parents[1]
@@ -29,6 +30,8 @@ def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
     Raises:
         UserError: nothing has that name (the nearest names are told), or it is a URL.
     """
+    if not str(name).strip():
+        raise UserError(f"found {str(name)!r}, expected the path or the name of a recipe; gpt recipes lists them")
     if "://" in str(name):
         raise UserError(f"{name}: a recipe is read from a local file only, expected a path")
     short = Path(name).relative_to(LOCAL) if Path(name).parts[:1] == LOCAL.parts else Path(name)
@@ -40,6 +43,15 @@ def find_recipe(name: str | Path, beside: Path | None = None) -> Path:
             if is_there(found) and not found.is_dir():
                 return found
     raise UserError(f"{str(name)[:200]}: no such recipe{_near(short)}")
+
+
+def recipe_text(path: Path) -> str:
+    """A recipe as it is written.
+
+    Raises:
+        UserError: the file is none of text, or too large for a recipe.
+    """
+    return read_text(path, "a recipe", MAX_BYTES)
 
 
 def recipe_names() -> list[str]:

@@ -2,13 +2,13 @@
 
 import math
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.text_files import read_text
 
 MAX_BYTES = 200_000
 MAX_DEPTH = 50
@@ -48,10 +48,10 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
     """What a YAML file holds, as plain values, and the line of each of its keys and items.
 
     Raises:
-        UserError: with the line, for a file that is missing, no regular file, too large, not UTF-8, more than one
+        UserError: with the line, for a file that is missing, no file, too large, not UTF-8, more than one
             document, too deep, has a key twice or one that is no text, or a number that no float holds.
     """
-    return parse_yaml(_text(path), path)
+    return parse_yaml(read_text(path, "a YAML file", MAX_BYTES), path)
 
 
 def parse_yaml(text: str, where: Path | str) -> tuple[Any, Lines]:
@@ -73,26 +73,6 @@ def parse_yaml(text: str, where: Path | str) -> tuple[Any, Lines]:
         raise UserError(f"{where}:{line}: found character {error.character!r}, expected text") from error
     except RecursionError:
         raise UserError(f"{where}: found more than {MAX_DEPTH} levels, expected a recipe") from None
-
-
-def _text(path: Path) -> str:
-    """A regular file's text, and never more of it than a recipe can be."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{path}: is no regular file, expected a YAML file")
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such recipe") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path}: found more than {MAX_BYTES:,} bytes, expected a recipe")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line}: found byte 0x{content[error.start]:02x}, expected UTF-8") from error
 
 
 def _measure(node: yaml.Node, depth: int, sizes: dict[int, int], above: set[int]) -> int:

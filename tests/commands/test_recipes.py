@@ -1,5 +1,6 @@
 """`gpt recipes`: the list, one of them, and a copy that takes no file's place."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -78,10 +79,22 @@ def test_a_copy_takes_no_files_place(here):
     assert not (here / "nowhere.yaml").exists()
 
 
+def test_what_is_no_text_is_one_line(here):
+    """Printed, copied, or in a list."""
+    (here / "recipes" / "zoo" / "latin.yaml").write_bytes(b"# caf\xe9\n")
+    os.mkfifo(here / "pipe.yaml")
+    line = "recipes/zoo/latin.yaml:1: found bytes that are not UTF-8, expected a recipe"
+    assert refusal("zoo/latin") == refusal("zoo/latin", "--copy", "my.yaml") == refusal("zoo") == refusal() == line
+    assert refusal("pipe.yaml") == "pipe.yaml: found no file, expected a recipe"
+    assert not (here / "my.yaml").exists()
+
+
 def test_mistakes_are_one_line_and_leave_nothing(here):
     nothing = "--copy: found no recipe to copy, expected a name before it; gpt recipes lists them"
     assert refusal("--copy", "my.yaml") == refusal("zoo", "--copy", "my.yaml") == nothing
     assert refusal("sft/tinny", "--copy", "my.yaml").startswith("sft/tinny: no such recipe; near it: sft/tiny")
+    assert refusal("sft/tiny", "--copy", "") == "--copy: found '', expected the name of a file or a folder"
+    assert refusal("") == "found '', expected the path or the name of a recipe; gpt recipes lists them"
     told = refusal("sft/tiny", "--copy", "no/such/folder/my.yaml")
     assert "no/such/folder/my.yaml" in told
     assert "\n" not in told

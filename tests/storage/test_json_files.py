@@ -1,11 +1,9 @@
 """JSON is what its grammar says, once and finite, or one line that names the file."""
 
-import os
-
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.json_files import read_json, read_text, shown
+from gpt_modules.storage.json_files import read_json, shown
 
 
 def test_what_json_says_is_what_is_read(tmp_path):
@@ -38,21 +36,6 @@ def test_what_is_no_document_is_one_line(tmp_path, data):
         read_json(tmp_path / "a.json", "a document", 100 if data == b"1" * 200 else 1_000_000)
     assert str(caught.value).startswith(str(tmp_path / "a.json"))
     assert "\n" not in str(caught.value)
-
-
-def test_what_is_no_file_is_not_read(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
-    found = {"pipe": "found no file", ".": "found no file", "broken": "no such file", "none": "no such file"}
-    for name, message in found.items():
-        with pytest.raises(UserError, match=f"{message}, expected a document"):
-            read_text(tmp_path / name, "a document")
-    with pytest.raises(UserError, match="found no file"):
-        read_text(tmp_path.joinpath("/dev/zero"), "a document")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_text(tmp_path / ("x" * 5000), "a document")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_text(tmp_path / "a\0b", "a document")
 
 
 def test_a_value_in_a_message_fits_the_line():

@@ -90,12 +90,12 @@ def test_only_regular_files_of_a_bearable_size_in_utf8_are_read(tmp_path):
             read_yaml(path)
         told[path.name] = str(refused.value).removeprefix(str(path))
     assert told == {
-        "fifo": ": is no regular file, expected a YAML file",
-        "large": ": found more than 200,000 bytes, expected a recipe",
-        "latin": ":2: found byte 0xff, expected UTF-8",
-        tmp_path.name: ": is no regular file, expected a YAML file",
-        "none": ": no such recipe",
+        "fifo": ": found no file, expected a YAML file",
+        "large": ": found more than 200,000 bytes, expected a YAML file",
+        "latin": ":2: found bytes that are not UTF-8, expected a YAML file",
+        tmp_path.name: ": found no file, expected a YAML file",
+        "none": ": no such file, expected a YAML file",
     }
-    with pytest.raises(UserError, match="/dev/zero: is no regular file"):
+    with pytest.raises(UserError, match="/dev/zero: found no file"):
         read_yaml(Path("/dev/zero"))
     assert read_yaml(tmp_path / "bom")[0] == {"a": 1}

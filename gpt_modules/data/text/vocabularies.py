@@ -10,7 +10,8 @@ from tokenizers import models
 
 from gpt_modules.data.text.gpt1_bpe import UNKNOWN, WORD_END
 from gpt_modules.errors import UserError
-from gpt_modules.storage.json_files import read_json, read_text
+from gpt_modules.storage.json_files import read_json
+from gpt_modules.storage.text_files import read_text
 
 VOCABULARY_FILES = (
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),  # GPT-1's release
