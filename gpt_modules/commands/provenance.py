@@ -35,7 +35,7 @@ NOT_COUNTED = (
 )
 """Keys, each with all below it."""
 
-_WORDS = ("train", "gpt2", "characters")  # of tokenizers, whatever files there are
+_TOKENIZERS = ("train", "characters")  # words of the key `tokenizer`, whatever files there are
 _CONTENT = "SHA-256 "
 _ROOT = "ROOT"
 
@@ -60,7 +60,8 @@ def origin_of(recipe: Mapping[str, Any], root: Path) -> Origin:
     """
     keys = dict(_leaves(recipe, ""))
     counted = {key: value for key, value in keys.items() if not _is_below(key, NOT_COUNTED)}
-    return Origin({key: _with_content(value, str(root)) for key, value in counted.items()})
+    words = {key: value for key, value in counted.items() if _is_word(key, value)}
+    return Origin({key: _with_content(value, str(root)) for key, value in counted.items()} | words)
 
 
 def read_origin(folder: Path) -> Origin:
@@ -103,6 +104,13 @@ def _is_below(key: str, keys: tuple[str, ...]) -> bool:
     return any(key == above or key.startswith(f"{above}.") for above in keys)
 
 
+def _is_word(key: str, value: Any) -> bool:
+    """Whether a value means the same whatever files there are: to other keys `train` or `reviews` may be a folder."""
+    if key.rpartition(".")[2] == "tokenizer":
+        return value in _TOKENIZERS
+    return key.startswith("data.") and isinstance(value, str) and has_own_splits(value)
+
+
 def _with_content(value: Any, root: str) -> Any:
     """A value as JSON has it, the digest in place of what names files, and the root by that name."""
     if isinstance(value, Mapping):
@@ -137,7 +145,7 @@ def content_digest(name: str) -> str | None:
 
 
 def _files(name: str) -> list[Path]:
-    if not name or "\0" in name or len(name) > 4096 or name in _WORDS or has_own_splits(name):
+    if not name or "\0" in name or len(name) > 4096:
         return []
     try:
         path = path_of(name)

@@ -102,7 +102,20 @@ def make_plans(pipeline: Pipeline, overlays: Sequence[str], allowed: Sequence[st
     for plan in plans:
         if plan.done or plan.cut_off:
             _refuse_changes(plan, pipeline, whole=False)
+        else:
+            _refuse_foreign(plan)
     return plans
+
+
+def _check_recipe(plan: Plan) -> None:
+    """The stage's process reads the files again, hours after they were checked; what it was made from is written down
+    as they were.
+    """
+    from gpt_modules.commands.fit import parse_recipe
+
+    if parse_recipe(plan.words) != plan.recipe:
+        found = "found its recipe changed since gpt run began, expected it to stay as it is"
+        raise UserError(f"stage {plan.stage.name}: {found}; the same command goes on from here with the new one")
 
 
 def _check_folder(plan: Plan) -> None:
@@ -131,6 +144,18 @@ def _check_samples(plan: Plan, pipeline: Pipeline) -> None:
     room = config.get("n_positions") if isinstance(config, dict) else None
     if pipeline.prompts and isinstance(room, int) and pipeline.sample_tokens >= room:
         raise UserError(f"sample_tokens: found {pipeline.sample_tokens}, expected fewer than the model's {room}")
+
+
+def _refuse_foreign(plan: Plan) -> None:
+    """Nothing, where a stage may make its export anew.
+
+    Raises:
+        UserError: there is one that gpt run did not make.
+    """
+    from gpt_modules.commands.provenance import ORIGIN_FILE
+
+    if (export := plan.folder / "export").exists() and not (plan.folder / ORIGIN_FILE).exists():
+        raise UserError(f"{export}: found a folder that gpt run did not make, expected none; name another --root")
 
 
 def _refuse_changes(plan: Plan, pipeline: Pipeline, whole: bool) -> None:
@@ -172,12 +197,14 @@ def run_stage(pipeline: Pipeline, plan: Plan, label: str, console: Console) -> N
         _check_export(pipeline, name)
         console.print(f"{label} {name}: done before, skipped", highlight=False, markup=False, soft_wrap=True)
         return
+    _check_recipe(plan)
     if plan.cut_off:
         words = [*words, "--ckpt_path", "last"]
         console.print(f"{label} {name}: resuming in {plan.folder}", highlight=False, markup=False, soft_wrap=True)
     else:
-        write_origin(plan.folder, plan.origin(pipeline.root))
+        _refuse_foreign(plan)
         shutil.rmtree(pipeline.export(name), ignore_errors=True)  # of an attempt that left nothing to go on from
+        write_origin(plan.folder, plan.origin(pipeline.root))
         recipes = ", ".join(plan.stage.recipes)
         console.print(f"{label} {name}: {recipes} -> {plan.folder}", highlight=False, markup=False, soft_wrap=True)
     status = run_process([sys.executable, "-m", "gpt_modules", "fit", *words])
@@ -199,15 +226,21 @@ def run_process(command: list[str]) -> int:
     """Run a stage; hand on the signals that ask to stop, and wait for it to save. Returns its exit status, 128 + n
     for signal n.
     """
-    process = subprocess.Popen(command)
+    process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
+        if process is None:
+            early.append(number)
         # Ctrl-C reaches the whole foreground group by itself; a second copy would be the "at once" of the stage.
-        if number != signal.SIGINT:
+        elif number != signal.SIGINT:
             process.send_signal(number)
 
     previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
+        process = subprocess.Popen(command)
+        for number in early:
+            process.send_signal(number)
         status = process.wait()
     finally:
         for number, handler in previous.items():

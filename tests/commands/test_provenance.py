@@ -96,6 +96,30 @@ def test_a_function_of_a_package_counts_with_the_whole_of_it(tmp_path):
         assert not {*before} & {*after}
 
 
+def test_a_word_is_one_only_where_it_is_a_word(tmp_path):
+    """A folder may be called as a tokenizer or an embedded text is; its files count wherever it is read."""
+    names = ("train", "gpt2", "characters", "reviews", "shakespeare")
+    keys = {"data": ("train", "validation", "tokenizer"), "model": ("init_from", "rewards")}
+
+    def origin(name):
+        return origin_of({part: dict.fromkeys(inner, name) for part, inner in keys.items()}, tmp_path / "runs")
+
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("before")
+    before = {name: origin(name) for name in names}
+    for name in names:
+        (tmp_path / name / "a.txt").write_text("after")
+    changed = {name: {line.split()[3] for line in changes(before[name], origin(name))} for name in names}
+    every = {f"{part}.{key}" for part, inner in keys.items() for key in inner}
+    read_as_text = {"data.train", "data.validation"}
+    assert changed == {
+        "gpt2": every,
+        **dict.fromkeys(("train", "characters"), every - {"data.tokenizer"}),
+        **dict.fromkeys(("reviews", "shakespeare"), every - read_as_text),
+    }
+
+
 def test_a_folder_of_shards_counts_by_its_manifest(tmp_path):
     (tmp_path / "texts" / "manifest.json").write_text("{}")
     before = content_digest("texts")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,34 @@ def test_a_recipe_that_failed_at_once_may_be_mended(world):
     assert len(world.commands) == 3
 
 
+def test_a_recipe_that_changes_while_an_earlier_stage_runs_is_told(world):
+    """What was checked and written down is what runs."""
+    real = world.process
+
+    def slow(command):
+        world.change("sft", trainer__max_epochs=4)
+        return real(command)
+
+    pipelines.run_process = slow  # which the fixture puts back
+    with pytest.raises(UserError, match=r"^stage sft: found its recipe changed since gpt run began, expected it to"):
+        world.run()
+    assert [command[1] for command in world.commands] == ["pretraining.yaml"]
+    assert not (world.folder / "runs/sft").exists()
+    world.run()
+    assert [command[1] for command in world.commands] == ["pretraining.yaml", "sft.yaml"]
+
+
+def test_an_export_of_the_users_is_not_made_room_of(world):
+    """However often it is tried; an attempt of ours has left its `stage.json`."""
+    mine = world.folder / "runs/sft/export"
+    mine.mkdir(parents=True)
+    (mine / "model.safetensors").write_bytes(b"mine")
+    line = "runs/sft/export: found a folder that gpt run did not make, expected none; name another --root"
+    assert world.refusal() == world.refusal() == line
+    assert (mine / "model.safetensors").read_bytes() == b"mine"
+    assert world.commands == []
+
+
 def test_a_lost_artefact_and_a_run_of_somebody_else_are_one_line(world):
     world.run()
     config = world.folder / "runs/pretraining/export/config.json"
@@ -212,15 +241,34 @@ def test_a_stages_status_is_handed_on(code, status):
 STOPPED = """
 import os, signal, sys
 from gpt_modules.commands.run import run_process
-stage = "import os, signal, sys, time; signal.signal(15, lambda *_: sys.exit(143))"
-stage += "; os.kill(os.getppid(), 15); time.sleep(60)"
+stage = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [15])"
+stage += "; os.kill(os.getppid(), 15); sys.exit(128 + signal.sigwait([15]))"
 sys.exit(run_process([sys.executable, "-c", stage]))
+"""
+# The signal comes while the stage is being started: nothing is left running, and nothing is waited for.
+EARLY = """
+import os, signal, subprocess, sys
+from gpt_modules.commands.run import run_process
+real = subprocess.Popen
+def start(command):
+    process = real(command)
+    os.kill(os.getpid(), NUMBER)
+    return process
+subprocess.Popen = start
+sys.exit(run_process([sys.executable, "-c", "import signal; signal.sigwait([signal.SIGUSR1])"]))
 """
 
 
 def test_a_signal_reaches_the_stage_and_its_status_comes_back():
     ended = subprocess.run([sys.executable, "-c", STOPPED], check=False, capture_output=True, text=True)
     assert ended.returncode == 143, ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_the_stage_is_started_reaches_it_too(number):
+    code = EARLY.replace("NUMBER", str(int(number)))
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ended.returncode == 128 + number, ended.stderr
 
 
 @pytest.mark.parametrize("words", [["absent"], ["absent.yaml"], ["pipelines/absent", "--config", "x"]])
