@@ -172,7 +172,9 @@ def _lightning(subcommand: str, words: list[str]) -> None:
     if asks_first_page(words):
         print(FIRST_PAGE.replace("COMMAND", subcommand))
         return
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    from gpt_modules.commands.parsing.composition import compose
+
+    compose(words)  # once more when it runs: what is wrong with the files is told before the libraries are imported
     from gpt_modules.commands.fit import run_trainer
 
     run_trainer(subcommand, words)

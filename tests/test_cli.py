@@ -46,6 +46,16 @@ def test_help_imports_nothing_heavy():
         assert f"  {command} " in ended.stdout
 
 
+def test_a_mistake_in_a_file_is_told_without_the_libraries(tmp_path):
+    write(tmp_path / "r.yaml", "trainer:\n  max_steps: 1\n  max_steps: 2\n")
+    code = "import sys; from gpt_modules.cli import main; sys.modules['torch'] = None; main(['fit', '-c', 'r.yaml'])"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "error: r.yaml:3: key 'max_steps' stands twice, on lines 2 and 3\n",
+    )
+
+
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
 def test_no_command_prints_the_help(capsys, words):
     cli.main(words)

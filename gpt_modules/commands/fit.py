@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch.distributed as dist
 from jsonargparse import ArgumentError as RecipeError
 from jsonargparse import ArgumentParser, get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -30,7 +31,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     refused_later,
 )
 from gpt_modules.commands.parsing.vocabulary import allow_only
-from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock
+from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock, told_elsewhere
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
@@ -154,6 +155,15 @@ class TrainerCLI(LightningCLI):
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            self._run(subcommand)
+        except Exception as error:
+            several = subcommand == "fit" and dist.is_available() and dist.is_initialized()
+            if several and told_elsewhere(Path(self.trainer.default_root_dir), isinstance(error, UserError)):
+                sys.exit(2)
+            raise
+
+    def _run(self, subcommand: str) -> None:
         for name, path in self.recipe.configs:
             if Path(name) != path and self.trainer.is_global_zero:
                 sys.stdout.write(f"{name}: {path}\n")
@@ -170,7 +180,9 @@ class TrainerCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except (MisconfigurationException, ValueError, TypeError) as error:
-            raise refused_later(error, self.recipe) or error from error
+            if (refused := refused_later(error, self.recipe)) is not None:
+                raise refused from error
+            raise
 
     def instantiate_classes(self) -> None:
         """The parser wraps what a constructor raises in pages about unions: bring the user's mistake back out."""

@@ -1,6 +1,7 @@
 """The folder of a run: held by one process, never begun twice, and nothing of the run outside it."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -127,6 +128,25 @@ def lock(root: Path) -> IO[str]:
             f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir"
         ) from error
     return file
+
+
+def told_elsewhere(root: Path, mistake: bool) -> bool:
+    """Whether another process of this run has told the user's mistake that ends them all: the rest, which make the same
+    one or lose their peer, need say nothing.
+
+    Args:
+        root: the run's folder, whose lock was taken, and so emptied, before the processes met.
+        mistake: whether this process has one to tell, which it may if it is the first.
+    """
+    own = f"{os.getpid()}\n"
+    try:
+        with (root / ".lock").open("a+") as file:
+            if mistake:
+                file.write(own)
+            file.seek(0)
+            return file.readline() not in ("", own)
+    except OSError:
+        return False
 
 
 def keep_inside(root: Path, trainer: Any, recipe: Composition) -> None:

@@ -1,9 +1,12 @@
 """A run's folder is begun once, and nothing is written outside it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from gpt_modules.commands.parsing.composition import Composition
-from gpt_modules.commands.run_folder import begin_anew, keep_inside, lock
+from gpt_modules.commands.run_folder import begin_anew, keep_inside, lock, told_elsewhere
 from gpt_modules.errors import UserError
 
 
@@ -65,6 +68,26 @@ def test_what_stays_inside_is_not(tmp_path, monkeypatch):
         "version": 3,
     }
     keep_inside(tmp_path / "run", trainer(**inside), Composition())
+
+
+TELL = "import sys; from pathlib import Path; from gpt_modules.commands.run_folder import told_elsewhere; "
+TELL += "print(told_elsewhere(Path(sys.argv[1]), sys.argv[2] == 'mistake'))"
+
+
+def test_of_several_processes_one_tells_the_mistake(tmp_path):
+    """In processes of their own: the first mistake is told, neither the same of another nor the loss of a peer is; of
+    the next run another is told.
+    """
+
+    def tell(what):
+        command = [sys.executable, "-c", TELL, str(tmp_path), what]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+    lock(tmp_path).close()
+    assert [tell("loss"), tell("mistake"), tell("mistake"), tell("loss")] == [True, True, False, False]
+    lock(tmp_path).close()
+    assert [told_elsewhere(tmp_path, True), told_elsewhere(tmp_path, True)] == [False, False]
+    assert not told_elsewhere(tmp_path / "none", True), "what cannot be asked is told"
 
 
 def test_one_process_holds_the_folder_and_a_file_is_none(tmp_path):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.recipes import find_recipe, read_with_lines, resolver_in
-from gpt_modules.storage.yaml_files import Place, dotted, parse_yaml
+from gpt_modules.storage.yaml_files import Lines, Place, dotted, parse_yaml
 
 _CLASSES = (("model",), ("data",))  # places of a class and its arguments, whether or not the class has been named yet
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
@@ -106,7 +106,7 @@ class Composition:
         if (tuple(place) in _CLASSES or "class_path" in node) and head not in _OF_A_CLASS:
             head, parts = "init_args", ["init_args", *parts]
         if head.endswith("+") and len(parts) == 1:
-            head, items = head[:-1], _items(node.get(head[:-1]))
+            head, items = head[:-1], _items(node.get(head[:-1]), assignment.sources[()])
             if assignment.value in (None, "", "null", "~"):
                 raise UserError(f"{assignment.sources[()]}: found nothing to add, expected an item of the list {head}")
             place += [head, len(items)]
@@ -195,9 +195,9 @@ def _file_assignments(path: Path) -> Iterator[Assignment]:
         raise UserError(f"{path}: found no key, expected those of a recipe")
     if "config" in content:
         raise UserError(f"{path}:{lines[('config',)]}: config: a recipe names no other; give each with --config")
+    _check_keys(lines, str(path))
     for place, value in _leaves(content, ()):
         parts = [*place[0].split("."), *place[1:]]
-        _check_key(parts, f"{path}:{lines.get(place, '?')}", dotted(place))
         several = parts[-1].endswith("+") and isinstance(value, list)
         for spot, item in (
             [((*place, number), item) for number, item in enumerate(value)] if several else [(place, value)]
@@ -206,6 +206,21 @@ def _file_assignments(path: Path) -> Iterator[Assignment]:
                 there[len(spot) :]: f"{path}:{line}" for there, line in lines.items() if there[: len(spot)] == spot
             }
             yield Assignment(parts, item, inside)
+
+
+def _check_keys(lines: Lines, source: str) -> None:
+    """Every key in a value that was read, those in its lists too, is names.
+
+    Args:
+        source: a file, or the option in which the value stands.
+    """
+    for place, line in lines.items():
+        where = source if source.startswith("--") else f"{source}:{line}"
+        if place[-1:] == ("",):
+            within = f"{dotted(place[:-1])}: " if place[:-1] else ""
+            raise UserError(f"{where}: {within}found an empty key, expected a name")
+        if place and isinstance(place[-1], str):
+            _check_key(place[-1].split("."), where, dotted(place))
 
 
 def _check_key(parts: Sequence[str], source: str, key: str) -> None:
@@ -231,7 +246,7 @@ def _option_assignments(option: Option) -> Iterator[Assignment]:
     _check_key(parts, source[:_SHOWN], key)
     if key.endswith("+"):
         for text in option.values:
-            yield from (Assignment(parts, item, {(): source}) for item in _items(text))
+            yield from (Assignment(parts, item, {(): source}) for item in _items(text, source))
         return
     value: Any = option.values[0] if len(option.values) == 1 else list(option.values)
     content = _flow(value, source) if isinstance(value, str) and value[:1] in ("[", "{") and ":" in value else value
@@ -251,11 +266,13 @@ def _leaves(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
 def _flow(text: str, source: str) -> Any:
     """A list or mapping that stands on the command line; a text that only begins like one is that text."""
     try:
-        return parse_yaml(text, source)[0]
+        content, lines = parse_yaml(text, source)
     except UserError as error:
         if "stands twice" in str(error) or "found more than" in str(error):
             raise
         return text
+    _check_keys(lines, source)
+    return content
 
 
 def _opened(node: Any, assignment: Assignment) -> Any:
@@ -272,8 +289,8 @@ def _opened(node: Any, assignment: Assignment) -> Any:
     return {} if node is None else node
 
 
-def _items(value: Any) -> list[Any]:
+def _items(value: Any, source: str) -> list[Any]:
     """A value as what it adds to a list."""
     if isinstance(value, str) and value[:1] in ("[", "{"):
-        value = _flow(value, "command line")
+        value = _flow(value, source)
     return list(value) if isinstance(value, list) else [] if value is None else [value]

@@ -7,7 +7,6 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -188,8 +187,8 @@ def refused_key(
 
 def refused_later(error: Exception, recipe: Composition) -> UserError | None:
     """The line for what Lightning itself refuses once it knows model and data, None for any other failure."""
-    *_, last = traceback.walk_tb(error.__traceback__)
-    if "lightning" not in Path(last[0].f_code.co_filename).parts:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    if not str(frame.f_globals.get("__name__")).startswith("lightning."):
         return None
     keys = re.findall(r"\w+", str(error))
     said = [key for key in recipe.values.get("trainer", {}) if key in keys]

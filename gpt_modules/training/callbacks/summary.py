@@ -66,7 +66,7 @@ class RunSummary(L.Callback):
         trainer.fit_loop.epoch_loop._batches_that_stepped = self._counted
         if trainer.state.fn != "fit":
             return
-        if not self.before:
+        if not self.before and trainer.global_step == 0:
             self.before = metrics
         self.after = metrics
         if trainer.sanity_checking and trainer.logger is not None:

@@ -91,6 +91,8 @@ def test_where_a_value_was_said(files):
         (["--data.train", "\udcff"], "--data.train: found bytes that are not UTF-8, expected text"),
         (["--trainer.callbacks+=null"],
          "--trainer.callbacks+: found nothing to add, expected an item of the list callbacks"),
+        (["--x", "{'': 3}"], "--x: found an empty key, expected a name"),
+        (["--x+", "{a: [{'': 3}]}"], "--x+: a[0]: found an empty key, expected a name"),
         (["--x", "{a: 1, a: 2}"], "--x:1: key 'a' stands twice, on lines 1 and 1"),
     ],
 )  # fmt: skip
@@ -105,7 +107,11 @@ def test_words_that_make_no_sense(files, words, line):
     [
         ("{}\n", "c.yaml: found no key, expected those of a recipe"),
         ("# a comment\n", "c.yaml: found nothing, expected a mapping of keys"),
-        ('x: 1\n"": 3\n', "c.yaml:2: found key '', expected names with a dot between them"),
+        ('x: 1\n"": 3\n', "c.yaml:2: found an empty key, expected a name"),
+        ('trainer: {"": 3}\n', "c.yaml:1: trainer: found an empty key, expected a name"),
+        ('trainer:\n  x: 1\n  "": {}\n', "c.yaml:3: trainer: found an empty key, expected a name"),
+        ('x:\n- y: [{"": 3}]\n', "c.yaml:2: x[0].y[0]: found an empty key, expected a name"),
+        ('x:\n  .y: 3\n', "c.yaml:2: found key 'x..y', expected names with a dot between them"),
         ('"model ": {}\n', "c.yaml:1: found key 'model ', expected names with a dot between them"),
         (f"? {'k' * 900}\n: 1\n", f"c.yaml:1: found key '{'k' * 100}'... (900 characters), expected names with a dot "
          "between them"),

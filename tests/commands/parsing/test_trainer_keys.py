@@ -184,3 +184,10 @@ def test_any_other_failure_is_no_key_of_the_trainer():
     with pytest.raises(ValueError, match="devices") as raised:
         raise ValueError("devices")
     assert refused_later(raised.value, compose(["--trainer.devices", "2"])) is None
+
+
+def test_code_that_lies_in_a_folder_called_lightning_is_not_lightnings(tmp_path):
+    path = tmp_path / "lightning" / "mine.py"
+    with pytest.raises(ValueError, match="devices") as raised:
+        exec(compile("raise ValueError('devices')", path, "exec"), {"__name__": "mine"})
+    assert refused_later(raised.value, compose(["--trainer.devices", "2"])) is None

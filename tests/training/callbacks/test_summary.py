@@ -23,6 +23,13 @@ def test_the_summary_has_before_and_after(fit, parts, tmp_path):
     assert found["seconds"] > 0
 
 
+def test_without_a_validation_before_the_first_step_there_is_no_before(fit, parts, tmp_path):
+    """The first one after it is none."""
+    fit(*parts(), max_epochs=2, num_sanity_val_steps=0, callbacks=[RunSummary()])
+    found = summary(tmp_path)
+    assert (found["before"], "val/loss" in found["after"]) == ({}, True)
+
+
 @pytest.mark.parametrize("monitor", [None, "val/loss"])
 @pytest.mark.parametrize("steps", [3, 4])
 def test_the_numbers_are_those_of_the_exported_weights(fit, parts, tmp_path, monitor, steps):
