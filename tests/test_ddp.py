@@ -7,8 +7,11 @@ window that is short, and 9 validation rows, of which the second process has non
 
 import json
 import math
+import os
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +23,23 @@ from launcher import launch
 pytestmark = pytest.mark.slow
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "cpu-ddp.yaml"
+REFUSED = [
+    ("--data.train", "none.jsonl", "none.jsonl: found no such file, "),  # by one, which leaves the other without a peer
+    ("--data.context", "5000", "data.init_args.context: found 5000, expected at most the model's n_positions = "),
+]
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
 RATES = {"ppo": 0.05, "reward": 0.1, "maml": 0.03}
+
+
+@pytest.mark.parametrize(("key", "value", "line"), REFUSED)
+def test_a_mistake_is_one_line_of_all_processes(tmp_path, key, value, line):
+    words = ["fit", "--config", "pretraining/tiny", "--config", OVERLAY, "--trainer.default_root_dir", tmp_path / "run"]
+    command = [sys.executable, "-m", "gpt_modules", *map(str, words), key, value]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert ended.stderr.startswith(f"error: {line}")
 
 
 @pytest.fixture(scope="module")

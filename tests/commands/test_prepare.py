@@ -70,11 +70,13 @@ def test_the_tokenizer_must_be_the_folders(world, tmp_path):
 
 
 def started(world, output):
+    """A process that has written five shards of its output, and stays in the sixth."""
     source, tokenizer = world
-    words = ["--source", source, "--tokenizer", tokenizer, "--output", output, "--shard-tokens", "300", "--workers", 1]
-    slow = "from gpt_modules.data.corpus import shard_writer as w; f = w._flush; "
-    slow += "w._flush = lambda file: (sleep(0.01), f(file))"
-    code = f"from time import sleep; import sys; {SMALL}; {slow}; from gpt_modules.commands.prepare import main"
+    words = ["--source", source, "--tokenizer", tokenizer, "--shard-tokens", "300", "--workers", 1, "--output", output]
+    stops = "from gpt_modules.data.corpus import shard_writer as w; real = w._flush; "
+    stops += "w._flush = lambda file: pause() if len(list(Path(sys.argv[-1]).glob('*.bin'))) == 5 else real(file)"
+    code = f"from pathlib import Path; from signal import pause; import sys; {SMALL}; {stops}"
+    code += "; from gpt_modules.commands.prepare import main"
     return subprocess.Popen(
         [sys.executable, "-c", f"{code}; main(sys.argv[1:])", *map(str, words)], stdout=subprocess.DEVNULL
     )
@@ -94,7 +96,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
     prepare(world, output, "--shard-tokens", "300")
     prepare(world, tmp_path / "whole", "--shard-tokens", "300")
     assert content(output) == content(tmp_path / "whole")
-    assert 5 <= len(before) < len(list(output.glob("*.bin")))
+    assert len(before) == 5 < len(list(output.glob("*.bin")))
 
 
 @pytest.mark.parametrize(
