@@ -96,7 +96,7 @@ def test_tasks_by_name_and_by_group(write, tmp_path, monkeypatch):
         find_tasks(["one", "both"])
     with pytest.raises(UserError, match=r"empty\.yaml: tasks: found an empty list, expected names of tasks$"):
         find_tasks([str(write("tasks: []\n", "empty.yaml"))])
-    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
+    with pytest.raises(UserError, match=r"none\.yaml: no such recipe"):
         find_tasks(["none.yaml"])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
