@@ -87,12 +87,18 @@ class RewardModel(nn.Module):
         out: Tensor = self.head(self.decoder(tokens, positions, segments, attention_mask))
         return out
 
-    def forward(self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
-        """Scores (B,) of right-padded rows (B, T): (raw + bias) * scale at the last of each row's `lengths` tokens."""
+    def raw_scores(self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """The raw head output (B,) of right-padded rows (B, T), at the last of each row's `lengths` tokens: a
+        difference of two is the log-odds of a preference.
+        """
         hidden = self.decoder(tokens)
         last = hidden[torch.arange(tokens.shape[0], device=tokens.device), lengths - 1]
-        scores: Tensor = (self.head(last).float() + self.bias) * self.scale
-        return scores
+        raw: Tensor = self.head(last).float()
+        return raw
+
+    def forward(self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+        """Scores (B,) of right-padded rows (B, T): (raw + bias) * scale."""
+        return (self.raw_scores(tokens, lengths) + self.bias) * self.scale
 
     @torch.no_grad()
     def fold_scale(self) -> "RewardModel":

@@ -28,15 +28,17 @@ class RewardModule(L.LightningModule):
     """Learns a scalar from ranked answers: every pair of a prompt's K answers, one forward an answer, each prompt
     weighing the same.
 
-    The exported folder carries the bias that makes demonstrations score 0 on average (appendix C.2). A reward model
-    that is trained further begins with its scores as they are: its bias and scale become part of its head.
+    The exported folder carries the bias that makes demonstrations score 0 on average (appendix C.2), and it may carry a
+    scale. Neither is in a loss or a metric of preferences: these are of the raw output, whose differences are
+    log-odds, in training as in a validation of the exported folder. A reward model that is trained further goes on from
+    its raw output; predictions are scores, as PPO sees them.
 
     Args:
         init_from: folder of the SFT (or pretrained) model, or of a reward model to train further.
         dropout: residual, embedding and attention dropout; left out: as stored.
         unit_scale: also divide by the standard deviation of the demonstrations' scores, so that a coefficient of the KL
             penalty means the same for any reward model. (Ziegler et al. 2019, section 2.2, normalise to mean 0 and
-            variance 1 too, but over samples of the policy.) A margin is then no log-odds of a preference any more.
+            variance 1 too, but over samples of the policy.)
         optimizer: AdamW's settings; InstructGPT's rate is 9e-6.
         schedule: InstructGPT has a cosine to 10 % over one epoch.
         compile: compile each block with `torch.compile`.
@@ -71,7 +73,7 @@ class RewardModule(L.LightningModule):
             return
         self.model = artefacts.open_scorer(
             self.hparams["init_from"], self, **artefacts.dropout_changes(self.hparams["dropout"])
-        ).fold_scale()
+        )
         artefacts.check_data(self, self.model.config)
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
@@ -84,9 +86,8 @@ class RewardModule(L.LightningModule):
             expect(len(different) > 1, "unit_scale", len(different), "two different demonstrations to measure it on")
 
     def prompt_scores(self, batch: RankingBatch) -> Tensor:
-        """Scores as (P, K); a cell that holds no answer gets that of row 0 and is masked by the caller."""
-        scores: Tensor = self.model(batch.tokens, batch.lengths)
-        return scores[batch.index.clamp(min=0)]
+        """Raw scores as (P, K); a cell that holds no answer gets that of row 0 and is masked by the caller."""
+        return self.model.raw_scores(batch.tokens, batch.lengths)[batch.index.clamp(min=0)]
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """-log sigmoid of the margin, over the pairs of each prompt, then over the prompts, in the scale of
@@ -129,7 +130,8 @@ class RewardModule(L.LightningModule):
 
     def predict_step(self, batch: RankingBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Each prompt's scores beside the ranks that people gave (1 is best)."""
-        rows = zip(self.prompt_scores(batch), batch.ranks, batch.mask, strict=True)
+        scores = self.model(batch.tokens, batch.lengths)[batch.index.clamp(min=0)]
+        rows = zip(scores, batch.ranks, batch.mask, strict=True)
         return [{"scores": scores[kept].tolist(), "ranks": ranks[kept].tolist()} for scores, ranks, kept in rows]
 
     def _log_preferences(self, stage: str) -> None:
@@ -172,15 +174,12 @@ class RewardModule(L.LightningModule):
         """
         training = self.model.training
         self.model.eval()
-        self.model.bias.zero_()
-        self.model.scale.fill_(1.0)
-        batches = self._demonstrations()
-        scores = torch.cat([self.model(b.tokens.to(self.device), b.lengths.to(self.device)) for b in batches]).double()
-        self.model.bias.copy_(-scores.mean())
-        if self.hparams["unit_scale"]:
-            spread = scores.std()
-            expect(bool(spread > 0), "unit_scale", float(spread), "demonstrations that do not all score the same")
-            self.model.scale.copy_(1.0 / spread)
+        batches = [(batch.tokens.to(self.device), batch.lengths.to(self.device)) for batch in self._demonstrations()]
+        raw = torch.cat([self.model.raw_scores(*batch) for batch in batches]).double()
+        spread = float(raw.std()) if self.hparams["unit_scale"] else 1.0
+        expect(spread > 0, "unit_scale", spread, "demonstrations that do not all score the same")
+        self.model.bias.copy_(-raw.mean())
+        self.model.scale.fill_(1.0 / spread)
         self.model.train(training)
 
     def _demonstrations(self) -> list[PromptBatch]:
@@ -191,5 +190,3 @@ class RewardModule(L.LightningModule):
         """Centre, then write the folder; bias and scale are part of it."""
         self.centre()
         artefacts.export(self, self.model, folder)
-        self.model.bias.zero_()
-        self.model.scale.fill_(1.0)

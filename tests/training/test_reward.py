@@ -110,8 +110,6 @@ def test_demonstrations_score_zero_in_the_exported_folder(fit, micro, data, tmp_
     assert len(scores) > 50
     assert scores.mean().item() == pytest.approx(0.0, abs=1e-4)
     assert (abs(scores.std().item() - 1.0) < 1e-3) == unit_scale
-    assert module.model.bias == 0.0
-    assert module.model.scale == 1.0, "training goes on in raw units"
 
 
 def test_centring_changes_no_preference(trained, data, micro, tmp_path):
@@ -126,22 +124,43 @@ def test_centring_changes_no_preference(trained, data, micro, tmp_path):
 
 @pytest.mark.parametrize("unit_scale", [False, True])
 def test_trained_further_at_rate_zero_it_stays_what_it_was(fit, micro, data, tmp_path, unit_scale):
-    """The loss before training, after it, after an export, and of the folder: all are of the scores as stored; and what
-    is exported differs by its zero point alone (the folder's scale is 1.9).
+    """The metrics before training, after it, after an export, and of both folders: all are of the log-odds, whatever
+    scale a folder has; and what is exported differs by its zero point and its scale alone.
     """
     begun, frozen = load_pretrained(micro.reward, kind="reward").eval(), OptimizerConfig(lr=0.0, weight_decay=0.0)
+    assert begun.scale != 1.0
+    begun.scale.fill_(1.0)
     pairs = naive_margins(begun, held_out(micro), micro.tokenizer)
     losses = [-torch.nn.functional.logsigmoid(torch.tensor(row)).mean().item() for row in pairs]
     module = RewardModule(str(micro.reward), dropout=0.0, unit_scale=unit_scale, optimizer=frozen)
     trainer = fit(module, data, max_epochs=2, callbacks=[Exporting(tmp_path / "export")])
     expected = pytest.approx(sum(losses) / len(losses), abs=1e-5)
     assert trainer.logger.values("val/loss") == [expected, expected]
-    (again,) = trainer.validate(RewardModule(str(micro.reward)), data, verbose=False)
-    assert again["val/loss"] == expected
     exported = load_pretrained(tmp_path / "export", kind="reward").eval()
+    for folder in (micro.reward, tmp_path / "export"):
+        plain = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+        (again,) = plain.validate(RewardModule(str(folder)), data, verbose=False)
+        assert again["val/loss"] == expected
+        assert again["val/margin"] == pytest.approx(trainer.callback_metrics["val/margin"].item(), abs=1e-5)
     margins = naive_margins(exported, held_out(micro)[:3], micro.tokenizer)
-    factor = exported.scale.item() if unit_scale else 1.0
+    assert (exported.scale.item() != 1.0) == unit_scale
+    factor = exported.scale.item()
     assert torch.allclose(torch.tensor(margins), factor * torch.tensor(pairs[:3]), atol=1e-4)
+
+
+def test_predictions_are_scores_as_ppo_sees_them(fit, micro, data):
+    module, model = RewardModule(str(micro.reward), dropout=0.0), load_pretrained(micro.reward, kind="reward").eval()
+    trainer = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    predicted = [row for batch in trainer.predict(module, data) for row in batch]
+    margins = [
+        a - b
+        for row in predicted
+        for rank, a in zip(row["ranks"], row["scores"], strict=True)
+        for other, b in zip(row["ranks"], row["scores"], strict=True)
+        if rank < other
+    ]
+    expected = [margin for row in naive_margins(model, held_out(micro), micro.tokenizer) for margin in row]
+    assert sorted(margins) == pytest.approx(sorted(expected), abs=1e-4)
 
 
 class Exporting(L.Callback):
