@@ -158,6 +158,11 @@ class ExactCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals; Lightning restores the earlier handlers when the run ends."""
         self._saved_step = trainer.global_step
+        loop, epoch = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
+        if loop.restarted_mid_epoch and epoch.processed == epoch.ready:  # type: ignore[attr-defined]
+            # The checkpoint was written at an epoch's last batch: what follows is a new epoch. Lightning takes it for
+            # the rest of the old one and does not count it, and the next run that resumes trains an epoch too many.
+            loop.reset_restart_stage()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
                 signal.signal(number, self._request_stop)
@@ -171,7 +176,7 @@ class ExactCheckpoint(Checkpoint):
         """Save when due, never inside an accumulation window; leave when asked to."""
         if trainer.global_step == self._saved_step:
             return
-        last = trainer.global_step == trainer.estimated_stepping_batches  # what fails after it costs no training
+        last = self._is_last(trainer)  # what fails after it costs no training
         if not self._asked_to_stop(trainer) and not last and trainer.global_step % self.every_n_steps:
             return
         loop = trainer.fit_loop
@@ -180,6 +185,13 @@ class ExactCheckpoint(Checkpoint):
             # Lightning logs the step only after this hook: a run killed between the two would leave a gap in the curve.
             trainer._logger_connector.update_train_step_metrics()
             self._save_and_leave(trainer)
+
+    @staticmethod
+    def _is_last(trainer: L.Trainer) -> bool:
+        """Whether no step follows: data that changed on resuming may end the last epoch before `max_steps`."""
+        loop = trainer.fit_loop
+        epochs = loop.epoch_progress.current.processed + loop.epoch_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
+        return trainer.global_step == trainer.estimated_stepping_batches or epochs == trainer.max_epochs
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A step that is validated is saved here: a run that resumes from a step does not validate it again."""

@@ -14,7 +14,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from gpt_modules.backbone.folders.replacing import check_replaceable
 from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import check_writable
+from gpt_modules.storage.model_files import CONFIG_FILE
 from gpt_modules.training.hyperparameters import expect_idle
 
 log = logging.getLogger(__name__)
@@ -51,11 +53,13 @@ class ExportBest(L.Callback):
         self._latest: dict[str, float] = {}
         self._validated = -1  # the step whose weights `_latest` is of
         self._measured_on: str | None = None  # which validation, as the same weights have another value on another
-        self._outdated = False
+        self._exported: str | None = None  # the folder that `metrics` are of
+        self._finished = False
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far, of what, and what else was measured there: a resumed run exports nothing worse."""
         measured = {"metrics": self.metrics, "latest": self._latest, "validated": self._validated}
+        measured["exported"] = self._exported
         told = {"monitor": self.monitor, "mode": self.mode, "measured_on": self._measured_on}
         return {"best": self.best, **told, **measured}
 
@@ -68,15 +72,17 @@ class ExportBest(L.Callback):
         before = state_dict.get("measured_on")
         if None not in (before, self._measured_on) and before != self._measured_on:
             log.warning("export: validated on other data than before; the best from here on counts")
-            self._validated, self._outdated = -1, True
+            self._validated = -1
         elif (self.monitor, self.mode) == (state_dict["monitor"], state_dict["mode"]):
             self.best = None if state_dict["best"] is None else float(state_dict["best"])
             self.metrics = {str(name): float(value) for name, value in state_dict["metrics"].items()}
+            self._exported = state_dict.get("exported")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before the first step what would keep the weights from being written after the last."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._finished = False
         content = getattr(getattr(trainer, "datamodule", None), "content", {}).get("validation")
         self._measured_on = content and f"{content} {trainer.limit_val_batches}"
         if self.monitor is not None and trainer.limit_val_batches == 0:
@@ -110,24 +116,38 @@ class ExportBest(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the last weights if that has not been done; export them unless better ones have been."""
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        if self._validated != trainer.global_step:
-            validate(trainer)
-        if self.best is None:
-            self._export_last(trainer, pl_module)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No run ends without its artefact: one that was cut off after its last step has none left to take when it
-        resumes, and then `on_train_end` is not called; one that resumes in another folder may find nothing better.
+        resumes, and then `on_train_end` is not called.
         """
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self._finished or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        pl_module.to(trainer.strategy.root_device)  # which the strategy's teardown has left
+        self._finish(trainer, pl_module)
+
+    def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The folder may hold what a run that was cut off wrote later than the checkpoint that this one goes on from,
+        and changed settings may never have led there again.
+        """
         if self._validated != trainer.global_step:
-            pl_module.to(trainer.strategy.root_device)  # which the strategy's teardown has left
             validate(trainer)
-        if self._outdated or not (Path(trainer.default_root_dir) / "export").exists():
+        if self.best is None:
+            if self.monitor is not None:
+                found = f"{self.monitor} was never finite (last: {self._latest.get(self.monitor, math.nan)})"
+                rank_zero_warn(f"export.monitor: {found}; the last weights it is")
             self._export_last(trainer, pl_module)
+        elif not self._in_place(trainer):
+            log.warning("export: other weights than those of %s %g; the last ones it is", self.monitor, self.best)
+            self._export_last(trainer, pl_module)
+        self._finished = True
+
+    def _in_place(self, trainer: L.Trainer) -> bool:
+        """Whether the folder is the one that `metrics` are of, as the process knows that has written it."""
+        same: bool = trainer.strategy.broadcast(self._exported == _digest(Path(trainer.default_root_dir) / "export"))
+        return same
 
     def _improves(self, value: float) -> bool:
         if not math.isfinite(value) or self.best is None:
@@ -139,9 +159,6 @@ class ExportBest(L.Callback):
         expect(self.monitor in self._latest, "export.monitor", self.monitor, f"one of the logged metrics: {known}")
 
     def _export_last(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.monitor is not None and self.best is None:
-            found = self._latest.get(self.monitor, math.nan)
-            rank_zero_warn(f"export.monitor: {self.monitor} was never finite (last: {found}); the last weights it is")
         self._export(trainer, pl_module)
         self.metrics = self._latest
 
@@ -151,7 +168,7 @@ class ExportBest(L.Callback):
         try:
             with _as_validated(trainer, pl_module):
                 pl_module.export(Path(trainer.default_root_dir) / "export")
-                self._outdated = False
+            self._exported = _digest(Path(trainer.default_root_dir) / "export")
         except UserError as error:
             raise UserError(f"{error}; then go on with --ckpt_path last") from error
 
@@ -159,6 +176,11 @@ class ExportBest(L.Callback):
     def _folders(trainer: L.Trainer, module: L.LightningModule) -> list[Path]:
         first = Path(trainer.default_root_dir) / "export"
         return [first, *(first.with_name(f"export-{name}") for name in getattr(module, "also_exports", ()))]
+
+
+def _digest(folder: Path) -> str | None:
+    """Of what an artefact is: its configuration, which knows the digests of its weights and its tokenizer."""
+    return sha256_of(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
 
 
 @contextmanager

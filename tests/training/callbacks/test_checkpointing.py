@@ -15,8 +15,10 @@ import torch
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import write_durably
 from gpt_modules.training.callbacks.checkpointing import (
+    ExactCheckpoint,
     RandomState,
     VerifiedCheckpointIO,
+    checkpoints,
     digest_path,
     newest_checkpoint,
     verifies,
@@ -175,3 +177,36 @@ def test_random_state_round_trip_survives_weights_only(tmp_path):
     assert draws() == expected
     restored.on_train_batch_start(trainer)  # a second step does not restore again
     assert draws() != expected
+
+
+@pytest.mark.parametrize("settings", [{"check_val_every_n_epoch": 9}, {"limit_val_batches": 0}, {}])
+def test_a_run_that_is_extended_trains_as_many_epochs_as_it_says(fit, parts, tmp_path, settings):
+    """Lightning does not count the epoch after one at whose last batch a checkpoint was written."""
+
+    def run(epochs, resume=None):
+        trainer = fit(
+            *parts(),
+            max_epochs=epochs,
+            callbacks=[ExactCheckpoint()],
+            enable_checkpointing=True,
+            ckpt_path=resume,
+            **settings,
+        )
+        assert checkpoints(tmp_path / "checkpoints")[-1].name == f"step={trainer.global_step:08d}.ckpt"
+        return trainer.global_step, trainer.current_epoch
+
+    an_epoch, _ = run(1)
+    for epochs in (2, 3, 3, 4, 4):
+        resumed = run(epochs, checkpoints(tmp_path / "checkpoints")[-1])
+        assert resumed == (epochs * an_epoch, epochs)
+
+
+def test_the_last_step_of_the_last_epoch_is_kept_though_more_steps_were_allowed(fit, parts, tmp_path):
+    trainer = fit(
+        *parts(),
+        max_epochs=1,
+        max_steps=1000,
+        enable_checkpointing=True,
+        callbacks=[ExactCheckpoint(every_n_steps=5000)],
+    )
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"step={trainer.global_step:08d}.ckpt"]

@@ -9,6 +9,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.errors import UserError
+from gpt_modules.storage.summary import read_summary
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.summary import RunSummary
 
@@ -138,3 +140,56 @@ def test_a_run_ends_with_one_validation_of_its_last_weights(fit, parts, settings
     counting = Counting()
     fit(*parts(), limit_train_batches=2, callbacks=[ExportBest(), RunSummary(), counting], **settings)
     assert counting.steps == steps
+
+
+@pytest.fixture
+def kept(fit):
+    """`fit` with checkpoints."""
+    return lambda *parts, **settings: fit(*parts, enable_checkpointing=True, **settings)
+
+
+def saved_at(tmp_path, step):
+    return tmp_path / "checkpoints" / f"step={step:08d}.ckpt"
+
+
+def exported_weights(tmp_path):
+    return load_pretrained(tmp_path / "export", kind="gpt").head_weight.detach()
+
+
+def test_a_run_that_resumes_with_nothing_left_exports_its_own_weights_and_their_numbers(kept, parts, tmp_path):
+    """Cut off after its last checkpoint, beside the export of a shorter run: `on_train_end` is never called again."""
+    keep = ExactCheckpoint(every_n_steps=2, keep=9)
+    module, data = parts()
+    kept(module, data, max_steps=4, callbacks=[keep, ExportBest(), RunSummary()])
+    right, numbers = exported_weights(tmp_path), read_summary(tmp_path).after
+    kept(*parts(), max_steps=2, callbacks=[ExportBest(), RunSummary()])
+    assert not torch.equal(exported_weights(tmp_path), right)
+    again = [ExactCheckpoint(), ExportBest(), RunSummary()]
+    kept(*parts(), max_steps=4, callbacks=again, ckpt_path=saved_at(tmp_path, 4))
+    assert torch.equal(exported_weights(tmp_path), right)
+    assert read_summary(tmp_path).after == pytest.approx(numbers)
+
+
+@pytest.mark.parametrize("monitor", [None, "val/loss"])
+def test_a_finished_run_that_is_repeated_keeps_its_numbers(kept, parts, tmp_path, monitor):
+    kept(*parts(), max_steps=3, callbacks=[ExactCheckpoint(), ExportBest(monitor), RunSummary()])
+    right, numbers = exported_weights(tmp_path), read_summary(tmp_path).after
+    callbacks = [ExactCheckpoint(), ExportBest(monitor), RunSummary()]
+    kept(*parts(), max_steps=3, callbacks=callbacks, ckpt_path=saved_at(tmp_path, 3))
+    assert torch.equal(exported_weights(tmp_path), right)
+    assert numbers
+    assert read_summary(tmp_path).after == pytest.approx(numbers)
+
+
+def test_an_export_that_is_later_than_the_checkpoint_is_not_taken_for_its_best(kept, parts, tmp_path, caplog):
+    """The folder got better weights after the checkpoint; a rate of 0 never leads there again."""
+    callbacks = [ExactCheckpoint(every_n_steps=2, keep=9), ExportBest("val/loss"), RunSummary()]
+    kept(*parts(), max_steps=6, val_check_interval=2, callbacks=callbacks)
+    callbacks = [ExactCheckpoint(every_n_steps=100), ExportBest("val/loss"), RunSummary()]
+    settings = {"val_check_interval": 2, "ckpt_path": saved_at(tmp_path, 2)}
+    module, data = parts(lr=0.0)
+    trainer = kept(module, data, max_steps=4, callbacks=callbacks, **settings)
+    (measured,) = trainer.validate(module, data, verbose=False)
+    assert read_summary(tmp_path).after["val/loss"] == pytest.approx(measured["val/loss"])
+    assert torch.equal(exported_weights(tmp_path), module.model.head_weight.detach())
+    assert "export: other weights than those of val/loss" in caplog.text
