@@ -14,12 +14,18 @@ import torch
 from conftest import shaken
 
 from gpt_modules.backbone import GPT, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.backbone.decoder import Decoder
+from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.training import PPOModule
+from gpt_modules.training import PPOModule, processes
+from gpt_modules.training import ppo as ppo_module
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
+from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.ppo import VALIDATION
+from gpt_modules.training.ppo import STATISTICS, VALIDATION
+from gpt_modules.training.rl.experience import Experience
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.settings import ClipConfig, KLConfig
 
@@ -66,6 +72,19 @@ def test_the_first_minibatch_has_ratio_one(fit, ppo):
     assert trainer.logger.values("value/clip_fraction")[0] == 0.0
 
 
+def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo):
+    """At ratio 1 the policy's loss is minus the mean of whitened advantages, 0, and the entropy is the sampler's. The
+    critic still says what it said: its loss is half the squared distance to the returns (Schulman et al. 2017).
+    """
+    module, data = ppo(temperature=0.5)
+    logger = fit(module, data, limit_val_batches=0).logger
+    assert logger.values("policy/entropy") == pytest.approx(logger.values("objective/entropy"), abs=1e-5)
+    assert logger.values("loss/policy") == pytest.approx([0.0], abs=1e-5)
+    rollout = module.rollout
+    squares = (rollout.returns - rollout.values)[rollout.mask].square()
+    assert logger.values("loss/value") == pytest.approx([0.5 * squares.mean().item()], rel=1e-4)
+
+
 def test_kl_is_zero_at_the_first_iteration_and_not_afterwards(fit, ppo):
     trainer = fit(*ppo(optimizer=adam(1e-2)), max_epochs=2)
     first, second = trainer.logger.values("objective/kl")
@@ -79,14 +98,18 @@ def test_each_iteration_draws_anew(fit, ppo, monkeypatch):
     def answers(**settings):
         module, data = ppo(optimizer=adam(0.0), **settings)
         prompts, collect, seen = data.prompts, module.collect, []
+        score = module._score
+        monkeypatch.setattr(module, "_score", lambda batch, draw: draws.append(draw) or score(batch, draw))
         monkeypatch.setattr(data, "prompts", lambda iteration, *processes: prompts(0, *processes))
         monkeypatch.setattr(module, "collect", lambda: seen.append(collect()) or seen[-1])
-        fit(module, data, max_epochs=2)
+        fit(module, data, max_epochs=3, limit_val_batches=0)
         return [rollout.responses.tolist() for rollout in seen]
 
-    first, second = answers()
-    assert first != second
-    assert answers() == [first, second]
+    draws = []
+    first, second, third = answers()
+    assert first != second != third != first
+    assert len({VALIDATION, *draws}) == 4, "and none is that of validation"
+    assert answers() == [first, second, third]
     assert answers(seed=1)[0] != first
 
 
@@ -161,11 +184,14 @@ def test_functions_are_summed_with_models_and_monitors_are_only_watched(fit, ppo
 
 
 def test_two_critic_rates(fit, ppo):
-    module, data = ppo(optimizer=adam(1e-3), value_lr=0.0, schedule=FLAT)
-    trainer = fit(module, data)
-    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
-    assert rates["policy"] == 1e-3
-    assert rates["value"] == 0.0, "a rate of 0 freezes the critic"
+    """A rate of 0 freezes the critic; matrices decay, in both models, and vectors do not."""
+    decaying = OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.25)
+    module, data = ppo(optimizer=decaying, value_lr=0.0, schedule=FLAT)
+    groups = fit(module, data).optimizers[0].param_groups
+    rates = {(group["name"], group["params"][0].ndim): (group["lr"], group["weight_decay"]) for group in groups}
+    assert rates == {
+        ("policy", 2): (1e-3, 0.25), ("policy", 1): (1e-3, 0.0), ("value", 2): (0.0, 0.25), ("value", 1): (0.0, 0.0)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("target", "direction"), [(1e6, -1), (1e-6, 1)])
@@ -223,18 +249,20 @@ class Gradients(L.Callback):
 
 
 def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo):
-    """Answers differ in length, so a mean of micro-batch means would not be the mean over tokens."""
-    found = []
+    """Answers differ in length, so a mean of micro-batch means is none over tokens; nor are the statistics."""
+    found, logged = [], []
     for accumulate in (1, 2):
         seen = Gradients()
         module, data = ppo(minibatches=2, episodes=16, temperature=2.0, max_new_tokens=16)
         trainer = fit(module, data, callbacks=[seen], accumulate_grad_batches=accumulate)
         found.append(seen.steps)
+        logged.append({name: trainer.logger.values(name)[0] for name in STATISTICS})
         lengths = module.rollout.mask.sum(1)
         assert trainer.global_step == 2
     assert lengths.min() < lengths.max()
     for whole, parts in zip(found[0][0], found[1][0], strict=True):
         assert torch.allclose(whole, parts, atol=1e-5)
+    assert logged[1] == pytest.approx(logged[0], abs=1e-5)
 
 
 def test_dropout_stays_off_while_training(fit, ppo):
@@ -293,6 +321,12 @@ def test_samples_show_both_models_on_the_same_prompts(fit, ppo):
     rows = module.sample_rows()
     assert len(rows) == 3
     assert all(row["SFT"] == row["policy"] and row["SFT score"] == row["policy score"] for row in rows)
+    shaken(module.policy, 3)
+    later = module.sample_rows()
+    assert [row["SFT"] for row in later] == [row["SFT"] for row in rows]
+    assert [row["policy"] for row in later] != [row["policy"] for row in rows]
+    module.hparams["sample_prompts"] = 0
+    assert module.sample_rows() == []
 
 
 def test_a_checkpoint_built_in_python_is_plain_data(fit, ppo, tmp_path):
@@ -379,6 +413,190 @@ def test_the_coefficient_and_the_whitening_reach_the_rollout(fit, ppo):
     difference = returns["free"].returns - returns["paid"].returns
     torch.testing.assert_close(difference[mask], 0.5 * to_come[mask], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(returns["white"].returns, returns["free"].returns)
+
+
+@pytest.fixture
+def alone(fit, ppo):
+    """alone(**module arguments): a module on its Trainer, before its first step, and its data."""
+
+    def start(**arguments):
+        module, data = ppo(**arguments)
+        fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
+        return module, data
+
+    return start
+
+
+def test_two_processes_collect_what_one_collects(alone, monkeypatch):
+    """Each answers every second prompt and takes every second row of a minibatch; together they are the one process:
+    its rollout, its KL, its rows, and its normaliser for a mean over both. Their coefficient follows the KL of both:
+    a target of just that leaves it, where a process's own KL would not.
+    """
+    module, _ = alone(minibatches=2, temperature=2.0, seed=5)
+    shaken(module.policy, 3)
+    gathered = {}
+
+    def gather(columns):
+        gathered[module.global_rank] = columns
+        return [processes._joined(parts) for parts in zip(*(gathered[rank] for rank in sorted(gathered)), strict=True)]
+
+    def collect(rank, world):
+        monkeypatch.setattr(L.Trainer, "global_rank", rank)
+        monkeypatch.setattr(L.Trainer, "world_size", world)
+        module.iteration, module.kl_coef = -1, 0.1
+        parts = list(module.experience_loader())
+        return module.rollout, parts, module.logger.values("objective/kl")[-1], module.kl_coef
+
+    rollout, parts, kl, _ = collect(0, 1)
+    module.kl_config = KLConfig(coef=0.1, target=kl, horizon=8)
+    monkeypatch.setattr(processes, "gathered", gather)
+    collect(0, 2)
+    ranks = [collect(rank, 2) for rank in (1, 0)]
+    for found, _, own_kl, coefficient in ranks:
+        assert own_kl == pytest.approx(kl, rel=1e-5)
+        assert coefficient == pytest.approx(0.1, rel=1e-5)
+        for field, whole in zip(found, rollout, strict=True):
+            torch.testing.assert_close(field, whole, rtol=1e-3, atol=1e-3)
+    for whole, *shares in zip(parts, *(parts for _, parts, _, _ in ranks), strict=True):
+        assert sorted(row for share in shares for row in share.rows.tolist()) == sorted(whole.rows.tolist())
+        assert [2 * share.normaliser for share in shares] == [whole.normaliser] * 2
+
+
+def test_a_steps_statistics_are_means_over_micro_batches_and_processes(ppo, monkeypatch):
+    """Two micro-batches here, and another process whose numbers are 2 greater."""
+    module, _ = ppo()
+    logged = {}
+    reduce = {"mean": lambda shares: shares + 1.0, "sum": lambda shares: 2 * shares + 2.0}
+    strategy = types.SimpleNamespace(reduce=lambda shares, reduce_op: reduce[reduce_op](shares))
+    monkeypatch.setattr(PPOModule, "trainer", types.SimpleNamespace(strategy=strategy))
+    monkeypatch.setattr(module, "log_dict", lambda numbers: logged.update(numbers))
+    for _ in range(2):
+        module._shares = [torch.arange(8.0), torch.arange(8.0) + 4.0]
+        module.on_before_optimizer_step(None)
+        assert module._shares == []
+    assert {name: float(value) for name, value in logged.items()} == {
+        "train/loss": 3.0,
+        "loss/policy": 4.0,
+        "policy/approx_kl": 5.0,
+        "policy/clip_fraction": 6.0,
+        "policy/ratio": 7.0,
+        "loss/value": 8.0,
+        "value/clip_fraction": 9.0,
+        "policy/entropy": 10.0,
+    }
+
+
+def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path):
+    """Rollout, place, coefficient and frontier are those of the run that was not cut off, to the bit."""
+    ends = []
+    for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
+        kl = KLConfig(coef=0.1, target=1.0, horizon=100)
+        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), kl=kl)
+        callbacks = [ExactCheckpoint(3, keep=100)]
+        trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
+        assert trainer.global_step == 8
+        ends.append((weights(module), module.kl_coef, module.iteration, module.frontier))
+    assert distance(ends[0][0], ends[1][0]) == 0.0
+    assert ends[0][1:] == ends[1][1:]
+
+
+class Writer:
+    """TensorBoard's, that remembers."""
+
+    def __init__(self):
+        self.figures, self.layouts = [], []
+
+    def add_figure(self, *figure):
+        self.figures.append(figure)
+
+    def add_custom_scalars(self, layout):
+        self.layouts.append(layout)
+
+
+def test_a_run_is_seen_as_a_dashboard_and_as_reward_against_kl(fit, ppo, monkeypatch):
+    """A point of the frontier for each validation of a fit, and none for its rehearsal or one that is asked for."""
+    writer = Writer()
+    monkeypatch.setattr(ppo_module, "tensorboard", lambda trainer: writer)
+    monkeypatch.setattr(ppo_module, "frontier_figure", lambda kl, score: list(zip(kl, score, strict=True)))
+    module, data = ppo(optimizer=adam(1e-2), minibatches=2)
+    trainer = fit(module, data, max_epochs=2, num_sanity_val_steps=2)
+    pairs = list(zip(*(trainer.logger.values(f"val/{name}") for name in ("kl", "score")), strict=True))
+    assert len(set(pairs)) == 2
+    assert writer.layouts == [PPO_LAYOUT]
+    assert [(tag, step) for tag, _, step in writer.figures] == [("val/score_against_kl", step) for step in (2, 4)]
+    assert writer.figures[1][1] == [pytest.approx(pair) for pair in pairs]
+    trainer.validate(module, data, verbose=False)
+    assert module.frontier == [pytest.approx(list(pair)) for pair in pairs]
+
+
+def test_validation_test_and_prediction_read_the_same_answers(alone):
+    """The mean and the spread are of the very scores that `predict` writes beside the texts."""
+    module, data = alone()
+    rows = [row for batch in module.trainer.predict(module, data) for row in batch]
+    scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
+    (validated,) = module.trainer.validate(module, data, verbose=False)
+    (tested,) = module.trainer.test(module, data, verbose=False)
+    assert len({row["prompt"] for row in rows}) == len(rows) > 1
+    assert validated["val/score"] == pytest.approx(scores.mean().item(), rel=1e-5)
+    assert validated["val/score_std"] == pytest.approx(scores.std(unbiased=False).item(), rel=1e-5)
+    assert {name.replace("val/", "test/"): value for name, value in validated.items()} == tested
+
+
+def test_no_prompts_of_this_process_are_no_answers(ppo):
+    module, _ = ppo()
+    nothing = PromptBatch(torch.zeros(0, 1, dtype=torch.long), *torch.zeros(2, 0, dtype=torch.long))
+    module.validation_step(nothing, 0)
+    assert module.predict_step(nothing, 0) == []
+    assert len(module.held_out.take()["score"]) == 0
+
+
+def test_a_rollout_is_logged_at_the_step_that_it_precedes_and_shown_beside_the_progress(fit, ppo, monkeypatch):
+    """With the seconds that it took."""
+    clock = iter([10.0, 12.5, 20.0, 21.0])
+    monkeypatch.setattr(ppo_module, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    trainer = fit(*ppo(optimizer=adam(1e-2), minibatches=3), max_epochs=2, limit_val_batches=0)
+    points = trainer.logger.points
+    assert [(step, value) for name, step, value in points if name == "perf/rollout_seconds"] == [(0, 2.5), (3, 1.0)]
+    for name in ("score", "kl"):
+        assert trainer.progress_bar_metrics[name] == pytest.approx(trainer.logger.values(f"objective/{name}")[-1])
+        assert not trainer.logger.values(name)
+
+
+def test_work_is_in_episodes_each_of_which_counts_once_an_iteration(ppo):
+    module, _ = ppo(ppo_epochs=4)
+    assert module.work(Experience(torch.arange(6), 1.0)) == (1.5, "episodes")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_models_that_read_text_are_compiled_if_told(ppo, monkeypatch, compiled):
+    found = []
+    monkeypatch.setattr(Decoder, "compile_blocks", lambda decoder: found.append(decoder))
+    module, _ = ppo(compile=compiled)
+    module.configure_model()
+    models = (module.policy, module.critic, module.frozen.reference)
+    assert found == [model.decoder for model in models] * compiled
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (None, "--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure"),
+        ({"iteration": -2}, "ppo: iteration: found -2, expected a whole number in [-1, inf)"),
+        ({"iteration": 0.5}, "ppo: iteration: found 0.5, expected a whole number in [-1, inf)"),
+        ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
+    ],
+)
+def test_a_state_that_is_none_of_ppos_is_told(ppo, changes, line):
+    module, _ = ppo()
+    state = {"iteration": -1, "kl_coef": 0.0, "frontier": [], "frozen": {}, "experience": None}
+    with pytest.raises(UserError) as error:
+        module.on_load_checkpoint({} if changes is None else {"ppo": state | changes})
+    assert str(error.value) == line
+
+
+def test_only_an_adapted_coefficient_is_learnt(ppo):
+    assert ppo(kl=KLConfig(target=6.0))[0].learned_settings == {"kl.coef"}
+    assert ppo(kl=KLConfig())[0].learned_settings == set()
 
 
 class Kept(L.Callback):
@@ -530,13 +748,18 @@ def test_every_number_of_the_constructor_is_checked(ppo, value):
 
 
 def test_a_monitor_cannot_take_the_place_of_a_metric(ppo, functions):
-    with pytest.raises(UserError, match=r"^monitors: found \['kl'\], expected names that no metric"):
-        ppo(monitors={"kl": RewardSource(function="toy_rewards:length")})
+    with pytest.raises(UserError, match=r"^monitors: found \['kl', 'score_std'\], expected names that no metric"):
+        ppo(monitors=dict.fromkeys(("score_std", "letters", "kl"), RewardSource(function="toy_rewards:length")))
 
 
-def test_the_defaults_are_those_of_the_rlhf_codes(ppo):
-    """Adam's epsilon 1e-5, a rate that falls linearly to 0, no discount."""
-    module, _ = ppo()
-    assert module.optimizer_config.eps == 1e-5
+def test_the_defaults_are_those_of_the_rlhf_codes():
+    """Adam's epsilon 1e-5, no decay, a rate that falls linearly to 0, no discount; four passes over a rollout at a
+    temperature of 1 (Ziegler et al. 2019), rewards as they are.
+    """
+    module = PPOModule("policy", "reward")
+    assert module.optimizer_config == OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    usual = {"ppo_epochs": 4, "minibatches": 1, "temperature": 1.0, "whiten_rewards": False, "compile": False}
+    assert {name: module.hparams[name] for name in usual} == usual
+    assert (module.hparams["max_new_tokens"], module.hparams["seed"]) == (24, 0)
     assert (module.schedule_config.shape, module.schedule_config.final) == ("linear", 0.0)
     assert (module.shaping.gamma, module.shaping.lam, module.shaping.missing_eos_score) == (1.0, 0.95, -1.0)

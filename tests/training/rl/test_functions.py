@@ -87,9 +87,15 @@ def test_one_that_fails_on_the_batch_alone_says_so():
 
 
 def test_long_texts_do_not_fill_the_screen():
+    """A text of 40 characters stands there whole, and of an error's line 160."""
     with pytest.raises(UserError) as error:
-        text_scores("m:f", lambda *_: [None], ["p" * 10_000], ["r" * 10_000])
-    assert len(str(error.value)) < 200
+        text_scores("m:f", lambda *_: [None], ["p" * 10_000], ["r" * 40])
+    cut = "for the response '" + "r" * 40 + "' to '" + "p" * 40 + "…'"
+    assert str(error.value) == f"rewards: m:f gave None {cut}, expected a number"
+    with pytest.raises(UserError) as error:
+        text_scores("m:f", fails_on("r" * 200), ["p" * 10_000], ["r" * 200])
+    told = f"cannot read {'r' * 148} for the response '{'r' * 40}…' to '{'p' * 40}…'"
+    assert str(error.value) == f"rewards: m:f raised ValueError: {told}"
 
 
 @pytest.fixture
@@ -99,7 +105,8 @@ def here(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "__init__.py").write_text("")
     (folder / "scores.py").write_text(
-        "def politeness(prompts, responses):\n    return [float(len(r)) for r in responses]\nNUMBER = 3\n"
+        "def politeness(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
+        "NUMBER = 3\ndef _inner(prompts, responses):\n    return []\n"
     )
     (folder / "broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
@@ -114,23 +121,45 @@ def test_a_package_of_the_current_folder_is_found(here):
     assert sys.path[-1] == str(here), "last, so that it hides nothing that is installed"
 
 
+WANTED = "expected 'package.module:name' of a callable"
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("my_rewards_here.scores:politenes", "is not in my_rewards_here.scores, .*; did you mean .*:politeness"),
-        ("my_rewards_here.scores:NUMBER", "is no callable"),
-        ("my_rewards_here.scores", "is not in my_rewards_here.scores"),
-        ("my_rewards_here.score:politeness", "ModuleNotFoundError: No module named 'my_rewards_here.score'"),
-        ("my_rewards_here.broken:f", "ZeroDivisionError: division by zero"),
-        ("no_such_module:f", "ModuleNotFoundError"),
-        (":f", "ValueError"),
-        ("..a:f", "TypeError"),
+        ("scores:politenes", "is not in @scores, {}; did you mean @scores:politeness?"),
+        ("scores:NUMBER", "is no callable, {}"),
+        ("scores:NUMBE", "is not in @scores, {}"),
+        ("scores:inner", "is not in @scores, {}"),
+        ("scores", "is not in @scores, {}"),
     ],
 )
-def test_a_wrong_name_is_one_line(here, name, told):
-    with pytest.raises(UserError, match=rf"^rewards\.function: .*{name}.*{told}") as error:
+def test_a_name_that_is_not_there_is_one_line_with_a_public_callable_near_it(here, name, told):
+    with pytest.raises(UserError) as error:
+        import_reward(f"my_rewards_here.{name}")
+    line = f"rewards.function: 'my_rewards_here.{name}' " + told.format(WANTED)
+    assert str(error.value) == line.replace("@", "my_rewards_here.")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("my_rewards_here.score:politeness", "ModuleNotFoundError: No module named 'my_rewards_here.score'"),
+        ("my_rewards_here.broken:f", "ZeroDivisionError: division by zero"),
+        ("no_such_module:f", "ModuleNotFoundError: No module named 'no_such_module'"),
+        (":f", "ValueError: Empty module name"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_one_line(here, name, told):
+    with pytest.raises(UserError) as error:
         import_reward(name)
-    assert "\n" not in str(error.value)
+    where = "installed or in the current folder"
+    assert str(error.value) == f"rewards.function: found '{name}', {WANTED}, {where}: {told}"
+
+
+def test_a_relative_name_is_one_line():
+    with pytest.raises(UserError, match=r"^rewards\.function: found '\.\.a:f', .*: TypeError: [^\n]*$") as error:
+        import_reward("..a:f")
     assert len(str(error.value)) < 400
 
 

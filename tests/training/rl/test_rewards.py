@@ -132,11 +132,14 @@ def test_a_language_model_is_no_reward(micro):
         Reward([RewardSource(folder=str(micro.gpt))], micro.tokenizer, as_is)
 
 
-def test_a_score_that_is_no_number_stops_the_run(micro, sequences):
-    reward = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)
+def test_a_score_that_is_no_number_stops_the_run(functions, micro, sequences):
+    sources = [RewardSource(folder=str(micro.reward)), RewardSource(function="users_rewards:length")]
+    reward = Reward(sources, micro.tokenizer, as_is)
     reward.terms[0].model.bias.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"^rewards: found a score that is not finite, expected numbers of .*/reward$"):
+    with pytest.raises(UserError) as error:
         reward(sequences)
+    names = f"{micro.reward}, users_rewards:length"
+    assert str(error.value) == f"rewards: found a score that is not finite, expected numbers of {names}"
 
 
 def test_a_half_precision_trunk_keeps_a_float32_head(micro, sequences):

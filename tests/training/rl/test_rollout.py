@@ -1,5 +1,8 @@
 """A rollout against naive loops: one row at a time, no padding, no cache, no pieces."""
 
+import types
+
+import lightning.pytorch as L
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from gpt_modules.data.batches import PromptBatch
 from gpt_modules.training.rl.rollout import (
     assemble,
     in_pieces,
+    inference,
     noise,
     sample,
     score_responses,
@@ -185,6 +189,37 @@ def test_noise_is_its_own_for_every_number_and_key():
     assert first == third
     draws = [first, second, *(torch.rand(5, generator=noise(key, numbers)[0]).tolist() for key in ((1, 1), (0, 2)))]
     assert len({tuple(draw) for draw in draws}) == 4
+
+
+class Linear(L.LightningModule):
+    """A layer in a run of some precision."""
+
+    trainer = None  # Lightning's property, as a plain attribute
+
+    def __init__(self, precision):
+        super().__init__()
+        self.trainer, self.layer = types.SimpleNamespace(precision=precision), torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "computed"),
+    [
+        ("bf16-mixed", torch.bfloat16),
+        ("16-mixed", torch.float16),
+        ("32-true", torch.float32),
+        ("64-true", torch.float32),
+    ],
+)
+def test_inference_has_the_runs_precision_and_leaves_the_module_as_it_was(precision, computed, training):
+    module = Linear(precision).train(training)
+    with inference(module):
+        states = module.layer(torch.ones(1, 2))
+        assert not module.training
+    assert states.dtype == computed
+    assert not states.requires_grad
+    assert module.training == training
+    assert module.layer(torch.ones(1, 2)).dtype == torch.float32
 
 
 def test_pieces_join_to_the_whole():
