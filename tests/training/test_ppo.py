@@ -754,7 +754,7 @@ def test_a_monitor_cannot_take_the_place_of_a_metric(ppo, functions):
 
 def test_the_defaults_are_those_of_the_rlhf_codes():
     """Adam's epsilon 1e-5, no decay, a rate that falls linearly to 0, no discount; four passes over a rollout at a
-    temperature of 1 (Ziegler et al. 2019), rewards as they are.
+    temperature of 1; rewards as they are.
     """
     module = PPOModule("policy", "reward")
     assert module.optimizer_config == OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)

@@ -46,3 +46,19 @@ def test_values(kind, name, told):
 def test_a_coefficient_of_zero_cannot_be_steered():
     with pytest.raises(UserError, match=r"^kl\.coef: found 0\.0, expected more than 0 with a target"):
         KLConfig(coef=0.0, target=6.0)
+
+
+def test_the_defaults_are_published_ones():
+    """Stiennon et al. 2020: beta 0.05, lambda 0.95, no discount; the code of Ziegler et al. 2019: a horizon of 10000
+    episodes, both clips 0.2, a value loss that weighs 0.1, whitened advantages; but not its whitened rewards.
+    """
+    assert KLConfig() == KLConfig(coef=0.05, target=None, horizon=10_000)
+    assert ClipConfig() == ClipConfig(ratio=0.2, value=0.2, value_coef=0.1)
+    assert Shaping() == Shaping(1.0, 0.95, missing_eos_score=-1.0, whiten_rewards=False, whiten_advantages=True)
+
+
+def test_a_setting_that_nothing_follows_says_why():
+    assert KLConfig(target=6.0).idle() == {}
+    assert KLConfig().idle() == {"horizon": "there is no target, so the coefficient is fixed"}
+    assert ClipConfig().idle() == {}
+    assert ClipConfig(value_coef=0.0).idle() == {"value": "value_coef is 0, so the critic does not learn"}
