@@ -109,6 +109,7 @@ def test_between_iterations_nothing_is_stored():
     assert source.state() == nothing
     list(source)
     assert source.state() == nothing
+    assert source.state_dict() == {}, "Lightning stores it beside the module's"
 
 
 def test_a_cut_iteration_keeps_its_parts():
