@@ -57,7 +57,7 @@ class ExperienceLoader:
     it. Iteration is lazy, as Lightning calls `iter` before the rollout exists.
     """
 
-    def __init__(self, owner: Owner, parts: Parts, episodes: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, owner: Owner, parts: Parts, episodes: int, seed: int, rank: int, world: int) -> None:
         least = parts.minibatches * parts.accumulate * world
         if episodes < least:
             raise UserError(

@@ -136,6 +136,7 @@ def test_a_response_ends_at_its_first_end_token(scored, sampling):
         assert sampling.eos_id not in response[:-1]
         assert bool(scored.ended[i]) == (response[-1] == sampling.eos_id)
         assert scored.ended[i] or count == 8
+        assert not scored.sequences.tokens[i, start + count :].any(), "0 where there is nothing"
 
 
 def test_kl_is_zero_between_equals_and_summed_over_a_sequence(policy, prompts, sampling, scored):
