@@ -10,7 +10,7 @@ from torch import nn
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
 from gpt_modules.training.rl.rewards import RewardSource, Sequences
-from gpt_modules.training.rl.unchanged import FUNCTION, model_digest
+from gpt_modules.training.rl.unchanged import model_digest
 
 
 def length(prompts, responses):
@@ -71,7 +71,7 @@ def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sour
 def test_a_monitor_of_a_folder_is_among_the_models_that_must_fit(micro):
     frozen = Frozen(str(micro.gpt), [LENGTH], {"watched": RewardSource(folder=str(micro.reward))})
     assert list(frozen.open(Owner(micro.tokenizer))) == [str(micro.reward)]
-    assert list(frozen.digests) == [REFERENCE, FUNCTION + LENGTH.name, str(micro.reward)]
+    assert list(frozen.digests) == ["model.init_args.init_from", f"function {LENGTH.name}", str(micro.reward)]
 
 
 def test_reference_and_trunks_take_the_runs_precision_and_keep_their_digests(micro, sources):
