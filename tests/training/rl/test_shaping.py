@@ -83,6 +83,12 @@ def test_the_rollout_is_what_was_scored(scored):
     assert torch.equal(rollout.values, VALUES)
 
 
+def test_nothing_shaped_has_a_gradient(scored):
+    policy = scored._replace(logprobs=scored.logprobs.requires_grad_())
+    rollout, rewards = shape_rollout(policy, VALUES.clone().requires_grad_(), 0.1, Shaping())
+    assert not any(field.requires_grad for field in (rewards, rollout.advantages, rollout.returns))
+
+
 def test_score_optimised_score_and_reward_are_three_things(scored):
     found = response_statistics(scored, 2.0, Shaping(missing_eos_score=-5.0))
     assert found["score"].tolist() == [4.0, 2.0, -3.0]
