@@ -8,9 +8,10 @@ from conftest import write_rows
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule
+from gpt_modules.data.collate import RankedAnswers, collate_rankings
 from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.errors import UserError
-from gpt_modules.training import RewardModule
+from gpt_modules.training import RewardModule, reward
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
@@ -103,7 +104,9 @@ def test_the_training_accuracy_is_of_the_logged_step(fit, micro, data):
 def test_demonstrations_score_zero_in_the_exported_folder(fit, micro, data, tmp_path, unit_scale):
     module = RewardModule(str(micro.gpt), dropout=0.3, unit_scale=unit_scale, optimizer=FAST)
     fit(module, data)
-    module.export(tmp_path / "export")
+    module.centre()
+    assert not module.model.bias.requires_grad, "no step may go through it"
+    module.export(tmp_path / "export")  # centres anew, not what has been centred
     exported = load_pretrained(tmp_path / "export", kind="reward").eval()
     with torch.no_grad():
         scores = torch.cat([exported(batch.tokens, batch.lengths) for batch in data.demonstrations()])
@@ -264,3 +267,119 @@ def test_a_dropout_is_a_part(micro, dropout):
 def test_a_checkpoint_built_in_python_is_plain_data(trained, tmp_path):
     trained[1].save_checkpoint(tmp_path / "x.ckpt")
     assert torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]["unit_scale"] is False
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"optimizer": OptimizerConfig(sgd=True, eps=1.0)},
+         "optimizer.eps: found 1.0, expected it left at 1e-08: sgd has no moments"),
+        ({"schedule": ScheduleConfig(warmup_start=0.5)},
+         "schedule.warmup_start: found 0.5, expected it left at 0.0: there is no warmup"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_follow_is_refused_by_its_name(given, message):
+    with pytest.raises(UserError) as error:
+        RewardModule("folder", **given)
+    assert str(error.value) == message
+
+
+def test_the_rate_that_is_left_out_is_instructgpts():
+    """Ouyang et al. 2022, appendix C.2."""
+    module = RewardModule("folder")
+    assert (module.optimizer_config.lr, module.schedule_config.shape, module.schedule_config.final) == (
+        9e-6,
+        "cosine",
+        0.1,
+    )
+    assert module.optimizer_config.weight_decay == 0.0
+
+
+def test_rows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data, tmp_path):
+    rows = [{"prompt": f"{number} film" + " a" * 40, "chosen": " so.", "rejected": " no."} for number in range(9)]
+    data.train_source, data.context = str(write_rows(tmp_path / "long.jsonl", rows)), 64
+    with pytest.raises(UserError, match=r"^data\.init_args\.context: found 64.* n_positions = 32$"):
+        fit(RewardModule(str(micro.gpt)), data)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_blocks_are_compiled_where_that_is_asked_for(micro, monkeypatch, asked):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
+    module = RewardModule(str(micro.gpt), dropout=0.25, compile=asked)
+    torch.manual_seed(0)
+    module.configure_model()
+    assert compiled == (list(module.model.decoder.blocks) if asked else [])
+    assert {part.p for part in module.modules() if isinstance(part, torch.nn.Dropout)} == {0.25}
+    opened = module.model
+    module.configure_model()
+    assert module.model is opened, "Lightning asks again in every stage"
+
+
+def test_every_stage_says_the_same_of_the_same_rows(trained, data, micro):
+    module, trainer = trained
+    (validated,), (tested,) = (run(module, data, verbose=False) for run in (trainer.validate, trainer.test))
+    assert {name.replace("test/", "val/"): value for name, value in tested.items()} == validated
+    assert set(validated) == {f"val/{name}" for name in ("loss", "accuracy", "margin", "calibration_error")}
+    rows = [row for batch in trainer.predict(module, data) for row in batch]
+    expected = [
+        margin for row in naive_margins(module.model.eval(), held_out(micro), micro.tokenizer) for margin in row
+    ]
+    margins = [
+        better - worse
+        for row in rows
+        for better, first in zip(row["scores"], row["ranks"], strict=True)
+        for worse, second in zip(row["scores"], row["ranks"], strict=True)
+        if first < second
+    ]
+    assert sorted(margins) == pytest.approx(sorted(expected), abs=1e-4)
+    batch = data.val_dataloader().batch_at(0, 0)
+    assert module.work(batch) == (len(batch.lengths), "answers")
+
+
+def test_a_rank_without_prompts_and_ties_count_nothing(micro):
+    """Of two batches, one without a prompt and one in which one pair of two is tied."""
+    module = RewardModule(str(micro.reward), dropout=0.0)
+    module.configure_model()
+    module.eval()
+    answers = [[np.array([5, 6]), np.array([7, 8])], [np.array([9]), np.array([10])]]
+    tied, nothing = collate_rankings([RankedAnswers(answers[0], [1, 1]), RankedAnswers(answers[1], [2, 1])]), []
+    with torch.no_grad():
+        for batch in (tied, collate_rankings(nothing)):
+            module.validation_step(batch, 0)
+        worse, better = module.model.raw_scores(torch.tensor([[9], [10]]), torch.tensor([1, 1])).tolist()
+    assert module.margins.take()["margin"].tolist() == pytest.approx([better - worse], abs=1e-5)
+    loss = np.log1p(np.exp(worse - better))
+    assert module.prompt_losses.take()["loss"].tolist() == pytest.approx([loss], abs=1e-5)
+
+
+def test_its_optimizer_and_its_schedule_are_those_asked_for(fit, micro, data):
+    config, rates = OptimizerConfig(lr=0.03, muon_lr=0.02, weight_decay=0.2), []
+    module = RewardModule(str(micro.gpt), optimizer=config, schedule=ScheduleConfig(shape="linear", final=0.0))
+    module.on_train_batch_start = lambda batch, index: rates.append(module.optimizers().param_groups[0]["lr"])
+    trainer = fit(module, data, max_steps=4, limit_val_batches=0)
+    assert rates == pytest.approx([0.02, 0.015, 0.01, 0.005]), "the way ends with the run"
+    muon = trainer.optimizers[0].parts["muon"].param_groups
+    matrices = [p for p in module.model.decoder.blocks.parameters() if p.ndim == 2]
+    assert [(len(group["params"]), group["weight_decay"]) for group in muon] == [(len(matrices), 0.2)]
+
+
+def test_a_model_that_prefers_nothing_is_never_right_and_half_sure(fit, micro, data, monkeypatch):
+    """And the figure is of what was validated, not of the look at a batch before the first step."""
+    figures = []
+
+    class Board:
+        def add_figure(self, name, figure, step):
+            figures.append((name, step))
+
+    monkeypatch.setattr(reward, "tensorboard", lambda trainer: Board())
+    module = RewardModule(str(micro.gpt), optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))
+    module.configure_model()
+    torch.nn.init.zeros_(module.model.head.linear.weight)
+    trainer = fit(module, data, limit_train_batches=2, num_sanity_val_steps=1)
+    expected = {"loss": np.log(2), "accuracy": 0.0, "margin": 0.0, "calibration_error": 0.5}
+    for name, value in expected.items():
+        assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(value)
+    assert trainer.logger.values("train/loss") == pytest.approx([np.log(2)] * 2)
+    assert trainer.logger.values("train/accuracy") == [0.0, 0.0]
+    assert figures == [("val/reliability", 2)]

@@ -1,15 +1,20 @@
 """SFT: the loss sees answers only, packing changes nothing, and answers come out."""
 
+import math
+
+import lightning.pytorch as L
 import pytest
 import torch
 import torch.nn.functional as F
 
 from gpt_modules.backbone import load_pretrained
 from gpt_modules.data import SFTDataModule
+from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.rows.sources import load_splits
+from gpt_modules.errors import UserError
 from gpt_modules.training import SFTModule
 from gpt_modules.training.language import next_token_loss
-from gpt_modules.training.optimizers import OptimizerConfig
+from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
 FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0)
 
@@ -93,3 +98,112 @@ def test_dropout_is_what_is_asked_for_or_as_stored(micro):
 def test_a_checkpoint_built_in_python_is_plain_data(fit, micro, data, tmp_path):
     fit(SFTModule(str(micro.gpt)), data()).save_checkpoint(tmp_path / "x.ckpt")
     assert torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]["init_from"] == str(micro.gpt)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dropout": 1.5}, "dropout: found 1.5, expected a number in [0, 1)"),
+        ({"sample_tokens": 0}, "sample_tokens: found 0, expected a whole number in [1, inf)"),
+        ({"seed": -1}, "seed: found -1, expected a whole number in [0, 4294967295]"),
+        ({"sample_tokens": 7}, "sample_tokens: found 7, expected it left at 48: there are no sample_prompts"),
+        ({"seed": 7}, "seed: found 7, expected it left at 0: there are no sample_prompts to answer"),
+        ({"optimizer": OptimizerConfig(sgd=True, eps=1.0)},
+         "optimizer.eps: found 1.0, expected it left at 1e-08: sgd has no moments"),
+        ({"schedule": ScheduleConfig(warmup_start=0.5)},
+         "schedule.warmup_start: found 0.5, expected it left at 0.0: there is no warmup"),
+    ],
+)  # fmt: skip
+def test_what_it_cannot_follow_is_refused_by_its_name(given, message):
+    with pytest.raises(UserError) as error:
+        SFTModule("folder", **given)
+    assert str(error.value) == message
+    SFTModule("folder", sample_prompts=["a"], sample_tokens=1, seed=7)
+
+
+def test_rows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data):
+    with pytest.raises(UserError, match=r"^data\.init_args\.context: found 33, .* n_positions = 32$"):
+        fit(SFTModule(str(micro.gpt)), data(context=33))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_blocks_are_compiled_where_that_is_asked_for(micro, monkeypatch, asked):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
+    module = SFTModule(str(micro.gpt), compile=asked)
+    module.configure_model()
+    assert compiled == (list(module.model.decoder.blocks) if asked else [])
+    opened = module.model
+    module.configure_model()
+    assert module.model is opened, "Lightning asks again in every stage"
+
+
+def test_the_rate_that_is_left_out_is_about_instructgpts():
+    assert SFTModule("folder").optimizer_config.lr == pytest.approx(9.65e-6, rel=0.1)  # appendix C.1
+
+
+class Still(L.Callback):
+    """No dropout at all."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        module.eval()
+
+
+def test_the_loss_of_a_step_is_logged_as_the_mean_over_answer_tokens(model, fit, micro, data):
+    source, rates = data(packing=False), []
+    module = SFTModule(str(micro.gpt), optimizer=FAST, schedule=ScheduleConfig(shape="linear", final=0.0))
+    module.on_train_batch_start = lambda batch, index: rates.append(module.optimizers().param_groups[0]["lr"])
+    trainer = fit(module, source, max_steps=4, limit_val_batches=0, callbacks=[Still()])
+    batch = source.train_dataloader().batch_at(0, 0)
+    expected = F.cross_entropy(model(batch.inputs).flatten(0, 1), batch.labels.flatten(), ignore_index=-100)
+    assert trainer.logger.values("train/loss")[0] == pytest.approx(expected.item(), abs=1e-5)
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3]), "the way ends with the run"
+    assert module.work(batch) == (batch.inputs.shape[0] * batch.inputs.shape[1], "tokens")
+    assert module.flops_per_token() == model.config.flops_per_token(32)
+
+
+def test_a_batch_of_one_token_counts_once_and_one_of_none_not_at_all(model, micro):
+    module = SFTModule(str(micro.gpt))
+    module.configure_model()
+    module.eval()
+    one, none = (TokenBatch(torch.tensor([[5, 6]]), torch.tensor([[label, -100]])) for label in (7, -100))
+    for batch in (one, none):
+        module.validation_step(batch, 0)
+    expected = F.cross_entropy(model(one.inputs)[0, :1], torch.tensor([7])).item()
+    sums = module.held_out.take()
+    assert sums["nats"].sum() / sums["tokens"].sum() == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_stage_says_the_same_of_the_same_rows(fit, micro, data, tmp_path):
+    source, module = data(), SFTModule(str(micro.gpt), dropout=0.0, optimizer=FAST)
+    trainer = fit(module, source, limit_train_batches=1)
+    losses = naive_losses(module.model.eval(), held_out(micro), micro.tokenizer)
+    mean = sum(losses) / len(losses)
+    for stage, run in (("val", trainer.validate), ("test", trainer.test)):
+        (found,) = run(module, source, verbose=False)
+        expected = {f"{stage}/loss": mean, f"{stage}/perplexity": math.exp(mean)}
+        assert found == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+    rows = [row for batch in trainer.predict(module, source) for row in batch]
+    assert sum(row["tokens"] for row in rows) == len(losses)
+    assert sum(row["nats"] for row in rows) == pytest.approx(sum(losses), rel=1e-4)
+    module.export(tmp_path / "export")
+    exported = load_pretrained(tmp_path / "export", kind="gpt").eval()
+    assert naive_losses(exported, held_out(micro), micro.tokenizer) == pytest.approx(losses)
+    assert module.sample_rows() == []
+
+
+def test_matrices_of_the_blocks_are_muons_and_samples_end_where_asked(fit, micro, data):
+    config = OptimizerConfig(lr=0.03, muon_lr=0.02, weight_decay=0.2)
+    module = SFTModule(str(micro.gpt), optimizer=config, sample_prompts=["the film"], sample_tokens=1)
+    trainer = fit(module, data(), max_steps=1, limit_val_batches=0)
+    muon = trainer.optimizers[0].parts["muon"].param_groups
+    matrices = [p for p in module.model.decoder.blocks.parameters() if p.ndim == 2]
+    assert [(len(group["params"]), group["weight_decay"]) for group in muon] == [(len(matrices), 0.2)]
+    (row,) = module.sample_rows()
+    assert max(len(micro.tokenizer.encode(row[f"temperature {heat}"])) for heat in ("1.0", "0.7")) <= 1
+
+
+def test_matrices_decay_as_asked(fit, micro, data):
+    module = SFTModule(str(micro.gpt), optimizer=OptimizerConfig(weight_decay=0.3))
+    groups = fit(module, data(), max_steps=1, limit_val_batches=0).optimizers[0].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
