@@ -159,15 +159,12 @@ def test_padding_is_on_the_right_and_never_cuts():
         pad_right([np.arange(3)], 2)
 
 
-@pytest.mark.parametrize(
-    "batch", [collate_tokens([]), collate_tokens([], 3), collate_packed([], 3), collate_windows([], 3)]
-)
-def test_a_batch_of_no_text_is_one_row_that_teaches_nothing(batch):
-    assert len(batch.inputs) == 1
-    assert batch.inputs.shape[1] in (1, 3)
-    assert batch.labels.shape == batch.inputs.shape
-    assert batch.labels.eq(-100).all()
-    assert batch.inputs.dtype == batch.labels.dtype == torch.int64
+def test_a_batch_of_no_text_is_one_row_that_teaches_nothing():
+    narrow, *wide = collate_tokens([]), collate_tokens([], 3), collate_packed([], 3), collate_windows([], 3)
+    assert (narrow.inputs.tolist(), narrow.labels.tolist()) == ([[0]], [[-100]])
+    for batch in wide:
+        assert (batch.inputs.tolist(), batch.labels.tolist()) == ([[0] * 3], [[-100] * 3])
+    assert {field.dtype for batch in (narrow, *wide) for field in batch} == {torch.int64}
 
 
 def test_a_batch_of_no_rankings_is_one_token_that_no_prompt_points_at():
@@ -236,12 +233,13 @@ def test_tasks_by_hand():
     examples = [
         TaskExample([np.array([7, 1, 9]), np.array([7, 1, 2, 9])], 1),
         TaskExample([np.array([7, 3, 9])] * 3, None),
+        TaskExample([np.array([7, 9])], 0),
     ]
     batch = collate_tasks(examples, numeric=False)
-    assert batch.tokens.tolist() == [[7, 1, 9, 0], [7, 1, 2, 9], [7, 3, 9, 0], [7, 3, 9, 0], [7, 3, 9, 0]]
-    assert batch.lengths.tolist() == [3, 4, 3, 3, 3]
-    assert batch[2].tolist() == [[0, 1, -1], [2, 3, 4]]
-    assert batch.labels.tolist() == [1, -100]
+    assert batch.tokens.tolist() == [[7, 1, 9, 0], [7, 1, 2, 9], *[[7, 3, 9, 0]] * 3, [7, 9, 0, 0]]
+    assert batch.lengths.tolist() == [3, 4, 3, 3, 3, 2]
+    assert batch[2].tolist() == [[0, 1, -1], [2, 3, 4], [5, -1, -1]]
+    assert batch.labels.tolist() == [1, -100, 0]
     assert batch.labels.dtype == torch.int64
     numbers = collate_tasks([examples[0]._replace(label=2.5), examples[1]], numeric=True).labels
     assert numbers.dtype == torch.float32

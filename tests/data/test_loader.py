@@ -50,6 +50,7 @@ def test_batches_are_a_function_of_seed_epoch_index():
     assert other.batch_at(2, 3).tolist() == played[2][3]
     assert other.batch_at(0, 1).tolist() == played[0][1]
     assert BatchLoader(Numbers(20), 4, seed=8).batch_at(0, 1).tolist() != played[0][1]
+    assert BatchLoader(Numbers(20), 4, seed=0).batch_at(0, 1).equal(BatchLoader(Numbers(20), 4).batch_at(0, 1))
 
 
 @pytest.mark.parametrize("used", [0, 1, 3, 4, 5, 8, 11])
@@ -60,6 +61,7 @@ def test_restored_loader_goes_on_where_the_first_stopped(used):
     second = BatchLoader(Numbers(17), 4, seed=3)
     early = iter(second)  # asked for before the state is known, as Lightning does
     second.restore(first.state())
+    assert not second.goes_on, "the same global batch"
     rest = [batch.tolist() for batch in early]
     assert rest + draw(second, 16 - used - len(rest)) == whole[used:]
 
@@ -167,6 +169,30 @@ def test_alike_lengths_keep_their_order():
     assert set(batches[0]) == set(batches[1]), "the same batches in another order"
 
 
+def test_a_pool_is_sorted_as_python_sorts_it():
+    lengths = np.random.default_rng(0).integers(1, 4, size=1024)
+    order, expected = indices(batch.tolist() for batch in BatchLoader(Numbers(1024), 16)), []
+    for start in range(0, 1024, 16 * 16):
+        pool = sorted(order[start : start + 16 * 16], key=lengths.__getitem__)
+        expected += [pool[i : i + 16] for i in range(0, len(pool), 16)]
+    found = [batch[:, 1].tolist() for batch in BatchLoader(Numbers(1024, lengths), 16)]
+    assert sorted(found) == sorted(expected)
+
+
+def test_batches_are_pinned_where_there_is_a_device(monkeypatch):
+    plain = BatchLoader(Numbers(4), 2).batch_at(1, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: -tensor)
+    assert BatchLoader(Numbers(4), 2).batch_at(1, 0).tolist() == (-plain).tolist()
+
+
+def test_lightning_is_told_that_there_is_a_state_and_keeps_none():
+    loader = BatchLoader(Numbers(4), 2)
+    loader.load_state_dict({"epoch": 5})
+    assert loader.state_dict() == {}
+    assert next(iter(loader))[0, 0] == 0
+
+
 def test_examples_may_have_an_order_of_their_own():
     class Backwards(Numbers):
         def order(self, epoch):
@@ -187,17 +213,36 @@ def _epoch(loader, epoch):
     return [i for index in range(len(loader)) for i in loader.batch_at(epoch, index)[:, 1].tolist()]
 
 
-@pytest.mark.parametrize(("done", "expected"), [(0, (1, 0)), (12, None), (13, (2, 0)), (16, (2, 0)), (20, (2, 0))])
+@pytest.mark.parametrize(
+    ("done", "expected"), [(0, (1, 0)), (1, None), (12, None), (13, (2, 0)), (16, (2, 0)), (20, (2, 0))]
+)
 def test_where_another_global_batch_goes_on(done, expected):
     """Of 20 examples: at the beginning, with the last 8, or, where no 8 are left, in the next epoch."""
     loader = BatchLoader(Numbers(20), 8, seed=3)
     loader.restore({"epoch": 1, "examples": done, "of": 20, "size": 1, "batches": done})
     batch = next(iter(loader))
     if expected is None:
-        order = indices(BatchLoader(Numbers(20), 1, seed=3).batch_at(1, i).tolist() for i in range(12, 20))
+        order = indices(BatchLoader(Numbers(20), 1, seed=3).batch_at(1, i).tolist() for i in range(done, done + 8))
         assert sorted(batch[:, 1].tolist()) == sorted(order)
     else:
         assert batch.tolist() == BatchLoader(Numbers(20), 8, seed=3).batch_at(*expected).tolist()
+
+
+def test_an_epoch_of_which_nothing_is_used_is_that_of_its_own_global_batch():
+    """Put in order by its own batches, too."""
+    lengths = np.random.default_rng(0).integers(1, 9, size=20)
+    loader, own = (BatchLoader(Numbers(20, lengths), 8, seed=3) for _ in range(2))
+    loader.restore({"epoch": 1, "examples": 0, "of": 20, "size": 3, "batches": 0})
+    assert [batch.tolist() for batch in loader] == [own.batch_at(1, index).tolist() for index in range(2)]
+
+
+def test_an_epoch_that_was_limited_is_over_where_the_limit_is():
+    loader = BatchLoader(Numbers(20), 4)
+    loader.limit = 2
+    place = {"epoch": 1, "of": 20, "size": 4}
+    for used, expected in ((1, (1, 1)), (2, (2, 0))):
+        loader.restore({**place, "examples": 4 * used, "batches": used})
+        assert next(iter(loader)).tolist() == BatchLoader(Numbers(20), 4).batch_at(*expected).tolist()
 
 
 def test_a_place_in_data_of_another_size_is_told(caplog):
