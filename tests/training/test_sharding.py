@@ -168,3 +168,12 @@ def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
     with pytest.raises(UserError) as refused:
         shard(GPT(micro.config(n_layer=1)), Owner("mesh"))
     assert str(refused.value) == "trainer.strategy: found Identity, expected fsdp2"
+
+
+@pytest.mark.parametrize("word", ["finetuning", "sft", "reward", "ppo", "maml"])
+def test_each_procedure_but_pretraining_is_refused_before_its_model_is_opened(procedure, monkeypatch, word):
+    module, _ = procedure(word)
+    monkeypatch.setattr(type(module), "device_mesh", "mesh")
+    monkeypatch.setattr(type(module), "trainer", Owner("mesh").trainer)
+    with pytest.raises(UserError, match=rf"expected auto or ddp: {type(module).__name__} does not shard"):
+        module.configure_model()
