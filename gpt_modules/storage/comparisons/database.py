@@ -1,0 +1,175 @@
+"""The SQLite file of a store of comparisons: its tables, and how it is opened.
+
+Write-ahead logging, so that a page, a labeler and a training run read while one of them writes; every commit is synced,
+so that what was confirmed outlives the process and the machine. A file is a store by the mark in its header
+(`application_id`), and of a version (`user_version`).
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.durable import no_room
+
+VERSION = 1
+_MARK = 0x47434D50  # "GCMP"
+_MAGIC = b"SQLite format 3\0"
+_MARK_AT = 68  # of the header's bytes, https://sqlite.org/fileformat2.html
+PATIENCE = 60.0  # seconds to wait for another writer, whose transactions take milliseconds
+EXPECTED = "a store of comparisons (gpt compare makes one)"
+
+TABLES = """
+CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE sources (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, settings TEXT NOT NULL,
+    UNIQUE (name, digest, settings)
+);
+CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE rounds (number INTEGER PRIMARY KEY CHECK (number >= 1), sampling TEXT NOT NULL);
+CREATE TABLE tasks (
+    id INTEGER PRIMARY KEY, round INTEGER NOT NULL REFERENCES rounds, prompt INTEGER NOT NULL REFERENCES prompts,
+    UNIQUE (round, prompt)
+);
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY, task INTEGER NOT NULL REFERENCES tasks, text TEXT NOT NULL,
+    source INTEGER NOT NULL REFERENCES sources, ended INTEGER CHECK (ended IN (0, 1)),
+    UNIQUE (task, text)
+);
+CREATE TABLE labelers (
+    name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'model', 'function', 'file'))
+) WITHOUT ROWID;
+CREATE TABLE votes (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, task INTEGER NOT NULL REFERENCES tasks,
+    labeler TEXT NOT NULL REFERENCES labelers, made REAL NOT NULL, seconds REAL CHECK (seconds >= 0),
+    note TEXT NOT NULL, superseded REAL
+);
+CREATE UNIQUE INDEX counting_votes ON votes (task, labeler) WHERE superseded IS NULL;
+CREATE TABLE judgements (
+    vote INTEGER NOT NULL REFERENCES votes, answer INTEGER NOT NULL REFERENCES answers,
+    rank INTEGER NOT NULL CHECK (rank >= 1), score INTEGER CHECK (score BETWEEN 1 AND 7),
+    PRIMARY KEY (vote, answer)
+) WITHOUT ROWID;
+CREATE TABLE flags (
+    vote INTEGER NOT NULL, answer INTEGER NOT NULL, name TEXT NOT NULL,
+    PRIMARY KEY (vote, answer, name), FOREIGN KEY (vote, answer) REFERENCES judgements
+) WITHOUT ROWID;
+CREATE TABLE claims (
+    task INTEGER NOT NULL REFERENCES tasks, labeler TEXT NOT NULL REFERENCES labelers, expires REAL NOT NULL,
+    PRIMARY KEY (task, labeler)
+) WITHOUT ROWID;
+"""
+# A vote that counts has `superseded` NULL; the others say since when they do not.
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file's first bytes are those of a store of any version."""
+    try:
+        with path.open("rb") as file:
+            header = file.read(_MARK_AT + 4)
+    except OSError:
+        return False
+    return header.startswith(_MAGIC) and header[_MARK_AT:] == _MARK.to_bytes(4, "big")
+
+
+def create(path: Path) -> sqlite3.Connection:
+    """A new store, or the one that is there.
+
+    Raises:
+        UserError: another file is there, or a store of another version; or it cannot be written.
+    """
+    if not path.exists():
+        with _told(path), _connected(path, "rwc") as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+            with transaction(path, connection):  # two at once: the second finds the tables
+                if not connection.execute("PRAGMA application_id").fetchone()[0]:
+                    for statement in TABLES.split(";\n"):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version = {VERSION}")
+                    connection.execute(f"PRAGMA application_id = {_MARK}")
+    return connect(path)
+
+
+def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
+    """An existing store.
+
+    Raises:
+        UserError: it is not there, not a store, of another version, or cannot be opened.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: found no such file, expected {EXPECTED}")
+    if not is_store(path):
+        raise UserError(f"{path}: found another file, expected {EXPECTED}")
+    with _told(path):
+        connection = _opened(path, "rw" if writing else "ro")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version != VERSION:
+        connection.close()
+        raise UserError(f"{path}: found a store of version {version}, expected version {VERSION}")
+    return connection
+
+
+@contextmanager
+def transaction(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
+    """All that is written within, or nothing of it; others wait.
+
+    Raises:
+        UserError: the disk is full or cannot be written, or the file is damaged.
+    """
+    with _told(path):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            with suppress(sqlite3.Error):  # a full disk has rolled back already
+                connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+@contextmanager
+def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    connection = _opened(path, mode)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _opened(path: Path, mode: str) -> sqlite3.Connection:
+    """Where nothing can be written beside a file that nobody writes, it is read as it lies there."""
+    address = f"file:{quote(str(path.absolute()))}?mode={mode}"
+    connection = _configured(address)
+    if mode == "ro":
+        try:
+            connection.execute("SELECT count(*) FROM settings").fetchone()
+        except sqlite3.OperationalError:
+            connection.close()
+            connection = _configured(f"{address}&immutable=1")
+    return connection
+
+
+def _configured(address: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what SQLite raises of a disk or of damage into one line."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            raise UserError(
+                f"{path}: another process has been writing for {PATIENCE:.0f} s, expected it free"
+            ) from error
+        raise no_room(path, error) from error
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):
+            raise
+        raise UserError(f"{path}: cannot be read ({error}), expected {EXPECTED}") from error

@@ -1,0 +1,278 @@
+"""A store of comparisons: what `gpt compare` samples, `gpt label` has ranked and a reward model learns from."""
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons.database import connect, create, transaction
+from gpt_modules.storage.comparisons.records import (
+    FLAGS,
+    SCORES,
+    Answer,
+    Judgement,
+    LabelerKind,
+    Ranking,
+    Source,
+    Task,
+    Vote,
+)
+
+_ANSWERS = """
+SELECT a.id, a.text, a.ended, s.name, s.digest, s.settings
+FROM answers a JOIN sources s ON s.id = a.source WHERE a.task = ? ORDER BY a.id
+"""
+_TASK = "SELECT t.id, t.round, p.text FROM tasks t JOIN prompts p ON p.id = t.prompt"
+_COUNTING = "SELECT id, task, labeler FROM votes WHERE superseded IS NULL"
+
+
+class ComparisonStore:
+    """An open store. Each method that writes is one transaction; a store may be open in several processes.
+
+    Raises:
+        UserError: the file is no store, of another version, or cannot be written.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path, self._connection = path, connection
+
+    @classmethod
+    def create(cls, path: Path) -> "ComparisonStore":
+        """A new store, or the one that is there."""
+        return cls(path, create(path))
+
+    @classmethod
+    def open(cls, path: Path, writing: bool = True) -> "ComparisonStore":
+        """The store that is there."""
+        return cls(path, connect(path, writing))
+
+    def close(self) -> None:
+        """At the end; nothing is lost without it."""
+        self._connection.close()
+
+    def __enter__(self) -> "ComparisonStore":
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.close()
+
+    # --- the labelling form ---
+
+    @property
+    def form(self) -> tuple[str, ...]:
+        """The flags that an answer may get."""
+        found = self._one("SELECT value FROM settings WHERE name = 'flags'")
+        return FLAGS if found is None else tuple(json.loads(found[0]))
+
+    def set_form(self, flags: Sequence[str]) -> None:
+        """Other flags, for votes from now on."""
+        with transaction(self.path, self._connection):
+            self._run("INSERT OR REPLACE INTO settings VALUES ('flags', ?)", json.dumps(list(flags)))
+
+    # --- rounds, tasks, answers ---
+
+    def round_of(self, sampling: str) -> int:
+        """The number of the round whose answers are sampled in this way; the next one where there is none."""
+        with transaction(self.path, self._connection):
+            found = self._one("SELECT number FROM rounds WHERE sampling = ?", sampling)
+            if found is not None:
+                return int(found[0])
+            number = 1 + max(self.rounds(), default=0)
+            self._run("INSERT INTO rounds VALUES (?, ?)", number, sampling)
+        return number
+
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds."""
+        return [number for (number,) in self._run("SELECT number FROM rounds ORDER BY number")]
+
+    def prompts(self, number: int) -> set[str]:
+        """Prompts that have a task in a round."""
+        words = "SELECT text FROM prompts WHERE id IN (SELECT prompt FROM tasks WHERE round = ?)"
+        return {text for (text,) in self._run(words, number)}
+
+    def add_task(self, number: int, prompt: str, answers: Sequence[Answer]) -> int | None:
+        """A task of a round that is there; its id, or None where the round has the prompt already.
+
+        Raises:
+            UserError: there are fewer than two answers, or two are the same.
+        """
+        texts = [answer.text for answer in answers]
+        if len(texts) < 2 or len(set(texts)) < len(texts):
+            raise UserError(f"answers to {prompt[:40]!r}: found {len(set(texts))} different of {len(texts)}, expected "
+                            "at least 2 and all different")  # fmt: skip
+        with transaction(self.path, self._connection):
+            self._run("INSERT INTO prompts (text) VALUES (?) ON CONFLICT DO NOTHING", prompt)
+            words = "INSERT INTO tasks (round, prompt) SELECT ?, id FROM prompts WHERE text = ? ON CONFLICT DO NOTHING"
+            added = self._run(words, number, prompt)
+            if not added.rowcount:
+                return None
+            task = added.lastrowid
+            words = "INSERT INTO answers (task, text, source, ended) VALUES (?, ?, ?, ?)"
+            for answer in answers:
+                self._run(words, task, answer.text, self._source(answer.source), answer.ended)
+        return task
+
+    def _source(self, source: Source) -> int:
+        values = (source.name, source.digest or "", source.settings)
+        self._run("INSERT INTO sources (name, digest, settings) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", *values)
+        found = self._one("SELECT id FROM sources WHERE name = ? AND digest = ? AND settings = ?", *values)
+        assert found is not None
+        return int(found[0])
+
+    def tasks(self, number: int | None = None) -> Iterator[Task]:
+        """The tasks of a round, or all, in the order in which they were added."""
+        which = "" if number is None else f" WHERE t.round = {number}"
+        for row in self._run(f"{_TASK}{which} ORDER BY t.id").fetchall():
+            yield self._task(row)
+
+    def task(self, task: int) -> Task:
+        """The task of an id."""
+        row = self._one(f"{_TASK} WHERE t.id = ?", task)
+        if row is None:
+            raise UserError(f"{self.path}: found no task {task}")
+        return self._task(row)
+
+    def _task(self, row: Sequence[Any]) -> Task:
+        answers = (
+            Answer(text, Source(name, digest or None, settings), None if ended is None else bool(ended), id)
+            for id, text, ended, name, digest, settings in self._run(_ANSWERS, row[0])
+        )
+        id, number, prompt = row
+        return Task(id, number, prompt, tuple(answers))
+
+    # --- labelers and their votes ---
+
+    def add_labeler(self, name: str, kind: LabelerKind) -> None:
+        """Make a labeler known.
+
+        Raises:
+            UserError: one of another kind has the name.
+        """
+        with transaction(self.path, self._connection):
+            self._run("INSERT INTO labelers VALUES (?, ?) ON CONFLICT DO NOTHING", name, kind)
+            found = self._one("SELECT kind FROM labelers WHERE name = ?", name)
+        if found != (kind,):
+            raise UserError(f"{self.path}: found the labeler {name!r:.60}, a {found and found[0]}, expected a {kind}")
+
+    def claim(self, labeler: str, seconds: float, wanted: int = 1) -> Task | None:
+        """A task for this labeler alone, for some seconds: the one that it holds, else the first that has fewer than
+        `wanted` votes and claims of others and none of its own. None: there is nothing left for it.
+        """
+        now = time.time()
+        with transaction(self.path, self._connection):
+            self._run("DELETE FROM claims WHERE expires <= ?", now)
+            found = self._one("SELECT task FROM claims WHERE labeler = ?", labeler) or self._one(_OPEN, labeler, wanted)
+            if found is None:
+                return None
+            words = "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)"
+            self._run(words, found[0], labeler, now + seconds)
+        return self.task(found[0])
+
+    def vote(self, vote: Vote) -> None:
+        """Keep a vote. It takes the place of the labeler's earlier one for the task, which stays in the file; the same
+        key again changes nothing.
+
+        Raises:
+            UserError: it does not judge every answer of the task once, or a rank, score or flag is out of bounds.
+        """
+        self._check(vote)
+        now = time.time()
+        with transaction(self.path, self._connection):
+            if self._one("SELECT 1 FROM votes WHERE key = ?", vote.key):
+                return
+            self._supersede(vote.task, vote.labeler, now)
+            words = "INSERT INTO votes (key, task, labeler, made, seconds, note) VALUES (?, ?, ?, ?, ?, ?)"
+            made = vote.made or now
+            id = self._run(words, vote.key, vote.task, vote.labeler, made, vote.seconds, vote.note).lastrowid
+            for answer, judgement in vote.judgements.items():
+                self._run("INSERT INTO judgements VALUES (?, ?, ?, ?)", id, answer, judgement.rank, judgement.score)
+                for flag in sorted(judgement.flags):
+                    self._run("INSERT INTO flags VALUES (?, ?, ?)", id, answer, flag)
+            self._run("DELETE FROM claims WHERE task = ? AND labeler = ?", vote.task, vote.labeler)
+
+    def withdraw(self, task: int, labeler: str) -> None:
+        """A labeler's vote for a task counts no more; it stays in the file."""
+        with transaction(self.path, self._connection):
+            self._supersede(task, labeler, time.time())
+
+    def _supersede(self, task: int, labeler: str, now: float) -> None:
+        words = "UPDATE votes SET superseded = ? WHERE task = ? AND labeler = ? AND superseded IS NULL"
+        self._run(words, now, task, labeler)
+
+    def _check(self, vote: Vote) -> None:
+        answers = {answer.id for answer in self.task(vote.task).answers}
+        given, form = set(vote.judgements), set(self.form)
+        if given and given != answers:
+            raise UserError(f"{self.path}: task {vote.task}: found judgements of the answers {sorted(given)[:9]}, "
+                            f"expected {sorted(answers)[:9]}")  # fmt: skip
+        for answer, judgement in vote.judgements.items():
+            where = f"{self.path}: task {vote.task}: answer {answer}"
+            if judgement.rank < 1:
+                raise UserError(f"{where}: found the rank {judgement.rank}, expected a whole number from 1 (best)")
+            if judgement.score is not None and judgement.score not in SCORES:
+                raise UserError(f"{where}: found the score {judgement.score}, expected {SCORES[0]} to {SCORES[-1]}")
+            if unknown := judgement.flags - form:
+                raise UserError(f"{where}: found the flag {min(unknown)!r}, expected some of {sorted(form)}")
+
+    def vote_of(self, task: int, labeler: str) -> Vote | None:
+        """The labeler's vote for a task that counts."""
+        words = "SELECT id, key, seconds, note, made FROM votes WHERE superseded IS NULL AND task = ? AND labeler = ?"
+        found = self._one(words, task, labeler)
+        if found is None:
+            return None
+        id, key, seconds, note, made = found
+        return Vote(task, labeler, self._judgements(id), key, seconds, note, made)
+
+    def _judgements(self, vote: int) -> dict[int, Judgement]:
+        flags: dict[int, set[str]] = {}
+        for answer, name in self._run("SELECT answer, name FROM flags WHERE vote = ?", vote):
+            flags.setdefault(answer, set()).add(name)
+        rows = self._run("SELECT answer, rank, score FROM judgements WHERE vote = ? ORDER BY answer", vote)
+        return {id: Judgement(rank, score, frozenset(flags.get(id, ()))) for id, rank, score in rows}
+
+    def rankings(self, number: int | None = None) -> Iterator[Ranking]:
+        """The votes that count and are no skips, of a round or of all, by task and labeler."""
+        votes = self._run(f"{_COUNTING} ORDER BY task, labeler").fetchall()
+        tasks: dict[int, Task] = {task.id: task for task in self.tasks(number)}
+        for id, task_id, labeler in votes:
+            judged = self._judgements(id)
+            if (task := tasks.get(task_id)) is None or not judged:
+                continue
+            of = [judged[answer.id] for answer in task.answers]
+            ranks, scores, flags = zip(*((j.rank, j.score, j.flags) for j in of), strict=True)
+            yield Ranking(task.id, task.round, task.prompt, labeler, task.answers, ranks, scores, flags)
+
+    def _run(self, words: str, *values: object) -> sqlite3.Cursor:
+        return self._connection.execute(words, values)
+
+    def _one(self, words: str, *values: object) -> tuple[Any, ...] | None:
+        found: tuple[Any, ...] | None = self._run(words, *values).fetchone()
+        return found
+
+
+_OPEN = """
+SELECT id FROM tasks WHERE
+    NOT EXISTS (SELECT 1 FROM votes v WHERE v.task = tasks.id AND v.labeler = ?1 AND v.superseded IS NULL)
+    AND (SELECT count(*) FROM votes v WHERE v.task = tasks.id AND v.superseded IS NULL
+         AND EXISTS (SELECT 1 FROM judgements j WHERE j.vote = v.id))
+      + (SELECT count(*) FROM claims c WHERE c.task = tasks.id AND c.labeler <> ?1) < ?2
+ORDER BY id LIMIT 1
+"""
+
+
+def votes_digest(path: Path) -> str:
+    """SHA-256 of what a reward model learns from: the rankings that count, whatever else the file holds.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with ComparisonStore.open(path, writing=False) as store:
+        rows = sorted(
+            json.dumps([r.round, r.prompt, r.labeler, [answer.text for answer in r.answers], r.ranks])
+            for r in store.rankings()
+        )
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()

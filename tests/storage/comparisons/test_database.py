@@ -1,0 +1,53 @@
+"""A store is known by its content, and what is none is refused in one line."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import ComparisonStore, is_store
+
+
+def test_made_once(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    ComparisonStore.create(path).round_of("first")
+    assert ComparisonStore.create(path).rounds() == [1]
+    assert is_store(path)
+
+
+def test_what_is_no_store(tmp_path: Path) -> None:
+    text, other, missing = tmp_path / "text.db", tmp_path / "other.db", tmp_path / "missing.db"
+    text.write_text("SQLite format 3? No.")
+    sqlite3.connect(other).execute("CREATE TABLE votes (id)").connection.close()
+    for path in (text, other):
+        assert not is_store(path)
+        with pytest.raises(UserError, match=rf"{path.name}: found another file, expected a store of comparisons"):
+            ComparisonStore.create(path)
+    with pytest.raises(UserError, match=r"missing.db: found no such file"):
+        ComparisonStore.open(missing)
+    assert not missing.exists()
+
+
+def test_a_store_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    ComparisonStore.create(path).close()
+    sqlite3.connect(path).execute("PRAGMA user_version = 7").connection.close()
+    with pytest.raises(UserError, match=r"c.db: found a store of version 7, expected version 1"):
+        ComparisonStore.open(path)
+
+
+def test_a_damaged_store(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    with ComparisonStore.create(path) as store:
+        store.round_of("first")
+    content = bytearray(path.read_bytes())
+    content[4096:] = bytes(len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"c.db: cannot be read \(.*\), expected a store of comparisons"):
+        ComparisonStore.open(path).round_of("second")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"c.db: could not be written \(unable to open database file"):
+        ComparisonStore.create(tmp_path / "nowhere" / "c.db")
