@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt_modules.data.corpus.shards import MANIFEST
+from gpt_modules.data.rows.files import rows_digest
 from gpt_modules.data.rows.sources import has_own_splits
 from gpt_modules.errors import UserError
-from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.documents import read_document
 from gpt_modules.storage.durable import replace_durably, room_for
 from gpt_modules.storage.json_files import shown
@@ -138,7 +138,7 @@ def content_digest(name: str) -> str | None:
     digest = hashlib.sha256()
     try:
         for path in files:
-            digest.update(f"{path.suffix if len(files) == 1 else path.name}\0{sha256_of(path)}\n".encode())
+            digest.update(f"{path.suffix if len(files) == 1 else path.name}\0{rows_digest(path)}\n".encode())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}), expected a file") from error
     return digest.hexdigest()

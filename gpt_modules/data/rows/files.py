@@ -7,6 +7,7 @@
 .tsv      the same with tabs.
 .parquet  the columns of the file.
 .txt      to pretrain on: one document a file. For PPO: one prompt a line, without blank lines.
+a store of comparisons (`gpt compare`), by whatever name: to learn a reward from, a row for each vote that counts
 
 Text is UTF-8 (`lines`); a byte order mark is dropped, a line ends with a line feed. Nothing is guessed from how a value
 looks: a cell is text, and a number of JSON keeps its spelling. Every row is checked, and the first that does not fit is
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from gpt_modules.data.rows.comparisons import store_rows
 from gpt_modules.data.rows.json_rows import json_lines, json_list
 from gpt_modules.data.rows.lines import text_blocks, text_lines
 from gpt_modules.data.rows.parquet import parquet_rows
@@ -25,12 +27,29 @@ from gpt_modules.data.rows.schemas import Check, FieldError, Schema
 from gpt_modules.data.rows.tables import SEPARATORS, table_rows
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import is_store, votes_digest
+from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.paths import LIKENESS, is_there, lies_in_folder, near_names, path_of
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 _OTHER_ENDINGS = (
-    *(".arrow", ".bin", ".dat", ".doc", ".docx", ".html", ".jsn", ".log", ".md", ".ndjson", ".npy", ".pdf", ".pickle"),
+    *(
+        ".arrow",
+        ".bin",
+        ".dat",
+        ".db",
+        ".doc",
+        ".docx",
+        ".html",
+        ".jsn",
+        ".log",
+        ".md",
+        ".ndjson",
+        ".npy",
+        ".pdf",
+        ".pickle",
+    ),
     *(".pkl", ".pt", ".tab", ".tar", ".text", ".tgz", ".xls", ".xlsx", ".xml", ".yaml", ".yml"),
 )
 
@@ -89,6 +108,8 @@ def file_rows(path: Path, schema: Schema | Check, check: Check) -> Iterator[Row]
     if _ending(path) == ".txt":
         yield from _text_rows(path, schema)
         return
+    if is_store(path) and schema != "reward":
+        raise UserError(f"{path}: found comparisons, expected rows for this procedure")
     found = False
     for where, record in _records(path):
         try:
@@ -98,13 +119,20 @@ def file_rows(path: Path, schema: Schema | Check, check: Check) -> Iterator[Row]
         found = True
         yield row
     if not found:
-        raise UserError(f"{path}: found no row, expected at least one")
+        raise UserError(f"{path}: found no {'vote' if is_store(path) else 'row'}, expected at least one")
+
+
+def rows_digest(path: Path) -> str:
+    """SHA-256 of what a file says: its bytes, and of a store of comparisons the votes that count."""
+    return votes_digest(path) if is_store(path) else sha256_of(path)
 
 
 def _records(path: Path) -> Iterator[tuple[str, object]]:
     """(where, record): file and line, for an error message."""
     ending = _ending(path)
-    if ending == ".parquet":
+    if is_store(path):
+        yield from store_rows(path)
+    elif ending == ".parquet":
         yield from ((f"{path}: row {number}", record) for number, record in parquet_rows(path))
     elif ending == ".json":
         rows = enumerate(json_list(path), start=1)
@@ -136,7 +164,7 @@ def _check_file(path: Path) -> None:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "a device, pipe or socket"
         raise UserError(f"{path}: found {kind}, expected a file ({expected})")
-    if _ending(path) not in SUFFIXES:
+    if _ending(path) not in SUFFIXES and not is_store(path):
         raise UserError(f"{path}: found the ending {path.suffix!r}, expected {expected}")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: found an empty file, expected rows")

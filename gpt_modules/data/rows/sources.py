@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import reviews, shakespeare, synthetic
-from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files
+from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, FieldError, Schema, check_row
 from gpt_modules.data.splits import Row, Split, hold_out, normalise
@@ -201,7 +201,7 @@ def fingerprint(source: Source, split: Split) -> str:
             continue
         for path in find_files(item):
             digest.update(path.suffix.encode())
-            digest.update(bytes.fromhex(sha256_of(path)))
+            digest.update(bytes.fromhex(rows_digest(path)))
     return digest.hexdigest()
 
 

@@ -98,12 +98,12 @@ class ComparisonStore:
         """A task of a round that is there; its id, or None where the round has the prompt already.
 
         Raises:
-            UserError: there are fewer than two answers, or two are the same.
+            UserError: there are fewer than two answers, two are the same, or one is empty.
         """
-        texts = [answer.text for answer in answers]
-        if len(texts) < 2 or len(set(texts)) < len(texts):
-            raise UserError(f"answers to {prompt[:40]!r}: found {len(set(texts))} different of {len(texts)}, expected "
-                            "at least 2 and all different")  # fmt: skip
+        texts = [answer.text for answer in answers if answer.text.strip()]
+        if len(texts) < 2 or len(set(texts)) < len(answers):
+            raise UserError(f"answers to {prompt[:40]!r}: found {len(set(texts))} different texts of {len(answers)} "
+                            "answers, expected at least 2, all different and none empty")  # fmt: skip
         with transaction(self.path, self._connection):
             self._run("INSERT INTO prompts (text) VALUES (?) ON CONFLICT DO NOTHING", prompt)
             words = "INSERT INTO tasks (round, prompt) SELECT ?, id FROM prompts WHERE text = ? ON CONFLICT DO NOTHING"

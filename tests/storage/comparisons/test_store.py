@@ -175,7 +175,7 @@ def test_a_round_is_one_way_of_sampling(tmp_path: Path) -> None:
 
 def test_the_same_answer_twice_is_no_choice(tmp_path: Path) -> None:
     store = filled(tmp_path / "c.db")
-    with pytest.raises(UserError, match="found 1 different of 2, expected at least 2 and all different"):
+    with pytest.raises(UserError, match="found 1 different texts of 2 answers, expected at least 2"):
         store.add_task(1, "new", [Answer("same", MODEL), Answer("same", Source("other"))])
 
 
