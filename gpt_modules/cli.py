@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "write a recipe's predictions to predictions.jsonl",
     "recipes": "list the recipes, print one, or copy one to edit",
     "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
+    "compare": "sample K answers to each prompt, to be ranked",
     "prepare": "tokenise text into shards that a pretraining recipe reads",
     "evaluate": "measure a model folder on tasks, zero-, one- and few-shot",
     "adapt": "take gradient steps on a few examples, from a model folder to an adapted one",

@@ -6,6 +6,7 @@ from gpt_modules.backbone.decoding.beam import beam_search
 from gpt_modules.backbone.decoding.generation import Generation, generate, noise_of
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.feedforward import FeedForward
+from gpt_modules.backbone.folders.digest import model_digest
 from gpt_modules.backbone.folders.pretrained import load_pretrained, read_config, read_extra, save_pretrained
 from gpt_modules.backbone.heads import ClassificationHead, MultipleChoiceHead, ScalarHead, SimilarityHead
 from gpt_modules.backbone.labelling import LabellingModel
@@ -30,6 +31,7 @@ __all__ = [
     "beam_search",
     "generate",
     "load_pretrained",
+    "model_digest",
     "noise_of",
     "read_config",
     "read_extra",

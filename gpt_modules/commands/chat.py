@@ -31,8 +31,8 @@ def main(words: list[str]) -> None:
             encode_conversation(messages, speaker.tokenizer) if conversation else speaker.tokenizer.encode(line + "\n")
         )
         (answer,) = speaker.answers([Prompt(ids, str(turn), f"line {number}")])
-        messages.append({"role": "assistant", "content": answer.strip()})
-        say(answer.strip())
+        messages.append({"role": "assistant", "content": answer.text.strip()})
+        say(answer.text.strip())
 
 
 def _lines() -> Iterator[tuple[int, str]]:

@@ -51,7 +51,7 @@ def _print(speaker: Speaker, asked: Iterable[tuple[str, str]], samples: int) -> 
                 yield Prompt(ids, f"{place} {sample}", name)
 
     for answer in speaker.answers(prompts()):
-        say(texts.pop(0) + answer)
+        say(texts.pop(0) + answer.text)
 
 
 def say(line: str) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gpt_modules.backbone import GPT
     from gpt_modules.data.text.tokenizers import Tokenizer
 
+MODEL = "an exported folder, a transformers folder, or a hub name"
 BATCH_TOKENS = 4096  # of prompts and answers at a time, padding among them: their keys and values fill memory
 LARGEST_WINDOW = 256  # prompts that are read ahead, to find those of like length
 
@@ -25,6 +26,13 @@ class Prompt(NamedTuple):
     ids: list[int]
     place: str
     name: str
+
+
+class Answer(NamedTuple):
+    """A continuation, without the end token; whether it came to its end or was cut off."""
+
+    text: str
+    ended: bool
 
 
 class Sampling(NamedTuple):
@@ -40,7 +48,13 @@ class Sampling(NamedTuple):
 def speaking_parser(command: str, description: str) -> Arguments:
     """The arguments that choose a model and how it speaks."""
     parser = Arguments(prog=f"gpt {command}", description=description)
-    parser.add_argument("--model", required=True, help="an exported folder, a transformers folder, or a hub name")
+    parser.add_argument("--model", required=True, help=MODEL)
+    add_sampling(parser)
+    return parser
+
+
+def add_sampling(parser: Arguments) -> None:
+    """How a model speaks, and on which device: for `sampling_of` and `device_of`."""
     parser.add_argument("--max-new-tokens", type=whole_number(1), default=64, metavar="N")
     parser.add_argument("--temperature", type=number(lambda value: value >= 0, "a number from 0"), default=1.0,
                         help="0 takes the likeliest token (default 1)")  # fmt: skip
@@ -49,7 +63,20 @@ def speaking_parser(command: str, description: str) -> Arguments:
                         help="sample from the smallest set of tokens with probability P")  # fmt: skip
     parser.add_argument("--seed", type=whole_number(0), default=0)
     add_device(parser)
-    return parser
+
+
+def sampling_of(options: "argparse.Namespace") -> Sampling:
+    """What `add_sampling` has read.
+
+    Raises:
+        UserError: a filter of the distribution that nothing is drawn from.
+    """
+    sampling = Sampling(*(getattr(options, name) for name in Sampling._fields))
+    for name in ("top_k", "top_p") if sampling.temperature == 0 else ():
+        if (value := getattr(sampling, name)) is not None:
+            raise UserError(f"--{name.replace('_', '-')}: found {value} with --temperature 0, which takes the "
+                            "likeliest token, expected a temperature above 0")  # fmt: skip
+    return sampling
 
 
 class Speaker:
@@ -73,14 +100,9 @@ class Speaker:
         """That of a command line."""
         from gpt_modules.commands.opening import open_language_model
 
-        sampling = Sampling(*(getattr(options, name) for name in Sampling._fields))
-        for name in ("top_k", "top_p") if sampling.temperature == 0 else ():
-            if (value := getattr(sampling, name)) is not None:
-                raise UserError(f"--{name.replace('_', '-')}: found {value} with --temperature 0, which takes the "
-                                "likeliest token, expected a temperature above 0")  # fmt: skip
-        return cls(*open_language_model(options.model, device_of(options)), sampling)
+        return cls(*open_language_model(options.model, device_of(options)), sampling_of(options))
 
-    def answers(self, prompts: Iterable[Prompt]) -> Iterator[str]:
+    def answers(self, prompts: Iterable[Prompt]) -> Iterator[Answer]:
         """One continuation a prompt, in order, as they come.
 
         Prompts are read ahead of their answers, the first alone, then twice as many each time, up to `LARGEST_WINDOW`.
@@ -89,11 +111,11 @@ class Speaker:
         source, size = iter(prompts), 1
         while window := list(islice(source, size)):
             rows = [self._fitting(prompt) for prompt in window]
-            said: dict[int, str] = {}
+            said: dict[int, Answer] = {}
             next_one = 0
             for batch in _batches([len(row) + self.sampling.max_new_tokens for row in rows]):
-                texts = self._continue([rows[i] for i in batch], [window[i].place for i in batch])
-                said |= dict(zip(batch, texts, strict=True))
+                answers = self._continue([rows[i] for i in batch], [window[i].place for i in batch])
+                said |= dict(zip(batch, answers, strict=True))
                 while next_one in said:
                     yield said.pop(next_one)
                     next_one += 1
@@ -106,7 +128,7 @@ class Speaker:
                              f"for {self.room}, {limit}\n")  # fmt: skip
         return (prompt.ids or [self.tokenizer.eos_id])[-self.room :]
 
-    def _continue(self, rows: Sequence[list[int]], places: Sequence[str]) -> list[str]:
+    def _continue(self, rows: Sequence[list[int]], places: Sequence[str]) -> list[Answer]:
         from gpt_modules.backbone import generate, noise_of
 
         most, temperature, top_k, top_p, seed = self.sampling
@@ -120,7 +142,8 @@ class Speaker:
             top_p=top_p,
             generator=[noise_of(f"{seed} {place}") for place in places],
         )
-        return [self.tokenizer.decode(row[keep].tolist()) for row, keep in zip(drawn.tokens, drawn.mask, strict=True)]
+        ids = [row[keep].tolist() for row, keep in zip(drawn.tokens, drawn.mask, strict=True)]
+        return [Answer(self.tokenizer.decode(row), row[-1] == self.tokenizer.eos_id) for row in ids]
 
 
 def _batches(widths: Sequence[int]) -> list[list[int]]:
@@ -143,4 +166,4 @@ def folder_texts(folder: Path, prompts: Sequence[str], max_new_tokens: int, seed
     most = min(max_new_tokens, model.config.n_positions - 1)
     speaker = Speaker(model, tokenizer, Sampling(most, temperature=0.7, seed=seed))
     rows = enumerate(map(tokenizer.encode, prompts), start=1)
-    return list(speaker.answers(Prompt(ids, str(number), f"prompt {number}") for number, ids in rows))
+    return [said.text for said in speaker.answers(Prompt(ids, str(n), f"prompt {n}") for n, ids in rows)]

@@ -27,7 +27,8 @@ def test_an_answer_is_what_its_prompt_alone_gets(speak, micro):
     for prompt, answer in zip(prompts(micro.tokenizer), one.answers(prompts(micro.tokenizer)), strict=True):
         drawn = generate(one.model, [prompt.ids or [micro.tokenizer.eos_id]], max_new_tokens=6,
                          eos_id=micro.tokenizer.eos_id, generator=noise_of(f"7 {prompt.place}"))  # fmt: skip
-        assert answer == micro.tokenizer.decode(drawn.tokens[drawn.mask].tolist())
+        said = drawn.tokens[drawn.mask].tolist()
+        assert answer == (micro.tokenizer.decode(said), micro.tokenizer.eos_id in said)
 
 
 @pytest.mark.parametrize("cells", [1, 40, 200])

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import lightning.pytorch as L
 from torch import nn
 
-from gpt_modules.backbone import GPT
+from gpt_modules.backbone import GPT, model_digest
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import Reward, RewardSource
-from gpt_modules.training.rl.unchanged import check_unchanged, model_digest
+from gpt_modules.training.rl.unchanged import check_unchanged
 
 REFERENCE = "model.init_args.init_from"  # wherever it lies now
 

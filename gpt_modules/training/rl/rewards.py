@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from gpt_modules.backbone import RewardModel, load_pretrained
+from gpt_modules.backbone import RewardModel, load_pretrained, model_digest
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
+from gpt_modules.scoring import import_reward, source_digest, text_scores
 from gpt_modules.training.hyperparameters import expect_number, typed
-from gpt_modules.training.rl.functions import import_reward, source_digest, text_scores
-from gpt_modules.training.rl.unchanged import FUNCTION, model_digest
+from gpt_modules.training.rl.unchanged import FUNCTION
 
 
 class Sequences(NamedTuple):
@@ -99,7 +99,7 @@ class FunctionScores:
 
     def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
         """What the function says of each row's texts."""
-        scores = text_scores(self.name, self.function, *texts(sequences, self.tokenizer))
+        scores = text_scores(f"rewards: {self.name}", self.function, *texts(sequences, self.tokenizer))
         return torch.tensor(scores, dtype=torch.float32, device=sequences.tokens.device)
 
 

@@ -2,30 +2,14 @@
 in between would be another task, and nothing would tell.
 """
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import nn
 
 from gpt_modules.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FUNCTION = "function "  # begins the name of a reward function, where others are folders
-
-
-def model_digest(model: nn.Module) -> str:
-    """SHA-256 of a model as it was read: its configuration and every weight."""
-    config: Any = model.config
-    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def check_unchanged(found: Mapping[str, str | None], recorded: Mapping[str, str | None]) -> None:

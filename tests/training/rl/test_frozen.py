@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from gpt_modules.backbone import model_digest
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
 from gpt_modules.training.rl.rewards import RewardSource, Sequences
-from gpt_modules.training.rl.unchanged import model_digest
 
 
 def length(prompts, responses):

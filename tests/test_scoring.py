@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.functions import import_reward, source_digest, text_scores
+from gpt_modules.scoring import import_reward, source_digest, text_scores
 
 PROMPTS, RESPONSES = ["the film", "a story"], [" is good.", " is bad."]
 
@@ -34,21 +34,21 @@ def test_numbers_of_any_kind_are_scores(given):
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ([1.0], "rewards: m:f gave 1 scores, expected one for each of 2 responses"),
-        ([1.0] * 3, "rewards: m:f gave 3 scores, expected one for each of 2 responses"),
-        (None, "rewards: m:f gave NoneType, expected a list of 2 numbers"),
-        (0.5, "rewards: m:f gave float, expected a list of 2 numbers"),
-        ("12", "rewards: m:f gave str, expected a list of 2 numbers"),
-        ({"a": 1, "b": 2}, "rewards: m:f gave dict, expected a list of 2 numbers"),
-        (torch.zeros(2, 1), "rewards: m:f gave Tensor of shape (2, 1), expected a list of 2 numbers"),
-        (torch.tensor(1.0), "rewards: m:f gave Tensor of shape (), expected a list of 2 numbers"),
-        ({1.0, 2.0}, "rewards: m:f gave set, expected a list of 2 numbers"),
-        ([1.0, 10**400], f"rewards: m:f gave 1{'0' * 39}… for the response ' is bad.' to 'a story', expected a number"),
-        ([1.0, None], "rewards: m:f gave None for the response ' is bad.' to 'a story', expected a number"),
-        ([1.0, "2"], "rewards: m:f gave '2' for the response ' is bad.' to 'a story', expected a number"),
-        ([float("nan"), 1.0], "rewards: m:f gave nan for the response ' is good.' to 'the film', expected a number"),
-        ([1.0, float("inf")], "rewards: m:f gave inf for the response ' is bad.' to 'a story', expected a number"),
-        ([1.0, [2.0]], "rewards: m:f gave [2.0] for the response ' is bad.' to 'a story', expected a number"),
+        ([1.0], "m:f gave 1 scores, expected one for each of 2 responses"),
+        ([1.0] * 3, "m:f gave 3 scores, expected one for each of 2 responses"),
+        (None, "m:f gave NoneType, expected a list of 2 numbers"),
+        (0.5, "m:f gave float, expected a list of 2 numbers"),
+        ("12", "m:f gave str, expected a list of 2 numbers"),
+        ({"a": 1, "b": 2}, "m:f gave dict, expected a list of 2 numbers"),
+        (torch.zeros(2, 1), "m:f gave Tensor of shape (2, 1), expected a list of 2 numbers"),
+        (torch.tensor(1.0), "m:f gave Tensor of shape (), expected a list of 2 numbers"),
+        ({1.0, 2.0}, "m:f gave set, expected a list of 2 numbers"),
+        ([1.0, 10**400], f"m:f gave 1{'0' * 39}… for the response ' is bad.' to 'a story', expected a number"),
+        ([1.0, None], "m:f gave None for the response ' is bad.' to 'a story', expected a number"),
+        ([1.0, "2"], "m:f gave '2' for the response ' is bad.' to 'a story', expected a number"),
+        ([float("nan"), 1.0], "m:f gave nan for the response ' is good.' to 'the film', expected a number"),
+        ([1.0, float("inf")], "m:f gave inf for the response ' is bad.' to 'a story', expected a number"),
+        ([1.0, [2.0]], "m:f gave [2.0] for the response ' is bad.' to 'a story', expected a number"),
     ],
 )
 def test_what_is_no_score_is_one_line(given, line):
@@ -71,9 +71,7 @@ def test_a_function_may_do_with_its_lists_what_it_likes():
 def test_a_function_that_raises_names_the_example():
     with pytest.raises(UserError) as error:
         text_scores("m:f", fails_on("bad"), PROMPTS, RESPONSES)
-    assert str(error.value) == (
-        "rewards: m:f raised ValueError: cannot read bad for the response ' is bad.' to 'a story'"
-    )
+    assert str(error.value) == ("m:f raised ValueError: cannot read bad for the response ' is bad.' to 'a story'")
 
 
 def test_one_that_fails_on_the_batch_alone_says_so():
@@ -82,7 +80,7 @@ def test_one_that_fails_on_the_batch_alone_says_so():
 
     with pytest.raises(UserError) as error:
         text_scores("m:f", function, PROMPTS, RESPONSES)
-    line = "rewards: m:f raised ZeroDivisionError: division by zero for 2 responses together, for none of them alone"
+    line = "m:f raised ZeroDivisionError: division by zero for 2 responses together, for none of them alone"
     assert str(error.value) == line
 
 
@@ -167,8 +165,8 @@ def test_a_relative_name_is_one_line():
 def test_the_installed_command_finds_it_too(here):
     """`python -m` puts the current folder on the path, a console script does not: as with `-P`."""
     wanted = "my_rewards_here.scores:politeness"
-    code = f"from gpt_modules.training.rl import functions as f; print(f.import_reward({wanted!r}))"
-    root = Path(__file__).parents[3]
+    code = f"from gpt_modules.scoring import import_reward; print(import_reward({wanted!r}))"
+    root = Path(__file__).parents[1]
     environment = {"PYTHONPATH": str(root), "PATH": "/usr/bin:/bin"}
     found = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=False

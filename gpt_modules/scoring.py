@@ -1,4 +1,4 @@
-"""A reward that is a function of the user's own, on texts: found by its name, and not believed blindly."""
+"""Scores of answers by a function of the user's own, on texts: found by its name, and not believed blindly."""
 
 import difflib
 import hashlib
@@ -16,8 +16,8 @@ TextReward = Callable[[list[str], list[str]], Sequence[float]]
 SHOWN = 40  # characters of a text in a message
 
 
-def import_reward(name: str) -> TextReward:
-    """The callable that a recipe names as `package.module:name`, installed or in the current folder.
+def import_reward(name: str, field: str = "rewards.function") -> TextReward:
+    """The callable that a recipe names, in `field`, as `package.module:name`, installed or in the current folder.
 
     Raises:
         UserError: when it cannot be found or imported.
@@ -30,14 +30,14 @@ def import_reward(name: str) -> TextReward:
         module = importlib.import_module(module_name)
     except Exception as error:  # what stands in the file is the user's
         wanted = "expected 'package.module:name' of a callable, installed or in the current folder"
-        raise UserError(f"rewards.function: found {name!r}, {wanted}: {_told(error)}") from error
+        raise UserError(f"{field}: found {name!r}, {wanted}: {_told(error)}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = difflib.get_close_matches(attribute, known, n=1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         what = "is no callable" if hasattr(module, attribute) else f"is not in {module_name}"
-        raise UserError(f"rewards.function: {name!r} {what}, expected 'package.module:name' of a callable{hint}")
+        raise UserError(f"{field}: {name!r} {what}, expected 'package.module:name' of a callable{hint}")
     return function  # type: ignore[no-any-return]
 
 
@@ -52,21 +52,22 @@ def source_digest(function: TextReward) -> str | None:
 def text_scores(name: str, function: TextReward, prompts: list[str], responses: list[str]) -> list[float]:
     """One finite number a response.
 
+    Args:
+        name: of the function, as the messages say it, such as "rewards: package.module:name".
+
     Raises:
         UserError: the function raised, or gave something else; with its name and the example.
     """
     try:
         given: Any = function([*prompts], [*responses])  # the lists are theirs to change
     except Exception as error:
-        raise UserError(f"rewards: {name} {_first_failure(function, prompts, responses, error)}") from error
+        raise UserError(f"{name} {_first_failure(function, prompts, responses, error)}") from error
     listed = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping | Set)
     if not listed or getattr(given, "ndim", 1) != 1:
         shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
-        raise UserError(
-            f"rewards: {name} gave {type(given).__name__}{shape}, expected a list of {len(prompts)} numbers"
-        )
+        raise UserError(f"{name} gave {type(given).__name__}{shape}, expected a list of {len(prompts)} numbers")
     if len(given) != len(prompts):
-        raise UserError(f"rewards: {name} gave {len(given)} scores, expected one for each of {len(prompts)} responses")
+        raise UserError(f"{name} gave {len(given)} scores, expected one for each of {len(prompts)} responses")
     return [_number(name, value, *texts) for value, *texts in zip(given, prompts, responses, strict=True)]
 
 
@@ -77,7 +78,7 @@ def _number(name: str, value: Any, prompt: str, response: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"rewards: {name} gave {_cut(repr(value))} {_example(prompt, response)}, expected a number")
+        raise UserError(f"{name} gave {_cut(repr(value))} {_example(prompt, response)}, expected a number")
     return number
 
 

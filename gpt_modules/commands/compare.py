@@ -1,0 +1,113 @@
+"""`gpt compare`: K answers to each prompt, for people or models to rank."""
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import islice
+
+from gpt_modules.commands.arguments import Arguments, device_of, path_name, whole_number
+from gpt_modules.commands.opening import open_language_model
+from gpt_modules.commands.progress import Meter
+from gpt_modules.commands.speaker import MODEL, Prompt, Sampling, Speaker, add_sampling, sampling_of
+from gpt_modules.errors import UserError
+from gpt_modules.feedback.sampling import Draw, Said, Voice, sample_answers
+from gpt_modules.storage.comparisons import ComparisonStore, Source
+from gpt_modules.storage.durable import check_writable
+
+DESCRIPTION = """Sample K different answers to each prompt into a store of comparisons, for gpt label to have them
+ranked. With several models they answer in turn. Answers of the same models, sampled in the same way, are one round:
+started again, a round that was cut off goes on, and further prompts join it; anything else begins the next round."""
+
+
+def main(words: list[str]) -> None:
+    """`gpt compare --model FOLDER... --prompts FILE --k 4 --output FILE.db`.
+
+    Raises:
+        UserError: For a mistake in an argument, a model, the prompts or the store.
+    """
+    parser = Arguments(prog="gpt compare", description=DESCRIPTION)
+    parser.add_argument("--model", required=True, nargs="+", help=MODEL)
+    parser.add_argument("--prompts", required=True, nargs="+", help="rows with a prompt, as PPO reads them")
+    parser.add_argument("--output", required=True, type=path_name, metavar="FILE", help="the store, new or to go on")
+    parser.add_argument("--k", type=whole_number(2), default=4, help="answers to a prompt (default 4)")
+    parser.add_argument(
+        "--count", type=whole_number(1), metavar="N", help="the first N prompts that no other round has"
+    )
+    add_sampling(parser)
+    options = parser.parse_args(words)
+    sampling = sampling_of(options)
+    if sampling.temperature == 0 and options.k > len(options.model):
+        raise UserError("--temperature: found 0, expected more: a model would say the same each time")
+    if len(set(options.model)) < len(options.model):
+        raise UserError(f"--model: found {' '.join(options.model)[:80]!r}, expected each model once")
+    if options.output.exists():
+        ComparisonStore.open(options.output).close()
+    check_writable(options.output.parent)
+    from gpt_modules.data.rows.sources import load_rows
+
+    prompts = list(dict.fromkeys(row["prompt"] for row in load_rows(options.prompts, "train", "ppo")))
+    speakers = {name: Speaker(*open_language_model(name, device_of(options)), sampling) for name in options.model}
+    prompts = _fitting(prompts, speakers)
+    voices = [_voice(name, speaker, sampling) for name, speaker in speakers.items()]
+    with ComparisonStore.create(options.output) as store:
+        _sample(store, prompts, voices, options.k, options.count)
+
+
+def _fitting(prompts: Sequence[str], speakers: dict[str, Speaker]) -> list[str]:
+    """Prompts that every model sees whole."""
+    kept = [
+        prompt for prompt in prompts if all(len(of.tokenizer.encode(prompt)) <= of.room for of in speakers.values())
+    ]
+    room = min(speaker.room for speaker in speakers.values())
+    if not kept:
+        raise UserError(f"--prompts: found none of up to {room} tokens, which is the context less --max-new-tokens, "
+                        "expected some")  # fmt: skip
+    if len(kept) < len(prompts):
+        _tell(f"of {len(prompts)} prompts, {len(prompts) - len(kept)} are left out: longer than {room} tokens, the "
+              "context less --max-new-tokens")  # fmt: skip
+    return kept
+
+
+def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
+    from gpt_modules.backbone import model_digest
+
+    def answers(draws: Sequence[Draw]) -> list[Said]:
+        ids = (speaker.tokenizer.encode(draw.prompt) for draw in draws)
+        prompts = (Prompt(of, draw.place, "") for of, draw in zip(ids, draws, strict=True))
+        return [Said(*answer) for answer in speaker.answers(prompts)]
+
+    settings = json.dumps(sampling._asdict(), sort_keys=True)
+    return Voice(Source(name, model_digest(speaker.model), settings), answers)
+
+
+def _sample(store: ComparisonStore, prompts: Sequence[str], voices: Sequence[Voice], k: int, count: int | None) -> None:
+    sources = [[voice.source.digest, voice.source.settings] for voice in voices]
+    number = store.round_of(json.dumps([k, sources]))
+    if count is not None:
+        elsewhere = {prompt for other in store.rounds() if other != number for prompt in store.prompts(other)}
+        prompts = list(islice((prompt for prompt in prompts if prompt not in elsewhere), count))
+    there = store.prompts(number)
+    wanted = [prompt for prompt in prompts if prompt not in there]
+    few, none = 0, 0
+    with Meter("answers", len(wanted) * k) as meter:
+        for done, (prompt, answers) in enumerate(sample_answers(wanted, voices, k), start=1):
+            if len(answers) < 2:
+                none += 1
+            else:
+                store.add_task(number, prompt, answers)
+                few += len(answers) < k
+            meter.update(done / len(wanted))
+    added = len(wanted) - none
+    _say(f"{store.path}: round {number}: {added} prompts with {k} answers each, {len(there)} were there before")
+    if few:
+        _tell(f"{few} of them have fewer: their models say the same again and again")
+    if none:
+        _tell(f"{none} further prompts are left out: fewer than 2 different answers to them")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
