@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gpt_modules.commands import chat
-from gpt_modules.commands.speaker import Speaker
+from gpt_modules.commands.speaker import Answer, Speaker
 from gpt_modules.data.rows.chat import encode_conversation
 from gpt_modules.errors import UserError
 
@@ -21,7 +21,7 @@ def talk(micro, monkeypatch, capsys):
         def answers(self, prompts):
             for prompt in prompts:
                 asked.append(prompt.ids)
-                yield [" one ", " two\n"][len(asked) - 1]
+                yield Answer([" one ", " two\n"][len(asked) - 1], ended=True)
 
         monkeypatch.setattr(Speaker, "answers", answers)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))

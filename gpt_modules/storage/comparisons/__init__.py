@@ -1,13 +1,15 @@
 """Comparisons: prompts, answers and votes in one SQLite file."""
 
 from gpt_modules.storage.comparisons.database import is_store
-from gpt_modules.storage.comparisons.records import Answer, Judgement, Ranking, Source, Task, Vote
+from gpt_modules.storage.comparisons.records import SCORES, Answer, Judgement, LabelerKind, Ranking, Source, Task, Vote
 from gpt_modules.storage.comparisons.store import ComparisonStore, votes_digest
 
 __all__ = [
+    "SCORES",
     "Answer",
     "ComparisonStore",
     "Judgement",
+    "LabelerKind",
     "Ranking",
     "Source",
     "Task",

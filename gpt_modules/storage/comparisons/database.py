@@ -31,7 +31,7 @@ CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE TABLE rounds (number INTEGER PRIMARY KEY CHECK (number >= 1), sampling TEXT NOT NULL);
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL REFERENCES rounds, prompt INTEGER NOT NULL REFERENCES prompts,
-    UNIQUE (round, prompt)
+    content TEXT NOT NULL, UNIQUE (round, content)
 );
 CREATE TABLE answers (
     id INTEGER PRIMARY KEY, task INTEGER NOT NULL REFERENCES tasks, text TEXT NOT NULL,
@@ -39,7 +39,7 @@ CREATE TABLE answers (
     UNIQUE (task, text)
 );
 CREATE TABLE labelers (
-    name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'model', 'function', 'file'))
+    name TEXT PRIMARY KEY, kind TEXT NOT NULL CHECK (kind IN ('person', 'scores', 'file')), settings TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE votes (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, task INTEGER NOT NULL REFERENCES tasks,
@@ -61,7 +61,8 @@ CREATE TABLE claims (
     PRIMARY KEY (task, labeler)
 ) WITHOUT ROWID;
 """
-# A vote that counts has `superseded` NULL; the others say since when they do not.
+# A vote that counts has `superseded` NULL; the others say since when they do not. The content of a task is the SHA-256
+# of its prompt and its answers, in any order.
 
 
 def is_store(path: Path) -> bool:

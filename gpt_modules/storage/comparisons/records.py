@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-LabelerKind = Literal["person", "model", "function", "file"]
+LabelerKind = Literal["person", "scores", "file"]
+"""A person at the page; scores of models and functions; votes that were brought in from a file."""
 SCORES = range(1, 8)  # Ouyang et al. 2022, figure 12: 1 to 7, 7 is best
 FLAGS = ("fails to follow", "inappropriate", "harmful", "contains opinion", "hallucination")
 """InstructGPT's labelling form, the part that a page of text answers can ask (Ouyang et al. 2022, table 3)."""

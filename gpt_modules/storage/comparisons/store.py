@@ -95,7 +95,7 @@ class ComparisonStore:
         return {text for (text,) in self._run(words, number)}
 
     def add_task(self, number: int, prompt: str, answers: Sequence[Answer]) -> int | None:
-        """A task of a round that is there; its id, or None where the round has the prompt already.
+        """A task of a round that is there; its id, or None where the round has this prompt with these answers already.
 
         Raises:
             UserError: there are fewer than two answers, two are the same, or one is empty.
@@ -106,8 +106,7 @@ class ComparisonStore:
                             "answers, expected at least 2, all different and none empty")  # fmt: skip
         with transaction(self.path, self._connection):
             self._run("INSERT INTO prompts (text) VALUES (?) ON CONFLICT DO NOTHING", prompt)
-            words = "INSERT INTO tasks (round, prompt) SELECT ?, id FROM prompts WHERE text = ? ON CONFLICT DO NOTHING"
-            added = self._run(words, number, prompt)
+            added = self._run(_NEW_TASK, number, content_of(prompt, texts), prompt)
             if not added.rowcount:
                 return None
             task = added.lastrowid
@@ -144,19 +143,25 @@ class ComparisonStore:
         id, number, prompt = row
         return Task(id, number, prompt, tuple(answers))
 
+    def task_of(self, number: int, prompt: str, answers: Sequence[str]) -> Task | None:
+        """The task of a round with this prompt and these answers, in any order."""
+        found = self._one("SELECT id FROM tasks WHERE round = ? AND content = ?", number, content_of(prompt, answers))
+        return None if found is None else self.task(found[0])
+
     # --- labelers and their votes ---
 
-    def add_labeler(self, name: str, kind: LabelerKind) -> None:
-        """Make a labeler known.
+    def add_labeler(self, name: str, kind: LabelerKind, settings: str = "") -> None:
+        """Make a labeler known; `settings` is what it ranks by, as text.
 
         Raises:
-            UserError: one of another kind has the name.
+            UserError: one of another kind, or that ranks by something else, has the name.
         """
         with transaction(self.path, self._connection):
-            self._run("INSERT INTO labelers VALUES (?, ?) ON CONFLICT DO NOTHING", name, kind)
-            found = self._one("SELECT kind FROM labelers WHERE name = ?", name)
-        if found != (kind,):
-            raise UserError(f"{self.path}: found the labeler {name!r:.60}, a {found and found[0]}, expected a {kind}")
+            self._run("INSERT INTO labelers VALUES (?, ?, ?) ON CONFLICT DO NOTHING", name, kind, settings)
+            found = self._one("SELECT kind, settings FROM labelers WHERE name = ?", name)
+        if found != (kind, settings):
+            raise UserError(f"{self.path}: labeler {name[:60]!r}: found one that ranks by something else under this "
+                            "name, expected another name")  # fmt: skip
 
     def claim(self, labeler: str, seconds: float, wanted: int = 1) -> Task | None:
         """A task for this labeler alone, for some seconds: the one that it holds, else the first that has fewer than
@@ -254,6 +259,9 @@ class ComparisonStore:
         return found
 
 
+_NEW_TASK = """
+INSERT INTO tasks (round, prompt, content) SELECT ?1, id, ?2 FROM prompts WHERE text = ?3 ON CONFLICT DO NOTHING
+"""
 _OPEN = """
 SELECT id FROM tasks WHERE
     NOT EXISTS (SELECT 1 FROM votes v WHERE v.task = tasks.id AND v.labeler = ?1 AND v.superseded IS NULL)
@@ -262,6 +270,11 @@ SELECT id FROM tasks WHERE
       + (SELECT count(*) FROM claims c WHERE c.task = tasks.id AND c.labeler <> ?1) < ?2
 ORDER BY id LIMIT 1
 """
+
+
+def content_of(prompt: str, answers: Sequence[str]) -> str:
+    """SHA-256 of a prompt and its answers, in any order."""
+    return hashlib.sha256(json.dumps([prompt, *sorted(answers)]).encode()).hexdigest()
 
 
 def votes_digest(path: Path) -> str:

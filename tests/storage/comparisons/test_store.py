@@ -167,8 +167,11 @@ def test_a_round_is_one_way_of_sampling(tmp_path: Path) -> None:
     store = filled(tmp_path / "c.db")
     answers = [Answer("a", MODEL), Answer("b", MODEL)]
     assert (store.round_of("second"), store.round_of("first"), store.rounds()) == (2, 1, [1, 2])
-    assert store.add_task(1, "prompt 0", answers) is None
     assert store.add_task(2, "prompt 0", answers) == 4
+    assert store.add_task(2, "prompt 0", answers[::-1]) is None
+    assert store.task_of(2, "prompt 0", ["b", "a"]) == store.task(4)
+    assert store.task_of(1, "prompt 0", ["b", "a"]) is None
+    assert store.add_task(2, "prompt 0", [*answers, Answer("c", MODEL)]) == 5
     assert store.prompts(2) == {"prompt 0"}
     assert [task.prompt for task in store.tasks(1)] == ["prompt 0", "prompt 1", "prompt 2"]
 
@@ -192,3 +195,12 @@ def test_the_digest_is_of_the_votes_that_count(tmp_path: Path) -> None:
     assert len({empty, one, votes_digest(path)}) == 3
     store.vote(ranked(store, 1, "ann", [1, 2, 3], "back again"))
     assert votes_digest(path) == one
+
+
+def test_a_name_is_of_one_labeler(tmp_path: Path) -> None:
+    store = filled(tmp_path / "c.db")
+    store.add_labeler("judge", "scores", "model a")
+    store.add_labeler("judge", "scores", "model a")
+    for kind, settings in (("scores", "model b"), ("person", "")):
+        with pytest.raises(UserError, match="labeler 'judge': found one that ranks by something else under this name"):
+            store.add_labeler("judge", kind, settings)  # type: ignore[arg-type]

@@ -1,0 +1,192 @@
+"""`gpt label`: votes into a store of comparisons and out of it."""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, whole_number
+from gpt_modules.commands.progress import Meter
+from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import ComparisonStore
+from gpt_modules.storage.durable import replace_durably
+
+if TYPE_CHECKING:
+    from gpt_modules.feedback.agreement import Agreement, Statistics
+    from gpt_modules.feedback.labelers import Scorer
+
+DESCRIPTION = """Votes into a store of comparisons and out of it. By models or functions (--by), from a file (--import),
+into a file (--export); or what the votes say of their labelers (--statistics). A labeler has one vote on a task."""
+WAYS = ("by", "import", "export", "statistics")
+AT_ONCE = 64  # tasks that are scored together and then kept
+_WEIGHTED = re.compile(r"(.+)\*([-+0-9.eE]+)")
+
+
+def main(words: list[str]) -> None:
+    """`gpt label FILE --by SCORES...`, and its other ways.
+
+    Raises:
+        UserError: For a mistake in an argument, a labeler, a file or the store.
+    """
+    options = _parser().parse_args(words)
+    given = [way for way in WAYS if getattr(options, way) is not None]
+    if len(given) != 1:
+        found = " and ".join(f"--{way}" for way in given) or "none of them"
+        raise UserError(f"gpt label: found {found}, expected one of {', '.join(f'--{way}' for way in WAYS)}")
+    _refuse_idle(options, given[0])
+    with ComparisonStore.open(options.store, writing=given[0] in ("by", "import")) as store:
+        {"by": _by, "import": _import, "export": _export, "statistics": _statistics}[given[0]](store, options)
+
+
+def _parser() -> Arguments:
+    parser = Arguments(prog="gpt label", description=DESCRIPTION)
+    parser.add_argument("store", type=path_name, metavar="FILE", help="a store that gpt compare made")
+    parser.add_argument("--by", nargs="+", metavar="SCORES",
+                        help="reward-model folders or functions package.module:name of (prompts, answers) -> scores; "
+                        "several, and SCORES*WEIGHT, are summed: one labeler")  # fmt: skip
+    parser.add_argument("--name", metavar="NAME", help="of the labeler (default: the scores, or the file)")
+    parser.add_argument("--temperature", type=number(lambda value: value >= 0, "a number from 0"), default=0.0,
+                        help="of Bradley and Terry's noise, in units of the scores (default 0: none)")  # fmt: skip
+    parser.add_argument("--margin", type=number(lambda value: value >= 0, "a number from 0"), default=0.0,
+                        help="scores that are less apart are ties (default 0)")  # fmt: skip
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the noise")
+    parser.add_argument("--round", type=whole_number(1), metavar="N", help="this round's tasks only")
+    parser.add_argument("--import", nargs="+", metavar="FILE", help="rows with prompt, responses and ranking; prompt, "
+                        "chosen and rejected; prompt, responses and best; or hh-rlhf's transcripts")  # fmt: skip
+    parser.add_argument("--export", type=path_name, metavar="FILE", help="a JSONL file, a row for each vote")
+    parser.add_argument("--statistics", nargs="?", const=Path(), type=path_name, metavar="FILE",
+                        help="agreement as a table, and as JSON in FILE")  # fmt: skip
+    add_device(parser)
+    return parser
+
+
+def _refuse_idle(options: Namespace, way: str) -> None:
+    """Options that the way does not read."""
+    read = {"by": ("name", "temperature", "margin", "seed", "round", "device"), "import": ("name",),
+            "export": ("round",), "statistics": ("round",)}[way]  # fmt: skip
+    plain = _parser().parse_args([str(options.store)])
+    for name in ("name", "temperature", "margin", "seed", "round", "device"):
+        if name not in read and getattr(options, name) != getattr(plain, name):
+            raise UserError(f"--{name}: found {getattr(options, name)} with --{way}, which does not read it")
+    if way == "by" and not options.temperature and options.seed:
+        raise UserError(f"--seed: found {options.seed} without noise, expected a --temperature above 0")
+
+
+# --- ways ---
+
+
+def _by(store: ComparisonStore, options: Namespace) -> None:
+    from gpt_modules.feedback.labelers import Manner, settings_of, votes
+
+    manner = Manner(options.temperature, options.margin, options.seed)
+    scorers = [_scorer(term, options) for term in options.by]
+    name = options.name or " + ".join(options.by)
+    tasks = [task for task in store.tasks(options.round) if store.vote_of(task.id, name) is None]
+    store.add_labeler(name, "scores", settings_of(scorers, manner))
+    with Meter("tasks", len(tasks)) as meter:
+        for start in range(0, len(tasks), AT_ONCE):
+            some = tasks[start : start + AT_ONCE]
+            for vote in votes(some, name, scorers, manner):
+                store.vote(vote)
+            meter.update((start + len(some)) / len(tasks))
+    all_tasks = sum(1 for _ in store.tasks(options.round))
+    _say(f"{store.path}: {name} ranked {len(tasks)} tasks, {all_tasks - len(tasks)} before")
+
+
+def _scorer(term: str, options: Namespace) -> "Scorer":
+    from gpt_modules.feedback.labelers import function_scorer, model_scorer
+
+    weighted = None if Path(term).exists() else _WEIGHTED.fullmatch(term)
+    weight, name = 1.0, term
+    if weighted is not None:
+        name = weighted[1]
+        try:
+            weight = float(weighted[2])
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise UserError(f"--by: found the weight {weighted[2]!r}, expected a number")
+    if ":" in name and not Path(name).exists():
+        return function_scorer(name, weight)
+    from gpt_modules.backbone import load_pretrained
+    from gpt_modules.commands.opening import fitting_tokenizer
+
+    model = load_pretrained(name, kind="reward")
+    tokenizer = fitting_tokenizer(name, model)
+    return model_scorer(name, model.to(device_of(options)).eval(), tokenizer, weight)
+
+
+def _import(store: ComparisonStore, options: Namespace) -> None:
+    from gpt_modules.data.rows.sources import load_rows
+    from gpt_modules.feedback.exchange import bring_in, check_imported
+
+    files = getattr(options, "import")
+    rows = load_rows(files, "train", check_imported)
+    new, known = bring_in(store, rows, options.name or Path(files[0]).stem)
+    _say(f"{store.path}: {new} votes are new, {known} of {len(rows)} rows changed nothing")
+
+
+def _export(store: ComparisonStore, options: Namespace) -> None:
+    from gpt_modules.feedback.exchange import exported
+
+    if options.export.exists():
+        raise UserError(f"--export: found {options.export}, which is there already, expected a new file")
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in exported(store.rankings(options.round))]
+    if not lines:
+        raise UserError(f"{store.path}: found no vote, expected at least one")
+    replace_durably(options.export, "".join(lines))
+    _say(f"{options.export}: {len(lines)} votes")
+
+
+def _statistics(store: ComparisonStore, options: Namespace) -> None:
+    from gpt_modules.feedback.agreement import statistics
+
+    rankings = list(store.rankings(options.round))
+    if not rankings:
+        raise UserError(f"{store.path}: found no vote, expected at least one")
+    found = statistics(rankings, store.form)
+    Console(file=sys.stdout).print(_table(found))
+    if options.statistics != Path():
+        # What could not be measured is null: NaN is no JSON.
+        document = json.dumps(_plain(dataclasses.asdict(found)), indent=1, allow_nan=False)
+        replace_durably(options.statistics, document + "\n")
+
+
+def _table(found: "Statistics") -> Table:
+    table = Table(title=f"Agreement {_shown(found.agreement)}, Krippendorff's alpha {found.alpha:.3f} (ordinal)",
+                  title_justify="left")  # fmt: skip
+    for column in ("labeler", "votes", "agrees with the others"):
+        table.add_column(column, justify="left" if column == "labeler" else "right")
+    for name, (votes, agreement) in found.labelers.items():
+        table.add_row(Text(name), str(votes), _shown(agreement))
+    for flag, (given, alpha) in found.flags.items():
+        if given:
+            table.add_row(Text(f"flag: {flag}"), str(given), f"alpha {alpha:.3f}")
+    return table
+
+
+def _shown(agreement: "Agreement") -> str:
+    if not agreement.pairs:
+        return "-"
+    return f"{agreement.part:.1%} +- {agreement.error:.1%} of {agreement.pairs} pairs"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")

@@ -1,0 +1,148 @@
+"""Labelers without hands: scores of models and functions, made into rankings, with people's noise where it is wanted.
+
+A ranking is a function of the scores, the seed, the prompt and the answers, so that an experiment can be repeated.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from gpt_modules.errors import UserError
+from gpt_modules.scoring import import_reward, source_digest, text_scores
+from gpt_modules.storage.comparisons import Judgement, Task, Vote
+
+if TYPE_CHECKING:
+    from gpt_modules.backbone import RewardModel
+    from gpt_modules.data.text.tokenizers import Tokenizer
+
+BATCH_TOKENS = 8192  # of prompts and answers that are scored at a time, padding among them
+
+Scores = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+"""(prompts, answers) -> one score each."""
+
+
+class Scorer(NamedTuple):
+    """A term of a labeler's scores. digest: of the model's weights or of the function's source, where it is known."""
+
+    name: str
+    digest: str | None
+    scores: Scores
+    weight: float = 1.0
+
+
+class Manner(NamedTuple):
+    """How scores become a ranking.
+
+    temperature: answers a and b are ranked as people would whom Bradley and Terry (1952) describe: a before b with
+        probability sigmoid((score a - score b) / temperature); 0: by the scores alone.
+    margin: answers whose scores, with their noise, are less apart than this are tied.
+    seed: of the noise.
+    """
+
+    temperature: float = 0.0
+    margin: float = 0.0
+    seed: int = 0
+
+
+def function_scorer(name: str, weight: float = 1.0) -> Scorer:
+    """A function `package.module:name` of (prompts, answers).
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    function = import_reward(name, "--by")
+
+    def scores(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        return text_scores(f"--by: {name}", function, list(prompts), list(answers))
+
+    return Scorer(name, source_digest(function), scores, weight)
+
+
+def model_scorer(name: str, model: "RewardModel", tokenizer: "Tokenizer", weight: float = 1.0) -> Scorer:
+    """A reward model, which reads prompt, answer and end token as it was trained to (`data.reward.Comparisons`)."""
+    from gpt_modules.backbone import model_digest
+
+    def scores(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        ids = tokenizer.encode_batch([*prompts, *answers])
+        rows = [[*p, *a, tokenizer.eos_id] for p, a in zip(ids[: len(prompts)], ids[len(prompts) :], strict=True)]
+        for row, prompt in zip(rows, prompts, strict=True):
+            if len(row) > model.config.n_positions:
+                found = f"{len(row)} tokens of an answer to {prompt[:40]!r}, its prompt among them"
+                raise UserError(f"--by: {name}: found {found}, expected at most its context of "
+                                f"{model.config.n_positions}")  # fmt: skip
+        return _model_scores(model, rows)
+
+    return Scorer(name, model_digest(model), scores, weight)
+
+
+def _model_scores(model: "RewardModel", rows: Sequence[list[int]]) -> list[float]:
+    import torch
+
+    found = [math.nan] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    while order:
+        size = max(1, BATCH_TOKENS // len(rows[order[0]]))
+        batch, order = order[:size], order[size:]
+        lengths = torch.tensor([len(rows[i]) for i in batch])
+        tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
+        for line, i in zip(tokens, batch, strict=True):
+            line[: len(rows[i])] = torch.tensor(rows[i])
+        device = model.bias.device
+        with torch.no_grad():
+            scores = model(tokens.to(device), lengths.to(device)).tolist()
+        for i, score in zip(batch, scores, strict=True):
+            found[i] = score
+    return found
+
+
+def settings_of(scorers: Sequence[Scorer], manner: Manner) -> str:
+    """What a labeler ranks by, as text: the same text is the same labeler."""
+    return json.dumps([[[of.digest or of.name, of.weight] for of in scorers], manner])
+
+
+def votes(tasks: Sequence[Task], labeler: str, scorers: Sequence[Scorer], manner: Manner) -> list[Vote]:
+    """The labeler's vote on each task, by the weighted sum of its scores.
+
+    Raises:
+        UserError: a scorer cannot score, or gives what is no finite number.
+    """
+    prompts = [task.prompt for task in tasks for _ in task.answers]
+    answers = [answer.text for task in tasks for answer in task.answers]
+    total = np.zeros(len(answers))
+    for scorer in scorers:
+        total += scorer.weight * np.asarray(scorer.scores(prompts, answers), dtype=np.float64)
+    if not np.isfinite(total).all():
+        names = ", ".join(scorer.name for scorer in scorers)
+        raise UserError(f"--by: {names}: found a score that is not finite, expected numbers")
+    found, start = [], 0
+    for task in tasks:
+        end = start + len(task.answers)
+        ranks = ranking(total[start:end].tolist(), task, manner)
+        judgements = {answer.id: Judgement(rank) for answer, rank in zip(task.answers, ranks, strict=True)}
+        found.append(Vote(task.id, labeler, judgements, f"{labeler} {task.id}"))
+        start = end
+    return found
+
+
+def ranking(scores: Sequence[float], task: Task, manner: Manner) -> list[int]:
+    """Ranks, 1 is best. Gumbel noise makes of scores the order of Plackett and Luce, whose pairs are Bradley's and
+    Terry's; an answer's noise is its own, wherever it stands among the others.
+    """
+    noise = [manner.temperature * _gumbel(f"{manner.seed}\0{task.prompt}\0{answer.text}") for answer in task.answers]
+    noisy = [score + of for score, of in zip(scores, noise, strict=True)]
+    order = sorted(range(len(noisy)), key=lambda i: -noisy[i])
+    ranks, rank, best = [0] * len(order), 0, math.inf
+    for before, i in enumerate(order):
+        if best - noisy[i] >= manner.margin and noisy[i] != best:
+            rank, best = before + 1, noisy[i]
+        ranks[i] = rank
+    return ranks
+
+
+def _gumbel(key: str) -> float:
+    number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+    return -math.log(-math.log((number + 0.5) / 2**64))

@@ -1,0 +1,134 @@
+"""Votes by scores and from files, out again, and what they say of their labelers."""
+
+import json
+
+import pytest
+
+from gpt_modules.commands import label
+from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Source
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_scores.py").write_text("def length(prompts, answers):\n    return [len(a) for a in answers]\n")
+    with ComparisonStore.create(tmp_path / "c.db") as store:
+        for number in (store.round_of("first"), store.round_of("second")):
+            for i in range(5):
+                answers = [" good.", " a bad story.", " so", f" {i}"]
+                store.add_task(number, f"the film {i}", [Answer(text, Source("m"), True) for text in answers])
+
+    def run(*words, store="c.db"):
+        label.main([store, *words])
+        return capsys.readouterr().out
+
+    return run
+
+
+def rankings(number=None):
+    from pathlib import Path
+
+    with ComparisonStore.open(Path("c.db"), writing=False) as store:
+        return [(found.task, found.labeler, found.ranks) for found in store.rankings(number)]
+
+
+def test_a_function_ranks_each_task_once(run):
+    assert "my_scores:length ranked 5 tasks, 0 before" in run("--by", "my_scores:length", "--round", "1")
+    assert rankings() == [(i, "my_scores:length", (2, 1, 3, 4)) for i in range(1, 6)]
+    assert "ranked 5 tasks, 5 before" in run("--by", "my_scores:length")
+    assert len(rankings()) == 10
+
+
+def test_a_weighted_sum_and_a_name(run):
+    run("--by", "my_scores:length*-1", "my_scores:length*0.5", "--name", "short")
+    assert rankings(1) == [(i, "short", (3, 4, 2, 1)) for i in range(1, 6)]
+
+
+def test_a_reward_model_ranks_by_its_scores(run, micro):
+    from gpt_modules.backbone import load_pretrained
+    from gpt_modules.feedback.labelers import model_scorer
+
+    run("--by", str(micro.reward), "--device", "cpu")
+    scorer = model_scorer("m", load_pretrained(str(micro.reward), kind="reward").eval(), micro.tokenizer)
+    for task, _, ranks in rankings():
+        scores = scorer.scores(
+            [f"the film {(task - 1) % 5}"] * 4, [" good.", " a bad story.", " so", f" {(task - 1) % 5}"]
+        )
+        assert sorted(range(4), key=lambda i: ranks[i]) == sorted(range(4), key=lambda i: -scores[i])
+
+
+def test_noise_is_the_seeds(run):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("--by", "my_scores:length", "--temperature", "8", "--seed", str(seed), "--name", name)
+    of = {name: [ranks for _, labeler, ranks in rankings() if labeler == name] for name in "abc"}
+    assert of["a"] == of["b"] != of["c"]
+
+
+def test_a_name_that_ranks_by_something_else_is_refused(run, tmp_path):
+    run("--by", "my_scores:length", "--name", "judge", "--round", "1")
+    with pytest.raises(UserError, match=r"labeler 'judge': found one that ranks by something else under this name"):
+        run("--by", "my_scores:length", "--name", "judge", "--margin", "2")
+    assert len(rankings()) == 5
+
+
+def test_out_and_into_another_store(run, tmp_path):
+    run("--by", "my_scores:length")
+    assert "out.jsonl: 10 votes" in run("--export", "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert rows[0]["responses"] == [" good.", " a bad story.", " so", " 0"]
+    assert (rows[0]["ranking"], rows[0]["labeler"], rows[9]["round"]) == ([2, 1, 3, 4], "my_scores:length", 2)
+    with pytest.raises(UserError, match=r"--export: found out.jsonl, which is there already, expected a new file"):
+        run("--export", "out.jsonl")
+    ComparisonStore.create(tmp_path / "new.db").close()
+    assert "5 votes are new, 5 of 10 rows changed nothing" in run("--import", "out.jsonl", store="new.db")
+    assert "0 votes are new, 10 of 10 rows" in run("--import", "out.jsonl", store="new.db")
+
+
+def test_a_bad_row_brings_nothing_in(run, tmp_path):
+    good = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    bad = {"prompt": "p", "responses": ["a", "b"], "best": 7}
+    (tmp_path / "in.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    with pytest.raises(UserError, match=r"in.jsonl:2: best: found the number 7, expected the number of a response"):
+        run("--import", "in.jsonl")
+    assert rankings() == []
+
+
+def test_statistics_as_a_table_and_as_json(run, tmp_path):
+    run("--by", "my_scores:length", "--name", "long")
+    run("--by", "my_scores:length*-1", "--name", "short", "--round", "1")
+    said = run("--statistics", "found.json")
+    assert "Agreement 0.0% +- 0.0% of 30 pairs" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["agreement"] == {"part": 0.0, "error": 0.0, "pairs": 30, "tasks": 5}
+    assert found["labelers"]["long"][0] == 10
+    assert found["flags"]["harmful"] == [0, None]
+    assert "long" in run("--statistics")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "gpt label: found none of them, expected one of --by, --import, --export, --statistics"),
+        (["--by", "a:b", "--export", "x"], "gpt label: found --by and --export, expected one of"),
+        (["--export", "x", "--margin", "1"], "--margin: found 1.0 with --export, which does not read it"),
+        (["--by", "my_scores:length", "--seed", "3"], "--seed: found 3 without noise, expected a --temperature above"),
+        (["--by", "my_scores:length*x"], "--by: 'my_scores:length*x' is not in my_scores, expected"),
+        (["--by", "my_scores:length*1e999"], "--by: found the weight '1e999', expected a number"),
+        (["--by", "my_scores:nothing"], "--by: 'my_scores:nothing' is not in my_scores, expected"),
+        (["--statistics"], "c.db: found no vote, expected at least one"),
+        (["--export", "x"], "c.db: found no vote, expected at least one"),
+    ],
+)
+def test_a_mistake_gets_one_line(run, words, line):
+    with pytest.raises(UserError) as refused:
+        run(*words)
+    assert str(refused.value).startswith(line)
+
+
+def test_what_is_no_store_or_no_reward_model(run, micro):
+    with pytest.raises(UserError, match=r"none.db: found no such file, expected a store of comparisons"):
+        run("--statistics", store="none.db")
+    with pytest.raises(UserError, match="reward"):
+        run("--by", str(micro.gpt))
+    assert rankings() == []
