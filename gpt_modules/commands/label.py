@@ -118,10 +118,10 @@ def _scorer(term: str, options: Namespace) -> "Scorer":
     if ":" in name and not Path(name).exists():
         return function_scorer(name, weight)
     from gpt_modules.backbone import load_pretrained
-    from gpt_modules.commands.opening import fitting_tokenizer
+    from gpt_modules.data.text.tokenizers import load_fitting
 
     model = load_pretrained(name, kind="reward")
-    tokenizer = fitting_tokenizer(name, model)
+    tokenizer = load_fitting(name, model.config.vocab_size)
     return model_scorer(name, model.to(device_of(options)).eval(), tokenizer, weight)
 
 
