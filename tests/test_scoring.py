@@ -89,11 +89,11 @@ def test_long_texts_do_not_fill_the_screen():
     with pytest.raises(UserError) as error:
         text_scores("m:f", lambda *_: [None], ["p" * 10_000], ["r" * 40])
     cut = "for the response '" + "r" * 40 + "' to '" + "p" * 40 + "…'"
-    assert str(error.value) == f"rewards: m:f gave None {cut}, expected a number"
+    assert str(error.value) == f"m:f gave None {cut}, expected a number"
     with pytest.raises(UserError) as error:
         text_scores("m:f", fails_on("r" * 200), ["p" * 10_000], ["r" * 200])
     told = f"cannot read {'r' * 148} for the response '{'r' * 40}…' to '{'p' * 40}…'"
-    assert str(error.value) == f"rewards: m:f raised ValueError: {told}"
+    assert str(error.value) == f"m:f raised ValueError: {told}"
 
 
 @pytest.fixture
