@@ -31,7 +31,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         try:
-            value = int(text)
+            value = int(_ascii(text))
         except ValueError:
             value = least - 1
         if not least <= value <= LARGEST:
@@ -46,7 +46,7 @@ def number(fits: Callable[[float], bool], expected: str) -> Callable[[str], floa
 
     def read(text: str) -> float:
         try:
-            value = float(text)
+            value = float(_ascii(text))
         except ValueError:
             value = math.nan
         if not (math.isfinite(value) and fits(value)):
@@ -54,6 +54,13 @@ def number(fits: Callable[[float], bool], expected: str) -> Callable[[str], floa
         return value
 
     return read
+
+
+def _ascii(text: str) -> str:
+    """The text of a number; Python reads the digits of all scripts, and nothing else of a command line does."""
+    if not text.isascii():
+        raise ValueError(text)
+    return text
 
 
 def utf8_text(text: str) -> str:

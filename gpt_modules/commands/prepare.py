@@ -7,10 +7,11 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt_modules.commands.arguments import Arguments, number, whole_number
+from gpt_modules.commands.arguments import Arguments, number, path_name, whole_number
 from gpt_modules.errors import UserError
 from gpt_modules.storage.paths import path_of
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gpt_modules.data.corpus.shards import ShardManifest
     from gpt_modules.data.text.tokenizers import Tokenizer
 
+FEWEST_TOKENS = 1000  # a shard: each is synced to the disk, and named in a manifest that is then written anew
 LINE_EVERY = 30.0  # seconds between the lines of a log file
 SIZES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
@@ -32,6 +34,7 @@ def main(words: list[str]) -> None:
     from gpt_modules.data.corpus.shard_writer import refuse_other
     from gpt_modules.data.text.tokenizers import Tokenizer
 
+    _check_sources(options, folder)
     _refuse_taken(folder)
     tokenizer = Tokenizer.load(options.tokenizer)
     with _only_writer(folder):
@@ -44,9 +47,9 @@ def main(words: list[str]) -> None:
 def _parser() -> Arguments:
     parser = Arguments(prog="gpt prepare", description="Encode a text source into a folder of token shards.")
     parser.add_argument("--source", nargs="+", required=True, help="files, folders, globs, a hub name, or reviews")
-    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--output", required=True, type=path_name, metavar="DIR")
     parser.add_argument("--tokenizer", default="gpt2", help="gpt2, a folder with tokenizer.json, or a hub name")
-    parser.add_argument("--split", default="train", choices=("train", "validation"), help="part of a hub data set")
+    parser.add_argument("--split", choices=("train", "validation"), help="part of a hub data set (default train)")
     parser.add_argument("--shard-tokens", default="100M", metavar="N", help="tokens a shard (default 100M)")
     parser.add_argument("--text-field", default="text", metavar="FIELD")
     parser.add_argument("--streaming", action="store_true", help="read the source without storing a copy of it")
@@ -70,13 +73,57 @@ def parse_size(text: str) -> int:
     """A number of tokens: 5000, 100M, 1.5G.
 
     Raises:
-        UserError: It is none.
+        UserError: It is none, or too small to be a shard.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgb]?)", text.lower().replace("_", ""))
-    size = round(float(match[1]) * SIZES[match[2]]) if match and len(text) < 30 else 0
-    if size < 1:
-        raise UserError(f"--shard-tokens: found {text[:40]!r}, expected a number of tokens like 5000, 100M or 1G")
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([kmgbKMGB]?)", text.replace("_", ""))
+    size = round(float(match[1]) * SIZES[match[2].lower()]) if match and len(text) < 30 else 0
+    if size < FEWEST_TOKENS:
+        raise UserError(f"--shard-tokens: found {text[:40]!r}, expected a number of tokens like 5000, 100M or 1G, from "
+                        f"{FEWEST_TOKENS}")  # fmt: skip
     return size
+
+
+def _check_sources(options: argparse.Namespace, folder: Path) -> None:
+    """What can be told of the sources before anything is written; fills in the split.
+
+    Raises:
+        UserError: A file is missing or named twice, a split is named of files, which have none, or the output would lie
+            among what is read, which a second run would find there.
+    """
+    from gpt_modules.data.rows.sources import has_own_splits, parts_of
+
+    if not all(item.strip() for item in options.exclude):
+        raise UserError("--exclude: found an empty name, expected the name of a file, a folder or a data set")
+    own = has_own_splits(_source(options))
+    sources = [] if own else parts_of(options.source)
+    files = [part for part in sources if isinstance(part, Path)]
+    if options.split is not None and not own and len(files) == len(sources):
+        raise UserError(f"--split: found {options.split!r}, which nothing would follow, expected none beside files, "
+                        "which are taken whole")  # fmt: skip
+    options.split = options.split or "train"
+    place = folder.resolve()
+    for path in [*files, *(part for part in parts_of(options.exclude) if isinstance(part, Path))]:
+        if any(one.is_relative_to(place) for one in (path.resolve(), path.parent.resolve())):
+            raise UserError(f"--output: found {folder}, where {path} is read from, expected a folder for shards alone")
+    for item in (*options.source, *options.exclude):
+        if _would_read(item, place):
+            raise UserError(f"--output: found {folder}, which {item} would read, expected a folder for shards alone")
+
+
+def _would_read(item: str, place: Path) -> bool:
+    """Whether a source lies around a folder, or is a glob that takes what `gpt prepare` writes there for rows."""
+    from gpt_modules.data.corpus.shards import MANIFEST
+    from gpt_modules.storage.model_files import TOKENIZER_FILE
+
+    path = path_of(item).absolute()
+    if path.is_dir():
+        return place.is_relative_to(path.resolve())
+    if not any(fnmatchcase(name, path.name) for name in (MANIFEST, TOKENIZER_FILE)):
+        return False
+    if "**" in path.parts:
+        return fnmatchcase(str(place), str(path.parent))  # whose * matches / too
+    found, wanted = place.parts, path.parent.parts
+    return len(found) == len(wanted) and all(map(fnmatchcase, found, wanted))
 
 
 def _refuse_taken(folder: Path) -> None:
@@ -275,9 +322,10 @@ class _Bar:
 
 def _text_size(options: argparse.Namespace) -> int | None:
     """Bytes of a source of text files; of others, how much text is in them shows only at the end."""
-    from gpt_modules.data.rows.files import find_files, is_local
+    from gpt_modules.data.rows.sources import has_own_splits, parts_of
 
-    if not all(is_local(item) for item in options.source):
+    if has_own_splits(_source(options)):
         return None
-    files = [path for item in options.source for path in find_files(item)]
-    return sum(path.stat().st_size for path in files) if all(path.suffix == ".txt" for path in files) else None
+    parts = parts_of(options.source)
+    texts = [part for part in parts if isinstance(part, Path) and part.suffix.lower() == ".txt"]
+    return sum(path.stat().st_size for path in texts) if len(texts) == len(parts) else None

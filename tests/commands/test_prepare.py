@@ -72,7 +72,7 @@ def test_the_tokenizer_must_be_the_folders(world, tmp_path):
 def started(world, output):
     """A process that has written five shards of its output, and stays in the sixth."""
     source, tokenizer = world
-    words = ["--source", source, "--tokenizer", tokenizer, "--shard-tokens", "300", "--workers", 1, "--output", output]
+    words = ["--source", source, "--tokenizer", tokenizer, "--shard-tokens", "1k", "--workers", 1, "--output", output]
     stops = "from gpt_modules.data.corpus import shard_writer as w; real = w._flush; "
     stops += "w._flush = lambda file: pause() if len(list(Path(sys.argv[-1]).glob('*.bin'))) == 5 else real(file)"
     code = f"from pathlib import Path; from signal import pause; import sys; {SMALL}; {stops}"
@@ -88,13 +88,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
     while process.poll() is None and len(list(output.glob("*.bin"))) < 5:
         time.sleep(0.001)
     with pytest.raises(UserError, match="found another gpt prepare at work on it"):
-        prepare(world, output, "--shard-tokens", "300")
+        prepare(world, output, "--shard-tokens", "1k")
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     monkeypatch.setattr("gpt_modules.data.corpus.documents.CHUNK", 500)
     before = {name: data for name, data in content(output).items() if name.endswith(".bin")}
-    prepare(world, output, "--shard-tokens", "300")
-    prepare(world, tmp_path / "whole", "--shard-tokens", "300")
+    prepare(world, output, "--shard-tokens", "1k")
+    prepare(world, tmp_path / "whole", "--shard-tokens", "1k")
     assert content(output) == content(tmp_path / "whole")
     assert len(before) == 5 < len(list(output.glob("*.bin")))
 
@@ -181,7 +181,14 @@ def test_mistakes_are_one_line(world, tmp_path):
         (("--workers", "-1"), "--workers: found '-1', expected a whole number from 1"),
         (("--shard-tokens", "0"), "--shard-tokens: found '0', expected a number of tokens"),
         (("--shard-tokens", "9" * 5000), "--shard-tokens: found '9"),
+        (("--shard-tokens", "999"), "--shard-tokens: found '999', expected a number of tokens .*, from 1000"),
+        (("--shard-tokens", "٣٠٠٠"), "--shard-tokens: found '٣٠٠٠', expected a number of tokens"),
+        (("--workers", "٣"), "--workers: found '٣', expected a whole number from 1"),
+        (("--near-duplicates", "٠.٥"), "--near-duplicates: found '٠.٥', expected a similarity"),
         (("--split", "test"), "--split: invalid choice"),
+        (("--split", "validation"), "--split: found 'validation', which nothing would follow, expected none beside f"),
+        (("--exclude", ""), "--exclude: found an empty name, expected the name of a file"),
+        (("--output", ""), "--output: found '', expected the name of a file or a folder"),
     ],
 )
 def test_values_are_checked_before_anything_is_made(world, tmp_path, words, message):
@@ -189,6 +196,29 @@ def test_values_are_checked_before_anything_is_made(world, tmp_path, words, mess
         main(["--source", str(world[0]), "--tokenizer", str(world[1]), "--output", str(tmp_path / "out"), *words])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ("s", "s"), ("s", "s/out"), ("s/a.jsonl", "s"), ("s/a.jsonl", "."), ("s/a.jsonl", "s/a.jsonl"),
+        ("s*/*.json*", "sout"), ("s/**/*.json*", "s/x/out"), ("link", "s"), ("link/a.jsonl", "s"),
+    ],
+)  # fmt: skip
+def test_shards_stay_out_of_what_is_read(world, tmp_path, monkeypatch, source, output):
+    monkeypatch.chdir(tmp_path)
+    Path("s").mkdir()
+    Path("s/a.jsonl").write_bytes(world[0].read_bytes())
+    Path("link").symlink_to("s")
+    with pytest.raises(UserError, match="--output: found"):
+        prepare((source, world[1]), output)
+    assert sorted(map(str, Path().rglob("*"))) == ["link", "s", "s/a.jsonl"]
+
+
+def test_a_file_is_prepared_once(world, tmp_path):
+    with pytest.raises(UserError, match="found this file twice in one source"):
+        main(["--source", *[str(world[0])] * 2, "--tokenizer", str(world[1]), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpt_modules.data.rows.files import find_files, is_local
 from gpt_modules.data.rows.lines import text_blocks
-from gpt_modules.data.rows.sources import Source, has_own_splits, iter_rows, name_of
+from gpt_modules.data.rows.sources import Source, has_own_splits, iter_rows, name_of, parts_of
 from gpt_modules.data.splits import Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -152,9 +151,5 @@ def _items(source: Source) -> Iterator[Path | str]:
     if isinstance(source, str) and has_own_splits(source):
         yield source
         return
-    for item in [source] if isinstance(source, str) else source:
-        if not is_local(item):
-            yield item
-            continue
-        for path in find_files(item):
-            yield path if path.suffix.lower() == ".txt" else str(path)
+    for part in parts_of(source):
+        yield part if isinstance(part, str) or part.suffix.lower() == ".txt" else str(part)

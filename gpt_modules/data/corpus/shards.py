@@ -50,6 +50,7 @@ class ShardManifest:
 
     text_bytes: UTF-8 bytes of the documents, to turn a loss into bits a byte. tokenizer: its fingerprint. made_from:
     what else the tokens depend on. complete: whether the source's end was reached.
+    manifest_sha256: of this file, see `manifest_digest`.
     """
 
     format_version: Literal[2]
@@ -62,6 +63,7 @@ class ShardManifest:
     complete: bool
     made_from: dict[str, Any] = field(default_factory=dict)
     shards: list[ShardRecord] = field(default_factory=list)
+    manifest_sha256: Sha256 | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         held = sum(record.count for record in self.shards)
@@ -187,14 +189,25 @@ def read_manifest(folder: Path) -> ShardManifest:
     """The manifest of a folder, finished or not.
 
     Raises:
-        UserError: There is none, or it is none of ours.
+        UserError: There is none, it is none of ours, or it was altered: the shards would fit other settings as well,
+            and be read as other text. One without a digest has nothing to tell.
     """
-    return read_document(folder / MANIFEST, ShardManifest, "the manifest of token shards")
+    manifest = read_document(folder / MANIFEST, ShardManifest, "the manifest of token shards")
+    if manifest.manifest_sha256 not in (None, manifest_digest(manifest)):
+        raise UserError(f"{folder / MANIFEST}: found altered since it was written, expected it as it was; the same gpt "
+                        "prepare into an empty folder writes it anew")  # fmt: skip
+    return manifest
 
 
 def manifest_text(manifest: ShardManifest) -> str:
     """The content of `manifest.json`."""
-    return json.dumps(asdict(manifest), indent=2) + "\n"
+    return json.dumps({**asdict(manifest), "manifest_sha256": manifest_digest(manifest)}, indent=2) + "\n"
+
+
+def manifest_digest(manifest: ShardManifest) -> str:
+    """SHA-256 of all else that a manifest says: of the values, however they are laid out."""
+    fields = {key: value for key, value in asdict(manifest).items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _open_shard(folder: Path, record: ShardRecord, dtype: str, stamps: Path | None) -> NDArray[Any]:

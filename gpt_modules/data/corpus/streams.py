@@ -23,7 +23,7 @@ from gpt_modules.data.corpus.shards import (
     join_tokens,
     open_shards,
 )
-from gpt_modules.data.rows.files import find_files, is_local
+from gpt_modules.data.rows.files import find_files, is_local, refuse_twice
 from gpt_modules.data.rows.sources import (
     Source,
     cache_folder,
@@ -198,6 +198,7 @@ class Corpus:
     def _open_part(self, split: Split, tokenizer: Tokenizer) -> Tokens:
         if self.has_tokens:
             stamps = cache_folder(self.cache_dir) / "checked"
+            refuse_twice(_token_files(self.source))
             return join_tokens(open_tokens(item, tokenizer, stamps) for item in _listed(self.source))
         key = self.key(split, tokenizer.fingerprint, str(FORMAT_VERSION))
         folder = cache_folder(self.cache_dir) / "shards" / key
@@ -226,11 +227,16 @@ def tokens_fingerprint(source: Source) -> str | None:
     Raises:
         UserError: There is no file.
     """
-    items = _listed(source)
-    if not all(map(_is_tokens, items)):
+    if not all(map(_is_tokens, _listed(source))):
         return None
+    return hashlib.sha256(" ".join(map(sha256_of, _token_files(source))).encode()).hexdigest()
+
+
+def _token_files(source: Source) -> list[Path]:
+    """What knows the content of a source of tokens: the manifest of a folder, llm.c's files themselves."""
+    items = _listed(source)
     found = [[path_of(item) / MANIFEST] if is_shard_folder(path_of(item)) else _llmc_files(item) for item in items]
-    return hashlib.sha256(" ".join(map(sha256_of, chain(*found))).encode()).hexdigest()
+    return list(chain(*found))
 
 
 def _llmc_files(item: str) -> list[Path]:

@@ -15,7 +15,7 @@ named by file, physical line (in a list of JSON and in parquet: also by its numb
 """
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -66,7 +66,7 @@ def is_local(item: str) -> bool:
 
 
 def find_files(item: str) -> list[Path]:
-    """The files of a path, folder (its own files, not those of folders in it) or glob, sorted.
+    """The files of a path, folder (its own files, not those of folders in it, nor hidden ones) or glob, sorted.
 
     Raises:
         UserError: There is none, or one is empty or of a kind that is not read.
@@ -75,7 +75,7 @@ def find_files(item: str) -> list[Path]:
     if not item.strip():
         raise UserError(f"source: found {item!r}, expected the name of a file, a folder or a data set")
     if path.is_dir():
-        found = sorted(p for p in path.iterdir() if _ending(p) in SUFFIXES or _packed(p))
+        found = sorted(p for p in path.iterdir() if p.name[0] != "." and (_ending(p) in SUFFIXES or _packed(p)))
     elif is_there(path) or not glob.has_magic(item):
         found = [path]
     else:
@@ -85,6 +85,21 @@ def find_files(item: str) -> list[Path]:
     for file in found:
         _check_file(file)
     return found
+
+
+def refuse_twice(files: Iterable[Path]) -> None:
+    """What stands twice in a source would count twice.
+
+    Raises:
+        UserError: Two of the files are one, under whatever names.
+    """
+    known: dict[tuple[int, int], Path] = {}
+    for path in filter(is_there, files):
+        status = path.stat()
+        first = known.setdefault((status.st_dev, status.st_ino), path)
+        if first is not path:
+            named = "" if first == path else f", first as {first}"
+            raise UserError(f"{path}: found this file twice in one source{named}, expected each once")
 
 
 def near_files(item: str) -> list[str]:

@@ -9,7 +9,8 @@ reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (pa
 ppo          {"prompt": str}
 finetuning   columns of any name: `labelled` checks them
 
-Further fields are ignored.
+Further fields are ignored. A row in both forms of its schema is refused where they say different things; null is no
+field.
 """
 
 from collections.abc import Callable, Mapping
@@ -116,6 +117,10 @@ def _demonstration(record: Mapping[Any, Any]) -> Row:
     messages = [_message(item, i) for i, item in enumerate(items_of(record, "messages"))]
     if all(message["role"] != "assistant" for message in messages):
         raise FieldError("messages", "no turn of the assistant", "at least one to learn from")
+    for name, role in (("prompt", "user"), ("response", "assistant")):
+        said = [message["content"] for message in messages if message["role"] == role]
+        if record.get(name) is not None and record[name] not in said:
+            raise FieldError(name, f"{describe(record[name])} beside messages that say something else", "either form")
     return {"messages": messages}
 
 
@@ -131,7 +136,10 @@ def _message(item: object, i: int) -> dict[str, str]:
 
 def _comparison(record: Mapping[Any, Any]) -> Row:
     prompt = text_of(record, "prompt")
-    if record.get("responses") is None and ("chosen" in record or "rejected" in record):
+    pair, listed = _given(record, "chosen", "rejected"), _given(record, "responses", "ranking")
+    if pair and listed:
+        raise FieldError(listed[0], f"it beside {pair[0]}", "responses and ranking, or chosen and rejected")
+    if not listed and ("chosen" in record or "rejected" in record):
         chosen, rejected = text_of(record, "chosen"), text_of(record, "rejected")
         if chosen == rejected:
             raise FieldError("rejected", f"{describe(rejected)}, which is chosen too", "another answer")
@@ -140,6 +148,10 @@ def _comparison(record: Mapping[Any, Any]) -> Row:
     if len(responses) < 2:
         raise FieldError("responses", "a list of 1", "at least 2 to compare")
     return {"prompt": prompt, "responses": responses, "ranking": _ranking(record, responses)}
+
+
+def _given(record: Mapping[Any, Any], *names: str) -> list[str]:
+    return [name for name in names if record.get(name) is not None]
 
 
 def _ranking(record: Mapping[Any, Any], responses: list[str]) -> list[int]:

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import reviews, shakespeare, synthetic
-from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, rows_digest
+from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, refuse_twice, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, FieldError, Schema, check_row
 from gpt_modules.data.splits import Row, Split, hold_out, normalise
@@ -98,13 +98,28 @@ def iter_rows(
         yield from _own_rows(source, split, schema, check)
         return
     folder = str(cache_folder(cache_dir) / "datasets")
+    for part in parts_of(source):
+        if isinstance(part, Path):
+            yield from file_rows(part, schema, check)
+        else:
+            _refuse_mistyped(part)
+            yield from _hub_rows(part, split, text_field if schema == "pretraining" else None, check, folder, streaming)
+
+
+def parts_of(source: Source) -> list[Path | str]:
+    """A source without splits of its own, in order: each file that it means, and the names of data sets on the hub.
+
+    Raises:
+        UserError: There is no such file, or a part stands twice, under whatever name: it would count twice.
+    """
+    found: list[Path | str] = []
     for item in [source] if isinstance(source, str) else source:
-        if not is_local(item):
-            _refuse_mistyped(item)
-            yield from _hub_rows(item, split, text_field if schema == "pretraining" else None, check, folder, streaming)
-            continue
-        for path in find_files(item):
-            yield from file_rows(path, schema, check)
+        found += find_files(item) if is_local(item) else [item]
+    refuse_twice(part for part in found if isinstance(part, Path))
+    names = [part for part in found if isinstance(part, str)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{twice}: found this data set twice in one source, expected each once")
+    return found
 
 
 def split_rows(
@@ -194,14 +209,13 @@ def fingerprint(source: Source, split: Split) -> str:
     if isinstance(source, str) and has_own_splits(source):
         return hashlib.sha256(f"{split} {_own_fingerprint(source)}".encode()).hexdigest()
     digest = hashlib.sha256(split.encode())
-    for item in [source] if isinstance(source, str) else source:
-        if not is_local(item):
-            _refuse_mistyped(item)
-            digest.update(hub_version(item).encode())
-            continue
-        for path in find_files(item):
-            digest.update(path.suffix.encode())
-            digest.update(bytes.fromhex(rows_digest(path)))
+    for part in parts_of(source):
+        if isinstance(part, Path):
+            digest.update(part.suffix.encode())
+            digest.update(bytes.fromhex(rows_digest(part)))
+        else:
+            _refuse_mistyped(part)
+            digest.update(hub_version(part).encode())
     return digest.hexdigest()
 
 
@@ -275,8 +289,7 @@ def _hub_rows(
 def _local_files(source: Source) -> list[Path]:
     if isinstance(source, str) and has_own_splits(source):
         return []
-    items = [source] if isinstance(source, str) else source
-    return [path for item in items if is_local(item) for path in find_files(item)]
+    return [part for part in parts_of(source) if isinstance(part, Path)]
 
 
 def content_of(row: Row) -> bytes:

@@ -105,11 +105,16 @@ def test_a_stamped_file_is_not_hashed_again(tmp_path, tokenizer, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tokenizer": "x"}, "tokenizer: found another tokenizer's tokens"),
+        ({"tokenizer": "x"}, "found altered since it was written, expected it as it was"),
+        ({"vocab_size": 5}, "found altered since it was written"),
+        ({"documents": 1}, "found altered since it was written"),
+        ({"text_bytes": 0}, "found altered since it was written"),
+        ({"tokenizer": "x", "manifest_sha256": None}, "tokenizer: found another tokenizer's tokens"),
         ({"format_version": 1}, "format_version: found 1, expected 2"),
         ({"dtype": "<f8"}, "dtype: found '<f8', expected one of <u2, <u4"),
         ({"extra": 1}, "extra: unknown key, expected one of format_version"),
-        ({"complete": False}, "complete: found 1 shards of an unfinished run"),
+        ({"complete": False}, "found altered since it was written"),
+        ({"complete": False, "manifest_sha256": None}, "complete: found 1 shards of an unfinished run"),
         ({"shards": [{"file": "../../etc/passwd"}]}, r"shards\[1\]\.count: missing, expected a whole number from 1"),
         ({"count": 7}, r"count: found 7, expected the sum of the shards' counts, \d+"),
     ],
@@ -120,6 +125,26 @@ def test_manifest_is_checked(tmp_path, tokenizer, change, message):
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
     with pytest.raises(UserError, match=message):
         open_shards(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("alter", [lambda s: s[::-1], lambda s: [*s, s[0]], lambda s: s[:-1]])
+def test_shards_stay_in_their_order(tmp_path, tokenizer, alter):
+    write_shards(tmp_path, DOCUMENTS, tokenizer, shard_tokens=5)
+    manifest = tmp_path / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    fields["shards"] = alter(fields["shards"])
+    fields["count"] = sum(shard["count"] for shard in fields["shards"])
+    manifest.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="found altered since it was written"):
+        open_shards(tmp_path, tokenizer)
+
+
+def test_the_layout_of_a_manifest_is_no_alteration(tmp_path, tokenizer):
+    write_shards(tmp_path, DOCUMENTS, tokenizer)
+    manifest = tmp_path / "manifest.json"
+    fields = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(dict(reversed(fields.items()))))
+    assert open_shards(tmp_path, tokenizer)[1].documents == len(DOCUMENTS)
 
 
 def test_a_manifest_reaches_no_other_folder(tmp_path, tokenizer):

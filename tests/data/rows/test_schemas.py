@@ -11,6 +11,17 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
         ("pretraining", {"text": "a", "meta": 1}, {"text": "a"}),
         ("sft", {"prompt": "q", "response": "a"}, {"prompt": "q", "response": "a"}),
         ("sft", {"messages": [USER, ASSISTANT], "prompt": None}, {"messages": [USER, ASSISTANT]}),
+        ("sft", {"messages": [USER, ASSISTANT], "prompt": "q", "response": "a"}, {"messages": [USER, ASSISTANT]}),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "responses": None, "ranking": None},
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]},
+        ),
+        (
+            "reward",
+            {"prompt": "q", "chosen": None, "rejected": None, "responses": ["a", "b"], "ranking": [1, 2]},
+            {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]},
+        ),
         (
             "reward",
             {"prompt": "q", "chosen": "a", "rejected": "b"},
@@ -39,6 +50,26 @@ def test_good_rows_come_back_bare(schema, row, expected):
         ("pretraining", {"text": "\ud800"}, "text: found half of a surrogate pair, expected text that UTF-8 can hold"),
         ("pretraining", ["a"], "row: found a list of 1, expected an object with named fields"),
         ("sft", {"prompt": "q"}, "response: found no such field among ['prompt'], expected text"),
+        (
+            "sft",
+            {"messages": [USER, ASSISTANT], "prompt": "other"},
+            "prompt: found the text 'other' beside messages that say something else, expected either form",
+        ),
+        (
+            "sft",
+            {"messages": [USER, ASSISTANT], "prompt": "q", "response": "b"},
+            "response: found the text 'b' beside messages that say something else, expected either form",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "responses": ["a", "b"], "ranking": [2, 1]},
+            "responses: found it beside chosen, expected responses and ranking, or chosen and rejected",
+        ),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "ranking": [2, 1]},
+            "ranking: found it beside chosen, expected responses and ranking, or chosen and rejected",
+        ),
         ("sft", {"messages": []}, "messages: found an empty list, expected a list"),
         ("sft", {"messages": [USER]}, "messages: found no turn of the assistant, expected at least one to learn from"),
         ("sft", {"messages": ["hi"]}, "messages[0]: found the text 'hi', expected an object with role and content"),

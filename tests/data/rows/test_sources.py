@@ -43,6 +43,31 @@ def test_lists_globs_and_folders(tmp_path, cache):
         assert load_rows(source, "train", "sft", cache_dir=cache) == ROWS
 
 
+def test_a_hidden_file_of_a_folder_is_not_read(tmp_path, cache):
+    write_lines(tmp_path / "a.jsonl", ROWS)
+    write_lines(tmp_path / ".a.jsonl", [{"prompt": "hidden", "response": "x"}])
+    assert load_rows(str(tmp_path), "train", "sft", cache_dir=cache) == ROWS
+
+
+@pytest.mark.parametrize("kind", ["same", "glob", "folder", "link", "hard link"])
+@pytest.mark.parametrize("read", [lambda source: load_rows(source, "train", "sft"), lambda s: fingerprint(s, "train")])
+def test_a_file_stands_once_in_a_source(tmp_path, monkeypatch, kind, read):
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("a.jsonl"), ROWS)
+    if kind == "link":
+        Path("b.jsonl").symlink_to("a.jsonl")
+    if kind == "hard link":
+        Path("b.jsonl").hardlink_to("a.jsonl")
+    other = {"same": "a.jsonl", "glob": "*.jsonl", "folder": str(tmp_path)}.get(kind, "b.jsonl")
+    with pytest.raises(UserError, match=r"\.jsonl: found this file twice in one source(, first as a.jsonl)?, expected"):
+        read(["a.jsonl", other])
+
+
+def test_a_data_set_stands_once_in_a_source():
+    with pytest.raises(UserError, match="owner/name: found this data set twice in one source, expected each once"):
+        fingerprint(["owner/name", "owner/name"], "train")
+
+
 BAD_LINES = {
     "truncated": (b'{"text": "b', "row: found broken JSON"),
     "wrong type": (b'{"text": 3}', "text: found the number 3"),
