@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._pytree import tree_map
 
+from gpt_modules.storage.documents import Count, Positive
+
 BatchT = TypeVar("BatchT")
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,16 @@ class Examples(ABC, Generic[BatchT]):
     def order(self, epoch: int) -> NDArray[np.int64] | None:
         """An order of their own for a shuffled epoch; None: the loader draws one."""
         return None
+
+
+class Place(NamedTuple):
+    """What a checkpoint says of a loader, see `BatchLoader.state`."""
+
+    epoch: Count
+    examples: Count
+    of: Positive
+    size: Positive
+    batches: Count
 
 
 class _Begun(NamedTuple):
@@ -141,9 +153,7 @@ class BatchLoader(Generic[BatchT]):
         size, batches, examples = self.size, self.position, self.position * self.size
         if self._begun is not None:
             size, examples = self._begun.size, self._begun.examples + (batches - self._begun.batches) * self.size
-        return {
-            "epoch": self.epoch, "examples": examples, "of": len(self.examples), "size": size, "batches": batches
-        }  # fmt: skip
+        return Place(self.epoch, examples, len(self.examples), size, batches)._asdict()
 
     def restore(self, state: dict[str, int]) -> None:
         """The next `iter` goes on at this place; what is left of an epoch that another global batch began is cut anew,

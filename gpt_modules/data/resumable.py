@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 
 import lightning as L
 
-from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.loader import BatchLoader, Examples, Place
 from gpt_modules.data.rows.labelled import is_built_in
 from gpt_modules.data.rows.sources import Source, fingerprint, has_own_splits
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.documents import typed
 
 BatchT = TypeVar("BatchT")
 SHOWN_TOKENS = 12
@@ -96,6 +97,9 @@ class ResumableDataModule(L.LightningDataModule):
         state = self._pending or (self._train_loader.state() if self._train_loader is not None else None)
         if state is not None:
             loader.restore(state)
+        elif (checkpoint := getattr(self.trainer, "ckpt_path", None)) and self.trainer.state.fn == "fit":  # type: ignore[union-attr]
+            where = f"{checkpoint}: {type(self).__qualname__}"
+            raise UserError(f"{where}: found no place in the data, expected that of a checkpoint of this procedure")
         loader.limit = self._limit(len(loader))
         if self.trainer is not None and loader.goes_on:
             # Or the epochs after it would get its length.
@@ -137,7 +141,14 @@ class ResumableDataModule(L.LightningDataModule):
         return {"loader": self._pending} if self._pending is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._pending = state_dict.get("loader")
+        """Keep the place until there is a loader.
+
+        Raises:
+            UserError: It is none.
+        """
+        name = f"{type(self).__qualname__}: loader"
+        expect("loader" in state_dict, name, sorted(state_dict), "the place in the data")
+        self._pending = typed(Place, state_dict["loader"], name)._asdict()
         if self._train_loader is not None and self._pending is not None:
             self._train_loader.restore(self._pending)
             self._pending = None

@@ -4,7 +4,7 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
@@ -14,6 +14,7 @@ from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import adaptive_kl_coef, clipped_value_loss, ppo_clip_loss, token_mean
+from gpt_modules.storage.documents import typed as read_typed
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
@@ -22,7 +23,7 @@ from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, 
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.answers import predictions, side_by_side
-from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
+from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts, read_place
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
 from gpt_modules.training.rl.rewards import RewardSource, check_tokenizer, reward_sources
@@ -53,6 +54,16 @@ STATISTICS = (
 )
 MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of a held-out response
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
+
+
+class _State(NamedTuple):
+    """What a checkpoint says of the run, see `PPOModule.on_save_checkpoint`."""
+
+    iteration: int
+    kl_coef: float
+    frontier: list[tuple[float, float]]
+    frozen: dict[str, str | None]
+    experience: dict[str, Any]
 
 
 class PPOModule(L.LightningModule):
@@ -355,13 +366,15 @@ class PPOModule(L.LightningModule):
         """Restore it; a coefficient that was adapted goes on, a fixed one is the recipe's."""
         if "ppo" not in checkpoint:
             raise UserError("--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure")
-        state = checkpoint["ppo"]
-        expect_number("ppo: iteration", state["iteration"], "[-1, inf)", whole=True)
-        expect_number("ppo: kl_coef", state["kl_coef"], "[0, inf)")
-        self.iteration, self.frontier, self.frozen.recorded = state["iteration"], state["frontier"], state["frozen"]
+        state = read_typed(_State, checkpoint["ppo"], "ppo")
+        expect_number("ppo: iteration", state.iteration, "[-1, inf)", whole=True)
+        expect_number("ppo: kl_coef", state.kl_coef, "[0, inf)")
+        self.iteration, self.frozen.recorded = state.iteration, state.frozen
+        self.frontier = [list(point) for point in state.frontier]
         if self.kl_config.target is not None:
-            self.kl_coef = state["kl_coef"]
-        self._cut_off = state["experience"]
+            self.kl_coef = state.kl_coef
+        read_place(state.experience)  # now, when the line can name the checkpoint
+        self._cut_off = state.experience
         self._restore_experience()
 
     @property

@@ -22,7 +22,7 @@ from gpt_modules.training.hyperparameters import plain
 
 log = logging.getLogger(__name__)
 
-RECIPE, TOKENIZER, CONTENT = "recipe", "tokenizer", "content"
+RECIPE, TOKENIZER, CONTENT, MOMENTS = "recipe", "tokenizer", "content", "moments"
 
 # Where a run is, and how it is shown: no part of what it computes.
 _UNSAID = ["ckpt_path", "config*", "weights_only", "verbose", "trainer.default_root_dir", "model.class_path", "*._*"]
@@ -56,10 +56,13 @@ class Resumption(L.Callback):
             trainer._checkpoint_connector = _Restoring(trainer, self)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what the run was told, which tokenizer its ids are of, and digests of its data."""
+        """Add what the run was told, which tokenizer its ids are of, digests of its data, and how many tensors its
+        optimizers had accumulated: some parameters have none.
+        """
         checkpoint[RECIPE] = self.told(pl_module)
         checkpoint[CONTENT] = content_of(trainer)
         checkpoint[TOKENIZER] = _tokenizer_digest(trainer)
+        checkpoint[MOMENTS] = len([*_tensors(checkpoint.get("optimizer_states"), "")])
 
     def told(self, module: L.LightningModule) -> dict[str, Any]:
         """Every key of the recipe with its value: `model.optimizer.lr`."""
@@ -185,6 +188,10 @@ class _Restoring(_CheckpointConnector):
         for name in ("optimizer_states", "lr_schedulers"):
             expect(type(checkpoint.get(name)) is list, name, _short(checkpoint.get(name)), "a list")
         self._check_finite("optimizer_states")
+        self._check_moments()
+        if RECIPE in checkpoint:
+            found = checkpoint.get(CONTENT)
+            expect(isinstance(found, Mapping), CONTENT, _short(found), "digests of the data")
         _check_like(checkpoint.get("loops"), {"fit_loop": trainer.fit_loop.state_dict()}, "loops")
         expect(type(checkpoint.get("callbacks")) is dict, "callbacks", _short(checkpoint.get("callbacks")), "dict")
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -192,12 +199,21 @@ class _Restoring(_CheckpointConnector):
             if keeps and RECIPE in checkpoint and type(callback).__module__.startswith(__package__):
                 found = sorted(checkpoint["callbacks"])
                 expect(callback.state_key in checkpoint["callbacks"], "callbacks", found, callback.state_key)
+                kept = checkpoint["callbacks"][callback.state_key]
+                expect(isinstance(kept, dict) and bool(kept), callback.state_key, _short(kept), "what it had kept")
 
     def _check_finite(self, part: str) -> None:
         """On the first process alone: the others read their own part of a large file."""
         if self.trainer.is_global_zero:
             for name, value in _tensors(self._loaded_checkpoint[part], part):
                 expect(bool(value.isfinite().all()), name, "NaN or infinity", "finite numbers")
+
+    def _check_moments(self) -> None:
+        """What an optimizer had accumulated would begin anew without a word. On the first process, as above."""
+        if self.trainer.is_global_zero:
+            found = len([*_tensors(self._loaded_checkpoint["optimizer_states"], "")])
+            written = self._loaded_checkpoint.get(MOMENTS, found)
+            expect(found == written, "optimizer_states", f"{found} tensors", f"the {_short(written)} that were written")
 
     @contextmanager
     def _told(self, path: Any) -> Iterator[None]:

@@ -1,12 +1,14 @@
 """The loader over an iteration's rollout: epochs of minibatches in a seeded order, resumable in the middle."""
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.documents import Count, Positive, typed
 from gpt_modules.training.rl.shaping import Rollout
 
 
@@ -44,6 +46,14 @@ class Parts(NamedTuple):
     epochs: int
     minibatches: int
     accumulate: int
+
+
+class Place(NamedTuple):
+    """What a checkpoint says of the loader, see `ExperienceLoader.state`."""
+
+    position: Count
+    parts: tuple[Positive, Positive, Positive]
+    rollout: list[Any] | None
 
 
 class ExperienceLoader:
@@ -102,18 +112,19 @@ class ExperienceLoader:
         """Go on where the iteration was cut off, on any number of processes.
 
         Raises:
-            UserError: it was cut into other parts.
+            UserError: it was cut into other parts, or it is no place in a rollout.
         """
-        if state["rollout"] is None:
+        found = read_place(state)
+        if found.rollout is None:
             return
-        if state["parts"] != list(self.parts):
-            then, now = (" x ".join(map(str, parts)) for parts in (state["parts"], self.parts))
+        if found.parts != self.parts:
+            then, now = (" x ".join(map(str, parts)) for parts in (found.parts, self.parts))
             raise UserError(
                 f"--ckpt_path: found ppo_epochs x minibatches x accumulate_grad_batches = {now}, expected {then} as "
                 "the checkpoint was written inside an iteration; change them from one between iterations"
             )
-        self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in state["rollout"]))
-        self.position, self._resumed = state["position"], True
+        self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in found.rollout))
+        self.position, self._resumed = found.position, True
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the place travels with the module. Lightning would store it here but not load it, as the length of the
@@ -123,3 +134,27 @@ class ExperienceLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Does nothing; see `state_dict`."""
+
+
+def read_place(state: object) -> Place:
+    """What `ExperienceLoader.state` gave.
+
+    Raises:
+        UserError: it did not; with the key.
+    """
+    place: Place = typed(Place, state, "ppo: experience")
+    last = prod(place.parts) - 1 if place.rollout is not None else 0
+    fits = (place.rollout is not None) <= place.position <= last
+    expect(fits, "ppo: experience.position", place.position, f"1 to {last}" if last else "0 where there is no rollout")
+    if place.rollout is not None:
+        _check_rollout(place.rollout)
+    return place
+
+
+def _check_rollout(fields: list[Any]) -> None:
+    shapes = [tuple(field.shape) if isinstance(field, Tensor) else type(field).__name__ for field in fields]
+    fits = len(shapes) == len(Rollout._fields) and all(isinstance(shape, tuple) and shape for shape in shapes)
+    fits = fits and len({shape[0] for shape in shapes}) == 1 and len(set(shapes[2:])) == 1
+    expect(fits, "ppo: experience.rollout", shapes, f"{', '.join(Rollout._fields)} of as many episodes")
+    for name, field in zip(Rollout._fields, fields, strict=True):
+        expect(bool(field.isfinite().all()), f"ppo: experience.rollout.{name}", "NaN or infinity", "finite numbers")

@@ -307,7 +307,34 @@ MUTATIONS = [
     (("optimizer_states", 0, "state", 3, "exp_avg"), torch.full((16,), torch.nan)),
     (("optimizer_states", 0, "param_groups"), []),
     (("lr_schedulers", 0, "last_epoch"), None),
+    (("optimizer_states", 0, "state", 3), GONE),
+    (("optimizer_states", 0, "state"), {}),
     (("SFTDataModule",), None),
+    (("SFTDataModule",), GONE),
+    (("SFTDataModule", "loader"), GONE),
+    (("SFTDataModule", "loader"), None),
+    (("SFTDataModule", "loader", "epoch"), GONE),
+    (("SFTDataModule", "loader", "epoch"), "one"),
+    (("SFTDataModule", "loader", "examples"), GONE),
+    (("SFTDataModule", "loader", "examples"), [1]),
+    (("SFTDataModule", "loader", "size"), None),
+    (("SFTDataModule", "loader", "of"), [1]),
+    (("content",), None),
+    (("content",), GONE),
+    (("callbacks", "ExportBest"), None),
+    (("callbacks", "ExportBest"), {}),
+]
+PPO_MUTATIONS = [
+    (("ppo", "frozen"), -5, "ppo.frozen: found -5, expected a mapping of keys"),
+    (("ppo", "frontier"), [[1]], r"ppo.frontier\[1\]: found 1 values, expected 2"),
+    (("ppo", "frontier"), ["x"], r"ppo.frontier\[1\]: found 'x', expected a list"),
+    (("ppo", "iteration"), GONE, "ppo.iteration: missing, expected a whole number"),
+    (("ppo", "experience"), None, "ppo.experience: found None, expected a mapping of keys"),
+    (("ppo", "experience", "parts"), None, "ppo: experience.parts: found None, expected a list"),
+    (("ppo", "experience", "position"), 99, "ppo: experience.position: found 99, expected 1 to 3"),
+    (("ppo", "experience", "rollout"), None, "ppo: experience.position: found 1, expected 0 where there is no rollout"),
+    (("ppo", "experience", "rollout", 3), [], "ppo: experience.rollout: found "),
+    (("ppo", "experience", "rollout", 4), torch.zeros(2, 2), "ppo: experience.rollout: found "),
 ]
 
 
@@ -332,4 +359,16 @@ def test_a_checkpoint_with_a_part_of_another_form_is_one_line(run, cut_off, tmp_
         with pytest.raises(UserError) as error:
             run("sft", {}, checkpoint=path, max_steps=END + 1, default_root_dir=tmp_path / "two")
         assert len(str(error.value)) < 700, place
+        assert str(path) in str(error.value), place
+
+
+@pytest.mark.slow
+def test_a_part_of_ppo_of_another_form_is_one_line(run, tmp_path):
+    run("ppo", {}, default_root_dir=tmp_path / "one")
+    saved, path = tmp_path / "one" / "checkpoints" / f"step={1:08d}.ckpt", tmp_path / "mutated.ckpt"
+    checkpoint = torch.load(saved, weights_only=True)
+    for place, value, message in PPO_MUTATIONS:
+        VerifiedCheckpointIO().save_checkpoint(mutated(checkpoint, place, value), path)
+        with pytest.raises(UserError, match=message) as error:
+            run("ppo", {}, checkpoint=path, default_root_dir=tmp_path / "two")
         assert str(path) in str(error.value), place
