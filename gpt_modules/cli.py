@@ -75,10 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _discard_output()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in _NO_ROOM or error.filename is not None:
+        if error.errno not in _NO_ROOM:
             raise
         _discard_output()
-        fail(f"standard output: could not be written ({error.strerror}), expected room")
+        # The streams of a command that does more than print lose what they cannot write: it was another file.
+        printed = error.filename is None and (words[:1] == [] or words[0] not in COMMANDS or words[0] in _PRINT_ONLY)
+        name = "standard output" if printed else error.filename or "a file"
+        fail(f"{name}: could not be written ({error.strerror}), expected room")
 
 
 def _open_closed_streams(words: list[str]) -> None:

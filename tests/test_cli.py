@@ -1,5 +1,6 @@
 """The command line: quick to answer, one line for a user's mistake, and what a recipe says is what runs."""
 
+import errno
 import json
 import os
 import signal
@@ -90,6 +91,22 @@ def test_nowhere_to_print_to_is_one_line(shell, line):
     command = f"{sys.executable} -m gpt_modules {shell}"
     ended = subprocess.run(command, shell=True, stderr=subprocess.PIPE, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (2, line)
+
+
+@pytest.mark.parametrize(("words", "name", "line"), [
+    (["prepare"], None, "error: a file: could not be written (No space left on device), expected room\n"),
+    (["prepare"], "out/x", "error: out/x: could not be written (No space left on device), expected room\n"),
+    (["recipes"], None, "error: standard output: could not be written (No space left on device), expected room\n"),
+])  # fmt: skip
+def test_a_full_disk_is_told_by_what_could_not_be_written(monkeypatch, capsys, words, name, line):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device", *([name] if name else []))
+
+    monkeypatch.setattr(cli, "_run", full)
+    monkeypatch.setattr(cli, "_discard_output", lambda: None)
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert capsys.readouterr().err == line
 
 
 def test_no_line_is_longer_than_a_person_reads(capsys):

@@ -59,10 +59,13 @@ def _parser() -> Arguments:
 
 def _shots(text: str) -> list[int]:
     try:
-        return sorted({whole_number(0)(part) for part in text.split(",")})
+        shots = sorted(whole_number(0)(part) for part in text.split(","))
     except argparse.ArgumentTypeError:
         expected = "expected whole numbers parted by commas, such as 0,1,5"
         raise UserError(f"--shots: found {text[:40]!r}, {expected}") from None
+    if len(set(shots)) < len(shots):
+        raise UserError(f"--shots: found {text[:40]!r}, expected each number once")
+    return shots
 
 
 def _tasks(options: argparse.Namespace) -> "list[EvaluationTask]":

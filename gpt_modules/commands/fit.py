@@ -31,7 +31,15 @@ from gpt_modules.commands.parsing.trainer_keys import (
     refused_later,
 )
 from gpt_modules.commands.parsing.vocabulary import allow_only
-from gpt_modules.commands.run_folder import SavedRecipe, begin_anew, keep_inside, lock, told_elsewhere
+from gpt_modules.commands.run_folder import (
+    SavedRecipe,
+    begin_anew,
+    keep_inside,
+    leave_nothing,
+    lock,
+    missing,
+    told_elsewhere,
+)
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
@@ -77,6 +85,7 @@ class TrainerCLI(LightningCLI):
 
     def __init__(self, recipe: Composition, subcommand: str, **options: Any) -> None:
         self.recipe = recipe
+        self._made: list[Path] = []
         every = self.subcommands()  # a parser takes a second to build: one is enough
         self.subcommands = lambda: {subcommand: every[subcommand]}  # type: ignore[method-assign]
         words = [*recipe.asked, *(["--help"] if recipe.help == ["all"] else [])]
@@ -161,6 +170,8 @@ class TrainerCLI(LightningCLI):
             several = subcommand == "fit" and dist.is_available() and dist.is_initialized()
             if several and told_elsewhere(Path(self.trainer.default_root_dir), isinstance(error, UserError)):
                 sys.exit(2)
+            if not several and isinstance(error, UserError):
+                leave_nothing(Path(self.trainer.default_root_dir), self._made)
             raise
 
     def _run(self, subcommand: str) -> None:
@@ -206,6 +217,7 @@ class TrainerCLI(LightningCLI):
         """Resolve `--ckpt_path last`, and refuse to begin anew in a folder that holds a run."""
         root = Path(self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
+            self._made = missing(root)
             self._lock = lock(root)
         self._resolve_last()
         if self.config[self.subcommand].get("ckpt_path") is None and self.trainer.is_global_zero:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt_modules.commands.arguments import Arguments, path_name
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import no_room
+from gpt_modules.storage.durable import replace_durably, room_for
 from gpt_modules.storage.recipes import find_recipe, recipe_names, recipe_text
 
 DESCRIPTION = """Without a name, list the recipes: those of the current folder's recipes/ and those that ship with the
@@ -55,10 +55,8 @@ def _first_sentence(path: Path) -> str:
 
 
 def _copy(content: str, path: Path) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(content)
-    except FileExistsError:
-        raise UserError(f"--copy: {path} exists, expected the name of a new file") from None
-    except OSError as error:
-        raise no_room(path, error) from error
+    with room_for(path):
+        taken = path.is_symlink() or path.exists()
+    if taken:
+        raise UserError(f"--copy: {path} exists, expected the name of a new file")
+    replace_durably(path, content)

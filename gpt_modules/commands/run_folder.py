@@ -3,6 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import no_room, replace_durably, write_durably
+from gpt_modules.storage.durable import check_writable, no_room, replace_durably, write_durably
 from gpt_modules.storage.yaml_files import Place
 
 RECIPE_FILE = "config.yaml"
@@ -116,10 +117,12 @@ def lock(root: Path) -> IO[str]:
         UserError: when another process writes there, or nobody can.
     """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        check_writable(root)  # a full disk still takes names and empty files
         file = (root / ".lock").open("w")
     except OSError as error:
         raise UserError(f"trainer.default_root_dir: {no_room(root, error)}") from error
+    except UserError as error:
+        raise UserError(f"trainer.default_root_dir: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -128,6 +131,20 @@ def lock(root: Path) -> IO[str]:
             f"{root}: another run writes here; wait for it or name another --trainer.default_root_dir"
         ) from error
     return file
+
+
+def missing(root: Path) -> list[Path]:
+    """The folder and those around it that there are not, the innermost first."""
+    return [path for path in (root, *root.parents) if not path.exists()]
+
+
+def leave_nothing(root: Path, made: list[Path]) -> None:
+    """Remove the folder of a run that was refused before it wrote anything, with those that were `made` for it."""
+    with suppress(OSError):  # the first that holds something else
+        if root in made and os.listdir(root) == [".lock"]:  # noqa: PTH208
+            (root / ".lock").unlink()
+            for path in made:
+                path.rmdir()
 
 
 def told_elsewhere(root: Path, mistake: bool) -> bool:

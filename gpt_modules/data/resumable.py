@@ -147,8 +147,7 @@ class ResumableDataModule(L.LightningDataModule):
             UserError: It is none.
         """
         name = f"{type(self).__qualname__}: loader"
-        expect("loader" in state_dict, name, sorted(state_dict), "the place in the data")
-        self._pending = typed(Place, state_dict["loader"], name)._asdict()
+        self._pending = typed(Place, state_dict.get("loader"), name)._asdict() if state_dict else None
         if self._train_loader is not None and self._pending is not None:
             self._train_loader.restore(self._pending)
             self._pending = None

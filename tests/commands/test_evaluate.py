@@ -138,6 +138,7 @@ def test_demonstrations_need_not_be_there_for_zero_shot(world):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--shots", "0,1,0"], "--shots: found '0,1,0', expected each number once"),
         (["--shots", "0,one"], "--shots: found '0,one', expected whole numbers parted by commas"),
         (["--shots", "-1"], "expected"),
         (

@@ -1,5 +1,6 @@
 """`gpt recipes`: the list, one of them, and a copy that takes no file's place."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -77,6 +78,19 @@ def test_a_copy_takes_no_files_place(here):
     assert refusal("sft/tiny", "--copy", "link.yaml").startswith("--copy: link.yaml exists")
     assert (here / "my.yaml").read_text() == "mine"
     assert not (here / "nowhere.yaml").exists()
+
+
+def test_a_copy_that_finds_no_room_leaves_no_file(here, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("gpt_modules.storage.durable.sync", full)
+    assert refusal("sft/tiny", "--copy", "my.yaml").startswith("my.yaml: could not be written (No space left")
+    assert not (here / "my.yaml").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    main(["sft/tiny", "--copy", "my.yaml"])
+    assert (here / "my.yaml").stat().st_size > 0
 
 
 def test_what_is_no_text_is_one_line(here):

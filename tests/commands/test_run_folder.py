@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from gpt_modules.commands.parsing.composition import Composition
-from gpt_modules.commands.run_folder import begin_anew, keep_inside, lock, told_elsewhere
+from gpt_modules.commands.run_folder import begin_anew, keep_inside, leave_nothing, lock, missing, told_elsewhere
 from gpt_modules.errors import UserError
 
 
@@ -29,6 +29,23 @@ def test_a_run_cut_off_before_its_first_checkpoint_is_begun_again_by_its_own_rec
     begin_anew(tmp_path, "a: 1\n")
     assert not (tmp_path / "events.out.tfevents.1").exists()
     begin_anew(tmp_path / "none", "a: 1\n")
+
+
+def test_a_run_that_was_refused_leaves_nothing(tmp_path):
+    root = tmp_path / "runs" / "new" / "one"
+    made = missing(root)
+    assert made == [root, root.parent, root.parent.parent]
+    with lock(root):
+        leave_nothing(root, made)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    with lock(tmp_path / "old"):
+        leave_nothing(tmp_path / "old", missing(tmp_path / "old"))
+    assert (tmp_path / "old" / ".lock").exists(), "the folder was there before"
+    with lock(root):
+        (root / "config.yaml").write_text("")
+        leave_nothing(root, made)
+    assert (root / "config.yaml").exists()
 
 
 def trainer(**arguments):

@@ -15,6 +15,7 @@ Fields inside a field have both names, `{answers.text}`. Without templates, rows
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,9 @@ _GENERATED = ("metrics", "stop", "max_new_tokens", "temperature", "top_k", "beam
 # An empty context is no context, and an empty stop would end every answer before it begins.
 _NEVER_EMPTY = ("name", "source", "split", "demonstrations", "context", "target", "text", "placeholder", "choices",
                 "gold", "labels", "metrics", "stop")  # fmt: skip
+_VARYING = {"choice": ("context",), "cloze": ("text", "context"), "generate": ("context",)}
+FIELD = re.compile(r"\{([^{}]*)\}")
+"""In a template."""
 _KEYS: dict[str, tuple[str, ...]] = {
     "choice": (*_SHOWN, *_GOLD, "context", "scoring", "answer_context"),
     "cloze": (*_SHOWN, "text", "context", "target", "detokenizer"),
@@ -125,6 +129,11 @@ class EvaluationTask:
                             "with more than one beam")  # fmt: skip
         if not 0.0 <= self.length_penalty < math.inf:
             raise UserError(f"length_penalty: found {self.length_penalty}, expected 0 or more")
+        for key in _VARYING.get(self.kind, ()):
+            value = getattr(self, key)
+            if value is not None and not FIELD.search(value):
+                raise UserError(f"{key}: found {shown(value)}, which is the same for every row, expected a template "
+                                "with a {field} of the row")  # fmt: skip
         if isinstance(self.choices, tuple) and len(self.choices) < 2:
             raise UserError(f"choices: found {len(self.choices)}, expected at least 2 or one field that is a list")
 

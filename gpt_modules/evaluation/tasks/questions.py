@@ -4,7 +4,6 @@ found.
 Everything that can be wrong with a row is told when it is read, with file, row and field.
 """
 
-import re
 import string
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -17,10 +16,9 @@ from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_s
 from gpt_modules.data.rows.sources import iter_rows, name_of
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
-from gpt_modules.evaluation.tasks.definitions import EvaluationTask, Texts
+from gpt_modules.evaluation.tasks.definitions import FIELD, EvaluationTask, Texts
 from gpt_modules.evaluation.tasks.detokenizers import DETOKENIZERS
 
-_FIELD = re.compile(r"\{([^{}]*)\}")
 _CONTEXTS, _TARGETS = ("query", "context"), ("continuation", "completion")
 
 
@@ -206,7 +204,7 @@ def _fill_text(template: str, fields: Mapping[str, Any], name: str | None = None
 
 def _fill(template: str, fields: Mapping[str, Any], name: str | None = None) -> str:
     """The template with its fields replaced; braces in a row's own text are text."""
-    return _FIELD.sub(lambda found: _plain(fields, found[1], name or found[1]), template)
+    return FIELD.sub(lambda found: _plain(fields, found[1], name or found[1]), template)
 
 
 def _plain(fields: Mapping[str, Any], field: str, name: str) -> str:
@@ -234,7 +232,7 @@ def _first_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> str:
 
 
 def _only_field(template: str) -> str | None:
-    found = _FIELD.fullmatch(template)
+    found = FIELD.fullmatch(template)
     return found[1] if found else None
 
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from gpt_modules.training.callbacks.writer import survive_full_disk
+from gpt_modules.storage.durable import room_for
+from gpt_modules.training.callbacks.writer import survive_full_disk, tell_full_disk_once
 
 
 class RunLogger(TensorBoardLogger):
@@ -17,8 +19,14 @@ class RunLogger(TensorBoardLogger):
 
     @property
     def experiment(self) -> Any:
-        """Tensorboard's writer, which no full disk makes the end of a run."""
-        writer = super().experiment
+        """Tensorboard's writer, which no full disk makes the end of a run.
+
+        Raises:
+            UserError: there is no room to begin the curves.
+        """
+        tell_full_disk_once()
+        with room_for(Path(self.save_dir)):
+            writer = super().experiment
         return survive_full_disk(writer) if isinstance(writer, SummaryWriter) else writer
 
     _latest: tuple[int | None, Mapping[str, Any]] | None = None

@@ -1,11 +1,13 @@
 """The TensorBoard of a run, for those who write to it."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from tensorboard.summary.writer.event_file_writer import _AsyncWriterThread
 
 
 def tensorboard(trainer: L.Trainer) -> Any | None:
@@ -39,6 +41,23 @@ def survive_full_disk(writer: Any) -> Any:
         for name in ("add_event", "flush", "close"):
             setattr(events, name, _Surviving(getattr(events, name), writer.log_dir, said))
     return writer
+
+
+def tell_full_disk_once() -> None:
+    """TensorBoard's writing thread hands its error to whoever writes next, who tells it: no traceback from the thread,
+    too.
+    """
+    if not isinstance(threading.excepthook, _Hook):
+        threading.excepthook = _Hook(threading.excepthook)
+
+
+class _Hook:
+    def __init__(self, before: Callable[[threading.ExceptHookArgs], Any]) -> None:
+        self.before = before
+
+    def __call__(self, arguments: threading.ExceptHookArgs) -> None:
+        if not (isinstance(arguments.thread, _AsyncWriterThread) and isinstance(arguments.exc_value, OSError)):
+            self.before(arguments)
 
 
 class _Surviving:
