@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt_modules.commands.parsing.complaints import complaint, shown
 from gpt_modules.commands.parsing.composition import Composition, compose
 from gpt_modules.commands.parsing.key_help import key_help
+from gpt_modules.commands.parsing.locating import check_nulls, located
 from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_processes,
@@ -112,6 +113,7 @@ class TrainerCLI(LightningCLI):
             raise complaint(error, self.recipe, self._subcommand_parsers[args[0]]) from error
         keep_whole_numbers(self.config[args[0]], self.recipe)
         check_values(self.config[args[0]].as_dict(), self.recipe)
+        check_nulls(self.config[args[0]].as_dict(), self.recipe)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would let a checkpoint's hyper-parameters override the recipe and the command line, the model's
@@ -199,11 +201,11 @@ class TrainerCLI(LightningCLI):
         """The parser wraps what a constructor raises in pages about unions: bring the user's mistake back out."""
         try:
             super().instantiate_classes()
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__ or cause.__context__
-            raise cause or error from None
+            raise located(cause, self.recipe) if isinstance(cause, UserError) else error from None
 
     def _resolve_last(self) -> None:
         """`--ckpt_path last` is the newest checkpoint of the run's folder that verifies."""

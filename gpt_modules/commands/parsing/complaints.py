@@ -169,7 +169,8 @@ class _Reading:
         if ours is not None:
             names = [kind.__name__ for kind in ours]
             return f"{where}: found {shown(name)}, expected one of {', '.join(names)}{nearest(name, names)}"
-        near = nearest(name, named_classes())
+        kind = named_classes().get(name.rpartition(".")[2])  # one that does not belong here
+        near = nearest(name, named_classes()) if kind is None else f"; {kind.__name__} is a {kind.__mro__[1].__name__}"
         return f"{where}: found {shown(name)}, expected {_cut(in_words(self.kind))}{near}"
 
     def _no_key(self, name: str) -> str:

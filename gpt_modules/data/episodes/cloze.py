@@ -103,7 +103,8 @@ class Cloze(Family):
             words = sorted(word for word, held in index.holding.items() if least <= len(held) <= most)
             if len(words) < self.ways:
                 found = f"{len(words)} words that {least} to {int(most)} of {len(index.sentences)} sentences hold"
-                raise self._refuse(split, found, f"at least {self.ways}")
+                bounds = f"min_count {self.min_count}, max_fraction {self.max_fraction:g}"
+                raise self._refuse(split, found, f"at least {self.ways} ({bounds})")
             self._usable[split, needed] = words
         return self._usable[split, needed]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gpt_modules.data.arguments import expect_parted, expect_whole
 from gpt_modules.data.episodes.families import Episode, Example, Family
+from gpt_modules.data.rows.classes import check_names
 from gpt_modules.data.rows.labelled import (
     Columns,
     LabelledRow,
@@ -128,6 +129,7 @@ class LabelledClasses(Family):
         expect_whole(2, ways=ways)
         expect_parted(LabelledClasses, source, validation, is_built_in(source), validation_fraction)
         check_columns("classification", columns, source, validation)
+        check_names("classification", labels, None)
         self.source, self.validation = source, validation
         self.classes = self.ways = ways
         self.columns, self.labels, self.random_words, self.separator = columns, labels, random_words, separator

@@ -139,7 +139,7 @@ def test_splits_share_no_sentence(nonsense):
 def test_a_validation_source_gives_what_training_has_not(nonsense, tmp_path):
     (tmp_path / "twin.txt").write_text(f"{Path(nonsense).read_text()}\n\n")  # the same sentences in another file
     twin = str(tmp_path / "twin.txt")
-    with pytest.raises(UserError, match=r"found 0 words that 10 to 0 of 0 sentences hold for validation"):
+    with pytest.raises(UserError, match=r"found 0 words that 10 to 0 of 0 sentences hold for validation, expected"):
         Cloze(nonsense, twin).episode(np.random.default_rng(0), "validation", 2, 2)
 
 
@@ -194,7 +194,7 @@ def test_other_columns(write):
     [
         ({"ways": 1}, "ways: found 1, expected at least 2"),
         ({"max_words": 3}, "max_words: found 3, expected at least 4"),
-        ({}, "text.txt: found 0 words that 10 to 0 of 3 sentences hold for train, expected at least 2"),
+        ({}, "text.txt: found 0 words that 10 to 0 of 3 sentences hold for train, expected at least 2 (min_count 1"),
         ({"min_count": 5, "max_fraction": 1.0}, "found 0 words that 5 to 3 of 3 sentences hold for train, expected at"),
     ],
 )

@@ -43,7 +43,7 @@ FAULTS = {
     "kind: generate\nsource: a\nstop: [\"\\n\", '']": "stop: found empty text among .*, expected something",
     "kind: generate\nsource: a\ntarget: ''": "target: found nothing, expected something",
     "kind: generate\nsource: a\ncontext: ''": "context: found nothing, expected something",
-    "kind: generate\nsource: a\ncontext: question": "context: found 'question', which is the same for every row, expected",
+    "kind: generate\nsource: a\ncontext: question": "context: found 'question', which is the same for every row",
     "kind: choice\nsource: a\ncontext: 'Q:'": "context: found 'Q:', which is the same for every row, expected",
     "kind: cloze\nsource: a\ntext: text": "text: found 'text', which is the same for every row, expected",
     "kind: generate\nsource: a\ntemperature: -1": "temperature: found -1.0 with 1 beams, expected 0 or more",
