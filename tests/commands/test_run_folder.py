@@ -113,5 +113,5 @@ def test_one_process_holds_the_folder_and_a_file_is_none(tmp_path):
         lock(tmp_path / "run")
     held.close()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"trainer.default_root_dir: .*could not be written"):
+    with pytest.raises(UserError, match=r"trainer.default_root_dir: .*file: found a file, expected a folder"):
         lock(tmp_path / "file")
