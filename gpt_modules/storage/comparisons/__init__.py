@@ -1,6 +1,7 @@
 """Comparisons: prompts, answers and votes in one SQLite file."""
 
 from gpt_modules.storage.comparisons.database import is_store
+from gpt_modules.storage.comparisons.desk import Desk, OwnVote, Standing, Wanted
 from gpt_modules.storage.comparisons.records import SCORES, Answer, Judgement, LabelerKind, Ranking, Source, Task, Vote
 from gpt_modules.storage.comparisons.store import ComparisonStore, votes_digest
 
@@ -8,12 +9,16 @@ __all__ = [
     "SCORES",
     "Answer",
     "ComparisonStore",
+    "Desk",
     "Judgement",
     "LabelerKind",
+    "OwnVote",
     "Ranking",
     "Source",
+    "Standing",
     "Task",
     "Vote",
+    "Wanted",
     "is_store",
     "votes_digest",
 ]

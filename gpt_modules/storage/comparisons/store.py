@@ -4,9 +4,9 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons.database import connect, create, transaction
@@ -29,6 +29,8 @@ FROM answers a JOIN sources s ON s.id = a.source WHERE a.task = ? ORDER BY a.id
 _TASK = "SELECT t.id, t.round, p.text FROM tasks t JOIN prompts p ON p.id = t.prompt"
 _COUNTING = "SELECT id, task, labeler FROM votes WHERE superseded IS NULL"
 
+StoreT = TypeVar("StoreT", bound="ComparisonStore")
+
 
 class ComparisonStore:
     """An open store. Each method that writes is one transaction; a store may be open in several processes.
@@ -41,12 +43,12 @@ class ComparisonStore:
         self.path, self._connection = path, connection
 
     @classmethod
-    def create(cls, path: Path) -> "ComparisonStore":
+    def create(cls: type[StoreT], path: Path) -> StoreT:
         """A new store, or the one that is there."""
         return cls(path, create(path))
 
     @classmethod
-    def open(cls, path: Path, writing: bool = True) -> "ComparisonStore":
+    def open(cls: type[StoreT], path: Path, writing: bool = True) -> StoreT:
         """The store that is there."""
         return cls(path, connect(path, writing))
 
@@ -54,7 +56,7 @@ class ComparisonStore:
         """At the end; nothing is lost without it."""
         self._connection.close()
 
-    def __enter__(self) -> "ComparisonStore":
+    def __enter__(self: StoreT) -> StoreT:
         return self
 
     def __exit__(self, *details: object) -> None:
@@ -163,31 +165,20 @@ class ComparisonStore:
             raise UserError(f"{self.path}: labeler {name[:60]!r}: found one that ranks by something else under this "
                             "name, expected another name")  # fmt: skip
 
-    def claim(self, labeler: str, seconds: float, wanted: int = 1) -> Task | None:
-        """A task for this labeler alone, for some seconds: the one that it holds, else the first that has fewer than
-        `wanted` votes and claims of others and none of its own. None: there is nothing left for it.
-        """
-        now = time.time()
-        with transaction(self.path, self._connection):
-            self._run("DELETE FROM claims WHERE expires <= ?", now)
-            found = self._one("SELECT task FROM claims WHERE labeler = ?", labeler) or self._one(_OPEN, labeler, wanted)
-            if found is None:
-                return None
-            words = "INSERT OR REPLACE INTO claims VALUES (?, ?, ?)"
-            self._run(words, found[0], labeler, now + seconds)
-        return self.task(found[0])
-
     def vote(self, vote: Vote) -> None:
         """Keep a vote. It takes the place of the labeler's earlier one for the task, which stays in the file; the same
         key again changes nothing.
 
         Raises:
-            UserError: it does not judge every answer of the task once, or a rank, score or flag is out of bounds.
+            UserError: it does not judge every answer of the task once, or a rank, score or flag is out of bounds; or
+                the key is of another vote.
         """
         self._check(vote)
         now = time.time()
         with transaction(self.path, self._connection):
-            if self._one("SELECT 1 FROM votes WHERE key = ?", vote.key):
+            if (known := self._one("SELECT id, task, labeler, note FROM votes WHERE key = ?", vote.key)) is not None:
+                if (*known[1:], self._judgements(known[0])) != (vote.task, vote.labeler, vote.note, vote.judgements):
+                    raise UserError(f"{self.path}: key: found {vote.key[:40]!r} on another vote, expected a new one")
                 return
             self._supersede(vote.task, vote.labeler, now)
             words = "INSERT INTO votes (key, task, labeler, made, seconds, note) VALUES (?, ?, ?, ?, ?, ?)"
@@ -245,11 +236,8 @@ class ComparisonStore:
         tasks: dict[int, Task] = {task.id: task for task in self.tasks(number)}
         for id, task_id, labeler in votes:
             judged = self._judgements(id)
-            if (task := tasks.get(task_id)) is None or not judged:
-                continue
-            of = [judged[answer.id] for answer in task.answers]
-            ranks, scores, flags = zip(*((j.rank, j.score, j.flags) for j in of), strict=True)
-            yield Ranking(task.id, task.round, task.prompt, labeler, task.answers, ranks, scores, flags)
+            if (task := tasks.get(task_id)) is not None and judged:
+                yield ranking_of(task, labeler, judged)
 
     def _run(self, words: str, *values: object) -> sqlite3.Cursor:
         return self._connection.execute(words, values)
@@ -262,14 +250,13 @@ class ComparisonStore:
 _NEW_TASK = """
 INSERT INTO tasks (round, prompt, content) SELECT ?1, id, ?2 FROM prompts WHERE text = ?3 ON CONFLICT DO NOTHING
 """
-_OPEN = """
-SELECT id FROM tasks WHERE
-    NOT EXISTS (SELECT 1 FROM votes v WHERE v.task = tasks.id AND v.labeler = ?1 AND v.superseded IS NULL)
-    AND (SELECT count(*) FROM votes v WHERE v.task = tasks.id AND v.superseded IS NULL
-         AND EXISTS (SELECT 1 FROM judgements j WHERE j.vote = v.id))
-      + (SELECT count(*) FROM claims c WHERE c.task = tasks.id AND c.labeler <> ?1) < ?2
-ORDER BY id LIMIT 1
-"""
+
+
+def ranking_of(task: Task, labeler: str, judged: Mapping[int, Judgement]) -> Ranking:
+    """A vote that is no skip, parallel to the answers of its task."""
+    of = [judged[answer.id] for answer in task.answers]
+    ranks, scores, flags = zip(*((j.rank, j.score, j.flags) for j in of), strict=True)
+    return Ranking(task.id, task.round, task.prompt, labeler, task.answers, ranks, scores, flags)
 
 
 def content_of(prompt: str, answers: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from gpt_modules.commands.provenance import content_digest
 from gpt_modules.data.rows.sources import fingerprint, load_rows, load_splits
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Desk, Judgement, Source, Vote
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_both_labelers_of_a_prompt_are_on_one_side(path: Path) -> None:
 )
 def test_a_new_vote_is_new_content_and_a_claim_is_not(path: Path, digest) -> None:
     before = digest(path)
-    with ComparisonStore.open(path) as store:
+    with Desk.open(path) as store:
         store.add_task(1, "not ranked yet", [Answer("a", Source("m")), Answer("b", Source("m"))])
         assert store.claim("ben", 60) is not None
         assert digest(path) == before

@@ -1,4 +1,4 @@
-"""Votes: kept once, superseded and never deleted, claimed by one labeler at a time."""
+"""Votes: kept once, superseded and never deleted."""
 
 import os
 import signal
@@ -6,13 +6,12 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote, votes_digest
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Desk, Judgement, Source, Vote, votes_digest
 
 MODEL = Source("runs/sft/export", "a" * 64, '{"temperature": 1.0}')
 
@@ -62,64 +61,22 @@ def test_a_later_vote_counts_and_the_earlier_one_stays(tmp_path: Path) -> None:
     assert rows == [(0,), (1,)]
 
 
-def test_a_withdrawn_vote_frees_its_task(tmp_path: Path) -> None:
-    store = filled(tmp_path / "c.db", tasks=1)
-    store.vote(ranked(store, 1, "ann", [1, 2, 3]))
-    assert store.claim("ann", 60) is None
-    store.withdraw(1, "ann")
-    assert list(store.rankings()) == []
-    assert store.claim("ann", 60) == store.task(1)
-
-
-def test_a_skip_is_no_ranking_and_leaves_the_task_to_others(tmp_path: Path) -> None:
-    store = filled(tmp_path / "c.db", tasks=1)
-    store.vote(Vote(1, "ann", {}, "skip"))
-    assert list(store.rankings()) == []
-    assert store.claim("ann", 60) is None
-    assert store.claim("ben", 60) == store.task(1)
-
-
-def test_a_claim_is_held_and_runs_out(tmp_path: Path) -> None:
+def test_a_withdrawn_vote_and_a_skip_are_no_rankings(tmp_path: Path) -> None:
     store = filled(tmp_path / "c.db", tasks=2)
-    first = store.claim("ann", 60)
-    assert first is not None
-    assert store.claim("ann", 60) == first  # a page that is loaded again
-    second = store.claim("ben", -1)  # has run out at once
-    assert second is not None
-    assert second != first
-    store.vote(ranked(store, first.id, "ann", [1, 2, 3]))
-    assert store.claim("ann", 60) == second
-
-
-def test_a_share_of_two_goes_to_two_people(tmp_path: Path) -> None:
-    store = filled(tmp_path / "c.db", tasks=1)
-    store.add_labeler("cleo", "person")
     store.vote(ranked(store, 1, "ann", [1, 2, 3]))
-    assert store.claim("ben", 60, wanted=1) is None
-    assert store.claim("ben", 60, wanted=2) == store.task(1)
-    assert store.claim("cleo", 60, wanted=2) is None
+    store.withdraw(1, "ann")
+    store.vote(Vote(2, "ann", {}, "skip"))
+    assert list(store.rankings()) == []
 
 
-def test_eight_labelers_at_once_vote_on_each_task_twice(tmp_path: Path) -> None:
-    store = filled(tmp_path / "c.db", tasks=40, answers=2)
-    names = [f"labeler {i}" for i in range(8)]
-    for name in names:
-        store.add_labeler(name, "person")
-    store.close()
-
-    def work(name: str) -> int:
-        done = 0
-        with ComparisonStore.open(tmp_path / "c.db") as own:
-            while (task := own.claim(name, 600, wanted=2)) is not None:
-                own.vote(ranked(own, task.id, name, [1, 2]))
-                done += 1
-        return done
-
-    with ThreadPoolExecutor(8) as pool:
-        assert sum(pool.map(work, names)) == 80
-    with ComparisonStore.open(tmp_path / "c.db", writing=False) as reader:
-        tasks = [found.task for found in reader.rankings()]
-    assert sorted(tasks) == [i for i in range(1, 41) for _ in range(2)]
+def test_a_key_is_of_one_vote(tmp_path: Path) -> None:
+    store = filled(tmp_path / "c.db")
+    store.vote(ranked(store, 1, "ann", [1, 2, 3], "k"))
+    others = [(1, "ann", [2, 1, 3]), (1, "ben", [1, 2, 3]), (2, "ann", [1, 2, 3])]
+    for other in others:
+        with pytest.raises(UserError, match=r"c.db: key: found 'k' on another vote, expected a new one"):
+            store.vote(ranked(store, *other, "k"))
+    assert [(found.task, found.labeler, found.ranks) for found in store.rankings()] == [(1, "ann", (1, 2, 3))]
 
 
 def test_confirmed_votes_outlive_a_kill(tmp_path: Path) -> None:
@@ -186,7 +143,8 @@ def test_the_digest_is_of_the_votes_that_count(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     store = filled(path)
     empty = votes_digest(path)
-    store.claim("ben", 60)
+    with Desk.open(path) as desk:
+        desk.claim("ben", 60)
     store.add_task(1, "another", [Answer("a", MODEL), Answer("b", MODEL)])
     assert votes_digest(path) == empty
     store.vote(ranked(store, 1, "ann", [1, 2, 3]))
