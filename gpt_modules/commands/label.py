@@ -14,42 +14,64 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, whole_number
+from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
 from gpt_modules.commands.progress import Meter
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import ComparisonStore
+from gpt_modules.storage.comparisons import ComparisonStore, Desk, Wanted
 from gpt_modules.storage.durable import replace_durably
 
 if TYPE_CHECKING:
     from gpt_modules.feedback.agreement import Agreement, Statistics
     from gpt_modules.feedback.labelers import Scorer
 
-DESCRIPTION = """Votes into a store of comparisons and out of it. By models or functions (--by), from a file (--import),
-into a file (--export); or what the votes say of their labelers (--statistics). A labeler has one vote on a task."""
+DESCRIPTION = """Votes into a store of comparisons and out of it. By people, on a page that is served until Ctrl-C; by
+models or functions (--by), from a file (--import), into a file (--export); or what the votes say of their labelers
+(--statistics). A labeler has one vote on a task."""
 WAYS = ("by", "import", "export", "statistics")
+READ = {
+    "page": ("round", "port", "host", "labelers", "overlap", "flags"),
+    "by": ("name", "temperature", "margin", "seed", "round", "device"),
+    "import": ("name",),
+    "export": ("round",),
+    "statistics": ("round",),
+}
+PORT = 7861
+LONGEST_NAME = 60  # characters
 AT_ONCE = 64  # tasks that are scored together and then kept
 _WEIGHTED = re.compile(r"(.+)\*([-+0-9.eE]+)")
 
 
 def main(words: list[str]) -> None:
-    """`gpt label FILE --by SCORES...`, and its other ways.
+    """`gpt label FILE`, which serves the page, and its other ways.
 
     Raises:
         UserError: For a mistake in an argument, a labeler, a file or the store.
     """
     options = _parser().parse_args(words)
     given = [way for way in WAYS if getattr(options, way) is not None]
-    if len(given) != 1:
-        found = " and ".join(f"--{way}" for way in given) or "none of them"
-        raise UserError(f"gpt label: found {found}, expected one of {', '.join(f'--{way}' for way in WAYS)}")
-    _refuse_idle(options, given[0])
-    with ComparisonStore.open(options.store, writing=given[0] in ("by", "import")) as store:
-        {"by": _by, "import": _import, "export": _export, "statistics": _statistics}[given[0]](store, options)
+    if len(given) > 1:
+        found = " and ".join(f"--{way}" for way in given)
+        raise UserError(f"gpt label: found {found}, expected one of {', '.join(f'--{way}' for way in WAYS)}, or none")
+    way = given[0] if given else "page"
+    _refuse_idle(options, way)
+    ways = {"page": _page, "by": _by, "import": _import, "export": _export, "statistics": _statistics}
+    with Desk.open(options.store, writing=way in ("page", "by", "import")) as store:
+        ways[way](store, options)
 
 
 def _parser() -> Arguments:
     parser = Arguments(prog="gpt label", description=DESCRIPTION)
     parser.add_argument("store", type=path_name, metavar="FILE", help="a store that gpt compare made")
+    parser.add_argument("--port", type=whole_number(0), default=PORT,
+                        help=f"of the page (default {PORT}; 0: any that is free)")  # fmt: skip
+    parser.add_argument("--host", default="127.0.0.1", help="where the page is served (default 127.0.0.1: to this "
+                        "machine alone); to others with --labelers only")  # fmt: skip
+    parser.add_argument("--labelers", nargs="+", type=utf8_text, metavar="NAME",
+                        help="who ranks: each gets a link of their own, and nobody else gets anything")  # fmt: skip
+    parser.add_argument("--overlap", type=number(lambda value: 0 <= value <= 1, "a number from 0 to 1"), default=0.0,
+                        help="the share of tasks that two people rank, for their agreement (default 0)")  # fmt: skip
+    parser.add_argument("--flags", nargs="*", type=utf8_text, metavar="FLAG",
+                        help="of the labelling form, from now on (at first: InstructGPT's)")  # fmt: skip
     parser.add_argument("--by", nargs="+", metavar="SCORES",
                         help="reward-model folders or functions package.module:name of (prompts, answers) -> scores; "
                         "several, and SCORES*WEIGHT, are summed: one labeler")  # fmt: skip
@@ -71,17 +93,62 @@ def _parser() -> Arguments:
 
 def _refuse_idle(options: Namespace, way: str) -> None:
     """Options that the way does not read."""
-    read = {"by": ("name", "temperature", "margin", "seed", "round", "device"), "import": ("name",),
-            "export": ("round",), "statistics": ("round",)}[way]  # fmt: skip
+    read = READ[way]
     plain = _parser().parse_args([str(options.store)])
-    for name in ("name", "temperature", "margin", "seed", "round", "device"):
+    for name in dict.fromkeys(name for names in READ.values() for name in names):
         if name not in read and getattr(options, name) != getattr(plain, name):
-            raise UserError(f"--{name}: found {getattr(options, name)} with --{way}, which does not read it")
+            found = getattr(options, name)
+            said = " ".join(found) if isinstance(found, list) else found
+            where = "on the page" if way == "page" else f"with --{way}"
+            raise UserError(f"--{name}: found {said} {where}, which does not read it")
     if way == "by" and not options.temperature and options.seed:
         raise UserError(f"--seed: found {options.seed} without noise, expected a --temperature above 0")
 
 
 # --- ways ---
+
+
+def _page(store: Desk, options: Namespace) -> None:
+    wanted = Wanted(1, options.overlap, options.round)
+    if not any(True for _ in store.tasks(options.round)):
+        where = "" if options.round is None else f" in round {options.round}"
+        raise UserError(f"{store.path}: found no task{where}, expected some (gpt compare samples them)")
+    try:
+        from gpt_modules.feedback.page.links import address_of, is_private, listen, tokens_of
+        from gpt_modules.feedback.page.server import make_app, serve
+    except ImportError as error:
+        if not (error.name or "").startswith(("starlette", "uvicorn", "anyio")):
+            raise
+        raise UserError(
+            f"gpt label: the package {error.name} is not installed; pip install 'gpt-modules[feedback]'"
+        ) from error
+    _check_names("--labelers", options.labelers or [], LONGEST_NAME)
+    _check_names("--flags", options.flags or [], LONGEST_NAME)
+    listener = listen(options.host, options.port)
+    if not is_private(listener) and options.labelers is None:
+        listener.close()
+        raise UserError(
+            f"--host: found {options.host}, which others can reach, expected --labelers NAME...: a link for each"
+        )
+    for name in options.labelers or []:
+        store.add_labeler(name, "person")
+    if options.flags is not None:
+        store.set_form(options.flags)
+    address, tokens = address_of(listener), None
+    if options.labelers is None:
+        _say(f"{store.path}: rank the answers at {address} (Ctrl-C ends it)")
+    else:
+        tokens = tokens_of(store.secret(), options.labelers)
+        for name, token in tokens.items():
+            _say(f"{store.path}: {name} ranks at {address}{token}/")
+    serve(make_app(store.path, wanted, tokens), listener)
+
+
+def _check_names(option: str, names: Sequence[str], longest: int) -> None:
+    for name in names:
+        fits = 0 < len(name) <= longest and name.isprintable() and name == name.strip() and names.count(name) == 1
+        if not fits:
+            raise UserError(f"{option}: found {name[:70]!r}, expected different names of up to {longest} characters")
 
 
 def _by(store: ComparisonStore, options: Namespace) -> None:

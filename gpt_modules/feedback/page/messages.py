@@ -1,0 +1,100 @@
+"""What the page sends, read by type and bounded in size."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from starlette.requests import Request
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import SCORES
+from gpt_modules.storage.documents import Positive, Rule, typed
+from gpt_modules.storage.strict_json import Refused, StrictDecoder
+
+LARGEST_BODY = 100_000  # bytes: a note, and a judgement of each of many answers
+LONGEST_NOTE = 10_000
+LONGEST_NAME = 60
+
+Name = Annotated[
+    str,
+    Rule(
+        lambda name: 0 < len(name) <= LONGEST_NAME and name == name.strip() and name.isprintable(),
+        f"a name of 1 to {LONGEST_NAME} printable characters",
+    ),
+]
+Key = Annotated[str, Rule(re.compile("[0-9a-f]{32}").fullmatch, "32 hexadecimal digits")]
+Seconds = Annotated[float, Rule(lambda value: 0 <= value <= 1e6, "a number from 0 to a million")]
+Note = Annotated[str, Rule(lambda note: len(note) <= LONGEST_NOTE, f"at most {LONGEST_NOTE} characters")]
+Score = Annotated[int, Rule(lambda score: score in SCORES, f"{SCORES[0]} to {SCORES[-1]}")]
+MessageT = TypeVar("MessageT", bound="Message")
+
+
+class TooLarge(UserError):
+    """A body beyond `LARGEST_BODY`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """Any request. labeler: who asks; left out where the link says so."""
+
+    labeler: Name | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTask(Message):
+    """A request about a task."""
+
+    task: Positive
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Of one answer; see `storage.comparisons.Judgement`."""
+
+    rank: Positive
+    score: Score | None = None
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Voting(OfTask):
+    """A vote.
+
+    Args:
+        key: made by the page when the task is shown, so that a vote sent twice is one.
+        judgements: parallel to the answers as the labeler sees them; empty: skipped.
+    """
+
+    key: Key
+    judgements: list[Judged]
+    seconds: Seconds
+    note: Note = ""
+
+
+async def read_message(request: Request, kind: type[MessageT]) -> MessageT:
+    """The body of a request.
+
+    Raises:
+        TooLarge: it is beyond `LARGEST_BODY`.
+        UserError: it is no JSON, or not of this kind.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise UserError(f"content-type: found {request.headers.get('content-type', '')[:40]!r}, expected JSON")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_BODY:
+            raise TooLarge(f"body: found more than {LARGEST_BODY} bytes, expected fewer")
+    return typed(kind, _json(bytes(body)))  # type: ignore[no-any-return]
+
+
+def _json(body: bytes) -> object:
+    try:
+        text = body.decode().strip()
+        value, end = StrictDecoder().decode(text)
+        if end < len(text):
+            raise Refused("more than one value")
+    except (UnicodeDecodeError, json.JSONDecodeError, Refused) as error:
+        raise UserError(f"body: found no JSON ({str(error)[:80]}), expected an object") from error
+    return value

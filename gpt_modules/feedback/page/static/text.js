@@ -1,0 +1,60 @@
+// What models and people wrote, as text and nothing else: no markup, no links, no character that hides or turns others.
+
+const HIDDEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]+/gu;
+const LONG = 1200; // characters that a folded text shows
+const LINES = 16;
+
+export function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+// Control characters stand as their code points.
+function fill(element, text) {
+  const parts = [];
+  let end = 0;
+  for (const found of text.matchAll(HIDDEN)) {
+    const codes = [...found[0]].map((c) => `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
+    parts.push(text.slice(end, found.index), make("span", { className: "hidden-character" }, codes.join(" ")));
+    end = found.index + found[0].length;
+  }
+  element.replaceChildren(...parts, text.slice(end));
+}
+
+function cut(text) {
+  const lines = text.split("\n", LINES + 1);
+  let end = lines.length > LINES ? lines.slice(0, LINES).join("\n").length : text.length;
+  if (end > LONG) end = LONG;
+  return /[\ud800-\udbff]/.test(text[end - 1] ?? "") ? end - 1 : end;
+}
+
+// A text with a button where it is long. `what` names it for those who do not see it.
+export function textBlock(text, what) {
+  const whole = text.replaceAll("\r\n", "\n");
+  const body = make("div", { className: "text", dir: "auto" });
+  const block = make("div", { className: "block" }, body);
+  const short = cut(whole);
+  if (whole.length - short < 200) {
+    fill(body, whole);
+    return block;
+  }
+  const size = whole.length.toLocaleString("en");
+  const button = make("button", { type: "button", className: "quiet fold" });
+  const show = (open) => {
+    fill(body, open ? whole : whole.slice(0, short));
+    body.classList.toggle("folded", !open);
+    button.textContent = open ? "Show less" : `Show all ${size} characters`;
+    button.setAttribute("aria-expanded", String(open));
+    button.setAttribute("aria-label", `${button.textContent} of ${what}`);
+  };
+  button.addEventListener("click", () => show(button.getAttribute("aria-expanded") !== "true"));
+  show(false);
+  block.append(button);
+  return block;
+}

@@ -1,0 +1,438 @@
+"""The labelling page in real browsers, and its server under kills and crowds. Not part of make test.
+
+    python tests/benchmarks/labelling_page.py browsers    # keys only and mouse only, 20 tasks each: the votes in the file
+    python tests/benchmarks/labelling_page.py kills       # SIGKILL 20 times while four labelers vote
+    python tests/benchmarks/labelling_page.py crowd       # 8 labelers, 200 tasks
+    python tests/benchmarks/labelling_page.py pictures --output FOLDER
+
+Needs `pip install playwright` and a Chromium (Debian's package, or another by --chromium); `kills` and `crowd` need
+neither. Every step checks itself and fails with an assertion; what it prints are counts.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt_modules.storage.comparisons import Answer, Desk, Ranking, Source
+
+OPENINGS = ("The film", "This story", "A quiet drama", "The whole cast", "Every scene", "The script")
+MIDDLES = ("moves with grace through its second act", "never quite decides what it wants to be",
+           "has more warmth than its trailer lets on", "is carried by two fine performances",
+           "forgets its own jokes halfway through", "earns the tears it asks for")  # fmt: skip
+ENDS = (".", ", and that is enough.", ", which is a pity.", " -- a small miracle.", ".\n\nI would see it again.", "!")
+FLAGS = ("fails to follow", "harmful")
+
+
+class Plan(NamedTuple):
+    """What a scripted labeler will say of a task: by the text of each answer."""
+
+    scores: dict[str, int]
+    ranks: dict[str, int]
+    flags: dict[str, frozenset[str]]
+    note: str
+
+
+def make_store(path: Path, tasks: int, k: Callable[[int], int] = lambda i: 4 + i % 3) -> None:
+    """Tasks with invented answers."""
+    draw = random.Random(1)
+    with Desk.create(path) as store:
+        number = store.round_of("benchmark")
+        for i in range(tasks):
+            texts: dict[str, None] = {}
+            while len(texts) < k(i):
+                texts[" ".join([draw.choice(OPENINGS), draw.choice(MIDDLES)]) + draw.choice(ENDS)] = None
+            answers = [Answer(text, Source(f"model {j % 2}")) for j, text in enumerate(texts)]
+            store.add_task(number, f"Write one sentence about film number {i + 1} that somebody might post.", answers)
+
+
+def plan_of(labeler: str, prompt: str, texts: Sequence[str], noted: bool) -> Plan:
+    """A function of its arguments: any scores, and a ranking with ties that need not follow them."""
+    draw = random.Random(f"{labeler} {prompt}")
+    order = sorted(texts)
+    draw.shuffle(order)
+    groups: list[list[str]] = []
+    for text in order:
+        if groups and draw.random() < 0.3:
+            groups[-1].append(text)
+        else:
+            groups.append([text])
+    ranks: dict[str, int] = {}
+    for group in groups:
+        ranks |= dict.fromkeys(group, len(ranks) + 1)
+    flags = {text: frozenset(flag for flag in FLAGS if draw.random() < 0.15) for text in order}
+    note = f"a note on {len(order)} answers" if noted and draw.random() < 0.3 else ""
+    return Plan({text: draw.randint(1, 7) for text in order}, ranks, flags, note)
+
+
+# --- the server ---
+
+
+@contextmanager
+def served(path: Path, *words: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """(process, address) of `gpt label`."""
+    command = [sys.executable, "-m", "gpt_modules", "label", str(path), "--port", str(port), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            yield process, next(word for word in line.split() if word.startswith("http://"))
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+class Client:
+    """A labeler without a browser; it asks again until it is answered, as the page does."""
+
+    def __init__(self, port: int, labeler: str) -> None:
+        self.port, self.labeler = port, labeler
+
+    def ask(self, action: str, **body: Any) -> dict[str, Any]:
+        """What the server says."""
+        while True:
+            try:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+                headers = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
+                connection.request("POST", f"/api/{action}", json.dumps({**body, "labeler": self.labeler}), headers)
+                answer = connection.getresponse()
+                said = json.loads(answer.read())
+                connection.close()
+            except (OSError, http.client.HTTPException, json.JSONDecodeError):
+                time.sleep(0.05)
+                continue
+            assert answer.status == 200, said
+            return said  # type: ignore[no-any-return]
+
+    def work(self, most: int | None = None) -> list[tuple[int, str]]:
+        """(task, key) of each vote that the server said it has kept."""
+        self.ask("hello")
+        kept: list[tuple[int, str]] = []
+        while most is None or len(kept) < most:
+            task = self.ask("task")["task"]
+            if task is None:
+                break
+            judgements = [{"rank": i + 1, "score": 7 - i} for i in range(len(task["answers"]))]
+            key = uuid.uuid4().hex
+            vote = {"task": task["task"], "key": key, "judgements": judgements, "seconds": 1}
+            assert self.ask("vote", **vote) == {"kept": True}
+            kept.append((task["task"], key))
+        return kept
+
+
+def kills(path: Path) -> None:
+    """Four labelers vote while the server is killed 20 times."""
+    make_store(path, 2000, k=lambda i: 4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    stop = False
+
+    def keep_alive() -> int:
+        killed = 0
+        while not stop:
+            with served(path, port=port) as (process, _):
+                if killed == 20:
+                    while not stop:
+                        time.sleep(0.1)
+                    break
+                time.sleep(random.Random(killed).uniform(0.2, 1.0))
+                process.kill()
+                process.wait()
+                killed += 1
+        return killed
+
+    with ThreadPoolExecutor(5) as pool:
+        server = pool.submit(keep_alive)
+        kept = [vote for votes in pool.map(lambda name: Client(port, name).work(200), "abcd") for vote in votes]
+        stop = True
+        killed = server.result()
+    with Desk.open(path, writing=False) as store:
+        found = [(ranking.task, ranking.labeler) for ranking in store.rankings()]
+        lost = [task for task, _ in kept if task not in {of for of, _ in found}]
+    assert not lost, lost
+    assert len(found) == len({task for task, _ in found}) == len(kept) == 800
+    print(f"killed {killed} times; {len(kept)} votes confirmed, {len(found)} in the file, each of its own task")
+
+
+def crowd(path: Path) -> None:
+    """Eight labelers finish 200 tasks, a fifth of them twice."""
+    make_store(path, 200)
+    with served(path, "--overlap", "0.2") as (_, address):
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with ThreadPoolExecutor(8) as pool:
+            kept = [
+                vote for votes in pool.map(lambda i: Client(port, f"labeler {i}").work(), range(8)) for vote in votes
+            ]
+    with Desk.open(path, writing=False) as store:
+        votes: dict[int, int] = {}
+        for ranking in store.rankings():
+            votes[ranking.task] = votes.get(ranking.task, 0) + 1
+        assert len(votes) == 200
+        with Desk.open(path) as counting:
+            counting.add_labeler("late", "person")
+            assert counting.standing("late").open == 0
+    twice = sum(count == 2 for count in votes.values())
+    assert set(votes.values()) == {1, 2}
+    assert len(kept) == 200 + twice
+    print(f"8 labelers: 200 tasks, {200 - twice} once and {twice} twice ({len(kept)} votes)")
+
+
+# --- browsers ---
+
+
+@contextmanager
+def browser(chromium: str, **settings: Any) -> Iterator[Any]:
+    """A page of a browser of its own; what goes wrong in it fails the run."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = opened.new_context(**settings).new_page()
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        yield page
+        opened.close()
+        assert not wrong, wrong
+
+
+def seen_task(page: Any) -> tuple[str, list[str]]:
+    """(prompt, answers) as the page shows them."""
+    return page.inner_text("#prompt .text"), page.eval_on_selector_all(
+        ".card .text", "of => of.map(e => e.textContent)"
+    )
+
+
+def wait_for_other(page: Any, prompt: str) -> None:
+    """Until the page shows another task, or none."""
+    page.wait_for_function(
+        "was => !document.querySelector('#nothing').hidden || document.querySelector('#prompt .text').textContent !== was",
+        arg=prompt,
+    )
+
+
+def by_keys(address: str, chromium: str, labeler: str, tasks: int) -> int:
+    """Label by keys alone; the most keys that a ranking without flags and note took."""
+    most = 0
+    with browser(chromium, viewport={"width": 1440, "height": 900}) as page:
+        pressed = 0
+
+        def press(key: str) -> None:
+            nonlocal pressed
+            page.keyboard.press(key)
+            pressed += 1
+
+        page.goto(address)
+        page.wait_for_selector("#who:not([hidden])")
+        page.keyboard.type(labeler)
+        page.keyboard.press("Enter")
+        for _ in range(tasks):
+            page.wait_for_selector("#task:not([hidden])")
+            prompt, texts = seen_task(page)
+            plan = plan_of(labeler, prompt, texts, noted=True)
+            pressed = 0
+            for text in texts:
+                press(str(plan.scores[text]))
+            rank = 0
+            for text in sorted(texts, key=lambda text: plan.ranks[text]):
+                if plan.ranks[text] == rank:
+                    press("=")
+                press("abcdefghi"[texts.index(text)])
+                rank = plan.ranks[text]
+            most = max(most, pressed + 1)
+            for text in texts:
+                if plan.flags[text]:
+                    flag_by_keys(page, texts.index(text), plan.flags[text])
+            if plan.note:
+                page.keyboard.press("n")
+                page.keyboard.type(plan.note)
+                page.keyboard.press("Control+Enter")
+            else:
+                page.keyboard.press("Enter")
+            wait_for_other(page, prompt)
+    return most
+
+
+def flag_by_keys(page: Any, answer: int, flags: frozenset[str]) -> None:
+    """To the answer by k and j, to its flags by x, then Tab and Space."""
+    for _ in range(9):
+        page.keyboard.press("k")
+    for _ in range(answer):
+        page.keyboard.press("j")
+    page.keyboard.press("x")
+    form = page.eval_on_selector_all(f".card:nth-child({answer + 1}) .flag input", "of => of.map(e => e.value)")
+    for flag in form:
+        if flag in flags:
+            page.keyboard.press("Space")
+        page.keyboard.press("Tab")
+
+
+def by_mouse(address: str, chromium: str, labeler: str, tasks: int) -> None:
+    """Label by the mouse alone (the name, which has no other way, is typed)."""
+    with browser(chromium, viewport={"width": 1280, "height": 1000}) as page:
+        page.goto(address)
+        page.fill("#name", labeler)
+        click(page, "#who .main")
+        for _ in range(tasks):
+            page.wait_for_selector("#task:not([hidden])")
+            prompt, texts = seen_task(page)
+            plan = plan_of(labeler, prompt, texts, noted=False)
+            for i, text in enumerate(texts, start=1):
+                click(page, f".card:nth-child({i}) .score:nth-child({plan.scores[text]})")
+                for flag in plan.flags[text]:
+                    click(page, f".card:nth-child({i}) .flag:has(input[value='{flag}'])")
+            groups = [[t for t in texts if plan.ranks[t] == rank] for rank in sorted(set(plan.ranks.values()))]
+            for group in reversed(groups):
+                drag(page, texts.index(group[0]), onto=False)
+                for text in group[1:]:
+                    drag(page, texts.index(text), onto=True)
+            click(page, "#submit")
+            wait_for_other(page, prompt)
+
+
+def click(page: Any, selector: str) -> None:
+    """A click at the middle of an element, wherever the mouse has to go."""
+    element = page.locator(selector)
+    element.scroll_into_view_if_needed()
+    box = element.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    page.mouse.down()
+    page.mouse.up()
+
+
+def drag(page: Any, answer: int, onto: bool) -> None:
+    """An answer to the top of the ranking, or onto what stands there."""
+    box = page.locator(f".chip[data-answer='{answer}'] .grip").bounding_box()
+    page.mouse.move(box["x"] + 40, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    goal = page.locator(".group").first.bounding_box()
+    page.mouse.move(goal["x"] + 60, goal["y"] + (goal["height"] / 2 if onto else 2), steps=6)
+    page.mouse.up()
+
+
+def browsers(path: Path, chromium: str) -> None:
+    """Two browsers at once; their votes are the planned ones, exactly."""
+    tasks = 20
+    make_store(path, tasks)
+    with served(path, "--overlap", "1") as (_, address), ThreadPoolExecutor(2) as pool:
+        keys = pool.submit(by_keys, address, chromium, "kay", tasks)
+        mouse = pool.submit(by_mouse, address, chromium, "moe", tasks)
+        most, _ = keys.result(), mouse.result()
+    with Desk.open(path, writing=False) as store:
+        rankings = list(store.rankings())
+        notes = {(of.task, of.labeler): store.vote_of(of.task, of.labeler) for of in rankings}
+    assert len(rankings) == 2 * tasks
+    for found in rankings:
+        vote = notes[found.task, found.labeler]
+        assert vote is not None
+        check(found, vote.note)
+    print(f"2 browsers, {tasks} tasks each: all {len(rankings)} votes as given; at most {most} keys for scores, "
+          "ranking and submit")  # fmt: skip
+
+
+def check(found: Ranking, note: str) -> None:
+    """A vote against its plan."""
+    texts = [answer.text for answer in found.answers]
+    plan = plan_of(found.labeler, found.prompt, texts, noted=found.labeler == "kay")
+    assert list(found.scores) == [plan.scores[text] for text in texts]
+    assert list(found.ranks) == [plan.ranks[text] for text in texts]
+    assert list(found.flags) == [plan.flags[text] for text in texts]
+    assert note == plan.note
+
+
+# --- pictures ---
+
+HOSTILE = [
+    "<script>document.title = 'no'</script><img src=x onerror=\"document.title = 'no'\"> plain text",
+    "[a link](javascript:document.title='no') and \u202eback to front\u202c, zero\u200bwidth, bell \u0007",
+    "A first line.\n\n    An indented one,\twith a tab.\n" + "And it goes on, sentence after sentence. " * 2500,
+    "\u05d6\u05d4\u05d5 \u05de\u05e9\u05e4\u05d8 \u05d1\u05e2\u05d1\u05e8\u05d9\u05ea. \u0648\u0647\u0630\u0647 \u062c\u0645\u0644\u0629.",
+]  # fmt: skip
+
+
+def pictures(path: Path, chromium: str, output: Path) -> None:
+    """The page at both widths, in light and dark, with a task half done, hostile texts, and the dialogs."""
+    make_store(path, 20)
+    with Desk.create(path) as store:
+        store.add_task(
+            1, "What do hostile answers look like?\n\n<b>As text.</b>", [Answer(t, Source("m")) for t in HOSTILE]
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    with served(path, "--overlap", "1") as (_, address):
+        port = int(address.rstrip("/").rpartition(":")[2])
+        Client(port, "ben").work(8)
+        Client(port, "ann").work(7)
+        for width, height in ((1440, 900), (390, 844)):
+            for scheme in ("light", "dark"):
+                settings = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
+                with browser(chromium, **settings) as page:
+                    take(page, address, output, f"{width}-{scheme}")
+        Client(port, "eve").work(20)
+        for width, height in ((1440, 900), (390, 844)):
+            with browser(chromium, viewport={"width": width, "height": height}) as page:
+                page.goto(address)
+                page.fill("#name", "eve")
+                page.keyboard.press("Enter")
+                page.wait_for_selector("#task:not([hidden])")
+                page.screenshot(path=output / f"{width}-hostile.png", full_page=True)
+                assert page.title() == "Rank the answers"
+                assert page.locator(".card script, .card img, .card a").count() == 0
+                page.locator(".fold").first.click()
+                assert max(len(text) for text in seen_task(page)[1]) == max(map(len, HOSTILE))
+
+
+def take(page: Any, address: str, output: Path, name: str) -> None:
+    """The pictures of one size and scheme."""
+    page.goto(address)
+    page.wait_for_selector("#who:not([hidden])")
+    page.screenshot(path=output / f"{name}-name.png")
+    page.keyboard.type("ann")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#task:not([hidden])")
+    page.wait_for_timeout(300)
+    page.screenshot(path=output / f"{name}-begin.png")
+    for score in "65637":
+        page.keyboard.press(score)
+    page.keyboard.press("b")
+    page.locator(".card:nth-child(3) .flag").first.click()
+    page.screenshot(path=output / f"{name}-ranked.png")
+    page.screenshot(path=output / f"{name}-whole.png", full_page=True)
+    page.keyboard.press("?")
+    page.screenshot(path=output / f"{name}-keys.png")
+    page.keyboard.press("Escape")
+    page.keyboard.press("m")
+    page.wait_for_selector("#votes[open]")
+    page.screenshot(path=output / f"{name}-votes.png")
+
+
+def main() -> None:
+    """One of the steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("browsers", "kills", "crowd", "pictures"))
+    parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--output", type=Path, default=Path("labelling_pictures"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "c.db"
+        if options.step == "browsers":
+            browsers(path, options.chromium)
+        elif options.step == "pictures":
+            pictures(path, options.chromium, options.output)
+        else:
+            {"kills": kills, "crowd": crowd}[options.step](path)
+
+
+if __name__ == "__main__":
+    main()
