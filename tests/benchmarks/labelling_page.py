@@ -1,6 +1,6 @@
 """The labelling page in real browsers, and its server under kills and crowds. Not part of make test.
 
-    python tests/benchmarks/labelling_page.py browsers    # keys only and mouse only, 20 tasks each: the votes in the file
+    python tests/benchmarks/labelling_page.py browsers    # keys only and mouse only, 20 tasks each
     python tests/benchmarks/labelling_page.py kills       # SIGKILL 20 times while four labelers vote
     python tests/benchmarks/labelling_page.py crowd       # 8 labelers, 200 tasks
     python tests/benchmarks/labelling_page.py pictures --output FOLDER
@@ -216,11 +216,14 @@ def seen_task(page: Any) -> tuple[str, list[str]]:
 
 
 def wait_for_other(page: Any, prompt: str) -> None:
-    """Until the page shows another task, or none."""
-    page.wait_for_function(
-        "was => !document.querySelector('#nothing').hidden || document.querySelector('#prompt .text').textContent !== was",
-        arg=prompt,
-    )
+    """Until the page shows another task, or none. (The page's policy forbids the evaluation that Playwright's own
+    waiting for a function needs.)
+    """
+    for _ in range(600):
+        if page.is_visible("#nothing") or seen_task(page)[0] != prompt:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"after {prompt!r}: {page.inner_text('body')}")
 
 
 def by_keys(address: str, chromium: str, labeler: str, tasks: int) -> int:
@@ -273,10 +276,11 @@ def flag_by_keys(page: Any, answer: int, flags: frozenset[str]) -> None:
         page.keyboard.press("j")
     page.keyboard.press("x")
     form = page.eval_on_selector_all(f".card:nth-child({answer + 1}) .flag input", "of => of.map(e => e.value)")
-    for flag in form:
-        if flag in flags:
-            page.keyboard.press("Space")
-        page.keyboard.press("Tab")
+    places = [form.index(flag) for flag in sorted(flags, key=form.index)]
+    for before, place in zip([0, *places], places, strict=False):
+        for _ in range(place - before):
+            page.keyboard.press("Tab")
+        page.keyboard.press("Space")
 
 
 def by_mouse(address: str, chromium: str, labeler: str, tasks: int) -> None:
@@ -358,39 +362,47 @@ HOSTILE = [
     "<script>document.title = 'no'</script><img src=x onerror=\"document.title = 'no'\"> plain text",
     "[a link](javascript:document.title='no') and \u202eback to front\u202c, zero\u200bwidth, bell \u0007",
     "A first line.\n\n    An indented one,\twith a tab.\n" + "And it goes on, sentence after sentence. " * 2500,
-    "\u05d6\u05d4\u05d5 \u05de\u05e9\u05e4\u05d8 \u05d1\u05e2\u05d1\u05e8\u05d9\u05ea. \u0648\u0647\u0630\u0647 \u062c\u0645\u0644\u0629.",
+    "\u05d6\u05d4\u05d5 \u05de\u05e9\u05e4\u05d8 \u05d1\u05e2\u05d1\u05e8\u05d9\u05ea."
+    " \u0648\u0647\u0630\u0647 \u062c\u0645\u0644\u0629.",
 ]  # fmt: skip
 
 
 def pictures(path: Path, chromium: str, output: Path) -> None:
     """The page at both widths, in light and dark, with a task half done, hostile texts, and the dialogs."""
     make_store(path, 20)
-    with Desk.create(path) as store:
-        store.add_task(
-            1, "What do hostile answers look like?\n\n<b>As text.</b>", [Answer(t, Source("m")) for t in HOSTILE]
-        )
     output.mkdir(parents=True, exist_ok=True)
+    sizes = [{"viewport": {"width": 1440, "height": 900}}, {"viewport": {"width": 390, "height": 844}}]
     with served(path, "--overlap", "1") as (_, address):
         port = int(address.rstrip("/").rpartition(":")[2])
         Client(port, "ben").work(8)
         Client(port, "ann").work(7)
-        for width, height in ((1440, 900), (390, 844)):
+        for size in sizes:
             for scheme in ("light", "dark"):
-                settings = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
-                with browser(chromium, **settings) as page:
-                    take(page, address, output, f"{width}-{scheme}")
-        Client(port, "eve").work(20)
-        for width, height in ((1440, 900), (390, 844)):
-            with browser(chromium, viewport={"width": width, "height": height}) as page:
+                with browser(chromium, color_scheme=scheme, **size) as page:
+                    take(page, address, output, f"{size['viewport']['width']}-{scheme}")
+    hostile = path.with_name("hostile.db")
+    with Desk.create(hostile) as store:
+        answers = [Answer(text, Source("m")) for text in HOSTILE]
+        store.add_task(store.round_of("hostile"), "What do hostile answers look like?\n\n<b>As text.</b>", answers)
+    with served(hostile) as (_, address):
+        for size in sizes:
+            with browser(chromium, **size) as page:
                 page.goto(address)
                 page.fill("#name", "eve")
                 page.keyboard.press("Enter")
                 page.wait_for_selector("#task:not([hidden])")
-                page.screenshot(path=output / f"{width}-hostile.png", full_page=True)
-                assert page.title() == "Rank the answers"
-                assert page.locator(".card script, .card img, .card a").count() == 0
-                page.locator(".fold").first.click()
-                assert max(len(text) for text in seen_task(page)[1]) == max(map(len, HOSTILE))
+                page.screenshot(path=output / f"{size['viewport']['width']}-hostile.png", full_page=True)
+                page.locator(".card:has(.fold) .fold").click()
+                check_hostile(page)
+
+
+def check_hostile(page: Any) -> None:
+    """All of it is text, and nothing of it ran."""
+    assert page.title() == "Rank the answers"
+    assert page.locator("#task .text script, #task .text img, #task .text a, #task .text b").count() == 0
+    shown = {text.replace("U+202E", "\u202e").replace("U+202C", "\u202c").replace("U+200B", "\u200b")
+             .replace("U+0007", "\u0007") for text in seen_task(page)[1]}  # fmt: skip
+    assert shown == set(HOSTILE)
 
 
 def take(page: Any, address: str, output: Path, name: str) -> None:

@@ -4,6 +4,7 @@ import { letter } from "./ranking.js";
 import { make, textBlock } from "./text.js";
 
 const SCORES = [1, 2, 3, 4, 5, 6, 7];
+const ENDS = { 1: "worst", 7: "best" };
 
 // changed: {score(i, value), flag(i, name, given), current(i)}
 export function card(i, text, form, changed) {
@@ -24,10 +25,11 @@ function scores(i, name, changed) {
   const inputs = SCORES.map((score) => {
     const input = make("input", { type: "radio", name: `score-${i}`, value: String(score) });
     input.addEventListener("change", () => changed.score(i, score));
-    return make("label", { className: "score" }, input, make("span", {}, String(score)));
+    const face = make("span", {}, String(score));
+    if (score in ENDS) face.append(make("small", {}, ENDS[score]));
+    return make("label", { className: "score" }, input, face);
   });
-  const legend = make("legend", {}, "Score", make("span", { className: "visually-hidden" }, ` of answer ${name},`),
-    make("span", { className: "scale" }, " 1 worst, 7 best"));
+  const legend = make("legend", { className: "visually-hidden" }, `Score of answer ${name}`);
   return make("fieldset", { className: "scores" }, legend, make("div", { className: "row" }, ...inputs));
 }
 

@@ -4,7 +4,7 @@ import { card, refresh } from "./cards.js";
 import { Panel } from "./panel.js";
 import { Ranking, letter } from "./ranking.js";
 import { Refused, call, newKey } from "./server.js";
-import { make, textBlock } from "./text.js";
+import { make, snippet, textBlock } from "./text.js";
 
 const of = (id) => document.getElementById(id);
 const POLL = 20_000; // milliseconds between looks for tasks that others give back
@@ -164,7 +164,7 @@ function update() {
     const place = ranks[i] === null ? "" : `rank ${ranks[i]}${tied ? ", tied" : ""}`;
     refresh(element, { score: scores[i], flags: flags[i], current: i === current, place });
   }
-  panel.render(ranking, task.answers.map((text) => text.trimStart().slice(0, 80)));
+  panel.render(ranking, task.answers);
   of("by-scores").disabled = !ranking.byHand;
   const missing = whatIsMissing();
   of("missing").textContent = missing || against(ranks) || order();
@@ -266,8 +266,7 @@ async function showVotes() {
       const button = make("button", { type: "button" }, "Change");
       button.setAttribute("aria-label", `Change the vote of ${when}`);
       button.addEventListener("click", () => change(vote.task));
-      const prompt = make("span", { className: "snippet", dir: "auto" }, vote.prompt);
-      return make("li", {}, prompt, make("small", {}, `${vote.skipped ? "skipped, " : ""}${when}`), button);
+      return make("li", {}, snippet(vote.prompt), make("small", {}, `${vote.skipped ? "skipped, " : ""}${when}`), button);
     }),
   );
   of("votes").showModal();
@@ -370,6 +369,11 @@ of("who").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!busy) begin(of("name").value.trim());
 });
+// Where the prompt stays in sight, what is scrolled to goes below it.
+new ResizeObserver(() => {
+  const height = getComputedStyle(of("prompt")).position === "sticky" ? of("prompt").offsetHeight : 0;
+  document.documentElement.style.setProperty("--prompt", `${height}px`);
+}).observe(of("prompt"));
 document.addEventListener("keydown", pressed);
 document.addEventListener("visibilitychange", () => {
   if (document.hidden && started !== null) [spent, started] = [spent + performance.now() - started, null];

@@ -1,7 +1,7 @@
 // The ranking as a list: dragged, moved by its buttons, or by the arrow keys.
 
 import { letter } from "./ranking.js";
-import { make } from "./text.js";
+import { make, snippet } from "./text.js";
 
 const EDGE = 0.3; // of a group's height: a drop there is before or after it, in the middle a tie
 
@@ -53,9 +53,7 @@ export class Panel {
   }
 
   #chip(i, text, said) {
-    const snippet = make("span", { className: "snippet", dir: "auto" }, text);
-    snippet.setAttribute("aria-hidden", "true");
-    const grip = make("button", { type: "button", className: "grip" }, make("b", {}, letter(i)), snippet);
+    const grip = make("button", { type: "button", className: "grip" }, make("b", {}, letter(i)), snippet(text));
     grip.setAttribute("aria-label", `Answer ${letter(i)}, ${said}. Up and down arrows move it.`);
     const move = (up) => {
       const button = make("button", { type: "button", className: "step", tabIndex: -1 }, up ? "↑" : "↓");

@@ -2,8 +2,8 @@
 
 const HIDDEN =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]+/gu;
-const LONG = 1200; // characters that a folded text shows
-const LINES = 16;
+const LONG = 900; // characters that a folded text shows
+const LINES = 14;
 
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -25,6 +25,13 @@ function fill(element, text) {
     end = found.index + found[0].length;
   }
   element.replaceChildren(...parts, text.slice(end));
+}
+
+// The beginning of a text, in one line, for the eye alone.
+export function snippet(text) {
+  const element = make("span", { className: "snippet", dir: "auto" });
+  fill(element, [...text.slice(0, 400).trimStart()].slice(0, 80).join(""));
+  return element;
 }
 
 function cut(text) {
