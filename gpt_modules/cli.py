@@ -23,7 +23,7 @@ COMMANDS = {
     "recipes": "list the recipes, print one, or copy one to edit",
     "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
     "compare": "sample K answers to each prompt, to be ranked",
-    "label": "rank a store's answers by models or functions; bring votes in, write them out, compare labelers",
+    "label": "have a store's answers ranked: by people on a page, by models, from files; compare labelers",
     "prepare": "tokenise text into shards that a pretraining recipe reads",
     "evaluate": "measure a model folder on tasks, zero-, one- and few-shot",
     "adapt": "take gradient steps on a few examples, from a model folder to an adapted one",

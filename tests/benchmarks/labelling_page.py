@@ -15,6 +15,7 @@ import json
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_modules.storage.comparisons import Answer, Desk, Ranking, Source
+from gpt_modules.storage.comparisons import Answer, Desk, Ranking, Source, Wanted
 
 OPENINGS = ("The film", "This story", "A quiet drama", "The whole cast", "Every scene", "The script")
 MIDDLES = ("moves with grace through its second act", "never quite decides what it wants to be",
@@ -98,6 +99,7 @@ class Client:
 
     def __init__(self, port: int, labeler: str) -> None:
         self.port, self.labeler = port, labeler
+        self.kept: list[int] = []
 
     def ask(self, action: str, **body: Any) -> dict[str, Any]:
         """What the server says."""
@@ -115,55 +117,42 @@ class Client:
             assert answer.status == 200, said
             return said  # type: ignore[no-any-return]
 
-    def work(self, most: int | None = None) -> list[tuple[int, str]]:
-        """(task, key) of each vote that the server said it has kept."""
+    def work(self, most: int | None = None) -> list[int]:
+        """Label up to `most` tasks, or all; the tasks on which the server said that a vote is kept."""
         self.ask("hello")
-        kept: list[tuple[int, str]] = []
-        while most is None or len(kept) < most:
+        while most is None or len(self.kept) < most:
             task = self.ask("task")["task"]
             if task is None:
                 break
             judgements = [{"rank": i + 1, "score": 7 - i} for i in range(len(task["answers"]))]
-            key = uuid.uuid4().hex
-            vote = {"task": task["task"], "key": key, "judgements": judgements, "seconds": 1}
+            vote = {"task": task["task"], "key": uuid.uuid4().hex, "judgements": judgements, "seconds": 1}
             assert self.ask("vote", **vote) == {"kept": True}
-            kept.append((task["task"], key))
-        return kept
+            self.kept.append(task["task"])
+        return self.kept
 
 
-def kills(path: Path) -> None:
-    """Four labelers vote while the server is killed 20 times."""
-    make_store(path, 2000, k=lambda i: 4)
+def kills(path: Path, times: int = 20, most: int = 200) -> None:
+    """Four labelers give `most` votes each while the server is killed, again and again, with requests under way."""
+    make_store(path, 4 * most, k=lambda i: 4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    stop = False
-
-    def keep_alive() -> int:
-        killed = 0
-        while not stop:
+    clients = [Client(port, name) for name in ("ann", "ben", "cleo", "dan")]
+    with ThreadPoolExecutor(4) as pool:
+        working = [pool.submit(client.work, most) for client in clients]
+        for killed in range(times):
             with served(path, port=port) as (process, _):
-                if killed == 20:
-                    while not stop:
-                        time.sleep(0.1)
-                    break
-                time.sleep(random.Random(killed).uniform(0.2, 1.0))
+                while sum(len(client.kept) for client in clients) < (killed + 1) * 4 * most // (times + 1):
+                    time.sleep(0.002)
                 process.kill()
-                process.wait()
-                killed += 1
-        return killed
-
-    with ThreadPoolExecutor(5) as pool:
-        server = pool.submit(keep_alive)
-        kept = [vote for votes in pool.map(lambda name: Client(port, name).work(200), "abcd") for vote in votes]
-        stop = True
-        killed = server.result()
+        with served(path, port=port):
+            kept = [task for done in working for task in done.result()]
     with Desk.open(path, writing=False) as store:
-        found = [(ranking.task, ranking.labeler) for ranking in store.rankings()]
-        lost = [task for task, _ in kept if task not in {of for of, _ in found}]
-    assert not lost, lost
-    assert len(found) == len({task for task, _ in found}) == len(kept) == 800
-    print(f"killed {killed} times; {len(kept)} votes confirmed, {len(found)} in the file, each of its own task")
+        found = [ranking.task for ranking in store.rankings()]
+    (rows,) = sqlite3.connect(path).execute("SELECT count(*) FROM votes").fetchone()
+    assert sorted(kept) == sorted(found) == list(range(1, 4 * most + 1))
+    assert rows == len(found)  # none twice, not even superseded
+    print(f"killed {times} times; {len(kept)} votes confirmed, {len(found)} in the file, each of its own task")
 
 
 def crowd(path: Path) -> None:
@@ -172,17 +161,14 @@ def crowd(path: Path) -> None:
     with served(path, "--overlap", "0.2") as (_, address):
         port = int(address.rstrip("/").rpartition(":")[2])
         with ThreadPoolExecutor(8) as pool:
-            kept = [
-                vote for votes in pool.map(lambda i: Client(port, f"labeler {i}").work(), range(8)) for vote in votes
-            ]
+            done = pool.map(lambda i: Client(port, f"labeler {i}").work(), range(8))
+            kept = [task for tasks in done for task in tasks]
     with Desk.open(path, writing=False) as store:
         votes: dict[int, int] = {}
         for ranking in store.rankings():
             votes[ranking.task] = votes.get(ranking.task, 0) + 1
         assert len(votes) == 200
-        with Desk.open(path) as counting:
-            counting.add_labeler("late", "person")
-            assert counting.standing("late").open == 0
+        assert store.standing("late", Wanted(overlap=0.2)).open == 0
     twice = sum(count == 2 for count in votes.values())
     assert set(votes.values()) == {1, 2}
     assert len(kept) == 200 + twice
