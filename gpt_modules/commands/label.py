@@ -109,46 +109,48 @@ def _refuse_idle(options: Namespace, way: str) -> None:
 
 
 def _page(store: Desk, options: Namespace) -> None:
-    wanted = Wanted(1, options.overlap, options.round)
-    if not any(True for _ in store.tasks(options.round)):
+    if next(store.tasks(options.round), None) is None:
         where = "" if options.round is None else f" in round {options.round}"
         raise UserError(f"{store.path}: found no task{where}, expected some (gpt compare samples them)")
+    _check_names("--labelers", options.labelers or [])
+    _check_names("--flags", options.flags or [])
     try:
-        from gpt_modules.feedback.page.links import address_of, is_private, listen, tokens_of
-        from gpt_modules.feedback.page.server import make_app, serve
+        from gpt_modules.feedback.page import links, server
     except ImportError as error:
-        if not (error.name or "").startswith(("starlette", "uvicorn", "anyio")):
+        if not (error.name or "").startswith(("starlette", "uvicorn")):
             raise
-        raise UserError(
-            f"gpt label: the package {error.name} is not installed; pip install 'gpt-modules[feedback]'"
-        ) from error
-    _check_names("--labelers", options.labelers or [], LONGEST_NAME)
-    _check_names("--flags", options.flags or [], LONGEST_NAME)
-    listener = listen(options.host, options.port)
-    if not is_private(listener) and options.labelers is None:
-        listener.close()
-        raise UserError(
-            f"--host: found {options.host}, which others can reach, expected --labelers NAME...: a link for each"
-        )
+        line = f"gpt label: the package {error.name} is not installed; pip install 'gpt-modules[feedback]'"
+        raise UserError(line) from error
+    with links.listen(options.host, options.port) as listener:
+        if options.labelers is None and not links.is_private(listener):
+            raise UserError(f"--host: found {options.host}, which others can reach, expected --labelers NAME..., who "
+                            "get a link each")  # fmt: skip
+        tokens = _tokens(store, options)
+        address = links.address_of(listener)
+        if tokens is None:
+            _say(f"{store.path}: rank the answers at {address} (Ctrl-C ends it)")
+        for name, token in (tokens or {}).items():
+            _say(f"{store.path}: {name} ranks at {address}{token}/")
+        server.serve(server.make_app(store.path, Wanted(1, options.overlap, options.round), tokens), listener)
+
+
+def _tokens(store: Desk, options: Namespace) -> dict[str, str] | None:
+    """Of those who get links, who become known; and the form as it is asked for."""
+    from gpt_modules.feedback.page.links import tokens_of
+
     for name in options.labelers or []:
         store.add_labeler(name, "person")
     if options.flags is not None:
         store.set_form(options.flags)
-    address, tokens = address_of(listener), None
-    if options.labelers is None:
-        _say(f"{store.path}: rank the answers at {address} (Ctrl-C ends it)")
-    else:
-        tokens = tokens_of(store.secret(), options.labelers)
-        for name, token in tokens.items():
-            _say(f"{store.path}: {name} ranks at {address}{token}/")
-    serve(make_app(store.path, wanted, tokens), listener)
+    return None if options.labelers is None else tokens_of(store.secret(), options.labelers)
 
 
-def _check_names(option: str, names: Sequence[str], longest: int) -> None:
+def _check_names(option: str, names: Sequence[str]) -> None:
     for name in names:
-        fits = 0 < len(name) <= longest and name.isprintable() and name == name.strip() and names.count(name) == 1
-        if not fits:
-            raise UserError(f"{option}: found {name[:70]!r}, expected different names of up to {longest} characters")
+        plain = 0 < len(name) <= LONGEST_NAME and name.isprintable() and name == name.strip()
+        if not plain or names.count(name) > 1:
+            expected = f"different names of up to {LONGEST_NAME} characters"
+            raise UserError(f"{option}: found {name[:70]!r}, expected {expected}")
 
 
 def _by(store: ComparisonStore, options: Namespace) -> None:

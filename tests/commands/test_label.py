@@ -1,6 +1,8 @@
 """Votes by scores and from files, out again, and what they say of their labelers."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,8 +29,6 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def rankings(number=None):
-    from pathlib import Path
-
     with ComparisonStore.open(Path("c.db"), writing=False) as store:
         return [(found.task, found.labeler, found.ranks) for found in store.rankings(number)]
 
@@ -109,9 +109,18 @@ def test_statistics_as_a_table_and_as_json(run, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "gpt label: found none of them, expected one of --by, --import, --export, --statistics"),
         (["--by", "a:b", "--export", "x"], "gpt label: found --by and --export, expected one of"),
         (["--export", "x", "--margin", "1"], "--margin: found 1.0 with --export, which does not read it"),
+        (["--by", "my_scores:length", "--port", "80"], "--port: found 80 with --by, which does not read it"),
+        (["--statistics", "--labelers", "ann", "ben"], "--labelers: found ann ben with --statistics, which does not"),
+        (["--margin", "1"], "--margin: found 1.0 on the page, which does not read it"),
+        (["--overlap", "1.5"], "--overlap: found '1.5', expected a number from 0 to 1"),
+        (["--round", "9"], "c.db: found no task in round 9, expected some (gpt compare samples them)"),
+        (["--labelers", "ann", "ann"], "--labelers: found 'ann', expected different names of up to 60 characters"),
+        (["--labelers", "a\nb"], "--labelers: found 'a\\nb', expected different names"),
+        (["--flags", ""], "--flags: found '', expected different names of up to 60 characters"),
+        (["--host", "0.0.0.0", "--port", "0"], "--host: found 0.0.0.0, which others can reach, expected --labelers"),
+        (["--port", "70000"], "--port: found 70000, expected a number up to 65535"),
         (["--by", "my_scores:length", "--seed", "3"], "--seed: found 3 without noise, expected a --temperature above"),
         (["--by", "my_scores:length*x"], "--by: 'my_scores:length*x' is not in my_scores, expected"),
         (["--by", "my_scores:length*1e999"], "--by: found the weight '1e999', expected a number"),
@@ -132,3 +141,78 @@ def test_what_is_no_store_or_no_reward_model(run, micro):
     with pytest.raises(UserError, match="reward"):
         run("--by", str(micro.gpt))
     assert rankings() == []
+
+
+# --- the page ---
+
+
+@pytest.fixture
+def served(run, monkeypatch):
+    """What the page's server would be started with, and what is printed; it ends at once."""
+    from gpt_modules.feedback.page import server
+
+    found = {}
+
+    def make_app(path, wanted, tokens):
+        found.update(path=path, wanted=wanted, tokens=tokens)
+
+    def serve(app, listener):
+        found["address"] = "http://{}:{}/".format(*listener.getsockname())
+        listener.close()
+
+    monkeypatch.setattr(server, "make_app", make_app)
+    monkeypatch.setattr(server, "serve", serve)
+    return lambda *words: {"said": run("--port", "0", *words), **found}
+
+
+def test_the_page_is_where_the_line_says(served):
+    found = served("--overlap", "0.2", "--round", "2")
+    assert found["said"] == f"c.db: rank the answers at {found['address']} (Ctrl-C ends it)\n"
+    assert found["wanted"] == (1, 0.2, 2)
+    assert found["tokens"] is None
+
+
+def test_each_labeler_gets_a_link_that_stays(served):
+    found = served("--labelers", "ann", "ben")
+    tokens = found["tokens"]
+    assert found["said"].splitlines() == [
+        f"c.db: {name} ranks at {found['address']}{tokens[name]}/" for name in ("ann", "ben")
+    ]
+    assert served("--labelers", "ben", "cleo")["tokens"]["ben"] == tokens["ben"]
+
+
+def test_others_may_reach_it_by_links_alone(served):
+    found = served("--host", "0.0.0.0", "--labelers", "ann")
+    assert list(found["tokens"]) == ["ann"]
+    assert found["address"].startswith("http://0.0.0.0:")
+
+
+def test_flags_of_the_form(served):
+    served("--flags", "rude", "off topic")
+    with ComparisonStore.open(Path("c.db")) as store:
+        assert store.form == ("rude", "off topic")
+    served("--flags")
+    with ComparisonStore.open(Path("c.db")) as store:
+        assert store.form == ()
+
+
+def test_a_name_that_a_model_has_gets_no_link(served):
+    served_by = ["--by", "my_scores:length", "--name", "ann"]
+    label.main(["c.db", *served_by])
+    with pytest.raises(UserError, match="labeler 'ann': found one that ranks by something else under this name"):
+        served("--labelers", "ann")
+
+
+def test_a_package_that_is_not_installed(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    for name in [name for name in sys.modules if name.startswith(("gpt_modules.feedback.page", "starlette."))]:
+        monkeypatch.delitem(sys.modules, name)
+    line = r"gpt label: the package starlette\S* is not installed; pip install 'gpt-modules\[feedback\]'"
+    with pytest.raises(UserError, match=line):
+        run("--port", "0")
+
+
+def test_a_store_without_tasks(run, tmp_path):
+    ComparisonStore.create(tmp_path / "new.db").close()
+    with pytest.raises(UserError, match=r"new.db: found no task, expected some \(gpt compare samples them\)"):
+        run(store="new.db")
