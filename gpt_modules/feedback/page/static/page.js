@@ -305,7 +305,7 @@ function scoreByKey(score) {
   setScore(current, score);
   const open = [...cards.keys()].filter((i) => scores[i] === null);
   say(`Answer ${letter(current)}: ${score}.`);
-  if (open.length) goTo(open.find((i) => i > current) ?? open[0]);
+  goTo(open.find((i) => i > current) ?? open[0] ?? Math.min(current + 1, cards.length - 1));
 }
 
 function rankByKey(i) {
