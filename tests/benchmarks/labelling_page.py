@@ -1,40 +1,27 @@
-"""The labelling page in real browsers, and its server under kills and crowds. Not part of make test.
+"""The labelling page in real browsers. Not part of make test.
 
     python tests/benchmarks/labelling_page.py browsers    # keys only and mouse only, 20 tasks each
-    python tests/benchmarks/labelling_page.py kills       # SIGKILL 20 times while four labelers vote
-    python tests/benchmarks/labelling_page.py crowd       # 8 labelers, 200 tasks
     python tests/benchmarks/labelling_page.py changes     # undo, skip, change, reload, a server that died
     python tests/benchmarks/labelling_page.py pictures --output FOLDER
 
-Needs `pip install playwright` and a Chromium (Debian's package, or another by --chromium); `kills` and `crowd` need
-neither. Every step checks itself and fails with an assertion; what it prints are counts.
+Needs `pip install playwright` and a Chromium (Debian's package, or another by --chromium). Each step fails with an
+assertion, or prints what it counted.
 """
 
 import argparse
-import http.client
-import json
 import random
-import signal
-import socket
-import sqlite3
-import subprocess
-import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt_modules.storage.comparisons import Answer, Desk, Ranking, Source, Wanted
+from labelling_server import Client, free_port, make_store, served
 
-OPENINGS = ("The film", "This story", "A quiet drama", "The whole cast", "Every scene", "The script")
-MIDDLES = ("moves with grace through its second act", "never quite decides what it wants to be",
-           "has more warmth than its trailer lets on", "is carried by two fine performances",
-           "forgets its own jokes halfway through", "earns the tears it asks for")  # fmt: skip
-ENDS = (".", ", and that is enough.", ", which is a pity.", " -- a small miracle.", ".\n\nI would see it again.", "!")
+from gpt_modules.storage.comparisons import Answer, Desk, Ranking, Source
+
 FLAGS = ("fails to follow", "harmful")
 
 
@@ -45,19 +32,6 @@ class Plan(NamedTuple):
     ranks: dict[str, int]
     flags: dict[str, frozenset[str]]
     note: str
-
-
-def make_store(path: Path, tasks: int, k: Callable[[int], int] = lambda i: 4 + i % 3) -> None:
-    """Tasks with invented answers."""
-    draw = random.Random(1)
-    with Desk.create(path) as store:
-        number = store.round_of("benchmark")
-        for i in range(tasks):
-            texts: dict[str, None] = {}
-            while len(texts) < k(i):
-                texts[" ".join([draw.choice(OPENINGS), draw.choice(MIDDLES)]) + draw.choice(ENDS)] = None
-            answers = [Answer(text, Source(f"model {j % 2}")) for j, text in enumerate(texts)]
-            store.add_task(number, f"Write one sentence about film number {i + 1} that somebody might post.", answers)
 
 
 def plan_of(labeler: str, prompt: str, texts: Sequence[str], noted: bool) -> Plan:
@@ -77,103 +51,6 @@ def plan_of(labeler: str, prompt: str, texts: Sequence[str], noted: bool) -> Pla
     flags = {text: frozenset(flag for flag in FLAGS if draw.random() < 0.15) for text in order}
     note = f"a note on {len(order)} answers" if noted and draw.random() < 0.3 else ""
     return Plan({text: draw.randint(1, 7) for text in order}, ranks, flags, note)
-
-
-# --- the server ---
-
-
-@contextmanager
-def served(path: Path, *words: str, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """(process, address) of `gpt label`."""
-    command = [sys.executable, "-m", "gpt_modules", "label", str(path), "--port", str(port), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            yield process, next(word for word in line.split() if word.startswith("http://"))
-        finally:
-            process.send_signal(signal.SIGINT)
-
-
-class Client:
-    """A labeler without a browser; it asks again until it is answered, as the page does."""
-
-    def __init__(self, port: int, labeler: str) -> None:
-        self.port, self.labeler = port, labeler
-        self.kept: list[int] = []
-
-    def ask(self, action: str, **body: Any) -> dict[str, Any]:
-        """What the server says."""
-        while True:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-                headers = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
-                connection.request("POST", f"/api/{action}", json.dumps({**body, "labeler": self.labeler}), headers)
-                answer = connection.getresponse()
-                said = json.loads(answer.read())
-                connection.close()
-            except (OSError, http.client.HTTPException, json.JSONDecodeError):
-                time.sleep(0.05)
-                continue
-            assert answer.status == 200, said
-            return said  # type: ignore[no-any-return]
-
-    def work(self, most: int | None = None) -> list[int]:
-        """Label up to `most` tasks, or all; the tasks on which the server said that a vote is kept."""
-        self.ask("hello")
-        while most is None or len(self.kept) < most:
-            task = self.ask("task")["task"]
-            if task is None:
-                break
-            judgements = [{"rank": i + 1, "score": 7 - i} for i in range(len(task["answers"]))]
-            vote = {"task": task["task"], "key": uuid.uuid4().hex, "judgements": judgements, "seconds": 1}
-            assert self.ask("vote", **vote) == {"kept": True}
-            self.kept.append(task["task"])
-        return self.kept
-
-
-def kills(path: Path, times: int = 20, most: int = 200) -> None:
-    """Four labelers give `most` votes each while the server is killed, again and again, with requests under way."""
-    make_store(path, 4 * most, k=lambda i: 4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    clients = [Client(port, name) for name in ("ann", "ben", "cleo", "dan")]
-    with ThreadPoolExecutor(4) as pool:
-        working = [pool.submit(client.work, most) for client in clients]
-        for killed in range(times):
-            with served(path, port=port) as (process, _):
-                while sum(len(client.kept) for client in clients) < (killed + 1) * 4 * most // (times + 1):
-                    time.sleep(0.002)
-                process.kill()
-        with served(path, port=port):
-            kept = [task for done in working for task in done.result()]
-    with Desk.open(path, writing=False) as store:
-        found = [ranking.task for ranking in store.rankings()]
-    (rows,) = sqlite3.connect(path).execute("SELECT count(*) FROM votes").fetchone()
-    assert sorted(kept) == sorted(found) == list(range(1, 4 * most + 1))
-    assert rows == len(found)  # none twice, not even superseded
-    print(f"killed {times} times; {len(kept)} votes confirmed, {len(found)} in the file, each of its own task")
-
-
-def crowd(path: Path) -> None:
-    """Eight labelers finish 200 tasks, a fifth of them twice."""
-    make_store(path, 200)
-    with served(path, "--overlap", "0.2") as (_, address):
-        port = int(address.rstrip("/").rpartition(":")[2])
-        with ThreadPoolExecutor(8) as pool:
-            done = pool.map(lambda i: Client(port, f"labeler {i}").work(), range(8))
-            kept = [task for tasks in done for task in tasks]
-    with Desk.open(path, writing=False) as store:
-        votes: dict[int, int] = {}
-        for ranking in store.rankings():
-            votes[ranking.task] = votes.get(ranking.task, 0) + 1
-        assert len(votes) == 200
-        assert store.standing("late", Wanted(overlap=0.2)).open == 0
-    twice = sum(count == 2 for count in votes.values())
-    assert set(votes.values()) == {1, 2}
-    assert len(kept) == 200 + twice
-    print(f"8 labelers: 200 tasks, {200 - twice} once and {twice} twice ({len(kept)} votes)")
 
 
 # --- browsers ---
@@ -347,9 +224,7 @@ def check(found: Ranking, note: str) -> None:
 def changes(path: Path, chromium: str) -> None:
     """What a labeler does besides going on."""
     make_store(path, 6, k=lambda i: 3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def counting() -> dict[int, list[int | None] | None]:
         """Of each task the scores as they are shown, None: skipped."""
@@ -432,8 +307,8 @@ def pictures(path: Path, chromium: str, output: Path) -> None:
     sizes = [{"viewport": {"width": 1440, "height": 900}}, {"viewport": {"width": 390, "height": 844}}]
     with served(path, "--overlap", "1") as (_, address):
         port = int(address.rstrip("/").rpartition(":")[2])
-        Client(port, "ben").work(8)
-        Client(port, "ann").work(7)
+        Client(port, "ben").work(9)
+        Client(port, "ann").work(8)
         for size in sizes:
             for scheme in ("light", "dark"):
                 with browser(chromium, color_scheme=scheme, **size) as page:
@@ -473,7 +348,7 @@ def take(page: Any, address: str, output: Path, name: str) -> None:
     page.wait_for_selector("#task:not([hidden])")
     page.wait_for_timeout(300)
     page.screenshot(path=output / f"{name}-begin.png")
-    for score in "65637":
+    for score in "463625":
         page.keyboard.press(score)
     page.keyboard.press("b")
     page.locator(".card:nth-child(3) .flag").first.click()
@@ -490,18 +365,16 @@ def take(page: Any, address: str, output: Path, name: str) -> None:
 def main() -> None:
     """One of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("browsers", "changes", "kills", "crowd", "pictures"))
+    parser.add_argument("step", choices=("browsers", "changes", "pictures"))
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=Path("labelling_pictures"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "c.db"
-        if options.step in ("browsers", "changes"):
-            {"browsers": browsers, "changes": changes}[options.step](path, options.chromium)
-        elif options.step == "pictures":
+        if options.step == "pictures":
             pictures(path, options.chromium, options.output)
         else:
-            {"kills": kills, "crowd": crowd}[options.step](path)
+            {"browsers": browsers, "changes": changes}[options.step](path, options.chromium)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from benchmarks.labelling_page import crowd, kills
+from benchmarks.labelling_server import crowd, kills
 
 from gpt_modules.feedback.page import server
 from gpt_modules.storage.comparisons import Answer, Source, Wanted

@@ -1,9 +1,11 @@
 // The labelling page: one task at a time, scored, ranked and sent; earlier votes are shown again and changed.
 
 import { card, refresh } from "./cards.js";
+import { listen } from "./keys.js";
 import { Panel } from "./panel.js";
 import { Ranking, letter } from "./ranking.js";
 import { Refused, call, newKey } from "./server.js";
+import { showStanding } from "./standing.js";
 import { make, snippet, textBlock } from "./text.js";
 
 const of = (id) => document.getElementById(id);
@@ -77,31 +79,23 @@ function askName(name) {
 }
 
 async function next() {
-  const [found, standing] = await Promise.all([ask("task"), ask("standing")]);
-  if (standing !== null) showStanding(standing);
+  const [found, standing] = await Promise.all([ask("task"), lookUp()]);
   if (found === null) return;
   if (found.task === null) showNothing(standing);
   else showTask(found.task, false);
 }
 
+async function lookUp() {
+  const standing = await ask("standing");
+  if (standing === null) return null;
+  last = standing.last;
+  of("undo").disabled = last === null;
+  showStanding(standing);
+  return standing;
+}
+
 function show(id) {
   for (const other of ["who", "nothing", "task"]) of(other).hidden = other !== id;
-}
-
-function showStanding({ ranked, skipped, open, seconds, agreement, pairs, last: newest }) {
-  last = newest;
-  of("undo").disabled = last === null;
-  const done = ranked + skipped;
-  of("progress").max = Math.max(1, done + open);
-  of("progress").value = done;
-  of("done-of").textContent = `${done} of ${done + open}`;
-  of("done-of").title = `${ranked} ranked, ${skipped} skipped, ${open} open to you`;
-  of("pace").textContent = seconds === null ? "" : `${pace(seconds)} a task`;
-  of("agreement").textContent = agreement === null ? "" : `${Math.round(agreement * 100)} % agreement (${pairs} pairs)`;
-}
-
-function pace(seconds) {
-  return seconds < 90 ? `${Math.round(seconds)} s` : `${(seconds / 60).toFixed(1)} min`;
 }
 
 function showNothing(standing) {
@@ -250,8 +244,7 @@ async function undo() {
   if (last === null) return;
   const found = await ask("undo", { task: last });
   if (found === null) return;
-  const standing = await ask("standing");
-  if (standing !== null) showStanding(standing);
+  await lookUp();
   showTask(found.task, false);
   say("The last vote is taken back and shown again.", true);
 }
@@ -297,6 +290,7 @@ const PRESSED = {
 
 function byScores() {
   ranking.clear();
+  tieNext = false;
   update();
   say("Ordered by the scores.");
 }
@@ -316,30 +310,16 @@ function rankByKey(i) {
   say(panel.describe(i));
 }
 
-function pressed(event) {
-  if (busy || event.altKey || event.metaKey || document.querySelector("dialog[open]")) return;
-  const writing = event.target.matches("textarea, input:not([type=radio], [type=checkbox])");
-  if (event.ctrlKey || writing) {
-    if (event.key === "Enter" && event.target === of("note") && event.ctrlKey) submit();
-    if (event.key === "Escape" && writing) event.target.blur();
-    return;
-  }
-  // Enter presses the button that has the focus; that of an answer in the ranking does nothing of its own.
-  if (event.key === "Enter" && event.target.matches("button:not(.grip)")) return;
-  if (!of("keys-on").checked && event.key.length === 1) return;
-  const anywhere = { "?": () => of("help").showModal(), u: undo, m: showVotes };
-  const name = event.key.length === 1 ? event.key.toLowerCase() : event.key;
-  const does = keyOfTask(name) ?? (of("who").hidden ? anywhere[name] : undefined);
-  if (!does) return;
-  event.preventDefault();
-  does();
-}
-
 function keyOfTask(name) {
   if (task === null || of("task").hidden) return undefined;
   if (/^[1-7]$/.test(name)) return () => scoreByKey(Number(name));
   if (TYPED.test(name)) return () => rankByKey(name.charCodeAt(0) - 97);
   return PRESSED[name];
+}
+
+function keyAnywhere(name) {
+  if (!of("who").hidden) return undefined;
+  return { "?": () => of("help").showModal(), u: undo, m: showVotes }[name];
 }
 
 // --- wiring ---
@@ -363,8 +343,6 @@ clicked("by-scores", byScores);
 clicked("skip", () => send([]));
 clicked("submit", submit);
 of("note").addEventListener("change", () => task !== null && update());
-of("keys-on").checked = localStorage.getItem("keys") !== "off";
-of("keys-on").addEventListener("change", () => localStorage.setItem("keys", of("keys-on").checked ? "on" : "off"));
 of("who").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!busy) begin(of("name").value.trim());
@@ -374,7 +352,7 @@ new ResizeObserver(() => {
   const height = getComputedStyle(of("prompt")).position === "sticky" ? of("prompt").offsetHeight : 0;
   document.documentElement.style.setProperty("--prompt", `${height}px`);
 }).observe(of("prompt"));
-document.addEventListener("keydown", pressed);
+listen((name) => (busy ? undefined : (keyOfTask(name) ?? keyAnywhere(name))), of("note"), submit);
 document.addEventListener("visibilitychange", () => {
   if (document.hidden && started !== null) [spent, started] = [spent + performance.now() - started, null];
   else if (!document.hidden && started === null) started = performance.now();

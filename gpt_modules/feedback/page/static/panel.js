@@ -53,8 +53,9 @@ export class Panel {
   }
 
   #chip(i, text, said) {
-    const grip = make("button", { type: "button", className: "grip" }, make("b", {}, letter(i)), snippet(text));
-    grip.setAttribute("aria-label", `Answer ${letter(i)}, ${said}. Up and down arrows move it.`);
+    const heard = (words) => make("span", { className: "visually-hidden" }, words);
+    const grip = make("button", { type: "button", className: "grip" }, heard("Answer "), make("b", {}, letter(i)),
+      snippet(text), heard(`, ${said}. Up and down arrows move it.`));
     const move = (up) => {
       const button = make("button", { type: "button", className: "step", tabIndex: -1 }, up ? "↑" : "↓");
       button.dataset.up = String(up);
