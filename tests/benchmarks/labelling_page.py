@@ -350,7 +350,8 @@ def take(page: Any, address: str, output: Path, name: str) -> None:
     page.screenshot(path=output / f"{name}-begin.png")
     for score in "463625":
         page.keyboard.press(score)
-    page.keyboard.press("b")
+    for key in "d=b":
+        page.keyboard.press(key)
     page.locator(".card:nth-child(3) .flag").first.click()
     page.screenshot(path=output / f"{name}-ranked.png")
     page.screenshot(path=output / f"{name}-whole.png", full_page=True)

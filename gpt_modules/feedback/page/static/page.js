@@ -61,13 +61,11 @@ async function begin(name) {
     if (name !== null) askName(name);
     return;
   }
-  if (name !== null) {
-    localStorage.setItem("labeler", name);
-    of("labeler").hidden = false;
-  }
+  if (name !== null) localStorage.setItem("labeler", name);
   who = found.labeler;
   of("labeler").textContent = who;
-  for (const id of ["mine", "standing"]) of(id).hidden = false;
+  of("labeler").disabled = name === null; // the link says who
+  for (const id of ["standing", "undo", "mine", "keys", "labeler"]) of(id).hidden = false;
   of("who").hidden = true;
   await next();
 }
@@ -259,7 +257,7 @@ async function showVotes() {
       const button = make("button", { type: "button" }, "Change");
       button.setAttribute("aria-label", `Change the vote of ${when}`);
       button.addEventListener("click", () => change(vote.task));
-      return make("li", {}, snippet(vote.prompt), make("small", {}, `${vote.skipped ? "skipped, " : ""}${when}`), button);
+      return make("li", {}, snippet(vote.prompt, 160), make("small", {}, `${vote.skipped ? "skipped, " : ""}${when}`), button);
     }),
   );
   of("votes").showModal();

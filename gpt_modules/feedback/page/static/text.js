@@ -28,9 +28,9 @@ function fill(element, text) {
 }
 
 // The beginning of a text, in one line, for the eye alone.
-export function snippet(text) {
+export function snippet(text, length = 80) {
   const element = make("span", { className: "snippet", dir: "auto" });
-  fill(element, [...text.slice(0, 400).trimStart()].slice(0, 80).join(""));
+  fill(element, [...text.slice(0, 400).trimStart()].slice(0, length).join(""));
   return element;
 }
 
