@@ -62,7 +62,7 @@ class Guard:
             if not slash:
                 return RedirectResponse(f"/{token}/")
             scope = {**scope, "path": f"/{rest}"}
-        if scope["method"] == "POST" and urlsplit(headers.get("origin", "")).netloc != host:
+        if scope["method"] == "POST" and headers.get("origin") not in (f"http://{host}", f"https://{host}"):
             return Response(status_code=403)
         return {**scope, "state": {**scope.get("state", {}), "labeler": labeler}}
 

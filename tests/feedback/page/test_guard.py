@@ -23,7 +23,17 @@ def test_another_name_for_it_gets_nothing(world, host):
 
 
 @pytest.mark.parametrize(
-    "origin", [None, "null", "http://evil.example", "http://127.0.0.1:1", "http://localhost:7861", "x"]
+    "origin",
+    [
+        None,
+        "null",
+        "http://evil.example",
+        "http://127.0.0.1:1",
+        "http://localhost:7861",
+        "x",
+        "http://[",
+        "127.0.0.1:7861",
+    ],
 )
 def test_nobody_posts_but_the_page(world, origin):
     headers = {} if origin is None else {"Origin": origin}

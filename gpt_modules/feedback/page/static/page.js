@@ -18,6 +18,7 @@ let task = null; // what is shown
 let scores, flags, ranking, cards, key, current, tieNext, started, spent, editing;
 let busy = 0; // requests under way
 let toast;
+let looks = 0;
 let last = null; // the task of the newest vote
 const panel = new Panel(of("ranking"), of("unplaced"), (i) => {
   update();
@@ -26,8 +27,8 @@ const panel = new Panel(of("ranking"), of("unplaced"), (i) => {
 
 // --- talking to the server ---
 
-async function ask(action, body = {}) {
-  busy += 1;
+async function ask(action, body = {}, quiet = false) {
+  busy += quiet ? 0 : 1;
   document.body.classList.add("busy");
   try {
     return await call(action, labeler === null ? body : { ...body, labeler }, warn);
@@ -36,7 +37,7 @@ async function ask(action, body = {}) {
     warn(error.message);
     return null;
   } finally {
-    busy -= 1;
+    busy -= quiet ? 0 : 1;
     document.body.classList.toggle("busy", busy > 0);
   }
 }
@@ -77,19 +78,26 @@ function askName(name) {
 }
 
 async function next() {
-  const [found, standing] = await Promise.all([ask("task"), lookUp()]);
+  const looked = lookUp();
+  const found = await ask("task");
   if (found === null) return;
-  if (found.task === null) showNothing(standing);
+  if (found.task === null) showNothing(await looked);
   else showTask(found.task, false);
 }
 
+// What stands above comes when it comes: no task waits for it, and only the newest counts.
 async function lookUp() {
-  const standing = await ask("standing");
-  if (standing === null) return null;
-  last = standing.last;
-  of("undo").disabled = last === null;
+  const turn = (looks += 1);
+  const standing = await ask("standing", {}, true);
+  if (standing === null || turn !== looks) return standing;
+  canUndo(standing.last);
   showStanding(standing);
   return standing;
+}
+
+function canUndo(number) {
+  last = number;
+  of("undo").disabled = last === null;
 }
 
 function show(id) {
@@ -222,6 +230,7 @@ async function send(judgements) {
     return;
   }
   sessionStorage.removeItem(draftName());
+  canUndo(task.task);
   await next();
   say(judgements.length ? "Vote kept." : "Skipped.", true);
 }
@@ -242,7 +251,8 @@ async function undo() {
   if (last === null) return;
   const found = await ask("undo", { task: last });
   if (found === null) return;
-  await lookUp();
+  canUndo(null);
+  lookUp();
   showTask(found.task, false);
   say("The last vote is taken back and shown again.", true);
 }

@@ -15,13 +15,22 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-// Control characters stand as their code points.
+// Characters that hide or turn others, as their code points: U+202E, or U+202E × 900.
+function named(characters) {
+  const runs = characters.match(/(.)\1*/gsu).map((run) => [...run]);
+  return runs
+    .map((run) => {
+      const code = `U+${run[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+      return run.length > 1 ? `${code} × ${run.length}` : code;
+    })
+    .join(" ");
+}
+
 function fill(element, text) {
   const parts = [];
   let end = 0;
   for (const found of text.matchAll(HIDDEN)) {
-    const codes = [...found[0]].map((c) => `U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`);
-    parts.push(text.slice(end, found.index), make("span", { className: "hidden-character" }, codes.join(" ")));
+    parts.push(text.slice(end, found.index), make("span", { className: "hidden-character" }, named(found[0])));
     end = found.index + found[0].length;
   }
   element.replaceChildren(...parts, text.slice(end));
