@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def kills(path: Path, times: int = 20, most: int = 200) -> None:
             kept = [task for done in working for task in done.result()]
     with Desk.open(path, writing=False) as store:
         found = [ranking.task for ranking in store.rankings()]
-    (rows,) = sqlite3.connect(path).execute("SELECT count(*) FROM votes").fetchone()
+    with closing(sqlite3.connect(path)) as connection:
+        (rows,) = connection.execute("SELECT count(*) FROM votes").fetchone()
     assert sorted(kept) == sorted(found) == list(range(1, 4 * most + 1))
     assert rows == len(found)  # none twice, not even superseded
     print(f"killed {times} times; {len(kept)} votes confirmed, {len(found)} in the file, each of its own task")
