@@ -17,7 +17,7 @@ from rich.text import Text
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
 from gpt_modules.commands.progress import Meter
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import ComparisonStore, Desk, Wanted
+from gpt_modules.storage.comparisons import LONGEST_NAME, ComparisonStore, Desk, Wanted
 from gpt_modules.storage.durable import replace_durably
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ READ = {
     "statistics": ("round",),
 }
 PORT = 7861
-LONGEST_NAME = 60  # characters
 AT_ONCE = 64  # tasks that are scored together and then kept
 _WEIGHTED = re.compile(r"(.+)\*([-+0-9.eE]+)")
 

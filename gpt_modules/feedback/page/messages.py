@@ -8,13 +8,12 @@ from typing import Annotated, TypeVar
 from starlette.requests import Request
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import SCORES
+from gpt_modules.storage.comparisons import LONGEST_NAME, SCORES
 from gpt_modules.storage.documents import Positive, Rule, typed
 from gpt_modules.storage.strict_json import Refused, StrictDecoder
 
 LARGEST_BODY = 100_000  # bytes: a note, and a judgement of each of many answers
 LONGEST_NOTE = 10_000
-LONGEST_NAME = 60
 
 Name = Annotated[
     str,

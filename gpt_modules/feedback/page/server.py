@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -127,6 +127,8 @@ def _action(path: Path, action: Callable[..., dict[str, Any]], kind: type[Messag
             return JSONResponse(await run_in_threadpool(done, request, message))
         except UserError as error:
             return JSONResponse({"error": str(error)}, status_code=413 if isinstance(error, TooLarge) else 400)
+        except ClientDisconnect:
+            return Response(status_code=400)  # to nobody
 
     return Route(f"/api/{action.__name__}", answer, methods=["POST"])
 

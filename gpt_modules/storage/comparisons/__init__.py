@@ -2,10 +2,21 @@
 
 from gpt_modules.storage.comparisons.database import is_store
 from gpt_modules.storage.comparisons.desk import Desk, OwnVote, Standing, Wanted
-from gpt_modules.storage.comparisons.records import SCORES, Answer, Judgement, LabelerKind, Ranking, Source, Task, Vote
+from gpt_modules.storage.comparisons.records import (
+    LONGEST_NAME,
+    SCORES,
+    Answer,
+    Judgement,
+    LabelerKind,
+    Ranking,
+    Source,
+    Task,
+    Vote,
+)
 from gpt_modules.storage.comparisons.store import ComparisonStore, votes_digest
 
 __all__ = [
+    "LONGEST_NAME",
     "SCORES",
     "Answer",
     "ComparisonStore",

@@ -6,6 +6,7 @@ from typing import Literal
 LabelerKind = Literal["person", "scores", "file"]
 """A person at the page; scores of models and functions; votes that were brought in from a file."""
 SCORES = range(1, 8)  # Ouyang et al. 2022, figure 12: 1 to 7, 7 is best
+LONGEST_NAME = 60  # characters, of a person at the page and of a flag
 FLAGS = ("fails to follow", "inappropriate", "harmful", "contains opinion", "hallucination")
 """InstructGPT's labelling form, the part that a page of text answers can ask (Ouyang et al. 2022, table 3)."""
 
