@@ -40,9 +40,11 @@ from gpt_modules.commands.run_folder import (
     lock,
     missing,
     told_elsewhere,
+    weights_of,
 )
+from gpt_modules.data.arguments import IdleArgument
 from gpt_modules.errors import UserError
-from gpt_modules.storage.yaml_files import parse_yaml
+from gpt_modules.storage.yaml_files import dotted, parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
     RandomState,
@@ -54,6 +56,7 @@ from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
+from gpt_modules.training.callbacks.rates import LearningRates
 from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.callbacks.samples import SampleTable
 from gpt_modules.training.callbacks.summary import RunSummary
@@ -87,6 +90,7 @@ class TrainerCLI(LightningCLI):
     def __init__(self, recipe: Composition, subcommand: str, **options: Any) -> None:
         self.recipe = recipe
         self._made: list[Path] = []
+        self._left_out: list[str] = []
         every = self.subcommands()  # a parser takes a second to build: one is enough
         self.subcommands = lambda: {subcommand: every[subcommand]}  # type: ignore[method-assign]
         words = [*recipe.asked, *(["--help"] if recipe.help == ["all"] else [])]
@@ -180,6 +184,8 @@ class TrainerCLI(LightningCLI):
         for name, path in self.recipe.configs:
             if Path(name) != path and self.trainer.is_global_zero:
                 sys.stdout.write(f"{name}: {path}\n")
+        if self.trainer.is_global_zero:
+            sys.stdout.writelines(f"{line}\n" for line in self._left_out)
         world = int(os.environ.get("WORLD_SIZE", self.trainer.world_size))  # set by torchrun and the like
         if world != self.trainer.world_size:
             raise UserError(
@@ -205,7 +211,18 @@ class TrainerCLI(LightningCLI):
             cause: BaseException | None = error
             while cause is not None and not isinstance(cause, UserError):
                 cause = cause.__cause__ or cause.__context__
-            raise located(cause, self.recipe) if isinstance(cause, UserError) else error from None
+            if not isinstance(cause, IdleArgument) or not self._without(cause):
+                raise located(cause, self.recipe) if isinstance(cause, UserError) else error from None
+            self.instantiate_classes()
+
+    def _without(self, idle: IdleArgument) -> bool:
+        """Leave out what a recipe says of its own data, where other data were named after it, and tell so."""
+        place, other = (("data", "init_args", *name.split(".")) for name in (idle.name, idle.other))
+        if not self.recipe.overrules(other, place) or self.recipe.at(place) is None:
+            return False
+        self.config[self.subcommand][dotted(place)] = idle.default
+        self._left_out.append(f"{self.recipe.where(place)}: left out: {idle.found}")
+        return True
 
     def _resolve_last(self) -> None:
         """`--ckpt_path last` is the newest checkpoint of the run's folder that verifies."""
@@ -213,7 +230,16 @@ class TrainerCLI(LightningCLI):
             folder = Path(self.trainer.default_root_dir) / "checkpoints"
             self.config_init[self.subcommand]["ckpt_path"] = newest_checkpoint(folder)
 
-    before_validate = before_test = before_predict = _resolve_last
+    def _measure(self) -> None:
+        """Resolve `--ckpt_path last`, and say whose weights are measured."""
+        self._resolve_last()
+        checkpoint = self.config_init[self.subcommand].get("ckpt_path")
+        init_from = self.model.hparams.get("init_from")
+        weights = weights_of(Path(self.trainer.default_root_dir), checkpoint, init_from)
+        if self.trainer.is_global_zero:
+            sys.stdout.write(f"weights: {weights}\n")
+
+    before_validate = before_test = before_predict = _measure
 
     def before_fit(self) -> None:
         """Resolve `--ckpt_path last`, and refuse to begin anew in a folder that holds a run."""
@@ -291,7 +317,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
     warnings.filterwarnings("ignore", "The number of training batches")  # a short run shows its end, whatever it logs
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
-    guards: list[L.Callback] = [Resumption(), RandomState(), FiniteLossGuard(), MonitorGuard()]
+    guards: list[L.Callback] = [Resumption(), RandomState(), FiniteLossGuard(), MonitorGuard(), LearningRates()]
     mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
     return kind(
         recipe,

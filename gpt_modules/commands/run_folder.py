@@ -79,6 +79,37 @@ def _curves(root: str) -> set[Path]:
     return {path for pattern in ("events.out.tfevents.*", "hparams.yaml") for path in Path(root).glob(pattern)}
 
 
+def _held(root: Path) -> list[str]:
+    """What a run has reached in its folder."""
+    held = [name for name in ("summary.json", "export") if (root / name).exists()]
+    return held + (["checkpoints"] if any((root / "checkpoints").glob("step=*.ckpt")) else [])
+
+
+def weights_of(root: Path, checkpoint: str | None, init_from: str | None) -> str:
+    """Whose weights a stage measures that learns none, in words.
+
+    Args:
+        root: the run's folder.
+        checkpoint: what `--ckpt_path` names, if it does.
+        init_from: the folder that the recipe's model begins from; None: new weights.
+
+    Raises:
+        UserError: they are new ones, in the folder of a run that has learnt some.
+    """
+    if checkpoint is not None:
+        return f"those of the checkpoint {checkpoint}"
+    held = _held(root)
+    if init_from is None and held:
+        found = f"not given, and new weights are not those of the run that {root} holds ({', '.join(held)})"
+        theirs = "last" if "checkpoints" in held else f"--model.config null --model.init_from {root / 'export'}"
+        other = "for new weights name another --trainer.default_root_dir"
+        raise UserError(f"--ckpt_path: {found}; expected {theirs}; {other}")
+    if init_from is None:
+        return "new ones, drawn with the seed"
+    learnt = f"; those of the run in {root}: --ckpt_path last" if "checkpoints" in held else ""
+    return f"those of init_from, {init_from}{learnt}"
+
+
 def begin_anew(root: Path, recipe: str) -> None:
     """Check that a first step may be made in a folder.
 
@@ -88,8 +119,7 @@ def begin_anew(root: Path, recipe: str) -> None:
     Raises:
         UserError: the folder holds what a run has reached, or the beginning of another one.
     """
-    held = [name for name in ("summary.json", "export") if (root / name).exists()]
-    held += ["checkpoints"] if any((root / "checkpoints").glob("step=*.ckpt")) else []
+    held = _held(root)
     resume = "go on with --ckpt_path last, or " if "checkpoints" in held else ""
     if held:
         raise UserError(

@@ -51,18 +51,37 @@ def expect_one_of(known: Sequence[str], **values: Any) -> None:
         expect(value in known, name, value, " or ".join(known))
 
 
-def expect_default(owner: Callable[..., Any], beside: str, prefix: str = "", **values: Any) -> None:
-    """Arguments of a class that have no effect `beside` what else was given: nobody is to believe that they had.
+class IdleArgument(UserError):
+    """An argument without effect beside what another one says.
+
+    Args:
+        name: Of the argument.
+        value: Of the argument.
+        default: What it is by itself.
+        other: Name of the other one.
+        beside: What that one says, in words.
+        expected: Left out: the default.
+    """
+
+    def __init__(
+        self, name: str, value: object, default: object, other: str, beside: str, expected: str | None = None
+    ) -> None:
+        self.name, self.default, self.other = name, default, other
+        self.found = f"{value!r:.60} beside {beside}, where it has no effect"
+        super().__init__(f"{name}: found {self.found}, expected {expected or repr(default)}")
+
+
+def expect_default(owner: Callable[..., Any], other: str, beside: str, prefix: str = "", **values: Any) -> None:
+    """Arguments of a class that have no effect `beside` what the argument `other` says: nobody is to believe that they
+    had.
 
     Raises:
-        UserError: One is not as the class has it by itself; with its name, which `prefix` opens.
+        IdleArgument: One is not as the class has it by itself; with its name, which `prefix` opens.
     """
     known = inspect.signature(owner).parameters
     for name, value in values.items():
-        default = known[name].default
-        found = f"{value!r:.60} beside {beside}, where it has no effect"
-        if value != default:
-            raise UserError(f"{prefix}{name}: found {found}, expected {default!r}")
+        if value != known[name].default:
+            raise IdleArgument(f"{prefix}{name}", value, known[name].default, other, beside)
 
 
 def expect_parted(owner: Callable[..., Any], train: Any, validation: Any, own: bool, fraction: float) -> None:
@@ -76,13 +95,13 @@ def expect_parted(owner: Callable[..., Any], train: Any, validation: Any, own: b
         fraction: The argument.
 
     Raises:
-        UserError: Nothing is held out, and the argument is not as the class has it by itself.
+        IdleArgument: Nothing is held out, and the argument is not as the class has it by itself.
     """
     expect_part(validation_fraction=fraction)
     if validation is not None:
-        expect_default(owner, "a validation source", validation_fraction=fraction)
+        expect_default(owner, "validation", "a validation source", validation_fraction=fraction)
     elif own:
-        expect_default(owner, f"{train!s:.60}, which parts itself", validation_fraction=fraction)
+        expect_default(owner, "train", f"{train!s:.60}, which parts itself", validation_fraction=fraction)
 
 
 def _is_number(value: object) -> bool:

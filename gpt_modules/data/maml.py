@@ -233,9 +233,9 @@ class EpisodicDataModule(ResumableDataModule):
         text: dict[str, Any] = {"tokenizer_kind": self.trained_kind}
         if self.objective == "regression":
             text |= {"tokenizer": self.tokenizer_name, "vocab_size": self.trained_vocab_size, "context": self.context}
-            expect_default(EpisodicDataModule, "families of numbers", **text)
+            expect_default(EpisodicDataModule, "families", "families of numbers", **text)
         elif self.tokenizer_name != "train":
-            expect_default(EpisodicDataModule, f"the tokenizer {self.tokenizer_name:.60}", **text)
+            expect_default(EpisodicDataModule, "tokenizer", f"the tokenizer {self.tokenizer_name:.60}", **text)
 
     def _check_classes(self) -> None:
         if self.objective == "regression":

@@ -9,7 +9,7 @@ from typing import Any
 
 import tokenizers
 
-from gpt_modules.data.arguments import expect_default, expect_parted, expect_whole
+from gpt_modules.data.arguments import IdleArgument, expect_default, expect_parted, expect_whole
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
 from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
@@ -21,7 +21,6 @@ from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, Source, cache_folder, has_own_splits, name_of
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
-from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import check_writable, replace_durably
 from gpt_modules.storage.model_files import TOKENIZER_FILE
@@ -84,15 +83,20 @@ class PretrainingDataModule(ResumableDataModule):
         super().__init__(tokenizer)
         check_training(tokenizer, vocab_size, tokenizer_kind)
         if tokenizer != "train":
-            expect_default(PretrainingDataModule, f"the tokenizer {tokenizer:.60}", tokenizer_kind=tokenizer_kind)
+            expect_default(
+                PretrainingDataModule, "tokenizer", f"the tokenizer {tokenizer:.60}", tokenizer_kind=tokenizer_kind
+            )
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
         expect_whole(0, None, seed=seed)
         if mixture is not None:
             if train is not None:
-                raise UserError("mixture: found train beside it, expected either")
+                beside, either = f"train {name_of(train):.60}", "either; null unsets the other one"
+                raise IdleArgument("mixture", mixture, None, "train", beside, either)
             check_mixture(mixture)
             if validation is None:
-                expect_default(PretrainingDataModule, "a mixture, whose sources have their own", text_field=text_field)
+                expect_default(
+                    PretrainingDataModule, "mixture", "a mixture, whose sources have their own", text_field=text_field
+                )
         sources = [train or REVIEWS] if mixture is None else [part.source for part in mixture]
         own = all(map(has_own_splits, sources))
         expect_parted(PretrainingDataModule, ", ".join(map(name_of, sources)), validation, own, validation_fraction)

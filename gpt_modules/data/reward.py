@@ -99,8 +99,8 @@ class RewardDataModule(ResumableDataModule):
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub.
         context: Tokens of prompt, answer and eos.
-        k: For the reviews: most answers a prompt, their ratings 1 point apart; validation has pairs. Rows of your own
-            bring as many as they have.
+        k: For the reviews: most answers a prompt, their ratings 1 point apart; None: 2. Validation has pairs. Rows of
+            your own bring as many as they have.
         batch_size: Prompts a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
         seed: Seed of the order, and of the groups of reviews. The validation groups do not depend on it.
@@ -117,7 +117,7 @@ class RewardDataModule(ResumableDataModule):
         validation: str | list[str] | None = None,
         tokenizer: str = "gpt2",
         context: int = 128,
-        k: int = 2,
+        k: int | None = None,
         batch_size: int = 16,
         val_batch_size: int | None = None,
         seed: int = 0,
@@ -131,12 +131,12 @@ class RewardDataModule(ResumableDataModule):
         expect_whole(1, max_demonstrations=max_demonstrations)
         expect_whole(2, 8, k=k)
         if train != REVIEWS:
-            expect_default(RewardDataModule, f"{train!s:.60}, whose rows bring their answers", k=k)
+            expect_default(RewardDataModule, "train", f"{train!s:.60}, whose rows bring their answers", k=k)
         expect_whole(0, None, seed=seed)
         expect_parted(RewardDataModule, train, validation, train == REVIEWS, validation_fraction)
         self.demonstration_source, self.max_demonstrations = demonstrations, max_demonstrations
         self.train_source, self.validation_source = train, validation
-        self.context, self.k, self.batch_size, self.val_batch_size = context, k, batch_size, val_batch_size
+        self.context, self.k, self.batch_size, self.val_batch_size = context, k or 2, batch_size, val_batch_size
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
         self.train_examples: Comparisons | None = None
         self.validation_examples: Comparisons | None = None

@@ -67,14 +67,14 @@ class KneserNey:
 
 
 def _discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:
-    """D(0), D(1), D(2), D(3+) from counts of counts; kept within [0, count] where these are too few or too odd to
-    estimate from.
+    """D(0), D(1), D(2), D(3+) from counts of counts, at most the count. Where these are too few or too odd to estimate
+    from, half the count, as KenLM falls back to: of nothing, nothing would be left for an n-gram that was never seen.
     """
     of_counts = Counter(counts)
     n1, n2, n3, n4 = (of_counts[k] for k in (1, 2, 3, 4))
     y = n1 / (n1 + 2 * n2) if n1 else 0.5
     raw = (1 - 2 * y * n2 / max(n1, 1), 2 - 3 * y * n3 / max(n2, 1), 3 - 4 * y * n4 / max(n3, 1))
-    d1, d2, d3 = (min(max(value, 0.0), float(k)) for k, value in enumerate(raw, start=1))
+    d1, d2, d3 = (min(value, float(k)) if value > 0.0 else k / 2 for k, value in enumerate(raw, start=1))
     return 0.0, d1, d2, d3
 
 

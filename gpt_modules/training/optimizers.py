@@ -193,7 +193,8 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
     matrices = {id(p): p for module in hidden for p in module.parameters() if p.ndim == 2 and p.requires_grad}
     if config.muon_lr:  # what is left has rates at which a decay per step would keep it from growing
         rest = ([p for p in group["params"] if id(p) not in matrices] for group in groups)
-        groups = [{**group, "params": params, "weight_decay": 0.0} for group, params in zip(groups, rest, strict=True)]
+        settings = {"name": "adamw", "weight_decay": 0.0}
+        groups = [{**group, "params": params, **settings} for group, params in zip(groups, rest, strict=True)]
     kept = [group for group in groups if group["params"]]
     if config.sgd:
         return torch.optim.SGD(kept, lr=config.lr)
@@ -205,7 +206,8 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
         return adamw
     if not matrices:
         raise UserError("optimizer.muon_lr: given, but this procedure has no block matrices for Muon; leave it out")
-    return MuonAdamW(torch.optim.Muon(matrices.values(), lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
+    learned = [{"params": list(matrices.values()), "name": "muon"}]
+    return MuonAdamW(torch.optim.Muon(learned, lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
 
 
 def configure(

@@ -6,7 +6,15 @@ import sys
 import pytest
 
 from gpt_modules.commands.parsing.composition import Composition
-from gpt_modules.commands.run_folder import begin_anew, keep_inside, leave_nothing, lock, missing, told_elsewhere
+from gpt_modules.commands.run_folder import (
+    begin_anew,
+    keep_inside,
+    leave_nothing,
+    lock,
+    missing,
+    told_elsewhere,
+    weights_of,
+)
 from gpt_modules.errors import UserError
 
 
@@ -18,6 +26,24 @@ def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path, held):
     with pytest.raises(UserError, match="holds an earlier run") as refused:
         begin_anew(tmp_path, "a: 1\n")
     assert ("--ckpt_path last" in str(refused.value)) == held.startswith("checkpoints")
+
+
+def test_whose_weights_are_measured_is_said_or_refused(tmp_path):
+    assert weights_of(tmp_path, "x.ckpt", None) == "those of the checkpoint x.ckpt"
+    assert weights_of(tmp_path, None, None) == "new ones, drawn with the seed"
+    assert weights_of(tmp_path, None, "m") == "those of init_from, m"
+    (tmp_path / "export").mkdir()
+    with pytest.raises(
+        UserError, match=rf"holds \(export\); expected --model.config null --model.init_from {tmp_path}/"
+    ):
+        weights_of(tmp_path, None, None)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/step=00000002.ckpt").write_text("x")
+    with pytest.raises(UserError, match=r"^--ckpt_path: not given, .* \(export, checkpoints\); expected last; for new"):
+        weights_of(tmp_path, None, None)
+    assert weights_of(tmp_path, "x.ckpt", None) == "those of the checkpoint x.ckpt"
+    found = weights_of(tmp_path, None, "m")
+    assert found == f"those of init_from, m; those of the run in {tmp_path}: --ckpt_path last"
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_is_begun_again_by_its_own_recipe_only(tmp_path):

@@ -61,11 +61,29 @@ class Composition:
 
     def where(self, place: Place) -> str:
         """The beginning of a complaint about a place: where it was said, and its key."""
-        for length in range(len(place), 0, -1):
-            if source := self.sources.get(place[:length]):
-                return source if source.startswith("--") and length == len(place) else f"{source}: {dotted(place)}"
+        if (source := self._source(place)) is not None:
+            exact = source.startswith("--") and place in self.sources
+            return source if exact else f"{source}: {dotted(place)}"
         below = [source for inner, source in self.sources.items() if inner[: len(place)] == place]
         return f"{below[0]}: {dotted(place)}" if below and place else dotted(place)
+
+    def overrules(self, place: Place, other: Place) -> bool:
+        """Whether a place was said after the other one: on the command line, or in a later file."""
+        return self._turn(place) > self._turn(other)
+
+    def _turn(self, place: Place) -> int:
+        """When it was said: the number of the file, the command line after all of them; nobody said it before any."""
+        source = self._source(place)
+        if source is None:
+            return -1
+        files = [str(path) for _, path in self.configs]
+        file = source.rpartition(":")[0]
+        return len(files) - 1 - files[::-1].index(file) if file in files else len(files)
+
+    def _source(self, place: Place) -> str | None:
+        """Who said the place, or what it is part of."""
+        said = (self.sources.get(place[:length]) for length in range(len(place), 0, -1))
+        return next(filter(None, said), None)
 
     def at(self, place: Place) -> Any:
         """The value at a place, None where nothing is."""

@@ -126,7 +126,7 @@ class Corpus:
         sources = [self.source] if self.validation is None else [self.source, self.validation]
         if not any(_has_fields(source) for source in sources):
             names = " and ".join(map(name_of, sources))
-            expect_default(Corpus, f"{names:.100}, without fields", text_field=self.text_field)
+            expect_default(Corpus, "train", f"{names:.100}, without fields", text_field=self.text_field)
 
     def documents(self, split: Split) -> Iterator[Document]:
         """The documents of one part, if the source is text.

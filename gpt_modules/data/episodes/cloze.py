@@ -71,7 +71,7 @@ class Cloze(Family):
         expect_positive(max_fraction=max_fraction)
         expect_part(validation_fraction=validation_fraction)
         if has_own_splits(source) and (validation is None or has_own_splits(validation)):
-            expect_default(Cloze, f"the built-in {source}", text_field=text_field)
+            expect_default(Cloze, "source", f"the built-in {source}", text_field=text_field)
         self.source, self.validation = source, validation
         self.classes = self.ways = ways
         self.min_count, self.max_fraction, self.max_words = min_count, max_fraction, max_words

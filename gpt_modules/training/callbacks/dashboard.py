@@ -14,7 +14,8 @@ from gpt_modules.training.callbacks.writer import survive_full_disk, tell_full_d
 
 class RunLogger(TensorBoardLogger):
     """TensorBoard, where the same values told twice are written once: `ExactCheckpoint` has a step logged before it
-    saves it, and Lightning logs it again.
+    saves it, and Lightning logs it again. The epoch is told beside what is trained: after a run that stops inside one,
+    Lightning validates in the next, to which a resumed run is yet to come.
     """
 
     @property
@@ -33,6 +34,8 @@ class RunLogger(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write scalars, unless they are the latest that were written."""
+        if all(name == "epoch" or name.startswith("val/") for name in metrics):
+            metrics = {name: value for name, value in metrics.items() if name != "epoch"}
         if self._latest != (step, dict(metrics)):
             self._latest = (step, dict(metrics))
             super().log_metrics(metrics, step)

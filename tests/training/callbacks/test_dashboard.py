@@ -50,3 +50,13 @@ def test_the_same_values_are_written_once(tmp_path):
         logger.log_metrics({"x": 1.0}, step)
     logger.finalize("success")
     assert written == [("x", 1.0, 5), ("x", 1.0, 6)]
+
+
+def test_the_epoch_is_told_beside_what_is_trained_alone(tmp_path):
+    logger = RunLogger(tmp_path, name="", version="")
+    written = []
+    logger.experiment.add_scalar = lambda name, value, step: written.append((name, value, step))
+    logger.log_metrics({"train/loss": 2.0, "epoch": 0}, 5)
+    logger.log_metrics({"val/loss": 1.0, "epoch": 1}, 5)
+    logger.finalize("success")
+    assert written == [("train/loss", 2.0, 5), ("epoch", 0, 5), ("val/loss", 1.0, 5)]
