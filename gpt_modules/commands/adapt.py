@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Adapt a model folder to the examples of a file by plain gradient descent, all of them in every step,
 without dropout. A folder that was meta-learned (`gpt fit` with MAMLModule) brings its steps and learning rates; any
-other needs --steps and --lr. The adapted model is a folder of the same kind, to be used as any other."""
+other needs --steps and --lr. A language model learns prompt and response as in SFT, with the end of text behind the
+response; one that was meta-learned learns no end, as in its training. The adapted model is a folder of the same kind,
+to be used as any other."""
 
 BATCH_TOKENS = 2048  # of a forward pass, padding among them: logits of a large vocabulary are what fills memory
 
@@ -35,6 +37,7 @@ def main(words: list[str]) -> None:
     options = _parser().parse_args(words)
     _check(options)
     from gpt_modules.backbone import save_pretrained
+    from gpt_modules.backbone.folders.inner_rates import load_inner_rates
     from gpt_modules.data.text.tokenizers import load_fitting
     from gpt_modules.storage.durable import room_for
 
@@ -42,11 +45,14 @@ def main(words: list[str]) -> None:
     tokenizer = load_fitting(options.model, model.config.vocab_size)
     rates, steps = _inner_loop(options, model)
     _name_classes(model, options.support)
-    support, query = (_read(name, model, tokenizer) if name else [] for name in (options.support, options.query))
+    closed = load_inner_rates(options.model) is None
+    names = (options.support, options.query)
+    support, query = (_read(name, model, tokenizer, closed) if name else [] for name in names)
     adapted = _descend(model, rates, steps, support, query)
     model.load_state_dict({**model.state_dict(), **adapted})
     with room_for(options.output):
         save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json())
+    _say(f"done: {steps} steps  {options.output}")
 
 
 def _parser() -> Arguments:
@@ -127,15 +133,15 @@ def _name_classes(model: "GPT | LabellingModel", source: str) -> None:
             model.task = named
 
 
-def _read(source: str, model: "GPT | LabellingModel", tokenizer: "Tokenizer") -> "list[EpisodeSet]":
-    """The examples of a file in batches of up to `BATCH_TOKENS`, like lengths together."""
+def _read(source: str, model: "GPT | LabellingModel", tokenizer: "Tokenizer", closed: bool) -> "list[EpisodeSet]":
+    """The examples of a file in batches of up to `BATCH_TOKENS`, like lengths together; `closed`: responses end."""
     from torch.utils._pytree import tree_map
 
     from gpt_modules.backbone import LabellingModel
     from gpt_modules.data.episodes.encoder import EpisodeEncoder
     from gpt_modules.data.episodes.families import Episode
 
-    encoder = EpisodeEncoder(tokenizer, model.config.n_positions, isinstance(model, LabellingModel))
+    encoder = EpisodeEncoder(tokenizer, model.config.n_positions, isinstance(model, LabellingModel), closed)
     examples, device = _examples(source, model), model.head_weight.device
     sizes = []
     for place, example in enumerate(examples, start=1):

@@ -11,6 +11,8 @@ from conftest import GOOD, REST, shaken, write_rows
 from gpt_modules.backbone import GPT, LabellingModel, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.backbone.folders.inner_rates import InnerRates, load_inner_rates
 from gpt_modules.commands import adapt as adapt_cli
+from gpt_modules.data.collate import next_token_labels
+from gpt_modules.data.sft import encode_demonstrations
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
@@ -42,7 +44,8 @@ def adapt(words):
 
 def table(capsys):
     """Header and rows of the printed table, in numbers."""
-    header, *lines = capsys.readouterr().out.splitlines()
+    header, *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"done: {len(lines) - 1} steps  out"
     return header.split(), [[float(cell.rstrip("%")) for cell in line.split()] for line in lines]
 
 
@@ -54,7 +57,7 @@ def by_hand(rows, tokenizer, model, steps, rate):
     for step in range(steps + 1):
         total, count, right = 0.0, 0, 0
         for row in rows:
-            prompt, response = tokenizer.encode(row["prompt"]), tokenizer.encode(row["response"])
+            prompt, response = tokenizer.encode(row["prompt"]), [*tokenizer.encode(row["response"]), tokenizer.eos_id]
             logits = model(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
             total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(response), reduction="sum")
             count, right = count + len(response), right + int((logits.argmax(-1) == torch.tensor(response)).all())
@@ -82,6 +85,22 @@ def test_steps_are_those_of_gradient_descent_on_all_rows(world, micro, capsys, m
         torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-5)
     assert adapted.config == expected.config
     assert Tokenizer.load("out").fingerprint == micro.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("meta_learned", [False, True])
+def test_rows_are_those_of_sft_but_for_a_meta_learned_folder_without_the_end(world, micro, meta_learned):
+    model = load_pretrained("model", "gpt")
+    sets = adapt_cli._read("rows.jsonl", model, micro.tokenizer, not meta_learned)
+    found = [(one.inputs[0][i], one.targets[i]) for one in sets for i in range(len(one.targets))]
+    wanted = [next_token_labels(example) for example in encode_demonstrations(ROWS, micro.tokenizer, 32, "rows")]
+    if meta_learned:
+        wanted = [(inputs[:-1], targets[:-1]) for inputs, targets in wanted]
+    cut = {
+        (tuple(i[: k + 1].tolist()), tuple(t[: k + 1].tolist()))
+        for i, t in found
+        for k in [int((t >= 0).nonzero()[-1])]
+    }
+    assert cut == {(tuple(inputs.tolist()), tuple(targets.tolist())) for inputs, targets in wanted}
 
 
 def test_the_folders_own_rates_and_steps(world, micro, capsys):

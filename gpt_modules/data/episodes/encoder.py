@@ -2,7 +2,7 @@
 whole support set in the row of a query to be read in context.
 
 Prompt, response and the line break between examples are encoded apart and joined, so that an example has the same
-tokens wherever it stands. A response is learned, and nothing closes it: what is asked for is known to end.
+tokens wherever it stands. A response is learned, and in episodes nothing closes it: what is asked for is known to end.
 """
 
 import logging
@@ -59,10 +59,12 @@ class EpisodeEncoder:
         tokenizer: With task tokens, for a classifier.
         context: Tokens of the longest row.
         classifies: Rows are [start] prompt [extract] and targets classes; else prompt and response, and next tokens.
+        closed: A learned end token closes each response, as in SFT.
     """
 
-    def __init__(self, tokenizer: Tokenizer, context: int, classifies: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: int, classifies: bool = False, closed: bool = False) -> None:
         self.tokenizer, self.context, self.classifies = tokenizer, context, classifies
+        self._end = [tokenizer.eos_id] if closed and not classifies else []
         self._separator = tokenizer.encode(SEPARATOR)
         self._known: dict[str, list[int]] = {}
         self._warned: set[str] = set()
@@ -115,7 +117,7 @@ class EpisodeEncoder:
         ids = self._ids_of(episodes)
 
         def encoded(examples: list[Example]) -> list[EncodedExample]:
-            return [EncodedExample(ids[example.prompt], ids[example.response], example.label) for example in examples]
+            return [EncodedExample(ids[x.prompt], ids[x.response] + self._end, x.label) for x in examples]
 
         return [(encoded(episode.support), encoded(episode.query)) for episode in episodes]
 

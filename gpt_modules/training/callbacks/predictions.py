@@ -1,6 +1,7 @@
 """What a model predicts, in `predictions.jsonl`."""
 
 import json
+import sys
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ _NONE = object()
 
 
 class PredictionFile(L.Callback):
-    """Writes what `predict_step` returns, a list of plain rows a batch, to `<root>/predictions.jsonl`."""
+    """Writes what `predict_step` returns, a list of plain rows a batch, to `<root>/predictions.jsonl`, in
+    place of what an earlier `gpt predict` wrote there.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out before the first batch whether there is room."""
@@ -26,18 +29,27 @@ class PredictionFile(L.Callback):
         rows = _of_all_processes(outputs)
         if not trainer.is_global_zero:
             return
-        path = Path(trainer.default_root_dir) / "predictions.jsonl"
+        path = _path(trainer)
         if not hasattr(self, "_file"):
+            self._rows, self._replaced = 0, path.exists()
             with room_for(path):
                 self._file = path.open("w", encoding="utf-8")
         with room_for(path):
             self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._rows += len(rows)
 
     def on_predict_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """Close the file."""
+        """Close the file, and say where it is."""
         if hasattr(self, "_file"):
-            with room_for(Path(trainer.default_root_dir) / "predictions.jsonl"):
+            path = _path(trainer)
+            with room_for(path):
                 self._file.close()
+            replaced = ", in place of an earlier file" if self._replaced else ""
+            sys.stdout.write(f"done: {self._rows:,} predictions{replaced}  {path}\n")
+
+
+def _path(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / "predictions.jsonl"
 
 
 def _of_all_processes(rows: list[Any]) -> list[Any]:
