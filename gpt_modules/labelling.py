@@ -40,9 +40,11 @@ class Labelling:
         object.__setattr__(self, "levels", None if self.levels is None else tuple(self.levels))
         if self.kind not in get_args(LabellingKind):
             raise UserError(f"task: found {self.kind!r}, expected one of {', '.join(get_args(LabellingKind))}")
-        if self.levels is not None and (self.kind in ("multiple_choice", "regression") or self._span() < 1):
-            raise UserError(f"levels: found {list(self.levels)} for {self.kind}, expected two rising whole numbers "
-                            "for a task with classes")  # fmt: skip
+        if self.levels is not None and self.kind in ("multiple_choice", "regression"):
+            raise UserError(f"levels: found {list(self.levels)} for {self.kind}, which has none, expected them for "
+                            "similarity, entailment or classification")  # fmt: skip
+        if self.levels is not None and self._span() < 1:
+            raise UserError(f"levels: found {list(self.levels)} for {self.kind}, expected two rising whole numbers")
         if len(set(self.labels)) < len(self.labels):
             raise UserError(f"labels: found {list(self.labels)}, expected each name once")
         if not self.std > 0.0:

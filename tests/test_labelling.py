@@ -50,11 +50,12 @@ def test_classes_that_are_only_numbered_take_any_names_of_their_number():
         ({"std": float("nan")}, "task.std: found nan, expected a number that is finite"),
         (
             {"levels": [2, 2]},
-            "task.levels: found [2, 2] for classification, expected two rising whole numbers for a task with classes",
+            "task.levels: found [2, 2] for classification, expected two rising whole numbers",
         ),
         (
             {"kind": "regression", "levels": [0, 5]},
-            "task.levels: found [0, 5] for regression, expected two rising whole numbers for a task with classes",
+            "task.levels: found [0, 5] for regression, which has none, expected them for similarity, entailment or "
+            "classification",
         ),
         ({"sort": 1}, "task.sort: unknown key, expected one of kind, labels, levels, mean, std"),
     ],

@@ -44,7 +44,7 @@ class NgramBaseline(_Baseline):
         if not trainer.is_global_zero:
             return
         if len(data.validation_tokens) < self.order:
-            _leave_out("NgramBaseline", f"{len(data.validation_tokens)} validation tokens", f"{self.order}")
+            _leave_out("NgramBaseline", f"{len(data.validation_tokens)} validation tokens", f"at least {self.order}")
         else:
             model = KneserNey(data.train_tokens, data.tokenizer.vocab_size, self.order)
             self._report(trainer, "val/perplexity", f"({self.order}-gram)", model.perplexity(data.validation_tokens))
@@ -60,9 +60,12 @@ class BagOfWordsBaseline(_Baseline):
         if not trainer.is_global_zero:
             return
         train, validation = trainer.datamodule.rows()  # type: ignore[attr-defined]
+        if not {"choices", "ranking"} & {*train[0]}:
+            _leave_out("BagOfWordsBaseline", "rows without answers to compare", "rankings or multiple_choice")
+            return
         if not pairs(train) or not pairs(validation):
             found = f"{len(pairs(train))} training and {len(pairs(validation))} validation pairs that are no ties"
-            _leave_out("BagOfWordsBaseline", found, "1 of each")
+            _leave_out("BagOfWordsBaseline", found, "at least 1 of each")
             return
         model = BagOfWords(pairs(train))
         chosen = "choices" in validation[0]
@@ -79,10 +82,10 @@ class NaiveBayesBaseline(_Baseline):
             return
         train, validation = trainer.datamodule.rows()  # type: ignore[attr-defined]
         if "choices" in train[0] or not all(isinstance(row["label"], int) for row in train):
-            raise UserError("NaiveBayesBaseline: found a task without classes, expected classification, entailment or "
-                            "similarity")  # fmt: skip
+            _leave_out("NaiveBayesBaseline", "a task without classes", "classification, entailment or similarity")
+            return
         if not validation:
-            _leave_out("NaiveBayesBaseline", "no validation row", "1")
+            _leave_out("NaiveBayesBaseline", "no validation row", "at least 1")
             return
         (texts, labels), held_out = classes(train), classes(validation)
         model = NaiveBayes(texts, labels, 1 + max(labels))
@@ -130,8 +133,8 @@ class ZeroShotProbes(L.Callback):
 
 
 def _leave_out(name: str, found: str, expected: str) -> None:
-    """A run goes on without what its data are too few for, and says so."""
-    rank_zero_warn(f"{name}: left out: found {found}, expected at least {expected}")
+    """A run goes on without what its data are too few for, or not of the kind, and says so."""
+    rank_zero_warn(f"{name}: left out: found {found}, expected {expected}")
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

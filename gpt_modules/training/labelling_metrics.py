@@ -2,6 +2,7 @@
 words.
 """
 
+import logging
 import math
 import warnings
 from typing import Any
@@ -21,6 +22,8 @@ from torchmetrics.classification import (
 
 from gpt_modules.functional import expected_score, soft_targets
 from gpt_modules.labelling import Labelling
+
+log = logging.getLogger(__name__)
 
 
 def task_loss(outputs: Float[Tensor, "B L"], labels: Tensor, task: Labelling) -> Float[Tensor, ""]:
@@ -95,12 +98,19 @@ def answered(outputs: Tensor, labels: Tensor, task: Labelling) -> tuple[Tensor, 
 
 
 def measured(decided: Real[Tensor, "N"], right: Real[Tensor, "N"], task: Labelling) -> dict[str, float]:
-    """The metrics of all that was `answered`; NaN where nothing was."""
+    """The metrics of all that was `answered`; NaN where nothing was, and for correlations where nothing differs."""
     metrics = build_metrics(task)
     if not len(right):
         return {str(name): math.nan for name in metrics}
-    to = torch.float32 if task.numeric else torch.int64
-    metrics.update(decided.to(to), right.to(to))
+    to = torch.float64 if task.numeric else torch.int64  # the squares of close scores vanish in fewer digits
+    decided, right = decided.to(to), right.to(to)
+    constant = [name for name, values in (("predictions", decided), ("labels", right)) if values.min() == values.max()]
+    if task.numeric and constant:
+        log.warning("pearson, spearman: undefined (nan): all %s are the same number", " and all ".join(constant))
+        return {"pearson": math.nan, "spearman": math.nan, "mse": float((decided - right).square().mean())}
+    if task.numeric:
+        metrics.set_dtype(to)
+    metrics.update(decided, right)
     return {name: float(value) for name, value in metrics.compute().items()}
 
 

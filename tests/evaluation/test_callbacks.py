@@ -96,8 +96,19 @@ def test_naive_bayes_on_the_rows_of_a_fine_tuning_run():
 
 @pytest.mark.parametrize("row", [{"text": "a", "label": 0.5}, {"text": "a", "choices": ["b", "c"], "label": 0}])
 def test_naive_bayes_needs_classes(row):
-    with pytest.raises(UserError, match="NaiveBayesBaseline: found a task without classes, expected classification"):
-        baseline(NaiveBayesBaseline(), [row], [row])
+    assert_left_out(NaiveBayesBaseline, [row], [row], "a task without classes, expected classification, entailment or")
+
+
+def test_a_bag_of_words_needs_answers():
+    row = {"text": "a", "label": 0}
+    assert_left_out(BagOfWordsBaseline, [row], [row], "rows without answers to compare, expected rankings or multiple_")
+
+
+def assert_left_out(callback, train, validation, found):
+    left_out = callback()
+    with pytest.warns(UserWarning, match=f"{callback.__name__}: left out: found {found}"):
+        left_out.on_fit_start(trainer_of(train, validation), L.LightningModule())
+    assert left_out.baselines == {}
 
 
 def test_a_bag_of_words_on_multiple_choice():
@@ -122,10 +133,7 @@ RANKED = {"responses": ["good", "bad"], "ranking": [1, 2]}
     ],
 )
 def test_a_baseline_of_too_few_rows_is_left_out_aloud(callback, train, validation, found):
-    left_out = callback()
-    with pytest.warns(UserWarning, match=f"{callback.__name__}: left out: found {found}, expected at least 1"):
-        left_out.on_fit_start(trainer_of(train, validation), L.LightningModule())
-    assert left_out.baselines == {}
+    assert_left_out(callback, train, validation, f"{found}, expected at least 1")
 
 
 def test_an_ngram_model_of_fewer_tokens_than_an_ngram_has():

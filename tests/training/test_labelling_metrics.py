@@ -89,6 +89,30 @@ def test_predictions_in_words():
     assert row == {"prediction": 13.0}
 
 
+@pytest.mark.parametrize(
+    ("outputs", "labels", "alike"),
+    [
+        ([0.5, 0.5, 0.5], [8.0, 10.0, 12.0], "predictions"),
+        ([0.0, 0.5, 1.0], [9.0, 9.0, 9.0], "labels"),
+        ([0.5, 0.5, 0.5], [9.0, 9.0, 9.0], "predictions and all labels"),
+    ],
+)
+def test_where_nothing_differs_no_correlation_is_defined(outputs, labels, alike, caplog):
+    found = found_by(torch.tensor(outputs)[:, None], torch.tensor(labels), NUMBER)
+    assert math.isnan(found["pearson"])
+    assert math.isnan(found["spearman"])
+    said = torch.tensor(outputs) * NUMBER.std + NUMBER.mean
+    assert found["mse"] == pytest.approx((said - torch.tensor(labels)).square().mean().item())
+    assert caplog.messages == [f"pearson, spearman: undefined (nan): all {alike} are the same number"]
+
+
+def test_close_scores_have_a_correlation():
+    """Their variance is below what torchmetrics calls zero in single precision."""
+    labels = torch.tensor([9.0, 9.001, 9.002])
+    found = found_by(torch.tensor([[0.0], [0.0005], [0.001]]), labels, NUMBER)
+    assert found["pearson"] == pytest.approx(1.0, abs=1e-4)
+
+
 def test_nothing_labelled_has_no_metric():
     for task, labels in ((CLASSES, [-100]), (NUMBER, [NONE]), (CHOICE, [-100])):
         found = found_by(torch.zeros(1, 1 if task is NUMBER else 2), torch.tensor(labels), task)
