@@ -2,6 +2,7 @@
 2017).
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,8 @@ from gpt_modules.training.rl.shaping import (
 )
 from gpt_modules.training.sharding import refuse_sharding
 
+log = logging.getLogger(__name__)
+
 # What `training_step` has a share of, in its order.
 STATISTICS = (
     "train/loss",
@@ -53,6 +56,7 @@ STATISTICS = (
     "policy/entropy",
 )
 MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of a held-out response
+FEW_END = 0.05  # of a rollout's responses
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 
 
@@ -154,6 +158,7 @@ class PPOModule(L.LightningModule):
         self._cut_off: dict[str, Any] | None = None
         self._shares: list[Tensor] = []
         self.shown: dict[str, float] = {}
+        self._told_endless = False
         self.policy: GPT
         self.critic: RewardModel
 
@@ -235,6 +240,7 @@ class PPOModule(L.LightningModule):
         numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
         # Reading them waited for the device, so the clock stops when the rollout is complete.
         self._log_rollout(numbers | {"perf/rollout_seconds": time.perf_counter() - started})
+        self._warn_of_endless(numbers["response/ended"], len(scored.scores))
         self._adapt_kl_coef(numbers["objective/kl"], len(scored.scores))
         return self.rollout
 
@@ -243,6 +249,18 @@ class PPOModule(L.LightningModule):
         self.shown = {"score": numbers["objective/score"], "kl": numbers["objective/kl"]}
         if self.logger is not None:
             self.logger.log_metrics(numbers, step=self.global_step)
+
+    def _warn_of_endless(self, ended: float, episodes: int) -> None:
+        """Once: where (nearly) no response ends, the reward has no say."""
+        score = self.hparams["missing_eos_score"]
+        if score is None or ended >= FEW_END or self._told_endless or not self.trainer.is_global_zero:
+            return
+        self._told_endless = True
+        log.warning(
+            "missing_eos_score: %d of %d responses ended; the others score %s, whatever the reward says. Expected more "
+            "than max_new_tokens: %d, a model that ends its answers, or null here, which trusts the reward",
+            *(round(ended * episodes), episodes, score, self.hparams["max_new_tokens"]),
+        )
 
     def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
         config = self.kl_config

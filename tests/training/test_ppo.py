@@ -377,6 +377,16 @@ def test_score_is_not_what_is_optimised_and_both_are_logged(fit, ppo, functions)
         assert reward == pytest.approx(optimised - 0.5 * kl, abs=1e-4)
 
 
+def test_that_no_answer_ends_is_told_once(fit, ppo, caplog):
+    """Of one token each, hardly any does; the reward is asked for nothing."""
+    fit(*ppo(episodes=16, max_new_tokens=1, missing_eos_score=-3.0), max_epochs=3)
+    (line,) = [message for message in caplog.messages if message.startswith("missing_eos_score")]
+    assert re.match(r"missing_eos_score: 0 of 16 responses ended; the others score -3\.0, whatever .*: 1, a", line)
+    caplog.clear()
+    fit(*ppo(episodes=16, max_new_tokens=1, missing_eos_score=None), max_epochs=1)
+    assert not [message for message in caplog.messages if message.startswith("missing_eos_score")]
+
+
 def test_the_loss_is_made_of_the_recipes_numbers(fit, ppo):
     """Each coefficient and each clip alone changes what is learnt, and in the way that the formula says."""
     settings = {"episodes": 16, "ppo_epochs": 2, "minibatches": 2, "optimizer": adam(1e-2), "schedule": FLAT}
