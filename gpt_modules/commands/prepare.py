@@ -249,7 +249,7 @@ def _left_out(left_out: "Filter") -> str:
 def _summary(folder: Path, manifest: "ShardManifest") -> str:
     return (
         f"{folder}: {manifest.documents:,} documents, {manifest.text_bytes / 1e6:,.1f} MB of text, "
-        f"{manifest.count:,} tokens in {len(manifest.shards)} shards"
+        f"{manifest.count:,} tokens in {len(manifest.shards)} shard{'s' * (len(manifest.shards) != 1)}"
     )
 
 

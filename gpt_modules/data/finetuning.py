@@ -267,7 +267,7 @@ class FinetuningDataModule(ResumableDataModule):
     def _check(self, task: Labelling | None, labelled: bool, columns: Columns | None = None) -> LabelledRow:
         names = self.labels if self.task == "multiple_choice" or task is None else task.labels or None
         levels = self.levels if task is None else task.levels
-        return LabelledRow(self.task, columns or self.columns, names, levels, labelled)
+        return LabelledRow(self.task, columns or self.columns, names, levels, labelled, "data.columns")
 
     def _load(self, source: Source, split: Split, task: Labelling | None, labelled: bool) -> list[Row]:
         if not is_built_in(source):

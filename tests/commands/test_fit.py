@@ -96,6 +96,9 @@ def test_values_of_every_shape(parse):
         ("--checkpoint null", "--checkpoint: found null, expected keys; without any"),
         (f"--trainer.default_root_dir {'x' * 300}", f"--trainer.default_root_dir: found '{'x' * 59}..., expected"),
         ("--modl.x 3", "--modl.x: no such key"),
+        ("--data FinetuningDataModule --data.test x", "--data.test: no such key; expected one of train, validation, "
+         "tokenizer, task, columns, labels, levels, context, "),
+        ("--data FinetuningDataModule --data.colums x", "--data.colums: no such key; near it: columns"),
     ],
 )  # fmt: skip
 def test_a_mistake_on_the_command_line(parse, tmp_path, words, line):

@@ -176,8 +176,10 @@ class _Reading:
     def _no_key(self, name: str) -> str:
         where = self._where(self._below(name))
         known = [key for key in self.keys if "." in key or "." not in name] or list(self.keys)
-        near = nearest(name, known)
-        among = [key for key in known if key.rpartition(".")[0] == name.rpartition(".")[0]]
+        group = name[: name.rfind(".") + 1]
+        beside = (key.removeprefix(group).partition(".")[0] for key in self.keys if key.startswith(group))
+        among = list(dict.fromkeys(group + key for key in beside))
+        near = nearest(name, [*known, *among])
         listed = f"; expected one of {', '.join(among)}" if among and not near else ""
         return f"{where}: no such key{near}{_cut(listed)}"
 

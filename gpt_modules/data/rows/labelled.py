@@ -58,6 +58,7 @@ class LabelledRow:
             counted from 0.
         levels: Lowest and highest number, for labels that are numbers.
         required: Whether a row without a label is refused.
+        key: Where a recipe names the columns, for messages; None: nowhere.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class LabelledRow:
         names: Sequence[str] | None = None,
         levels: Sequence[int] | None = None,
         required: bool = True,
+        key: str | None = None,
     ) -> None:
-        self.kind, self.columns, self.levels, self.required = kind, columns, levels, required
+        self.kind, self.columns, self.levels, self.required, self.key = kind, columns, levels, required, key
         self.names = None if names is None else tuple(names)
         self.numeric = kind == "regression" or levels is not None
         self.pair = columns.pair or ("pair" if kind in ("entailment", "similarity") else None)
@@ -81,19 +83,29 @@ class LabelledRow:
             FieldError: A column is missing, null, empty or of another type, or the label is none of the task's.
         """
         fields = mapping_of(record)
-        row: Row = {"text": " ".join(text_of(fields, column) for column in _listed(self.columns.text))}
+        row: Row = {"text": " ".join(self._text(fields, column, "text") for column in _listed(self.columns.text))}
         if self.kind == "multiple_choice":
             row["choices"] = self._choices(fields)
         elif self.pair is not None:
-            row["pair"] = text_of(fields, self.pair)
+            row["pair"] = self._text(fields, self.pair, "pair")
         if self.kind == "similarity":  # has no order: the same two texts are one example, for splits and for twins too
             row["text"], row["pair"] = sorted((row["text"], row["pair"]), key=normalise)
         return {**row, "label": self._label(fields, len(row.get("choices", ())))}
 
+    def _text(self, fields: Mapping[Any, Any], column: str, name: str) -> str:
+        if column not in fields:
+            raise FieldError(column, no_such_field(fields), f"text{self._renamed(name)}")
+        return text_of(fields, column)
+
+    def _renamed(self, name: str) -> str:
+        return "" if self.key is None else f", or the name of its column in {self.key}.{name}"
+
     def _choices(self, fields: Mapping[Any, Any]) -> list[str]:
         columns = self.columns.choices
         if not isinstance(columns, str):
-            return [text_of(fields, column) for column in columns]
+            return [self._text(fields, column, "choices") for column in columns]
+        if columns not in fields:
+            raise FieldError(columns, no_such_field(fields), f"a list{self._renamed('choices')}")
         choices = texts_of(fields, columns)
         if len(choices) < 2:
             raise FieldError(columns, "a list of 1", "at least 2 to choose from")
@@ -104,7 +116,9 @@ class LabelledRow:
         raw = raw.strip() if isinstance(raw, str) else raw
         if self._absent(raw):
             if self.required and self.columns.label not in fields:
-                raise FieldError(self.columns.label, no_such_field(fields), self._expected(answers))
+                raise FieldError(
+                    self.columns.label, no_such_field(fields), self._expected(answers) + self._renamed("label")
+                )
             if self.required:
                 raise self._refuse(raw, answers)
             return None
@@ -177,11 +191,11 @@ def check_columns(kind: LabellingKind, columns: Columns, source: Source, validat
         UserError: One is named; with its name.
     """
     if kind == "multiple_choice":
-        expect_default(Columns, f"the task {kind}", "columns.", pair=columns.pair)
+        expect_default(Columns, "task", f"the task {kind}", "columns.", pair=columns.pair)
     else:
-        expect_default(Columns, f"the task {kind}", "columns.", choices=columns.choices)
+        expect_default(Columns, "task", f"the task {kind}", "columns.", choices=columns.choices)
     if is_built_in(source) and (validation is None or is_built_in(validation)):
-        expect_default(Columns, f"the built-in {source}", "columns.", **vars(columns))
+        expect_default(Columns, "train", f"the built-in {source}", "columns.", **vars(columns))
 
 
 def is_built_in(source: Source) -> bool:

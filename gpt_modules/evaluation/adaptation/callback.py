@@ -3,6 +3,7 @@ plain fine-tuning of weights that were not meta-learned.
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -38,6 +39,7 @@ from gpt_modules.evaluation.adaptation.report import (
     write_comparison,
 )
 from gpt_modules.evaluation.adaptation.table import adaptation_table
+from gpt_modules.evaluation.progress import Meter
 from gpt_modules.functional import Parameters
 
 CURVES = 3  # tasks in the figure of functions
@@ -155,7 +157,11 @@ class AdaptationCurves(L.Callback):
         learned, rates = _as_function(pl_module.network), _detached(pl_module.rates())
         baseline = self._open_baseline(trainer, pl_module)
         trials, notes = self._trials(data, pl_module.device)
-        self.latest = found = compare(learned, rates, baseline, trials, trained, self.settings)
+        counts = ", ".join(str(trial.support) for trial in trials)
+        sys.stdout.write(f"AdaptationCurves: learning {self.tasks} tasks in every way, from {counts} examples each\n")
+        with Meter("AdaptationCurves", len(trials)) as meter:
+            told = _told(trials, meter)
+            self.latest = found = compare(learned, rates, baseline, told, trained, self.settings)
         at_trained = [point for point in found.by_support if point.support == trained[0]]
         notes.append(how_finetuned(at_trained, self.settings, self.tuning_tasks, self._folder(pl_module)))
         Console(soft_wrap=True, highlight=False).print(
@@ -226,6 +232,14 @@ class AdaptationCurves(L.Callback):
         fits = function_fits(learned, rates, tree_map(lambda tensor: tensor.to(device), episodes), shown)
         for writer in _writers(trainer):
             writer.add_figure("adaptation/functions", sinusoid_figure(fits), trainer.global_step)
+
+
+def _told(trials: Sequence[Trial], meter: Meter) -> Iterator[Trial]:
+    """One after the other, and how far it is: by what they have to read."""
+    sizes = [1 + trial.support for trial in trials]
+    for number, trial in enumerate(trials):
+        meter.update(sum(sizes[:number]) / sum(sizes))
+        yield trial
 
 
 def _in_context(data: Any, episodes: list[Episode], support: int) -> EpisodeSet | None:

@@ -9,7 +9,7 @@ in-context (baseline)   the examples in the prompt of the weights that fine-tuni
 A model is a dictionary of parameters and a function of them and of a set's inputs, as in `functional.adaptation`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple, TypeAlias
 
@@ -173,7 +173,7 @@ def compare(
     learned: Network,
     rates: Parameters,
     baseline: Network | None,
-    trials: Sequence[Trial],
+    trials: Iterable[Trial],
     trained: tuple[int, int],
     settings: Settings,
 ) -> Comparison:

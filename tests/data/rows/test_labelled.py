@@ -75,6 +75,7 @@ TEXT, CHOICE = {"text": "a"}, {"text": "a", "choices": ["x", "y"]}
 LABELS = LabelledRow("classification", Columns(), ["ham", "spam"])
 UNNAMED = LabelledRow("classification", Columns())
 ENTAILMENT = LabelledRow("entailment", Columns(), ["e", "n"])
+RENAMED = LabelledRow("entailment", Columns(), ["e", "n"], key="data.columns")
 ANSWERS = LabelledRow("multiple_choice", Columns())
 LETTERS = LabelledRow("multiple_choice", Columns(), ["A", "B", "C", "D"])
 SCORES = LabelledRow("similarity", PAIR, levels=[0, 5])
@@ -101,6 +102,24 @@ SCORES = LabelledRow("similarity", PAIR, levels=[0, 5])
         (UNNAMED, {**TEXT, "label": {}}, "label: found an object, expected text or a whole number from 0"),
         (ENTAILMENT, {**TEXT, "label": 0}, "pair: found no such field among ['label', 'text'], expected text"),
         (ENTAILMENT, {**TEXT, "pair": "", "label": 0}, "pair: found empty text, expected non-empty text"),
+        (
+            RENAMED,
+            {"tex": "a", "label": 0},
+            "text: found no such field among ['label', 'tex'], expected text, or the "
+            "name of its column in data.columns.text",
+        ),
+        (
+            RENAMED,
+            {**TEXT, "pair": "b"},
+            "label: found no such field among ['pair', 'text'], expected one of e, n, or the name of its column in "
+            "data.columns.label",
+        ),
+        (
+            RENAMED,
+            {**TEXT, "label": 0},
+            "pair: found no such field among ['label', 'text'], expected text, or the name "
+            "of its column in data.columns.pair",
+        ),
         (ANSWERS, {"text": "a", "label": 0}, "choices: found no such field among ['label', 'text'], expected a list"),
         (ANSWERS, {**CHOICE, "choices": "x", "label": 0}, "choices: found the text 'x', expected a list"),
         (

@@ -103,6 +103,7 @@ def test_all_ways_see_the_same_tasks(tmp_path, monkeypatch):
     seen, compare, data = {}, adaptation_callback.compare, ciphers()
 
     def spy(learned, rates, baseline, trials, trained, settings):
+        trials = list(trials)
         seen.update({trial.support: trial for trial in trials})
         return compare(learned, rates, baseline, trials, trained, settings)
 

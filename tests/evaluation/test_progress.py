@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt_modules.commands import progress
-from gpt_modules.commands.progress import Meter
+from gpt_modules.evaluation import progress
+from gpt_modules.evaluation.progress import Meter
 
 
 @pytest.fixture
