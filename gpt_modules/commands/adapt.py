@@ -52,7 +52,7 @@ def main(words: list[str]) -> None:
     model.load_state_dict({**model.state_dict(), **adapted})
     with room_for(options.output):
         save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json())
-    _say(f"done: {steps} steps  {options.output}")
+    _say(f"done: step {steps}  {options.output}")
 
 
 def _parser() -> Arguments:

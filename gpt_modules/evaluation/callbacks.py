@@ -2,16 +2,18 @@
 it.
 """
 
+import logging
 from itertools import combinations
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.utilities import rank_zero_warn
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
 from gpt_modules.evaluation.probes import Item, Probe, read_items, run_probe
 from gpt_modules.evaluation.tasks.callback import language_model
+
+log = logging.getLogger(__name__)
 
 
 class _Baseline(L.Callback):
@@ -134,7 +136,7 @@ class ZeroShotProbes(L.Callback):
 
 def _leave_out(name: str, found: str, expected: str) -> None:
     """A run goes on without what its data are too few for, or not of the kind, and says so."""
-    rank_zero_warn(f"{name}: left out: found {found}, expected {expected}")
+    log.warning("%s: left out: found %s, expected %s", name, found, expected)
 
 
 def pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:

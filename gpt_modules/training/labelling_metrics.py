@@ -5,6 +5,7 @@ words.
 import logging
 import math
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,12 +107,18 @@ def measured(decided: Real[Tensor, "N"], right: Real[Tensor, "N"], task: Labelli
     decided, right = decided.to(to), right.to(to)
     constant = [name for name, values in (("predictions", decided), ("labels", right)) if values.min() == values.max()]
     if task.numeric and constant:
-        log.warning("pearson, spearman: undefined (nan): all %s are the same number", " and all ".join(constant))
+        _tell_undefined(" and all ".join(constant))
         return {"pearson": math.nan, "spearman": math.nan, "mse": float((decided - right).square().mean())}
     if task.numeric:
         metrics.set_dtype(to)
     metrics.update(decided, right)
     return {name: float(value) for name, value in metrics.compute().items()}
+
+
+@cache
+def _tell_undefined(alike: str) -> None:
+    """Once, as it is so at every validation."""
+    log.warning("pearson, spearman: undefined (nan): all %s are the same number", alike)
 
 
 def has_named_classes(task: Labelling) -> bool:

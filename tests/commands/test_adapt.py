@@ -45,7 +45,7 @@ def adapt(words):
 def table(capsys):
     """Header and rows of the printed table, in numbers."""
     header, *lines, last = capsys.readouterr().out.splitlines()
-    assert last == f"done: {len(lines) - 1} steps  out"
+    assert last == f"done: step {len(lines) - 1}  out"
     return header.split(), [[float(cell.rstrip("%")) for cell in line.split()] for line in lines]
 
 

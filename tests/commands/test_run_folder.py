@@ -42,6 +42,8 @@ def test_whose_weights_are_measured_is_said_or_refused(tmp_path):
     with pytest.raises(UserError, match=r"^--ckpt_path: not given, .* \(export, checkpoints\); expected last; for new"):
         weights_of(tmp_path, None, None)
     assert weights_of(tmp_path, "x.ckpt", None) == "those of the checkpoint x.ckpt"
+    own = str(tmp_path / "export")
+    assert weights_of(tmp_path, None, own) == f"those of init_from, {own}"
     found = weights_of(tmp_path, None, "m")
     assert found == f"those of init_from, m; those of the run in {tmp_path}: --ckpt_path last"
 

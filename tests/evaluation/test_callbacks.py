@@ -95,19 +95,23 @@ def test_naive_bayes_on_the_rows_of_a_fine_tuning_run():
 
 
 @pytest.mark.parametrize("row", [{"text": "a", "label": 0.5}, {"text": "a", "choices": ["b", "c"], "label": 0}])
-def test_naive_bayes_needs_classes(row):
-    assert_left_out(NaiveBayesBaseline, [row], [row], "a task without classes, expected classification, entailment or")
+def test_naive_bayes_needs_classes(row, caplog):
+    assert_left_out(
+        NaiveBayesBaseline, [row], [row], "a task without classes, expected classification, entailment or", caplog
+    )
 
 
-def test_a_bag_of_words_needs_answers():
+def test_a_bag_of_words_needs_answers(caplog):
     row = {"text": "a", "label": 0}
-    assert_left_out(BagOfWordsBaseline, [row], [row], "rows without answers to compare, expected rankings or multiple_")
+    assert_left_out(
+        BagOfWordsBaseline, [row], [row], "rows without answers to compare, expected rankings or multiple_", caplog
+    )
 
 
-def assert_left_out(callback, train, validation, found):
+def assert_left_out(callback, train, validation, found, log):
     left_out = callback()
-    with pytest.warns(UserWarning, match=f"{callback.__name__}: left out: found {found}"):
-        left_out.on_fit_start(trainer_of(train, validation), L.LightningModule())
+    left_out.on_fit_start(trainer_of(train, validation), L.LightningModule())
+    assert log.messages[-1].startswith(f"{callback.__name__}: left out: found {found}")
     assert left_out.baselines == {}
 
 
@@ -132,16 +136,16 @@ RANKED = {"responses": ["good", "bad"], "ranking": [1, 2]}
         (NaiveBayesBaseline, [{"text": "good", "label": 1}], [], "no validation row"),
     ],
 )
-def test_a_baseline_of_too_few_rows_is_left_out_aloud(callback, train, validation, found):
-    assert_left_out(callback, train, validation, f"{found}, expected at least 1")
+def test_a_baseline_of_too_few_rows_is_left_out_aloud(callback, train, validation, found, caplog):
+    assert_left_out(callback, train, validation, f"{found}, expected at least 1", caplog)
 
 
-def test_an_ngram_model_of_fewer_tokens_than_an_ngram_has():
+def test_an_ngram_model_of_fewer_tokens_than_an_ngram_has(caplog):
     trainer, tokenizer = trainer_of([], []), SimpleNamespace(vocab_size=5)
     trainer.datamodule = SimpleNamespace(train_tokens=np.arange(4), validation_tokens=np.arange(2), tokenizer=tokenizer)
     callback = NgramBaseline(order=3)
-    with pytest.warns(UserWarning, match="NgramBaseline: left out: found 2 validation tokens, expected at least 3"):
-        callback.on_fit_start(trainer, L.LightningModule())
+    callback.on_fit_start(trainer, L.LightningModule())
+    assert caplog.messages[-1] == "NgramBaseline: left out: found 2 validation tokens, expected at least 3"
     assert callback.baselines == {}
 
 

@@ -159,7 +159,7 @@ class AdaptationCurves(L.Callback):
         trials, notes = self._trials(data, pl_module.device)
         counts = ", ".join(str(trial.support) for trial in trials)
         sys.stdout.write(f"AdaptationCurves: learning {self.tasks} tasks in every way, from {counts} examples each\n")
-        with Meter("AdaptationCurves", len(trials)) as meter:
+        with Meter("AdaptationCurves", len(trials) * self.tasks) as meter:
             told = _told(trials, meter)
             self.latest = found = compare(learned, rates, baseline, told, trained, self.settings)
         at_trained = [point for point in found.by_support if point.support == trained[0]]
