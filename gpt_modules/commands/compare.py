@@ -7,10 +7,10 @@ from itertools import islice
 
 from gpt_modules.commands.arguments import Arguments, device_of, path_name, whole_number
 from gpt_modules.commands.opening import open_language_model
-from gpt_modules.commands.progress import Meter
 from gpt_modules.commands.speaker import MODEL, Prompt, Sampling, Speaker, add_sampling, sampling_of
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.sampling import Draw, Said, Voice, sample_answers
+from gpt_modules.progress import Meter
 from gpt_modules.storage.comparisons import ComparisonStore, Source
 from gpt_modules.storage.durable import check_writable
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, path_name, whole_number
 from gpt_modules.commands.opening import open_language_model
 from gpt_modules.errors import UserError
+from gpt_modules.progress import Meter
 
 if TYPE_CHECKING:
     from gpt_modules.evaluation.tasks.definitions import EvaluationTask
@@ -79,7 +80,6 @@ def _tasks(options: argparse.Namespace) -> "list[EvaluationTask]":
 
 
 def _run(options: argparse.Namespace, tasks: "list[EvaluationTask]", shots: list[int], settings: "Settings") -> None:
-    from gpt_modules.evaluation.progress import Meter
     from gpt_modules.evaluation.tasks.measure import check_fits, measure, prepare, read_data, shots_of
     from gpt_modules.evaluation.tasks.results import Results, table_header, table_rows, weights_digest
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
-from gpt_modules.commands.progress import Meter
 from gpt_modules.errors import UserError
+from gpt_modules.progress import Meter
 from gpt_modules.storage.comparisons import LONGEST_NAME, ComparisonStore, Desk, Wanted
 from gpt_modules.storage.durable import replace_durably
 

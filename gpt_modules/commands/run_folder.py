@@ -106,8 +106,8 @@ def weights_of(root: Path, checkpoint: str | None, init_from: str | None) -> str
         raise UserError(f"--ckpt_path: {found}; expected {theirs}; {other}")
     if init_from is None:
         return "new ones, drawn with the seed"
-    other = "checkpoints" in held and not Path(init_from).resolve().is_relative_to(root.resolve())
-    learnt = f"; those of the run in {root}: --ckpt_path last" if other else ""
+    elsewhere = "checkpoints" in held and not Path(init_from).resolve().is_relative_to(root.resolve())
+    learnt = f"; those of the run in {root}: --ckpt_path last" if elsewhere else ""
     return f"those of init_from, {init_from}{learnt}"
 
 

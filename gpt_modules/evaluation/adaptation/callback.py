@@ -39,8 +39,8 @@ from gpt_modules.evaluation.adaptation.report import (
     write_comparison,
 )
 from gpt_modules.evaluation.adaptation.table import adaptation_table
-from gpt_modules.evaluation.progress import Meter
 from gpt_modules.functional import Parameters
+from gpt_modules.progress import Meter
 
 CURVES = 3  # tasks in the figure of functions
 CURVE_POINTS = 200

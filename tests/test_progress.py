@@ -2,8 +2,8 @@
 
 import pytest
 
-from gpt_modules.evaluation import progress
-from gpt_modules.evaluation.progress import Meter
+from gpt_modules import progress
+from gpt_modules.progress import Meter
 
 
 @pytest.fixture
