@@ -239,18 +239,25 @@ def test_without_a_validation_file_texts_are_split_by_hash(lines, make):
     ("row", "kwargs", "message"),
     [
         ({"text": "b", "label": ""}, {}, "label: found empty text, expected text or a whole number from 0"),
-        ({"text": "b"}, {}, "label: found no such field among ['text'], expected text or a whole number from 0"),
+        (
+            {"text": "b"},
+            {},
+            "label: found no such field among ['text'], expected text or a whole number from 0, or the name of its "
+            "column in data.columns.label",
+        ),
         ({"text": "", "label": "x"}, {}, "text: found empty text, expected non-empty text"),
         ({"text": "b", "label": 1}, {}, "label: found the number 1, expected text, as in the rows before"),
         (
             {"text": "b", "label": "y"},
             {"columns": Columns(text="body")},
-            "body: found no such field among ['label', 'text'], expected text",
+            "body: found no such field among ['label', 'text'], expected text, or the name of its column in "
+            "data.columns.text",
         ),
         (
             {"text": "b", "label": "y"},
             {"task": "entailment"},
-            "pair: found no such field among ['label', 'text'], expected text",
+            "pair: found no such field among ['label', 'text'], expected text, or the name of its column in "
+            "data.columns.pair",
         ),
         (
             {"text": "b", "label": "y"},
@@ -278,8 +285,7 @@ def test_bad_rows_are_one_line_with_file_and_row(lines, make, row, kwargs, messa
             "labels: found ['x', 'y'] for a task with numbers, expected none",
         ),
         ({"levels": [1]}, "levels: found [1], expected the lowest and the highest score"),
-        ({"levels": [5, 0]}, "levels: found [5, 0] for classification, expected two rising whole numbers "
-         "for a task with classes"),
+        ({"levels": [5, 0]}, "levels: found [5, 0] for classification, expected two rising whole numbers"),
     ],
 )  # fmt: skip
 def test_a_task_that_cannot_be(lines, make, kwargs, message):
