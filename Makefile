@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## print this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## pretrain, SFT, reward model and PPO on human-rated sentences: about ten minutes on 2 cores
+demo: $(VENV)/.demo ## pretrain, SFT, reward model and PPO on human-rated sentences: about twelve minutes on 2 cores
 	$(BIN)/gpt run recipes/pipelines/demo.yaml
 
 test: lint ## everything that CI checks
