@@ -1,6 +1,7 @@
 """`gpt compare`: K answers to each prompt, for people or models to rank."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from itertools import islice
@@ -38,7 +39,9 @@ def main(words: list[str]) -> None:
     sampling = sampling_of(options)
     if sampling.temperature == 0 and options.k > len(options.model):
         raise UserError("--temperature: found 0, expected more: a model would say the same each time")
-    if len(set(options.model)) < len(options.model):
+    if options.k < len(options.model):
+        raise UserError(f"--k: found {options.k} for {len(options.model)} models, expected an answer of each at least")
+    if len({os.path.realpath(name) for name in options.model}) < len(options.model):
         raise UserError(f"--model: found {' '.join(options.model)[:80]!r}, expected each model once")
     if options.output.exists():
         ComparisonStore.open(options.output).close()

@@ -17,7 +17,7 @@ from rich.text import Text
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
 from gpt_modules.errors import UserError
 from gpt_modules.progress import Meter
-from gpt_modules.storage.comparisons import LONGEST_NAME, ComparisonStore, Desk, Wanted
+from gpt_modules.storage.comparisons import LONGEST_NAME, ComparisonStore, Desk, Task, Wanted
 from gpt_modules.storage.durable import replace_durably
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ def main(words: list[str]) -> None:
     way = given[0] if given else "page"
     _refuse_idle(options, way)
     ways = {"page": _page, "by": _by, "import": _import, "export": _export, "statistics": _statistics}
+    if options.name is not None:
+        _check_names("--name", [options.name])
     with Desk.open(options.store, writing=way in ("page", "by", "import")) as store:
+        store.check()
         ways[way](store, options)
 
 
@@ -74,8 +77,11 @@ def _parser() -> Arguments:
     parser.add_argument("--by", nargs="+", metavar="SCORES",
                         help="reward-model folders or functions package.module:name of (prompts, answers) -> scores; "
                         "several, and SCORES*WEIGHT, are summed: one labeler")  # fmt: skip
-    parser.add_argument("--name", metavar="NAME", help="of the labeler (default: the scores, or the file)")
-    parser.add_argument("--temperature", type=number(lambda value: value >= 0, "a number from 0"), default=0.0,
+    parser.add_argument(
+        "--name", type=utf8_text, metavar="NAME", help="of the labeler (default: the scores, or the file)"
+    )
+    heat = number(lambda value: 0 <= value <= 1e6, "a number from 0 to a million")
+    parser.add_argument("--temperature", type=heat, default=0.0,
                         help="of Bradley and Terry's noise, in units of the scores (default 0: none)")  # fmt: skip
     parser.add_argument("--margin", type=number(lambda value: value >= 0, "a number from 0"), default=0.0,
                         help="scores that are less apart are ties (default 0)")  # fmt: skip
@@ -108,9 +114,7 @@ def _refuse_idle(options: Namespace, way: str) -> None:
 
 
 def _page(store: Desk, options: Namespace) -> None:
-    if next(store.tasks(options.round), None) is None:
-        where = "" if options.round is None else f" in round {options.round}"
-        raise UserError(f"{store.path}: found no task{where}, expected some (gpt compare samples them)")
+    _tasks(store, options)
     _check_names("--labelers", options.labelers or [])
     _check_names("--flags", options.flags or [])
     try:
@@ -158,7 +162,8 @@ def _by(store: ComparisonStore, options: Namespace) -> None:
     manner = Manner(options.temperature, options.margin, options.seed)
     scorers = [_scorer(term, options) for term in options.by]
     name = options.name or " + ".join(options.by)
-    tasks = [task for task in store.tasks(options.round) if store.vote_of(task.id, name) is None]
+    every = _tasks(store, options)
+    tasks = [task for task in every if store.vote_of(task.id, name) is None]
     store.add_labeler(name, "scores", settings_of(scorers, manner))
     with Meter("tasks", len(tasks)) as meter:
         for start in range(0, len(tasks), AT_ONCE):
@@ -166,8 +171,15 @@ def _by(store: ComparisonStore, options: Namespace) -> None:
             for vote in votes(some, name, scorers, manner):
                 store.vote(vote)
             meter.update((start + len(some)) / len(tasks))
-    all_tasks = sum(1 for _ in store.tasks(options.round))
-    _say(f"{store.path}: {name} ranked {len(tasks)} tasks, {all_tasks - len(tasks)} before")
+    _say(f"{store.path}: {name} ranked {len(tasks)} tasks, {len(every) - len(tasks)} before")
+
+
+def _tasks(store: ComparisonStore, options: Namespace) -> list[Task]:
+    found = list(store.tasks(options.round))
+    if not found:
+        where = "" if options.round is None else f" in round {options.round}"
+        raise UserError(f"{store.path}: found no task{where}, expected some (gpt compare samples them)")
+    return found
 
 
 def _scorer(term: str, options: Namespace) -> "Scorer":
@@ -197,10 +209,11 @@ def _import(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.data.rows.sources import load_rows
     from gpt_modules.feedback.exchange import bring_in, check_imported
 
-    files = getattr(options, "import")
-    rows = load_rows(files, "train", check_imported)
-    new, known = bring_in(store, rows, options.name or Path(files[0]).stem)
-    _say(f"{store.path}: {new} votes are new, {known} of {len(rows)} rows changed nothing")
+    files = {name: load_rows(name, "train", check_imported) for name in getattr(options, "import")}
+    for name, rows in files.items():
+        found = bring_in(store, rows, options.name or name)
+        _say(f"{store.path}: {name}: {found.new} votes are new, {found.replaced} take the place of the same labeler's, "
+             f"{found.known} of {len(rows)} rows changed nothing")  # fmt: skip
 
 
 def _export(store: ComparisonStore, options: Namespace) -> None:
@@ -218,6 +231,8 @@ def _export(store: ComparisonStore, options: Namespace) -> None:
 def _statistics(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.feedback.agreement import statistics
 
+    if options.statistics.exists() and options.statistics != Path():
+        raise UserError(f"--statistics: found {options.statistics}, which is there already, expected a new file")
     rankings = list(store.rankings(options.round))
     if not rankings:
         raise UserError(f"{store.path}: found no vote, expected at least one")

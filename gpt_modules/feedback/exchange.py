@@ -8,12 +8,14 @@ and "flags" stand parallel to "responses".
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gpt_modules.data.rows.schemas import FieldError, check_row, describe, items_of, mapping_of, text_of, texts_of
 from gpt_modules.data.splits import Row
+from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import SCORES, Answer, ComparisonStore, Judgement, Ranking, Source, Vote
 
+LONGEST_LABELER = 1000  # characters of a labeler: a folder or a function may be one
 ASSISTANT = "\n\nAssistant:"
 IMPORTED = Source("file")
 
@@ -51,6 +53,10 @@ def check_imported(record: object) -> Row:
         row = check_row(fields, "reward")
     if fields.get("labeler") is not None:
         row["labeler"] = text_of(fields, "labeler")
+        if not row["labeler"].isprintable() or len(row["labeler"]) > LONGEST_LABELER:
+            raise FieldError(
+                "labeler", describe(row["labeler"]), f"a name of up to {LONGEST_LABELER} printable characters"
+            )
     for name in ("scores", "flags"):
         if fields.get(name) is not None:
             row[name] = _parallel(fields, name, row["responses"])
@@ -86,19 +92,36 @@ def _transcripts(fields: Mapping[Any, Any]) -> Row:
     return check_row({"prompt": prompt + sign, "chosen": answer, "rejected": rejected[len(prompt + sign) :]}, "reward")
 
 
-def bring_in(store: ComparisonStore, rows: Iterable[Row], labeler: str) -> tuple[int, int]:
-    """Votes of checked rows, in the round of imports; (new votes, rows that changed nothing).
+class BroughtIn(NamedTuple):
+    """Votes that are new, that took the place of the same labeler's earlier one, and rows that changed nothing."""
+
+    new: int
+    replaced: int
+    known: int
+
+
+def bring_in(store: ComparisonStore, rows: Sequence[Row], labeler: str) -> BroughtIn:
+    """Votes of checked rows, in the round of imports.
 
     The same row again is the same vote. Another ranking of the same answers by the same labeler takes its place.
+
+    Raises:
+        UserError: a labeler is known as another kind, or a flag is none of the form's; before the first vote.
     """
-    number, new, known = store.round_of("imported"), 0, 0
+    form = set(store.form)
+    unknown = {flag for row in rows for flags in row.get("flags", ()) for flag in flags} - form
+    if unknown:
+        found = f"found {min(unknown)[:40]!r}, expected some of {sorted(form)}"
+        raise UserError(f"flags: {found}; gpt label {store.path} --flags sets the form")
+    for name in {row.get("labeler", labeler) for row in rows}:
+        store.add_labeler(name, "file")
+    number, new, replaced, known = store.round_of("imported"), 0, 0, 0
     for row in rows:
         judged = _judged(row)
         if len(judged) < 2:  # the same answer again and again
             known += 1
             continue
         name = row.get("labeler", labeler)
-        store.add_labeler(name, "file")
         store.add_task(number, row["prompt"], [Answer(text, IMPORTED) for text in judged])
         task = store.task_of(number, row["prompt"], list(judged))
         assert task is not None
@@ -108,13 +131,14 @@ def bring_in(store: ComparisonStore, rows: Iterable[Row], labeler: str) -> tuple
             known += 1
             continue
         store.vote(Vote(task.id, name, judgements, uuid.uuid4().hex))
-        new += 1
-    return new, known
+        new, replaced = new + (before is None), replaced + (before is not None)
+    return BroughtIn(new, replaced, known)
 
 
 def _judged(row: Row) -> dict[str, Judgement]:
-    """What a row says of each answer; equal answers have one rank (`check_row`)."""
-    nothing = [None] * len(row["responses"])
-    columns = (row["responses"], row["ranking"], row.get("scores", nothing), row.get("flags", nothing))
+    """What a row says of each answer; equal answers have one rank (`check_row`). A rank counts the better answers."""
+    of, nothing = dict(zip(row["responses"], row["ranking"], strict=True)), [None] * len(row["responses"])
+    ranks = [1 + len({text for text, other in of.items() if other < rank}) for rank in row["ranking"]]
+    columns = (row["responses"], ranks, row.get("scores", nothing), row.get("flags", nothing))
     answers = zip(*columns, strict=True)
     return {text: Judgement(rank, score, frozenset(flags or ())) for text, rank, score, flags in answers}

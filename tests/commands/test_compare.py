@@ -93,8 +93,10 @@ def test_mistakes_get_a_line_before_any_work(run, micro, tmp_path):
         run("--temperature", "0")
     with pytest.raises(UserError, match="--k: found '1', expected a whole number from 2"):
         run("--k", "1")
+    with pytest.raises(UserError, match="--k: found 2 for 3 models, expected an answer of each at least"):
+        run("--model", "a", "b", "c", "--k", "2")
     with pytest.raises(UserError, match=r"--model: found .*, expected each model once"):
-        run("--model", str(micro.gpt), str(micro.gpt))
+        run("--model", str(micro.gpt), f"{micro.gpt}/")
     (tmp_path / "c.db").write_text("no store")
     with pytest.raises(UserError, match=r"c.db: found another file, expected a store of comparisons"):
         run()

@@ -67,7 +67,7 @@ def test_noise_is_the_seeds(run):
 
 def test_a_name_that_ranks_by_something_else_is_refused(run, tmp_path):
     run("--by", "my_scores:length", "--name", "judge", "--round", "1")
-    with pytest.raises(UserError, match=r"labeler 'judge': found one that ranks by something else under this name"):
+    with pytest.raises(UserError, match=r"labeler 'judge': found one that ranks by other scores under this name"):
         run("--by", "my_scores:length", "--name", "judge", "--margin", "2")
     assert len(rankings()) == 5
 
@@ -81,8 +81,12 @@ def test_out_and_into_another_store(run, tmp_path):
     with pytest.raises(UserError, match=r"--export: found out.jsonl, which is there already, expected a new file"):
         run("--export", "out.jsonl")
     ComparisonStore.create(tmp_path / "new.db").close()
-    assert "5 votes are new, 5 of 10 rows changed nothing" in run("--import", "out.jsonl", store="new.db")
-    assert "0 votes are new, 10 of 10 rows" in run("--import", "out.jsonl", store="new.db")
+    assert "out.jsonl: 5 votes are new, 0 take the place of the same labeler's, 5 of 10 rows changed nothing" in run(
+        "--import", "out.jsonl", store="new.db"
+    )
+    assert "0 votes are new, 0 take the place of the same labeler's, 10 of 10 rows" in run(
+        "--import", "out.jsonl", store="new.db"
+    )
 
 
 def test_a_bad_row_brings_nothing_in(run, tmp_path):
@@ -104,6 +108,11 @@ def test_statistics_as_a_table_and_as_json(run, tmp_path):
     assert found["labelers"]["long"][0] == 10
     assert found["flags"]["harmful"] == [0, None]
     assert "long" in run("--statistics")
+    for taken in ("found.json", "c.db"):
+        before = (tmp_path / taken).read_bytes()
+        with pytest.raises(UserError, match=rf"--statistics: found {taken}, which is there already, expected a new"):
+            run("--statistics", taken)
+        assert (tmp_path / taken).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -124,6 +133,10 @@ def test_statistics_as_a_table_and_as_json(run, tmp_path):
         (["--by", "my_scores:length", "--seed", "3"], "--seed: found 3 without noise, expected a --temperature above"),
         (["--by", "my_scores:length*x"], "--by: 'my_scores:length*x' is not in my_scores, expected"),
         (["--by", "my_scores:length*1e999"], "--by: found the weight '1e999', expected a number"),
+        (["--by", "my_scores:length", "--round", "9"], "c.db: found no task in round 9, expected some"),
+        (["--by", "my_scores:length", "--name", ""], "--name: found '', expected"),
+        (["--by", "my_scores:length", "--name", "a\nb"], "--name: found 'a\\nb', expected"),
+        (["--by", "my_scores:length", "--name", "\udcff"], "--name: found bytes that are not UTF-8"),
         (["--by", "my_scores:nothing"], "--by: 'my_scores:nothing' is not in my_scores, expected"),
         (["--statistics"], "c.db: found no vote, expected at least one"),
         (["--export", "x"], "c.db: found no vote, expected at least one"),
@@ -199,7 +212,7 @@ def test_flags_of_the_form(served):
 def test_a_name_that_a_model_has_gets_no_link(served):
     served_by = ["--by", "my_scores:length", "--name", "ann"]
     label.main(["c.db", *served_by])
-    with pytest.raises(UserError, match="labeler 'ann': found one that ranks by something else under this name"):
+    with pytest.raises(UserError, match="labeler 'ann': found one that ranks by other scores under this name"):
         served("--labelers", "ann")
 
 
@@ -216,3 +229,16 @@ def test_a_store_without_tasks(run, tmp_path):
     ComparisonStore.create(tmp_path / "new.db").close()
     with pytest.raises(UserError, match=r"new.db: found no task, expected some \(gpt compare samples them\)"):
         run(store="new.db")
+
+
+def test_files_of_two_people_are_two_labelers(run, tmp_path):
+    rows = [{"prompt": "p", "responses": ["a", "b"], "ranking": ranking} for ranking in ([1, 2], [2, 1])]
+    for name, row in zip(("ann", "ben"), rows, strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "votes.jsonl").write_text(json.dumps(row))
+    run("--import", "ann/votes.jsonl", "ben/votes.jsonl")
+    assert [(labeler, ranks) for _, labeler, ranks in rankings()] == [
+        ("ann/votes.jsonl", (1, 2)), ("ben/votes.jsonl", (2, 1))
+    ]  # fmt: skip
+    assert "1 votes are new" in run("--import", "ann/votes.jsonl", "--name", "cleo")
+    assert "0 votes are new, 1 take the place" in run("--import", "ben/votes.jsonl", "--name", "cleo")

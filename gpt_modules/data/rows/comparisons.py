@@ -13,6 +13,7 @@ def store_rows(path: Path) -> Iterator[tuple[str, object]]:
         UserError: the store cannot be read.
     """
     with ComparisonStore.open(path, writing=False) as store:
+        store.check()
         for found in store.rankings():
             answers = [answer.text for answer in found.answers]
             yield (

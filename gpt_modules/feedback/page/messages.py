@@ -25,6 +25,7 @@ Name = Annotated[
 Key = Annotated[str, Rule(re.compile("[0-9a-f]{32}").fullmatch, "32 hexadecimal digits")]
 Seconds = Annotated[float, Rule(lambda value: 0 <= value <= 1e6, "a number from 0 to a million")]
 Note = Annotated[str, Rule(lambda note: len(note) <= LONGEST_NOTE, f"at most {LONGEST_NOTE} characters")]
+Id = Annotated[int, Rule(lambda number: 1 <= number < 2**63, "a whole number from 1, of a task")]
 Score = Annotated[int, Rule(lambda score: score in SCORES, f"{SCORES[0]} to {SCORES[-1]}")]
 MessageT = TypeVar("MessageT", bound="Message")
 
@@ -44,7 +45,7 @@ class Message:
 class OfTask(Message):
     """A request about a task."""
 
-    task: Positive
+    task: Id
 
 
 @dataclass(frozen=True)

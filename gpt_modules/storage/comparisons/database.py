@@ -5,6 +5,7 @@ so that what was confirmed outlives the process and the machine. A file is a sto
 (`application_id`), and of a version (`user_version`).
 """
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.durable import no_room
+from gpt_modules.storage.durable import no_room, sync, temporary_for
 
 VERSION = 1
 _MARK = 0x47434D50  # "GCMP"
@@ -82,15 +83,32 @@ def create(path: Path) -> sqlite3.Connection:
         UserError: another file is there, or a store of another version; or it cannot be written.
     """
     if not path.exists():
-        with _told(path), _connected(path, "rwc") as connection:
-            connection.execute("PRAGMA journal_mode = WAL")
-            with transaction(path, connection):  # two at once: the second finds the tables
-                if not connection.execute("PRAGMA application_id").fetchone()[0]:
-                    for statement in TABLES.split(";\n"):
-                        connection.execute(statement)
-                    connection.execute(f"PRAGMA user_version = {VERSION}")
-                    connection.execute(f"PRAGMA application_id = {_MARK}")
+        temporary = temporary_for(path)
+        try:
+            with told(path):
+                _make(temporary)
+                sync(temporary)
+                with suppress(FileExistsError):  # another process was faster
+                    os.link(temporary, path)
+                sync(path.parent)
+        finally:
+            for left in temporary.parent.glob(f"{temporary.name}*"):
+                left.unlink(missing_ok=True)
     return connect(path)
+
+
+def _make(path: Path) -> None:
+    """A store without content, whole in its one file."""
+    connection = _opened(path, "rwc")
+    try:
+        with transaction(path, connection):
+            for statement in TABLES.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+            connection.execute(f"PRAGMA application_id = {_MARK}")
+        connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        connection.close()
 
 
 def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
@@ -103,7 +121,7 @@ def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
         raise UserError(f"{path}: found no such file, expected {EXPECTED}")
     if not is_store(path):
         raise UserError(f"{path}: found another file, expected {EXPECTED}")
-    with _told(path):
+    with told(path):
         connection = _opened(path, "rw" if writing else "ro")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != VERSION:
@@ -119,7 +137,7 @@ def transaction(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
     Raises:
         UserError: the disk is full or cannot be written, or the file is damaged.
     """
-    with _told(path):
+    with told(path):
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -130,13 +148,14 @@ def transaction(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-@contextmanager
-def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    connection = _opened(path, mode)
-    try:
-        yield connection
-    finally:
-        connection.close()
+def check_whole(path: Path, connection: sqlite3.Connection) -> None:
+    """Raises:
+    UserError: a part of the file is damaged.
+    """
+    with told(path):
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise UserError(f"{path}: is damaged ({' '.join(str(found).split())[:120]}), expected {EXPECTED}")
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:
@@ -160,10 +179,12 @@ def _configured(address: str) -> sqlite3.Connection:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def told(path: Path) -> Iterator[None]:
     """Turn what SQLite raises of a disk or of damage into one line."""
     try:
         yield
+    except OSError as error:
+        raise no_room(path, error) from error
     except sqlite3.OperationalError as error:
         if "locked" in str(error):
             raise UserError(

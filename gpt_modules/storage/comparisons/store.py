@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons.database import connect, create, transaction
+from gpt_modules.storage.comparisons.database import check_whole, connect, create, told, transaction
 from gpt_modules.storage.comparisons.records import (
     FLAGS,
     SCORES,
@@ -51,6 +51,14 @@ class ComparisonStore:
     def open(cls: type[StoreT], path: Path, writing: bool = True) -> StoreT:
         """The store that is there."""
         return cls(path, connect(path, writing))
+
+    def check(self) -> None:
+        """Read all of the file once, before it is worked with.
+
+        Raises:
+            UserError: a part of it is damaged.
+        """
+        check_whole(self.path, self._connection)
 
     def close(self) -> None:
         """At the end; nothing is lost without it."""
@@ -161,9 +169,11 @@ class ComparisonStore:
         with transaction(self.path, self._connection):
             self._run("INSERT INTO labelers VALUES (?, ?, ?) ON CONFLICT DO NOTHING", name, kind, settings)
             found = self._one("SELECT kind, settings FROM labelers WHERE name = ?", name)
+        assert found is not None
         if found != (kind, settings):
-            raise UserError(f"{self.path}: labeler {name[:60]!r}: found one that ranks by something else under this "
-                            "name, expected another name")  # fmt: skip
+            kinds = {"person": "a person", "scores": "one that ranks by other scores", "file": "one of imported votes"}
+            who = f"labeler {name[:60]!r}: found {kinds[found[0]]} under this name, expected another name"
+            raise UserError(f"{self.path}: {who}")
 
     def vote(self, vote: Vote) -> None:
         """Keep a vote. It takes the place of the labeler's earlier one for the task, which stays in the file; the same
@@ -207,8 +217,8 @@ class ComparisonStore:
                             f"expected {sorted(answers)[:9]}")  # fmt: skip
         for answer, judgement in vote.judgements.items():
             where = f"{self.path}: task {vote.task}: answer {answer}"
-            if judgement.rank < 1:
-                raise UserError(f"{where}: found the rank {judgement.rank}, expected a whole number from 1 (best)")
+            if not 1 <= judgement.rank <= len(answers):
+                raise UserError(f"{where}: found the rank {judgement.rank}, expected 1 (best) to {len(answers)}")
             if judgement.score is not None and judgement.score not in SCORES:
                 raise UserError(f"{where}: found the score {judgement.score}, expected {SCORES[0]} to {SCORES[-1]}")
             if unknown := judgement.flags - form:
@@ -240,7 +250,8 @@ class ComparisonStore:
                 yield ranking_of(task, labeler, judged)
 
     def _run(self, words: str, *values: object) -> sqlite3.Cursor:
-        return self._connection.execute(words, values)
+        with told(self.path):
+            return self._connection.execute(words, values)
 
     def _one(self, words: str, *values: object) -> tuple[Any, ...] | None:
         found: tuple[Any, ...] | None = self._run(words, *values).fetchone()
@@ -271,6 +282,7 @@ def votes_digest(path: Path) -> str:
         UserError: it cannot be read.
     """
     with ComparisonStore.open(path, writing=False) as store:
+        store.check()
         rows = sorted(
             json.dumps([r.round, r.prompt, r.labeler, [answer.text for answer in r.answers], r.ranks])
             for r in store.rankings()

@@ -21,6 +21,7 @@ def judged(**changes):
     [
         ({"task": 0}, "task: found 0, expected a whole number from 1"),
         ({"task": True}, "task: found True, expected a whole number"),
+        ({"task": 2**63}, "task: found"),
         ({"task": 2**70}, "task: found"),
         ({"task": 99}, "c.db: found no task 99"),
         ({"key": "k"}, "key: found 'k', expected 32 hexadecimal digits"),

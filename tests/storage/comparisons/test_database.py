@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import ComparisonStore, is_store
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Source, is_store
 
 
 def test_made_once(tmp_path: Path) -> None:
@@ -44,8 +44,42 @@ def test_a_damaged_store(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4096:] = bytes(len(content) - 4096)
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"c.db: cannot be read \(.*\), expected a store of comparisons"):
+    with pytest.raises(UserError, match=r"c.db: .*, expected a store of comparisons"):
         ComparisonStore.open(path).round_of("second")
+    with pytest.raises(UserError, match=r"c.db: .*, expected a store of comparisons"):
+        ComparisonStore.open(path, writing=False).check()
+
+
+@pytest.mark.parametrize("place", [3000, 8192, 20000])
+def test_damage_anywhere_is_found_before_work(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "c.db"
+    with ComparisonStore.create(path) as store:
+        number = store.round_of("first")
+        for i in range(60):
+            store.add_task(number, f"prompt {i}", [Answer(f"{text} {i}" * 20, Source("m")) for text in "ab"])
+        store.check()
+    content = bytearray(path.read_bytes())
+    content[place : place + 3000] = bytes(range(7, 247)) * 13
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"c.db: .*, expected a store of comparisons"), ComparisonStore.open(path) as it:
+        it.check()
+
+
+def test_a_store_is_whole_in_its_file_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process killed while it makes one leaves nothing under the name; what it makes is known at once."""
+    path = tmp_path / "c.db"
+
+    def killed(*names: object) -> None:
+        assert is_store(Path(str(names[0])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.link", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ComparisonStore.create(path)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    with ComparisonStore.create(path):
+        assert is_store(path)
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

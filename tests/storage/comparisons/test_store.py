@@ -108,7 +108,7 @@ def test_confirmed_votes_outlive_a_kill(tmp_path: Path) -> None:
     ("judgements", "message"),
     [
         ({1: Judgement(1)}, r"c.db: task 1: found judgements of the answers \[1\], expected \[1, 2\]"),
-        ({1: Judgement(0), 2: Judgement(1)}, r"answer 1: found the rank 0, expected a whole number from 1"),
+        ({1: Judgement(0), 2: Judgement(1)}, r"answer 1: found the rank 0, expected 1 \(best\) to 2"),
         ({1: Judgement(1, 8), 2: Judgement(1)}, "answer 1: found the score 8, expected 1 to 7"),
         ({1: Judgement(1, flags=frozenset({"dull"})), 2: Judgement(1)}, "answer 1: found the flag 'dull', expected"),
     ],
@@ -160,5 +160,5 @@ def test_a_name_is_of_one_labeler(tmp_path: Path) -> None:
     store.add_labeler("judge", "scores", "model a")
     store.add_labeler("judge", "scores", "model a")
     for kind, settings in (("scores", "model b"), ("person", "")):
-        with pytest.raises(UserError, match="labeler 'judge': found one that ranks by something else under this name"):
+        with pytest.raises(UserError, match="labeler 'judge': found one that ranks by other scores under this name"):
             store.add_labeler("judge", kind, settings)  # type: ignore[arg-type]
