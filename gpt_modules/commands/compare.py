@@ -16,8 +16,9 @@ from gpt_modules.storage.comparisons import ComparisonStore, Source
 from gpt_modules.storage.durable import check_writable
 
 DESCRIPTION = """Sample K different answers to each prompt into a store of comparisons, for gpt label to have them
-ranked. With several models they answer in turn. Answers of the same models, sampled in the same way, are one round:
-started again, a round that was cut off goes on, and further prompts join it; anything else begins the next round."""
+ranked. With several models they answer in turn. Answers of the same models in the same order, sampled in the same way,
+are one round: started again, a round that was cut off goes on, and further prompts join it; anything else begins the
+next round."""
 
 
 def main(words: list[str]) -> None:

@@ -73,18 +73,21 @@ def _parser() -> Arguments:
     parser.add_argument("--overlap", type=number(lambda value: 0 <= value <= 1, "a number from 0 to 1"), default=0.0,
                         help="the share of tasks that two people rank, for their agreement (default 0)")  # fmt: skip
     parser.add_argument("--flags", nargs="*", type=utf8_text, metavar="FLAG",
-                        help="of the labelling form, from now on (at first: InstructGPT's)")  # fmt: skip
+                        help="of the labelling form, from now on; none for none (at first: InstructGPT's)")  # fmt: skip
     parser.add_argument("--by", nargs="+", metavar="SCORES",
                         help="reward-model folders or functions package.module:name of (prompts, answers) -> scores; "
                         "several, and SCORES*WEIGHT, are summed: one labeler")  # fmt: skip
     parser.add_argument(
-        "--name", type=utf8_text, metavar="NAME", help="of the labeler (default: the scores, or the file)"
+        "--name",
+        type=utf8_text,
+        metavar="NAME",
+        help="of the labeler (default: the scores; whom a row names, or its file)",
     )
     heat = number(lambda value: 0 <= value <= 1e6, "a number from 0 to a million")
     parser.add_argument("--temperature", type=heat, default=0.0,
                         help="of Bradley and Terry's noise, in units of the scores (default 0: none)")  # fmt: skip
     parser.add_argument("--margin", type=number(lambda value: value >= 0, "a number from 0"), default=0.0,
-                        help="scores that are less apart are ties (default 0)")  # fmt: skip
+                        help="scores that are less apart from the best of a tie belong to it (default 0)")  # fmt: skip
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the noise")
     parser.add_argument("--round", type=whole_number(1), metavar="N", help="this round's tasks only")
     parser.add_argument("--import", nargs="+", metavar="FILE", help="rows with prompt, responses and ranking; prompt, "
@@ -211,7 +214,9 @@ def _import(store: ComparisonStore, options: Namespace) -> None:
 
     files = {name: load_rows(name, "train", check_imported) for name in getattr(options, "import")}
     for name, rows in files.items():
-        found = bring_in(store, rows, options.name or name)
+        if options.name is not None:  # in place of whom the rows name
+            rows = [{**row, "labeler": options.name} for row in rows]
+        found = bring_in(store, rows, name)
         _say(f"{store.path}: {name}: {found.new} votes are new, {found.replaced} take the place of the same labeler's, "
              f"{found.known} of {len(rows)} rows changed nothing")  # fmt: skip
 
@@ -245,7 +250,7 @@ def _statistics(store: ComparisonStore, options: Namespace) -> None:
 
 
 def _table(found: "Statistics") -> Table:
-    table = Table(title=f"Agreement {_shown(found.agreement)}, Krippendorff's alpha {found.alpha:.3f} (ordinal)",
+    table = Table(title=f"Agreement {_shown(found.agreement)}, Krippendorff's alpha {_number(found.alpha)} (ordinal)",
                   title_justify="left")  # fmt: skip
     for column in ("labeler", "votes", "agrees with the others"):
         table.add_column(column, justify="left" if column == "labeler" else "right")
@@ -253,14 +258,19 @@ def _table(found: "Statistics") -> Table:
         table.add_row(Text(name), str(votes), _shown(agreement))
     for flag, (given, alpha) in found.flags.items():
         if given:
-            table.add_row(Text(f"flag: {flag}"), str(given), f"alpha {alpha:.3f}")
+            table.add_row(Text(f"flag: {flag}"), str(given), f"alpha {_number(alpha)}")
     return table
 
 
 def _shown(agreement: "Agreement") -> str:
     if not agreement.pairs:
         return "-"
-    return f"{agreement.part:.1%} +- {agreement.error:.1%} of {agreement.pairs} pairs"
+    error = "" if math.isnan(agreement.error) else f" +- {agreement.error:.1%}"
+    return f"{agreement.part:.1%}{error} of {agreement.pairs} pairs that both order"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _plain(value: object) -> object:

@@ -101,7 +101,7 @@ class BroughtIn(NamedTuple):
 
 
 def bring_in(store: ComparisonStore, rows: Sequence[Row], labeler: str) -> BroughtIn:
-    """Votes of checked rows, in the round of imports.
+    """Votes of checked rows, in the round of imports: of the labelers that the rows name, else of this one.
 
     The same row again is the same vote. Another ranking of the same answers by the same labeler takes its place.
 

@@ -102,7 +102,7 @@ def test_statistics_as_a_table_and_as_json(run, tmp_path):
     run("--by", "my_scores:length", "--name", "long")
     run("--by", "my_scores:length*-1", "--name", "short", "--round", "1")
     said = run("--statistics", "found.json")
-    assert "Agreement 0.0% +- 0.0% of 30 pairs" in said
+    assert "Agreement 0.0% +- 0.0% of 30 pairs that both order" in said
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["agreement"] == {"part": 0.0, "error": 0.0, "pairs": 30, "tasks": 5}
     assert found["labelers"]["long"][0] == 10
@@ -242,3 +242,16 @@ def test_files_of_two_people_are_two_labelers(run, tmp_path):
     ]  # fmt: skip
     assert "1 votes are new" in run("--import", "ann/votes.jsonl", "--name", "cleo")
     assert "0 votes are new, 1 take the place" in run("--import", "ben/votes.jsonl", "--name", "cleo")
+
+
+def test_a_name_is_in_place_of_whom_the_rows_name(run, tmp_path):
+    row = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2], "labeler": "ann"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    run("--import", "in.jsonl")
+    run("--import", "in.jsonl", "--name", "bob")
+    assert [labeler for _, labeler, _ in rankings()] == ["ann", "bob"]
+
+
+def test_what_was_not_measured_is_not_shown(run):
+    run("--by", "my_scores:length", "--round", "1")
+    assert "nan" not in run("--statistics")

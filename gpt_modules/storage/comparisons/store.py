@@ -172,7 +172,7 @@ class ComparisonStore:
         assert found is not None
         if found != (kind, settings):
             kinds = {"person": "a person", "scores": "one that ranks by other scores", "file": "one of imported votes"}
-            who = f"labeler {name[:60]!r}: found {kinds[found[0]]} under this name, expected another name"
+            who = f"labeler {name[:60]!r}: found {kinds[found[0]]} under this name, expected another name (--name)"
             raise UserError(f"{self.path}: {who}")
 
     def vote(self, vote: Vote) -> None:

@@ -146,7 +146,7 @@ function restore(vote, begun) {
   if (vote !== null && vote.judgements.length) {
     scores = vote.judgements.map((judged) => judged.score);
     flags = vote.judgements.map((judged) => new Set(judged.flags));
-    ranking.byRanks(vote.judgements.map((judged) => judged.rank));
+    ranking.byRanks(vote.judgements.map((judged) => judged.rank), scores);
   }
   if (vote !== null) of("note").value = vote.note;
   if (begun === null || begun.scores.length !== scores.length) return;

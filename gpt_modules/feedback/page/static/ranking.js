@@ -38,9 +38,12 @@ export class Ranking {
     this.byHand = false;
   }
 
-  byRanks(ranks) {
+  // Of an earlier vote: by hand only where the scores would not give the same, so that a score that is corrected counts.
+  byRanks(ranks, scores) {
+    this.byScores(scores);
+    const ofScores = this.ranks();
     this.byScores(ranks.map((rank) => -rank));
-    this.byHand = true;
+    this.byHand = this.ranks().some((rank, i) => rank !== ofScores[i]);
   }
 
   // The next best after those typed before; the others stay behind, in their order. Typed again, it begins anew.
