@@ -256,6 +256,9 @@ def changes(path: Path, chromium: str) -> None:
         assert shown_scores() == ["3", "4", "5"]
         assert counting() == {}
         vote("777")
+        with Desk.open(path, writing=False) as store:
+            (again,) = store.rankings()
+        assert again.ranks == (1, 1, 1)  # a ranking that was the scores' follows them when they are corrected
         assert seen_task(page)[0] == second
         assert shown_scores() == ["6"]  # what was begun before the undo
         page.reload()
