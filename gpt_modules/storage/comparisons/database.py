@@ -88,13 +88,23 @@ def create(path: Path) -> sqlite3.Connection:
             with told(path):
                 _make(temporary)
                 sync(temporary)
-                with suppress(FileExistsError):  # another process was faster
-                    os.link(temporary, path)
+                _name(temporary, path)
                 sync(path.parent)
         finally:
             for left in temporary.parent.glob(f"{temporary.name}*"):
                 left.unlink(missing_ok=True)
     return connect(path)
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a new store its name, unless another process was faster."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            temporary.rename(path)
 
 
 def _make(path: Path) -> None:

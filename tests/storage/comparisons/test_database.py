@@ -85,3 +85,15 @@ def test_a_store_is_whole_in_its_file_or_absent(tmp_path: Path, monkeypatch: pyt
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"c.db: could not be written \(unable to open database file"):
         ComparisonStore.create(tmp_path / "nowhere" / "c.db")
+
+
+def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*names: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    with ComparisonStore.create(tmp_path / "c.db") as store:
+        assert store.round_of("first") == 1
+    with ComparisonStore.create(tmp_path / "c.db") as store:
+        assert store.rounds() == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["c.db"]
