@@ -68,7 +68,8 @@ def read_curve(folder: Path, tag: str) -> Curve:
     events.Reload()
     if tag not in events.Tags()["scalars"]:
         return []
-    points = {event.step: event.value for event in events.Scalars(tag)}
+    # By time: files are read by name, and of one second's files the name ends in a count that is not padded.
+    points = {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda event: event.wall_time)}
     return sorted((step, value) for step, value in points.items() if math.isfinite(value))
 
 

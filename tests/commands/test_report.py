@@ -11,10 +11,12 @@ from gpt_modules.storage.summary import Baseline, Summary, write_summary
 
 
 def test_a_resumed_runs_later_value_wins(tmp_path):
-    for values in ({1: 5.0, 2: 4.0}, {2: 3.5, 3: 3.0}):
-        with SummaryWriter(str(tmp_path)) as writer:
+    for name, values in (("99", {1: 5.0, 2: 4.0}), ("100", {2: 3.5, 3: 3.0})):  # not in the order of their names
+        with SummaryWriter(str(tmp_path / name)) as writer:
             for step, value in values.items():
                 writer.add_scalar("val/perplexity", value, step)
+        (written,) = (tmp_path / name).iterdir()
+        written.rename(tmp_path / f"events.out.tfevents.1.host.{name}")
     assert read_curve(tmp_path, "val/perplexity") == [(1, 5.0), (2, 3.5), (3, 3.0)]
     assert read_curve(tmp_path, "val/absent") == []
 
