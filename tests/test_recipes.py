@@ -9,7 +9,7 @@ import yaml
 
 from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.commands import fit as trainer_cli
-from gpt_modules.commands.run import read_pipeline
+from gpt_modules.commands.pipelines.reading import read_pipeline
 from gpt_modules.storage.recipes import read_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"

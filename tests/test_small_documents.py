@@ -11,9 +11,12 @@ import pytest
 from rich.console import Console
 
 from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
-from gpt_modules.commands.pipelines import Pipeline, Stage, read_pipeline, stage_words
-from gpt_modules.commands.provenance import Origin, changes, read_origin, write_origin
-from gpt_modules.commands.report import result_table
+from gpt_modules.commands.pipelines.document import Pipeline, Stage
+from gpt_modules.commands.pipelines.fitting import fit_words
+from gpt_modules.commands.pipelines.provenance import Origin, changes, read_origin, write_origin
+from gpt_modules.commands.pipelines.reading import read_pipeline
+from gpt_modules.commands.pipelines.report import result_tables
+from gpt_modules.commands.pipelines.steps import steps_of
 from gpt_modules.data.corpus.cleaning.survey import open_or_make_survey
 from gpt_modules.data.corpus.shard_writer import refuse_other, write_shards
 from gpt_modules.data.corpus.shards import open_shards
@@ -87,7 +90,7 @@ def pipeline(folder):
 
     def read():
         found = read_pipeline(path)
-        return [stage_words(found, stage, []) for stage in found.stages]
+        return [fit_words(step) for step in steps_of(found)]
 
     return path, read
 
@@ -127,7 +130,7 @@ def results(folder):
 def summary(folder):
     write_summary(folder / "a", Summary({"loss": 2.5}, {"loss": 1.5}, 9.0, 7, {"loss": Baseline("b", 2.0)}))
     run = Pipeline(folder, [Stage("a", "r.yaml", metrics=["loss"])])
-    return folder / "a" / "summary.json", lambda: Console(file=io.StringIO()).print(result_table(run))
+    return folder / "a" / "summary.json", lambda: Console(file=io.StringIO()).print(*result_tables(run))
 
 
 def origin(folder):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from itertools import islice
 
@@ -27,6 +28,25 @@ def main(words: list[str]) -> None:
     Raises:
         UserError: For a mistake in an argument, a model, the prompts or the store.
     """
+    options = parse(words)
+    sampling = sampling_of(options)
+    if options.output.exists():
+        ComparisonStore.open(options.output).close()
+    check_writable(options.output.parent)
+    prompts = read_prompts(options.prompts)
+    speakers = {name: Speaker(*open_language_model(name, device_of(options)), sampling) for name in options.model}
+    prompts = _fitting(prompts, speakers)
+    voices = [_voice(name, speaker, sampling) for name, speaker in speakers.items()]
+    with ComparisonStore.create(options.output) as store:
+        _sample(store, prompts, voices, options)
+
+
+def parse(words: list[str]) -> Namespace:
+    """The words of the command, its options checked; models, prompts and store are not looked for.
+
+    Raises:
+        UserError: For an option that does not fit, or two that do not fit each other.
+    """
     parser = Arguments(prog="gpt compare", description=DESCRIPTION)
     parser.add_argument("--model", required=True, nargs="+", help=MODEL)
     parser.add_argument("--prompts", required=True, nargs="+", help="rows with a prompt, as PPO reads them")
@@ -35,26 +55,29 @@ def main(words: list[str]) -> None:
     parser.add_argument(
         "--count", type=whole_number(1), metavar="N", help="the first N prompts that no other round has"
     )
+    parser.add_argument("--round", type=whole_number(1), metavar="N", help="the round to begin or to go on with, in "
+                        "place of the one that is so sampled")  # fmt: skip
     add_sampling(parser)
     options = parser.parse_args(words)
-    sampling = sampling_of(options)
-    if sampling.temperature == 0 and options.k > len(options.model):
+    if sampling_of(options).temperature == 0 and options.k > len(options.model):
         raise UserError("--temperature: found 0, expected more: a model would say the same each time")
     if options.k < len(options.model):
         raise UserError(f"--k: found {options.k} for {len(options.model)} models, expected an answer of each at least")
     if len({os.path.realpath(name) for name in options.model}) < len(options.model):
         raise UserError(f"--model: found {' '.join(options.model)[:80]!r}, expected each model once")
-    if options.output.exists():
-        ComparisonStore.open(options.output).close()
-    check_writable(options.output.parent)
+    return options
+
+
+def read_prompts(sources: list[str]) -> list[str]:
+    """The prompts of these rows, each once.
+
+    Raises:
+        UserError: they cannot be read, or a row has no prompt.
+    """
     from gpt_modules.data.rows.sources import load_rows
 
-    prompts = list(dict.fromkeys(row["prompt"] for row in load_rows(options.prompts, "train", "ppo")))
-    speakers = {name: Speaker(*open_language_model(name, device_of(options)), sampling) for name in options.model}
-    prompts = _fitting(prompts, speakers)
-    voices = [_voice(name, speaker, sampling) for name, speaker in speakers.items()]
-    with ComparisonStore.create(options.output) as store:
-        _sample(store, prompts, voices, options.k, options.count)
+    source = sources[0] if len(sources) == 1 else sources
+    return list(dict.fromkeys(row["prompt"] for row in load_rows(source, "train", "ppo")))
 
 
 def _fitting(prompts: Sequence[str], speakers: dict[str, Speaker]) -> list[str]:
@@ -84,12 +107,15 @@ def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
     return Voice(Source(name, model_digest(speaker.model), settings), answers)
 
 
-def _sample(store: ComparisonStore, prompts: Sequence[str], voices: Sequence[Voice], k: int, count: int | None) -> None:
+def _sample(store: ComparisonStore, prompts: Sequence[str], voices: Sequence[Voice], options: Namespace) -> None:
+    k, count = options.k, options.count
     sources = [[voice.source.digest, voice.source.settings] for voice in voices]
-    number = store.round_of(json.dumps([k, sources]))
+    number = store.round_of(json.dumps([k, sources]), options.round)
     if count is not None:
         elsewhere = {prompt for other in store.rounds() if other != number for prompt in store.prompts(other)}
         prompts = list(islice((prompt for prompt in prompts if prompt not in elsewhere), count))
+        if not prompts:
+            raise UserError(f"--prompts: found none that no other round of {store.path} has, expected {count}")
     there = store.prompts(number)
     wanted = [prompt for prompt in prompts if prompt not in there]
     few, none = 0, 0

@@ -46,19 +46,33 @@ def main(words: list[str]) -> None:
     Raises:
         UserError: For a mistake in an argument, a labeler, a file or the store.
     """
+    options = parse(words)
+    way = _way(options)
+    ways = {"page": _page, "by": _by, "import": _import, "export": _export, "statistics": _statistics}
+    with Desk.open(options.store, writing=way in ("page", "by", "import")) as store:
+        store.check()
+        ways[way](store, options)
+
+
+def parse(words: list[str]) -> Namespace:
+    """The words of the command, its options checked; the store is not opened.
+
+    Raises:
+        UserError: for an option that does not fit, or that is not read beside the others.
+    """
     options = _parser().parse_args(words)
     given = [way for way in WAYS if getattr(options, way) is not None]
     if len(given) > 1:
         found = " and ".join(f"--{way}" for way in given)
         raise UserError(f"gpt label: found {found}, expected one of {', '.join(f'--{way}' for way in WAYS)}, or none")
-    way = given[0] if given else "page"
-    _refuse_idle(options, way)
-    ways = {"page": _page, "by": _by, "import": _import, "export": _export, "statistics": _statistics}
+    _refuse_idle(options, _way(options))
     if options.name is not None:
         _check_names("--name", [options.name])
-    with Desk.open(options.store, writing=way in ("page", "by", "import")) as store:
-        store.check()
-        ways[way](store, options)
+    return options
+
+
+def _way(options: Namespace) -> str:
+    return next((way for way in WAYS if getattr(options, way) is not None), "page")
 
 
 def _parser() -> Arguments:
@@ -163,7 +177,7 @@ def _by(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.feedback.labelers import Manner, settings_of, votes
 
     manner = Manner(options.temperature, options.margin, options.seed)
-    scorers = [_scorer(term, options) for term in options.by]
+    scorers = [open_scorer(term, options) for term in options.by]
     name = options.name or " + ".join(options.by)
     every = _tasks(store, options)
     tasks = [task for task in every if store.vote_of(task.id, name) is None]
@@ -185,7 +199,12 @@ def _tasks(store: ComparisonStore, options: Namespace) -> list[Task]:
     return found
 
 
-def _scorer(term: str, options: Namespace) -> "Scorer":
+def open_scorer(term: str, options: Namespace) -> "Scorer":
+    """A term of --by: a reward-model folder or a function, with *WEIGHT.
+
+    Raises:
+        UserError: it is neither, or cannot be opened.
+    """
     from gpt_modules.feedback.labelers import function_scorer, model_scorer
 
     weighted = None if Path(term).exists() else _WEIGHTED.fullmatch(term)

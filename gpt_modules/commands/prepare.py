@@ -132,7 +132,7 @@ def _refuse_taken(folder: Path) -> None:
     Raises:
         UserError: Such a file is there.
     """
-    from gpt_modules.commands.provenance import ORIGIN_FILE
+    from gpt_modules.commands.pipelines.provenance import ORIGIN_FILE
     from gpt_modules.commands.run_folder import RECIPE_FILE
     from gpt_modules.storage.model_files import CONFIG_FILE, WEIGHTS_FILE
 

@@ -55,7 +55,7 @@ def statistics(rankings: Sequence[Ranking], form: Sequence[str]) -> Statistics:
     Raises:
         UserError: the package krippendorff is not installed.
     """
-    tasks = _by_task(rankings)
+    tasks = by_task(rankings)
     votes = {name: sum(found.labeler == name for found in rankings) for name in sorted({r.labeler for r in rankings})}
     flags = {}
     for flag in form:
@@ -93,7 +93,7 @@ def pairwise(tasks: Iterable[Sequence[Ranking]], of: str | None = None) -> Agree
     return Agreement(part, error, pairs, n)
 
 
-def _by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
+def by_task(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
     tasks: dict[int, list[Ranking]] = defaultdict(list)
     for found in rankings:
         tasks[found.task].append(found)

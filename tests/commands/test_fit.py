@@ -142,7 +142,7 @@ def test_a_mistake_in_a_file(parse, tmp_path, text, line):
         "{class_path: lightning.pytorch.callbacks.lr_finder.LearningRateFinder}",
         "{class_path: lightning.pytorch.callbacks.BatchSizeFinder}",
         "{class_path: subprocess.Popen, init_args: {args: [touch, marker]}}",
-        "{class_path: gpt_modules.commands.run.run_process}",
+        "{class_path: gpt_modules.commands.pipelines.process.run_process}",
     ],
 )
 @pytest.mark.parametrize("key", ["callbacks", "plugins", "logger"])

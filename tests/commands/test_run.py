@@ -13,8 +13,9 @@ import yaml
 from rich.console import Console
 
 from gpt_modules.commands import run as pipelines
-from gpt_modules.commands.pipelines import read_pipeline
-from gpt_modules.commands.run import main, make_plans, run_process, run_stage
+from gpt_modules.commands.pipelines.process import run_process
+from gpt_modules.commands.pipelines.reading import read_pipeline
+from gpt_modules.commands.run import main, make_plans, run_plan
 from gpt_modules.errors import UserError
 from gpt_modules.storage.summary import Summary, write_summary
 
@@ -62,7 +63,7 @@ class World:
         (self.folder / "pipeline.yaml").write_text(json.dumps(self.pipeline))
         pipeline, output = read_pipeline(self.folder / "pipeline.yaml", root), io.StringIO()
         for number, plan in enumerate(make_plans(pipeline, list(overlays)), start=1):
-            run_stage(pipeline, plan, f"[{number}]", Console(file=output, width=60))
+            run_plan(plan, f"[{number}]", Console(file=output, width=60))
         return output.getvalue()
 
     def refusal(self, *overlays, **options):
@@ -240,7 +241,7 @@ def test_a_stages_status_is_handed_on(code, status):
 
 STOPPED = """
 import os, signal, sys
-from gpt_modules.commands.run import run_process
+from gpt_modules.commands.pipelines.process import run_process
 stage = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [15])"
 stage += "; os.kill(os.getppid(), 15); sys.exit(128 + signal.sigwait([15]))"
 sys.exit(run_process([sys.executable, "-c", stage]))
@@ -248,7 +249,7 @@ sys.exit(run_process([sys.executable, "-c", stage]))
 # The signal comes while the stage is being started: nothing is left running, and nothing is waited for.
 EARLY = """
 import os, signal, subprocess, sys
-from gpt_modules.commands.run import run_process
+from gpt_modules.commands.pipelines.process import run_process
 real = subprocess.Popen
 def start(command):
     process = real(command)

@@ -85,14 +85,26 @@ class ComparisonStore:
 
     # --- rounds, tasks, answers ---
 
-    def round_of(self, sampling: str) -> int:
-        """The number of the round whose answers are sampled in this way; the next one where there is none."""
+    def round_of(self, sampling: str, number: int | None = None) -> int:
+        """The number of the round whose answers are sampled in this way, the newest; the next one where there is none.
+
+        Args:
+            number: the one that it is to be.
+
+        Raises:
+            UserError: the round of that number was sampled in another way, or the one before it is not there yet.
+        """
         with transaction(self.path, self._connection):
-            found = self._one("SELECT number FROM rounds WHERE sampling = ?", sampling)
-            if found is not None:
-                return int(found[0])
-            number = 1 + max(self.rounds(), default=0)
-            self._run("INSERT INTO rounds VALUES (?, ?)", number, sampling)
+            following = 1 + max(self.rounds(), default=0)
+            if number is None:
+                found = self._one("SELECT max(number) FROM rounds WHERE sampling = ?", sampling)
+                number = following if found is None or found[0] is None else int(found[0])
+            known = self._one("SELECT sampling FROM rounds WHERE number = ?", number)
+            if number > following or known not in (None, (sampling,)):
+                expected = f"expected {following}, the next" if number > following else "expected the same"
+                found_here = "is not there" if number > following else "was sampled from other models or in another way"
+                raise UserError(f"{self.path}: round {number} {found_here}, {expected}")
+            self._run("INSERT INTO rounds VALUES (?, ?) ON CONFLICT DO NOTHING", number, sampling)
         return number
 
     def rounds(self) -> list[int]:
@@ -152,6 +164,14 @@ class ComparisonStore:
         )
         id, number, prompt = row
         return Task(id, number, prompt, tuple(answers))
+
+    def contents(self, number: int) -> list[str]:
+        """`content_of` each task of a round, sorted."""
+        return [of for (of,) in self._run("SELECT content FROM tasks WHERE round = ? ORDER BY content", number)]
+
+    def answered(self, number: int) -> int:
+        """Tasks of a round that people have ranked or skipped, each once."""
+        return int(self._run(_ANSWERED, number).fetchone()[0])
 
     def task_of(self, number: int, prompt: str, answers: Sequence[str]) -> Task | None:
         """The task of a round with this prompt and these answers, in any order."""
@@ -258,6 +278,10 @@ class ComparisonStore:
         return found
 
 
+_ANSWERED = """
+SELECT count(DISTINCT task) FROM votes JOIN tasks ON tasks.id = task JOIN labelers ON labelers.name = labeler
+WHERE superseded IS NULL AND kind != 'scores' AND round = ?
+"""
 _NEW_TASK = """
 INSERT INTO tasks (round, prompt, content) SELECT ?1, id, ?2 FROM prompts WHERE text = ?3 ON CONFLICT DO NOTHING
 """

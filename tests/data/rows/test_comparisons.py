@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_modules.commands.provenance import content_digest
+from gpt_modules.commands.pipelines.provenance import content_digest
 from gpt_modules.data.rows.sources import fingerprint, load_rows, load_splits
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import Answer, ComparisonStore, Desk, Judgement, Source, Vote

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
-from gpt_modules.commands.pipelines import Pipeline, Stage
-from gpt_modules.commands.report import read_curve, result_figure, result_table
+from gpt_modules.commands.pipelines.document import Pipeline, Stage
+from gpt_modules.commands.pipelines.report import Panel, read_curve, result_figure, result_tables
 from gpt_modules.storage.summary import Baseline, Summary, write_summary
 
 
@@ -25,16 +25,17 @@ def test_a_panel_a_stage_with_its_baseline_and_without_the_untrained_perplexity(
     curve = [(0, 2000.0), (10, 80.0), (20, 60.0)]
     figure = result_figure(
         [
-            ("pretraining", "perplexity", curve, Baseline("(3-gram)", 57.0)),
-            ("ppo", "score", [(0, -1.0), (5, 1.0)], None),
+            Panel("pretraining", "val/perplexity", curve, Baseline("(3-gram)", 57.0)),
+            Panel("ppo", "val/score", [(0, -1.0), (5, 1.0)], None, [3, 5]),
         ]
     )
     left, right = figure.axes
     assert left.lines[0].get_ydata().tolist() == [80.0, 60.0]
     assert list(left.lines[1].get_ydata()) == [57.0, 57.0]
     assert left.get_legend().texts[0].get_text() == "3-gram"
+    assert (left.get_ylabel(), left.get_xlabel()) == ("held-out perplexity", "optimizer step")
     assert right.lines[0].get_xdata().tolist() == [0, 5]
-    assert len(right.lines) == 1
+    assert [list(line.get_xdata()) for line in right.lines[1:]] == [[3, 3]]  # where a round ends and another begins
 
 
 def test_short_missing_and_infinite_curves_are_drawn_as_they_are(tmp_path):
@@ -43,9 +44,9 @@ def test_short_missing_and_infinite_curves_are_drawn_as_they_are(tmp_path):
             writer.add_scalar("val/loss", value, step)
     assert read_curve(tmp_path, "val/loss") == [(1, 2.0)]
     panels = [
-        ("a$b", "loss", [], None),
-        ("c", "x", [(1, 2.0)], Baseline("$\\frac", None)),
-        ("d", "y", [], Baseline("$x", 1.0)),
+        Panel("a$b", "loss", [], None),
+        Panel("c", "x", [(1, 2.0)], Baseline("$\\frac", None)),
+        Panel("d", "y", [], Baseline("$x", 1.0)),
     ]
     figure = result_figure(panels)
     figure.savefig(tmp_path / "a.png")  # a dollar sign begins no formula
@@ -62,7 +63,7 @@ def test_a_table_says_what_was_not_logged(tmp_path):
     )
     write_summary(tmp_path / "c", Summary({"val/loss": 2.5}, {"val/loss": float("nan")}, 30.0))
     output = io.StringIO()
-    Console(file=output, width=140).print(result_table(pipeline))
+    Console(file=output, width=140).print(*result_tables(pipeline))
     rows = [line.split() for line in output.getvalue().splitlines() if "los" in line]
     assert [[cell for cell in row if cell != "│"] for row in rows] == [
         ["a[b]", "loss", "2.500", "1.250", "2.000", "n", "1.5"],

@@ -5,7 +5,14 @@ import os
 
 import pytest
 
-from gpt_modules.commands.provenance import Origin, changes, content_digest, origin_of, read_origin, write_origin
+from gpt_modules.commands.pipelines.provenance import (
+    Origin,
+    changes,
+    content_digest,
+    origin_of,
+    read_origin,
+    write_origin,
+)
 from gpt_modules.errors import UserError
 
 

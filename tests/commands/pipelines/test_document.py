@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gpt_modules.commands.pipelines import ROOT_KEY, Pipeline, Stage, read_pipeline, stage_words
+from gpt_modules.commands.pipelines.document import ROOT_KEY, Pipeline, Stage
+from gpt_modules.commands.pipelines.fitting import fit_words
+from gpt_modules.commands.pipelines.reading import read_pipeline
+from gpt_modules.commands.pipelines.steps import steps_of
 from gpt_modules.errors import UserError
 
-PIPELINES = sorted((Path(__file__).parents[2] / "recipes/pipelines").glob("*.yaml"))
+PIPELINES = sorted((Path(__file__).parents[3] / "recipes/pipelines").glob("*.yaml"))
 GOOD = {"name": "a", "config": "one.yaml"}
 
 
@@ -30,7 +33,7 @@ FAULTS = [
     ({"root": "runs", "stages": []}, r"stages: found \[\], expected at least one stage"),
     ({"root": "runs", "stages": GOOD}, r"stages: found \{.*\}, expected a list"),
     ({"root": "runs", "stages": ["a"]}, r"stages\[1\]: found 'a', expected a mapping"),
-    ({"root": "runs", "stages": [{"name": "a"}]}, r"stages\[1\]\.config: missing"),
+    ({"root": "runs", "stages": [{"name": "a"}]}, r"stages\[1\]\.config: found neither of config and command"),
     ({"root": "runs", "stages": [{**GOOD, "config": []}]}, r"stages\[1\]\.config: found \[\], expected at least one"),
     ({"root": "runs", "stages": [{**GOOD, "config": 3}]}, r"stages\[1\]\.config: found 3, expected the path"),
     ({"root": "runs", "stages": [{**GOOD, "feed": {}}]}, r"stages\[1\]\.feed: unknown key, expected one of name"),
@@ -80,7 +83,7 @@ def test_the_root_of_the_command_line_wins(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     path = pipeline({"root": "runs", "stages": [GOOD], "prompts": ["x"], "sample_tokens": 3})
     found = read_pipeline(path, "elsewhere")
-    assert found.folder(found.stages[0]) == Path("elsewhere/a")
+    assert steps_of(found)[0].folder == Path("elsewhere/a")
     assert (found.prompts, found.sample_tokens) == (["x"], 3)
     assert read_pipeline(path, "~/runs").root == Path("/somewhere/runs")
     with pytest.raises(UserError, match="root: found '', expected a folder"):
@@ -88,9 +91,9 @@ def test_the_root_of_the_command_line_wins(monkeypatch):
 
 
 def test_values_of_any_kind_are_set_as_json():
-    stage = Stage("a", "r.yaml", {"m.i": "b"}, {"x": [1, 2], "y": True, "z": "text", "n": None})
-    words = stage_words(Pipeline(Path("runs"), [Stage("b", "r.yaml"), stage]), stage, ["over.yaml"], ["p"])
-    assert words == [
+    stage = Stage("a", "r.yaml", None, {"m.i": "b"}, {"x": [1, 2], "y": True, "z": "text", "n": None})
+    step = steps_of(Pipeline(Path("runs"), [Stage("b", "r.yaml"), stage]))[1]
+    assert fit_words(step, ["over.yaml"], ["p"]) == [
         "--config", "r.yaml", "--config", "over.yaml", "--allow=p", "--trainer.default_root_dir=runs/a",
         "--m.i=runs/b/export",
         "--x=[1, 2]", "--y=true", "--z=text", "--n=null",
@@ -99,4 +102,4 @@ def test_values_of_any_kind_are_set_as_json():
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.stem)
 def test_the_shipped_pipelines_are_read(path):
-    assert len(read_pipeline(path).stages) >= 2
+    assert len(steps_of(read_pipeline(path))) >= 2

@@ -1,0 +1,35 @@
+"""The rounds of a pipeline as one experiment in TensorBoard."""
+
+import shutil
+
+from gpt_modules.commands.pipelines.document import BOARD, Pipeline
+from gpt_modules.commands.pipelines.report import joined_curve
+from gpt_modules.commands.pipelines.steps import steps_of
+from gpt_modules.storage.durable import room_for, temporary_for
+from gpt_modules.storage.summary import read_summary
+
+
+def write_board(pipeline: Pipeline, rounds: int) -> None:
+    """A run `rounds` beside those of the steps, made anew from them: the metrics of the pipeline's file as curves over
+    all rounds so far (`ppo/val/score`), and what each round ended with (`rounds/ppo/val/score`, its steps are rounds).
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    folder = pipeline.root / BOARD
+    temporary = temporary_for(folder)
+    done = [step for step in steps_of(pipeline) if step.round is not None and step.round <= rounds]
+    with room_for(folder), SummaryWriter(str(temporary)) as writer:
+        for stage in pipeline.round:
+            steps = [step for step in done if step.stage.name == stage.name]
+            for metric in stage.metrics:
+                for at, value in joined_curve(steps, metric)[0]:
+                    writer.add_scalar(f"{stage.name}/{metric}", value, at)
+                for number, step in enumerate(steps, start=1):
+                    if (ended := read_summary(step.folder).after.get(metric)) is not None:
+                        writer.add_scalar(f"rounds/{stage.name}/{metric}", ended, number)
+    with room_for(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)

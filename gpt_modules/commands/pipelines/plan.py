@@ -1,0 +1,126 @@
+"""What a step of a pipeline will do: checked before the first step begins, compared with what has been done."""
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt_modules.commands.pipelines.document import STORE
+from gpt_modules.commands.pipelines.provenance import ORIGIN_FILE, Origin, changes, origin_of, read_origin, write_origin
+from gpt_modules.commands.pipelines.steps import EXPORT, VOTES, Step
+from gpt_modules.errors import UserError
+from gpt_modules.storage.model_files import CONFIG_FILE
+from gpt_modules.storage.summary import SUMMARY_FILE
+
+
+class Plan(ABC):
+    """A step that has been parsed."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+    @property
+    def done(self) -> bool:
+        """Whether the step is complete."""
+        return (self.step.folder / SUMMARY_FILE).exists()
+
+    @property
+    @abstractmethod
+    def cut_off(self) -> bool:
+        """Whether there is something that the step goes on from."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What runs, for the reader."""
+
+    @property
+    @abstractmethod
+    def made_from(self) -> Mapping[str, Any]:
+        """Key -> value of all that decides the outcome."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Nothing, where all that the step reads is there, unless an earlier step is to make it.
+
+        Raises:
+            UserError: something is not.
+        """
+
+    @abstractmethod
+    def words(self) -> list[str]:
+        """Of `gpt`, to begin the step or to go on with it; none where there is nothing to run."""
+
+    def waiting(self) -> str | None:
+        """What people are to do before the step can go on; None: nothing."""
+        return None
+
+    @abstractmethod
+    def finish(self, seconds: float) -> None:
+        """See that what the process was to make is there, and write down that it is.
+
+        Args:
+            seconds: that this attempt took.
+
+        Raises:
+            UserError: it is not.
+        """
+
+    def origin(self) -> Origin:
+        """What the step would be made from now."""
+        return origin_of(self.made_from, self.step.root)
+
+    def refuse_changes(self, whole: bool) -> None:
+        """Nothing, where a step that has begun is still the same.
+
+        Args:
+            whole: also compare what earlier steps make; until they have run there may be nothing yet.
+
+        Raises:
+            UserError: something it was made from has changed since, each by its key.
+        """
+        now = self.origin()
+        found = changes(read_origin(self.step.folder), now, [] if whole else now.unmade)
+        if found:
+            more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+            raise UserError(f"{self.step.folder}: since it was run, {'; '.join(found[:2])}{more}; {self.remedy}")
+
+    remedy = "remove the folder to run it anew, or name another --root"
+
+    def refuse_foreign(self) -> None:
+        """Nothing, where the step may make its export anew.
+
+        Raises:
+            UserError: there is one that gpt run did not make.
+        """
+        export, origin = self.step.folder / EXPORT, self.step.folder / ORIGIN_FILE
+        if export.exists() and not origin.exists():
+            raise UserError(f"{export}: found a folder that gpt run did not make, expected none; name another --root")
+
+    def begin(self) -> None:
+        """Write down what it is made from, and clear away an attempt that left nothing to go on from."""
+        self.refuse_foreign()
+        shutil.rmtree(self.step.folder / EXPORT, ignore_errors=True)
+        write_origin(self.step.folder, self.origin())
+
+    def check_sources(self) -> None:
+        """Nothing, where what it is fed with has been made.
+
+        Raises:
+            UserError: it is gone.
+        """
+        for paths in self.step.sources.values():
+            for path in paths:
+                check_made(path)
+
+
+def check_made(artefact: Path) -> None:
+    """Nothing, where a step's outcome is there.
+
+    Raises:
+        UserError: it is not.
+    """
+    file = artefact if artefact.name in (VOTES, STORE) else artefact / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"{file}: missing, though its stage is done; remove {artefact.parent} to run it anew")
