@@ -78,10 +78,10 @@ class PPOModule(L.LightningModule):
     from their folders, and not part of any checkpoint, which knows them by their SHA-256.
 
     Args:
-        init_from: folder of the SFT model: the policy to begin with, and the reference of the KL penalty.
+        init_from: folder of the policy to begin with: the SFT model, or the policy of an earlier round.
         rewards: folder of a reward model, or `package.module:function`, or a list of terms to be summed.
-        value_from: folder the critic begins from; left out: the first reward folder, or the SFT model with a head of
-            zeros.
+        reference_from: folder of the reference of the KL penalty, the SFT model; left out: init_from.
+        value_from: folder the critic begins from; left out: the first reward folder, or init_from with a head of zeros.
         monitors: further scores of the validation texts, logged as `val/<name>` and never optimised.
         max_new_tokens: longest response.
         temperature: of sampling, and of every log-probability.
@@ -108,6 +108,7 @@ class PPOModule(L.LightningModule):
         self,
         init_from: str,
         rewards: str | list[RewardSource],
+        reference_from: str | None = None,
         value_from: str | None = None,
         monitors: dict[str, RewardSource] | None = None,
         max_new_tokens: int = 24,
@@ -173,7 +174,8 @@ class PPOModule(L.LightningModule):
         self.policy = artefacts.open_gpt(None, init_from, **artefacts.dropout_changes(0.0))
         self.critic_folder = critic_folder(self.hparams["value_from"], self.reward_sources, init_from)
         self.critic = open_critic(self.critic_folder, self.reward_sources)
-        self.frozen = Frozen(init_from, self.reward_sources, self.monitor_sources)
+        reference = self.hparams["reference_from"]
+        self.frozen = Frozen(init_from if reference is None else reference, self.reward_sources, self.monitor_sources)
         if self.hparams["compile"]:
             for decoder in (self.policy.decoder, self.critic.decoder, self.frozen.reference.decoder):
                 decoder.compile_blocks()
@@ -184,8 +186,8 @@ class PPOModule(L.LightningModule):
             return
         artefacts.check_vocabulary(self, self.policy.config)
         tokenizer, init_from = artefacts.datamodule_tokenizer(self), self.hparams["init_from"]
-        if self.critic_folder != init_from:
-            check_tokenizer(self.critic_folder, tokenizer)
+        for folder in sorted({self.frozen.reference_folder, self.critic_folder} - {init_from}):
+            check_tokenizer(folder, tokenizer)
         readers = {init_from: self.policy, self.critic_folder: self.critic, **self.frozen.open(self)}
         longest = self.trainer.datamodule.longest_prompt  # type: ignore[attr-defined]
         check_fit(self.policy.config, readers, longest, self.hparams["max_new_tokens"])
@@ -359,12 +361,12 @@ class PPOModule(L.LightningModule):
             writer.add_custom_scalars(PPO_LAYOUT)
 
     def sample_rows(self) -> list[dict[str, str]]:
-        """Held-out prompts, the SFT model's answer, the policy's answer with the same noise, and their scores."""
+        """Held-out prompts, the reference's answer, the policy's answer with the same noise, and their scores."""
         batch = next(iter(self.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
         batch = PromptBatch(*(field[: self.hparams["sample_prompts"]].to(self.device) for field in batch))
         if not len(batch.lengths):
             return []
-        models = {"SFT": self.frozen.reference, "policy": self.policy}
+        models = {"reference": self.frozen.reference, "policy": self.policy}
         answers = {name: self._score(batch, VALIDATION, model) for name, model in models.items()}
         return side_by_side(answers, artefacts.datamodule_tokenizer(self))
 

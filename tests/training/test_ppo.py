@@ -92,6 +92,48 @@ def test_kl_is_zero_at_the_first_iteration_and_not_afterwards(fit, ppo):
     assert abs(second) > 1e-4
 
 
+@pytest.fixture
+def reference(micro, tmp_path):
+    """A folder like the policy's, of another model."""
+    model = shaken(load_pretrained(micro.gpt, kind="gpt"), 7)
+    save_pretrained(tmp_path / "reference", model, tokenizer_json=micro.tokenizer.to_json())
+    return str(tmp_path / "reference")
+
+
+def nats(folder, row, start, temperature):
+    """log p of each token of a row from `start` on, one row and one token at a time."""
+    model = load_pretrained(folder, kind="gpt").eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([row]))[0] / temperature
+    return [torch.log_softmax(logits[t - 1], -1)[row[t]].item() for t in range(start, len(row))]
+
+
+def test_the_penalty_is_to_the_reference_that_is_named(fit, ppo, micro, reference):
+    """From the first iteration, at the policy that init_from holds, by a sum over each answer worked token by token."""
+    module, data = ppo(reference_from=reference, temperature=0.7, optimizer=adam(0.0))
+    trainer = fit(module, data, limit_val_batches=0)
+    assert distance(weights(module.policy), weights(load_pretrained(micro.gpt, kind="gpt"))) == 0.0
+    tokens, starts, _, mask, *_ = module.rollout
+    sums = []
+    for row, start, length in zip(tokens.tolist(), starts.tolist(), mask.sum(1).tolist(), strict=True):
+        own, theirs = (nats(folder, row[: start + length], start, 0.7) for folder in (micro.gpt, reference))
+        sums.append(sum(own) - sum(theirs))
+    (kl,) = trainer.logger.values("objective/kl")
+    assert kl > 0.1
+    assert kl == pytest.approx(sum(sums) / len(sums), rel=1e-3)
+
+
+def test_the_reference_left_out_is_the_policy_that_the_run_begins_with(fit, ppo, micro):
+    def run(**given):
+        module, data = ppo(**given, optimizer=adam(1e-2), minibatches=2)
+        points = fit(module, data, max_epochs=2).logger.points
+        return weights(module), [point for point in points if not point[0].startswith("perf/")]
+
+    (left_out, points), (named, same) = run(), run(reference_from=str(micro.gpt))
+    assert all(torch.equal(value, named[name]) for name, value in left_out.items())
+    assert points == same
+
+
 def test_each_iteration_draws_anew(fit, ppo, monkeypatch):
     """The same prompts to the same policy: only the noise can differ, and it does not with the same seed."""
 
@@ -320,10 +362,10 @@ def test_samples_show_both_models_on_the_same_prompts(fit, ppo):
     fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
     rows = module.sample_rows()
     assert len(rows) == 3
-    assert all(row["SFT"] == row["policy"] and row["SFT score"] == row["policy score"] for row in rows)
+    assert all(row["reference"] == row["policy"] and row["reference score"] == row["policy score"] for row in rows)
     shaken(module.policy, 3)
     later = module.sample_rows()
-    assert [row["SFT"] for row in later] == [row["SFT"] for row in rows]
+    assert [row["reference"] for row in later] == [row["reference"] for row in rows]
     assert [row["policy"] for row in later] != [row["policy"] for row in rows]
     module.hparams["sample_prompts"] = 0
     assert module.sample_rows() == []
@@ -510,12 +552,16 @@ def test_a_steps_statistics_are_means_over_micro_batches_and_processes(ppo, monk
     }
 
 
-def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path):
-    """Rollout, place, coefficient and frontier are those of the run that was not cut off, to the bit."""
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart):
+    """Rollout, place, coefficient and frontier are those of the run that was not cut off, to the bit; whatever the
+    reference is.
+    """
     ends = []
     for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
         kl = KLConfig(coef=0.1, target=1.0, horizon=100)
-        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), kl=kl)
+        held_to = reference if apart else None
+        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), kl=kl, reference_from=held_to)
         callbacks = [ExactCheckpoint(3, keep=100)]
         trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
         assert trainer.global_step == 8
@@ -689,7 +735,10 @@ def moved(folder, to, kind):
     save_pretrained(to, model, tokenizer_json=(folder / "tokenizer.json").read_text())
 
 
-@pytest.mark.parametrize(("which", "told"), [("gpt", r"model\.init_args\.init_from"), ("reward", r".*/reward")])
+REFERENCE_TOLD = r"model\.init_args\.reference_from or init_from"
+
+
+@pytest.mark.parametrize(("which", "told"), [("gpt", REFERENCE_TOLD), ("reward", r".*/reward")])
 def test_a_run_does_not_go_on_with_another_reference_or_reward(fit, ppo, micro, tmp_path, which, told):
     """Exported anew under the same name: the resumed run would be held to, or paid by, another model."""
     folders = {name: shutil.copytree(getattr(micro, name), tmp_path / name) for name in ("gpt", "reward")}
@@ -706,7 +755,18 @@ def test_a_run_does_not_go_on_with_another_reference_or_reward(fit, ppo, micro, 
 def test_a_reference_may_lie_elsewhere(fit, ppo, micro, tmp_path):
     fit(*ppo()).save_checkpoint(tmp_path / "x.ckpt")
     there = shutil.copytree(micro.gpt, tmp_path / "there")
-    assert fit(*ppo(init_from=str(there)), max_epochs=2, ckpt_path=tmp_path / "x.ckpt").current_epoch == 2
+    for given in ({"init_from": str(there)}, {"reference_from": str(there)}):
+        assert fit(*ppo(**given), max_epochs=2, ckpt_path=tmp_path / "x.ckpt").current_epoch == 2
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_goes_on_with_the_reference_that_it_began_with(fit, ppo, tmp_path, reference, first):
+    """However it is named: as reference_from, or by leaving that out."""
+    one, other = ({"reference_from": given} for given in ((reference, None) if first else (None, reference)))
+    fit(*ppo(**one)).save_checkpoint(tmp_path / "x.ckpt")
+    fit(*ppo(**one), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"^{REFERENCE_TOLD}: found another model \(SHA-256 .*put it back"):
+        fit(*ppo(**other), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
 
 
 def test_a_fixed_coefficient_is_the_recipes_after_resuming(fit, ppo, tmp_path):
@@ -740,11 +800,27 @@ def test_a_reward_model_that_does_not_know_the_policys_tokens_is_told(fit, ppo, 
         fit(*ppo(init_from=str(tmp_path / "wide")))
 
 
-def test_a_critic_of_another_tokenizer_is_told(fit, ppo, micro, tmp_path):
+@pytest.mark.parametrize(("argument", "kind"), [("value_from", RewardModel), ("reference_from", GPT)])
+def test_a_model_of_another_tokenizer_is_told(fit, ppo, micro, tmp_path, argument, kind):
     other = Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280)
-    save_pretrained(tmp_path / "critic", RewardModel(micro.config()), tokenizer_json=other.to_json())
-    with pytest.raises(UserError, match=r"critic/tokenizer\.json: differs from the policy's tokenizer"):
-        fit(*ppo(value_from=str(tmp_path / "critic")))
+    save_pretrained(tmp_path / "other", kind(micro.config()), tokenizer_json=other.to_json())
+    with pytest.raises(UserError, match=r"other/tokenizer\.json: differs from the policy's tokenizer"):
+        fit(*ppo(**{argument: str(tmp_path / "other")}))
+
+
+def test_a_reference_must_read_what_the_policy_says(fit, ppo, micro, tmp_path):
+    """It knows every token, has room for the text, and is a language model."""
+    wide = shaken(GPT(micro.config(vocab_size=micro.vocab_size + 4)), 1)
+    save_pretrained(tmp_path / "wide", wide, tokenizer_json=micro.tokenizer.to_json())
+    wider = {"init_from": str(tmp_path / "wide"), "rewards": "math:hypot"}
+    with pytest.raises(UserError, match=rf"^{micro.gpt}: found a vocabulary of {micro.vocab_size}, expected at least"):
+        fit(*ppo(**wider, reference_from=str(micro.gpt)))
+    save_pretrained(tmp_path / "short", GPT(micro.config(n_positions=10)), tokenizer_json=micro.tokenizer.to_json())
+    with pytest.raises(UserError, match=r"max_new_tokens: found 8 .* n_positions = 10 of .*/short together"):
+        fit(*ppo(reference_from=str(tmp_path / "short")))
+    for wrong, found in ((str(micro.reward), "found .*expected 'gpt'"), ("", "model folder: found ''")):
+        with pytest.raises(UserError, match=found):
+            fit(*ppo(reference_from=wrong))
 
 
 NUMBERS = [0, -1, math.nan, math.inf, 1e-38]

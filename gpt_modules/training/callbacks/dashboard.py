@@ -50,7 +50,7 @@ PPO_LAYOUT = {
     "1 objective": {
         "score": _chart("objective/score", "val/score"),
         "score as optimised: a missing end has its own": _chart("objective/optimised_score", "val/optimised_score"),
-        "KL to the SFT model, nats a sequence": _chart("objective/kl", "val/kl"),
+        "KL to the reference, nats a sequence": _chart("objective/kl", "val/kl"),
         "reward: the optimised score less the penalty": _chart("objective/reward", "val/reward"),
         "KL coefficient": _chart("objective/kl_coef"),
         "entropy": _chart("objective/entropy", "policy/entropy"),

@@ -57,7 +57,7 @@ def frontier_figure(kl: list[float], score: list[float]) -> "Figure":
     points = np.array([kl, score], dtype=np.float64).reshape(2, -1)
     points = points[:, np.isfinite(points).all(0)]
     axes.plot(np.sqrt(np.maximum(points[0], 0.0)), points[1], marker="o")
-    axes.set(xlabel="sqrt(KL to the SFT model), nats a sequence", ylabel="mean score", title="Reward against KL")
+    axes.set(xlabel="sqrt(KL to the reference), nats a sequence", ylabel="mean score", title="Reward against KL")
     return figure
 
 

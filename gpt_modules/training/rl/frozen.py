@@ -10,7 +10,7 @@ from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.unchanged import check_unchanged
 
-REFERENCE = "model.init_args.init_from"  # wherever it lies now
+REFERENCE = "model.init_args.reference_from or init_from"  # one name in a checkpoint, wherever it lies now
 
 
 class Frozen:
@@ -24,6 +24,7 @@ class Frozen:
     """
 
     def __init__(self, reference: str, rewards: Sequence[RewardSource], monitors: Mapping[str, RewardSource]) -> None:
+        self.reference_folder = reference
         self.reference: GPT = artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
         self.reference.requires_grad_(False).eval()
         self.digests: dict[str, str | None] = {REFERENCE: model_digest(self.reference)}
@@ -39,7 +40,7 @@ class Frozen:
 
     def open(self, module: L.LightningModule) -> dict[str, nn.Module]:
         """Open the rewards, bring all to the module's device and precision, and compare them with what a checkpoint
-        says. Returns the reward models by folder.
+        says. Returns them by folder.
 
         Raises:
             UserError: a source cannot be opened or reads other tokens, or a folder holds another model than it did.
@@ -53,7 +54,7 @@ class Frozen:
         tokenizer = artefacts.datamodule_tokenizer(module)
         reward = Reward(rewards, tokenizer, place)
         self.monitors = {name: Reward([source], tokenizer, place) for name, source in monitors.items()}
-        models: dict[str, nn.Module] = {}
+        models: dict[str, nn.Module] = {self.reference_folder: self.reference}
         for scorer in (reward, *self.monitors.values()):
             models |= scorer.models()
             self.digests |= scorer.digests()

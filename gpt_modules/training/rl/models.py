@@ -11,9 +11,10 @@ from gpt_modules.training.rl.rewards import RewardSource
 
 
 def critic_folder(value_from: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
-    """Where the critic begins: as it is told, or as the first reward model, or as the SFT model."""
-    folders = [source.folder for source in sources if source.folder is not None]
-    return value_from or (folders[0] if folders else init_from)
+    """Where the critic begins: as it is told, or as the first reward model, or as the policy."""
+    if value_from is not None:
+        return value_from
+    return next((source.folder for source in sources if source.folder is not None), init_from)
 
 
 def open_critic(folder: str, sources: Sequence[RewardSource]) -> RewardModel:

@@ -12,7 +12,7 @@ from gpt_modules.training.hyperparameters import expect_number
 
 @dataclass(frozen=True)
 class KLConfig:
-    """The penalty for leaving the SFT model.
+    """The penalty for leaving the reference.
 
     Args:
         coef: beta, reward per nat; InstructGPT 0.02, Stiennon et al. 0.05, Ziegler et al. 0.15 to start from.

@@ -57,12 +57,12 @@ def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sour
     assert not frozen.opened
     models = frozen.open(Owner(micro.tokenizer))
     assert frozen.opened
-    assert list(models) == [str(micro.reward)]
+    assert list(models) == [str(micro.gpt), str(micro.reward)]
     ids = micro.tokenizer.encode("the film is good.")
     start = len(micro.tokenizer.encode("the film"))
     sequences = Sequences(torch.tensor([ids]), torch.tensor([start]), torch.tensor([len(ids)]))
     letters = len(micro.tokenizer.decode(ids[start:]))
-    (model,) = models.values()
+    model = models[str(micro.reward)]
     assert frozen.monitors["letters"](sequences).item() == letters
     expected = 2.0 * model(sequences.tokens, sequences.lengths).item() + 3.0 * letters
     assert frozen.reward(sequences).item() == pytest.approx(expected)
@@ -70,8 +70,8 @@ def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sour
 
 def test_a_monitor_of_a_folder_is_among_the_models_that_must_fit(micro):
     frozen = Frozen(str(micro.gpt), [LENGTH], {"watched": RewardSource(folder=str(micro.reward))})
-    assert list(frozen.open(Owner(micro.tokenizer))) == [str(micro.reward)]
-    assert list(frozen.digests) == ["model.init_args.init_from", f"function {LENGTH.name}", str(micro.reward)]
+    assert list(frozen.open(Owner(micro.tokenizer))) == [str(micro.gpt), str(micro.reward)]
+    assert list(frozen.digests) == [REFERENCE, f"function {LENGTH.name}", str(micro.reward)]
 
 
 def test_reference_and_trunks_take_the_runs_precision_and_keep_their_digests(micro, sources):

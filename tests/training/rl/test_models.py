@@ -20,6 +20,7 @@ FUNCTION = RewardSource(function="a.b:c")
         (None, [FUNCTION, RewardSource(folder="first"), RewardSource(folder="second")], "first"),
         ("told", [RewardSource(folder="first")], "told"),
         ("told", [FUNCTION], "told"),
+        ("", [FUNCTION], ""),
     ],
 )
 def test_the_critic_begins_as_told_or_as_the_first_reward_model_or_as_the_policy(value_from, sources, begins):
