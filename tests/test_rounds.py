@@ -132,19 +132,29 @@ class World:
 
 @pytest.fixture
 def make(tmp_path, micro, gpt, monkeypatch):
-    def make(name="world"):
-        world = World(tmp_path / name, micro, gpt)
-        monkeypatch.chdir(world.folder)
-        monkeypatch.setattr(command, "run_process", world.process)
-        return world
+    def make():
+        return enter(World(tmp_path / "world", micro, gpt), monkeypatch)
 
     return make
 
 
-def test_each_round_goes_on_from_the_newest_policy(make, micro):
-    world = make()
-    printed = world.run()
-    runs = world.folder / "runs"
+def enter(world, monkeypatch):
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setattr(command, "run_process", world.process)
+    return world
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, micro, gpt):
+    """One that nothing disturbed."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        world = enter(World(tmp_path_factory.mktemp("straight"), micro, gpt), monkeypatch)
+        world.run()
+    return world
+
+
+def test_each_round_goes_on_from_the_newest_policy(straight, micro, monkeypatch):
+    printed, runs = straight.printed.getvalue(), straight.folder / "runs"
     digests = [
         model_digest(load_pretrained(str(folder), kind="gpt")) for folder in (micro.gpt, runs / "round-1/ppo/export")
     ]
@@ -170,7 +180,7 @@ def test_each_round_goes_on_from_the_newest_policy(make, micro):
     assert kl[1].before["val/kl"] == pytest.approx(kl[0].after["val/kl"], rel=1e-5)
     assert kl[1].before["val/kl"] > 1e-3
     _check_report(runs, printed, kl[0].steps)
-    assert world.run().count("done before, skipped") == 8
+    assert enter(straight, monkeypatch).run().count("done before, skipped") == 8
 
 
 def _check_report(runs, printed, steps):
@@ -186,10 +196,8 @@ def _check_report(runs, printed, steps):
     assert {*curves["rounds/label/votes"]} == {1, 2}
 
 
-def test_killed_in_every_step_it_goes_on_bit_for_bit(make):
-    straight = make("straight")
-    straight.run()
-    world = make("killed")
+def test_killed_anywhere_it_goes_on_bit_for_bit(make, straight):
+    world = make()
     steps = ["1/compare", "1/label", "1/ppo", "2/compare", "2/reward", "2/ppo"]
     world.kill, killed = dict.fromkeys(steps, 1), 0
     while any(world.kill.values()):

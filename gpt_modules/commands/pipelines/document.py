@@ -124,8 +124,12 @@ class Pipeline:
                 raise UserError(f"{where}: found {stage.command}, which belongs in round")
         for number, stage in enumerate(self.round):
             self._check_name(f"round[{number + 1}]", stage, [*self.stages, *self.round[:number]])
-        if [stage.command for stage in self.round].count("compare") > 1:
+        commands = [stage.command for stage in self.round]
+        if commands.count("compare") > 1:
             raise UserError("round: found several stages that compare, expected one: its answers are the round's")
+        if "label" in commands and "compare" not in commands[: commands.index("label")]:
+            where = f"round[{commands.index('label') + 1}].command"
+            raise UserError(f"{where}: found label before compare, expected it after")
 
     def _check_name(self, where: str, stage: Stage, earlier: list[Stage]) -> None:
         if stage.name in [other.name for other in earlier]:

@@ -1,0 +1,25 @@
+"""A recipe of a pipeline as words of `gpt fit`."""
+
+from pathlib import Path
+
+from gpt_modules.commands.pipelines.document import Pipeline, Stage
+from gpt_modules.commands.pipelines.fitting import fit_words
+from gpt_modules.commands.pipelines.steps import steps_of
+
+
+def test_values_of_any_kind_are_set_as_json():
+    stage = Stage("a", "r.yaml", None, {"m.i": "b"}, {"x": [1, 2], "y": True, "z": "text", "n": None})
+    step = steps_of(Pipeline(Path("runs"), [Stage("b", "r.yaml"), stage]))[1]
+    assert fit_words(step, ["over.yaml"], ["p"]) == [
+        "--config", "r.yaml", "--config", "over.yaml", "--allow=p", "--trainer.default_root_dir=runs/a",
+        "--m.i=runs/b/export",
+        "--x=[1, 2]", "--y=true", "--z=text", "--n=null",
+    ]  # fmt: skip
+
+
+def test_one_source_is_a_path_and_several_are_a_list():
+    """As a reward is one folder, and an ensemble several."""
+    stages = [Stage(name, "r.yaml") for name in ("a", "b")]
+    stages.append(Stage("c", "r.yaml", None, {"x": ["a"], "y": ["b", "a"]}))
+    words = fit_words(steps_of(Pipeline(Path("runs"), stages))[2])
+    assert words[-2:] == ["--x=runs/a/export", '--y=["runs/b/export", "runs/a/export"]']
