@@ -3,10 +3,9 @@
 import shutil
 
 from gpt_modules.commands.pipelines.document import BOARD, Pipeline
-from gpt_modules.commands.pipelines.report import joined_curve
+from gpt_modules.commands.pipelines.report import curves_of_rounds, values_of_rounds
 from gpt_modules.commands.pipelines.steps import steps_of
 from gpt_modules.storage.durable import room_for, temporary_for
-from gpt_modules.storage.summary import read_summary
 
 
 def write_board(pipeline: Pipeline, rounds: int) -> None:
@@ -25,11 +24,11 @@ def write_board(pipeline: Pipeline, rounds: int) -> None:
         for stage in pipeline.round:
             steps = [step for step in done if step.stage.name == stage.name]
             for metric in stage.metrics:
-                for at, value in joined_curve(steps, metric)[0]:
-                    writer.add_scalar(f"{stage.name}/{metric}", value, at)
-                for number, step in enumerate(steps, start=1):
-                    if (ended := read_summary(step.folder).after.get(metric)) is not None:
-                        writer.add_scalar(f"rounds/{stage.name}/{metric}", ended, number)
+                for curve in curves_of_rounds(steps, metric):
+                    for at, value in curve:
+                        writer.add_scalar(f"{stage.name}/{metric}", value, at)
+                for number, value in values_of_rounds(steps, metric):
+                    writer.add_scalar(f"rounds/{stage.name}/{metric}", value, number)
     with room_for(folder):
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)

@@ -22,13 +22,12 @@ PICTURE = "result.png"
 
 
 class Panel(NamedTuple):
-    """A curve with what it is to be compared with, and the steps at which a round ends."""
+    """Curves, one a round, with what they are to be compared with, over what is counted."""
 
     stage: str
     metric: str
-    curve: Curve
+    curves: Sequence[Curve]
     baseline: Baseline | None = None
-    ends: Sequence[int] = ()
     counted: str = "optimizer step"
 
 
@@ -117,28 +116,29 @@ def draw_result(pipeline: Pipeline) -> Path | None:
 
 def _panel(step: Step, metric: str) -> Panel:
     baseline = read_summary(step.folder).baselines.get(metric)
-    return Panel(step.stage.name, metric, read_curve(step.folder, metric), baseline)
+    return Panel(step.stage.name, metric, [read_curve(step.folder, metric)], baseline)
 
 
 def _panel_of_rounds(steps: Sequence[Step], metric: str) -> Panel:
-    curve, ends = joined_curve(steps, metric)
-    return Panel(steps[0].stage.name, metric, curve, None, ends, "optimizer step" if ends else "round")
+    name = steps[0].stage.name
+    if any(read_summary(step.folder).steps for step in steps):
+        return Panel(name, metric, curves_of_rounds(steps, metric))
+    return Panel(name, metric, [values_of_rounds(steps, metric)], counted="round")
 
 
-def joined_curve(steps: Sequence[Step], metric: str) -> tuple[Curve, list[int]]:
-    """A metric over the rounds of a stage as one curve, and where each round ends in it: by optimizer steps, those of
-    all rounds counted; by rounds, where it is a number of each.
-    """
-    summaries = [read_summary(step.folder) for step in steps]
-    if not any(summary.steps for summary in summaries):
-        numbered = ((number, summary.after.get(metric)) for number, summary in enumerate(summaries, start=1))
-        return [(number, value) for number, value in numbered if value is not None], []
-    curve, before, ends = Curve(), 0, list[int]()
-    for step, summary in zip(steps, summaries, strict=True):
-        curve += [(before + at, value) for at, value in read_curve(step.folder, metric)]
-        before += summary.steps
-        ends.append(before)
-    return curve, ends
+def curves_of_rounds(steps: Sequence[Step], metric: str) -> list[Curve]:
+    """A metric in each round of a stage, each curve from the step at which the one before it ended."""
+    curves, before = list[Curve](), 0
+    for step in steps:
+        curves.append([(before + at, value) for at, value in read_curve(step.folder, metric)])
+        before += read_summary(step.folder).steps
+    return curves
+
+
+def values_of_rounds(steps: Sequence[Step], metric: str) -> Curve:
+    """What each round of a stage ended with, as far as it has the number."""
+    values = (read_summary(step.folder).after.get(metric) for step in steps)
+    return [(number, value) for number, value in enumerate(values, start=1) if value is not None]
 
 
 def read_curve(folder: Path, tag: str) -> Curve:
@@ -161,8 +161,8 @@ def result_figure(panels: Sequence[Panel]) -> Any:
     """A figure with a panel for each."""
     from matplotlib.figure import Figure
 
-    columns = min(PANELS, len(panels))
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / PANELS)
+    columns = math.ceil(len(panels) / rows)
     figure = Figure(figsize=(3.4 * columns, 3.0 * rows), layout="constrained")
     axes = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axis, panel in zip(axes, panels, strict=False):
@@ -173,15 +173,13 @@ def result_figure(panels: Sequence[Panel]) -> Any:
 
 
 def _draw(axis: Any, panel: Panel) -> None:
-    curve = panel.curve
-    # An untrained model's perplexity would flatten everything that follows it.
-    shown = curve[1:] if len(curve) > 2 and curve[0][1] > OUTLIER * curve[1][1] > 0 else curve
-    axis.plot([step for step, _ in shown], [value for _, value in shown], marker="o", markersize=3)
+    for curve in panel.curves:
+        # An untrained model's perplexity would flatten everything that follows it.
+        shown = curve[1:] if len(curve) > 2 and curve[0][1] > OUTLIER * curve[1][1] > 0 else curve
+        axis.plot([step for step, _ in shown], [value for _, value in shown], marker="o", markersize=3)
     if panel.baseline is not None and panel.baseline.value is not None:
         axis.axhline(panel.baseline.value, color="0.5", linestyle="--")
         axis.legend([axis.lines[-1]], [_plain(panel.baseline.name.strip("()"))], frameon=False)
-    for end in panel.ends[:-1]:
-        axis.axvline(end, color="0.8", linewidth=1)
     metric = _plain(re.sub("^val/", "held-out ", panel.metric).replace("_", " "))
     axis.set(title=_plain(panel.stage), xlabel=panel.counted, ylabel=metric)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -202,7 +200,7 @@ def sample_table(pipeline: Pipeline) -> Table:
     from gpt_modules.backbone.folders.documents import is_language_model
     from gpt_modules.commands.speaker import folder_texts
 
-    began = {path_of(value): name for name, value in start_folders(pipeline).items()}
+    began = {path_of(value): name for name, value in reversed(start_folders(pipeline).items())}
     made = {step.artefact: step.name for step in steps_of(pipeline) if step.stage.command is None}
     speaking = {path: name for path, name in (began | made).items() if is_language_model(path)}
     table = Table(title="What each stage's model says", title_justify="left", show_lines=True)

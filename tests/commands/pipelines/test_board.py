@@ -26,7 +26,6 @@ def test_curves_go_on_where_the_round_before_ended(tmp_path):
         write_summary(folder / "compare", Summary({}, {"prompts": 5.0 + number}, 1.0))
         write_board(pipeline, number)  # each time anew
     assert points(tmp_path / "rounds") == {
-        "compare/prompts": {1: {6.0}, 2: {7.0}},
         "rounds/compare/prompts": {1: {6.0}, 2: {7.0}},
         "ppo/val/score": {0: {0.0}, 10: {1.0, 1.5}, 20: {2.5}, 30: {3.0}},
         "rounds/ppo/val/score": {1: {1.0}, 2: {3.0}},
