@@ -12,6 +12,7 @@ from gpt_modules.functional.adaptation import (
     sgd_step,
 )
 from gpt_modules.functional.advantages import generalized_advantage_estimation
+from gpt_modules.functional.ensembles import Combination, combine_ensemble, ensemble_spread
 from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_rewards
 from gpt_modules.functional.logprobs import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
 from gpt_modules.functional.losses import (
@@ -32,6 +33,7 @@ from gpt_modules.functional.soft_labels import expected_score, row_mean_weights,
 
 __all__ = [
     "Algorithm",
+    "Combination",
     "MetaGradient",
     "Parameters",
     "PolicyLoss",
@@ -39,6 +41,8 @@ __all__ = [
     "adapt",
     "adaptive_kl_coef",
     "clipped_value_loss",
+    "combine_ensemble",
+    "ensemble_spread",
     "entropy",
     "exact_kernels",
     "expected_score",

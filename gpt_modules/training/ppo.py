@@ -56,6 +56,7 @@ STATISTICS = (
     "policy/entropy",
 )
 MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of a held-out response
+SPREAD = "reward_spread"  # too, where an ensemble rewards
 FEW_END = 0.05  # of a rollout's responses
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 
@@ -79,9 +80,10 @@ class PPOModule(L.LightningModule):
 
     Args:
         init_from: folder of the policy to begin with: the SFT model, or the policy of an earlier round.
-        rewards: folder of a reward model, or `package.module:function`, or a list of terms to be summed.
+        rewards: folder of a reward model, or `package.module:function`, or a term such as an ensemble of folders, or a
+            list of terms to be summed.
         reference_from: folder of the reference of the KL penalty, the SFT model; left out: init_from.
-        value_from: folder the critic begins from; left out: the first reward folder, or init_from with a head of zeros.
+        value_from: folder the critic begins from; left out: the first reward model, or init_from with a head of zeros.
         monitors: further scores of the validation texts, logged as `val/<name>` and never optimised.
         max_new_tokens: longest response.
         temperature: of sampling, and of every log-probability.
@@ -107,7 +109,7 @@ class PPOModule(L.LightningModule):
     def __init__(
         self,
         init_from: str,
-        rewards: str | list[RewardSource],
+        rewards: str | RewardSource | list[RewardSource],
         reference_from: str | None = None,
         value_from: str | None = None,
         monitors: dict[str, RewardSource] | None = None,
@@ -150,9 +152,10 @@ class PPOModule(L.LightningModule):
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
-        taken = sorted({"score_std", *MEASURED} & self.monitor_sources.keys())
+        taken = sorted({"score_std", SPREAD, *MEASURED} & self.monitor_sources.keys())
         expect(not taken, "monitors", taken, "names that no metric of PPO has")
-        self.held_out = HeldOut(*MEASURED, *self.monitor_sources)
+        spread = [SPREAD] if any(source.ensemble for source in self.reward_sources) else []
+        self.held_out = HeldOut(*MEASURED, *spread, *self.monitor_sources)
         self.rollout: Rollout | None = None
         self.frontier: list[list[float]] = []
         self._experience: ExperienceLoader | None = None
@@ -319,7 +322,7 @@ class PPOModule(L.LightningModule):
         if not len(batch.lengths):
             return
         scored = self._score(batch, VALIDATION)
-        monitored = {name: monitor(scored.sequences) for name, monitor in self.frozen.monitors.items()}
+        monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
         measured = response_statistics(scored, self.kl_coef, self.shaping)
         self.held_out.add(**measured, **monitored)
 

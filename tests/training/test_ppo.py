@@ -26,6 +26,7 @@ from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import STATISTICS, VALIDATION
 from gpt_modules.training.rl.experience import Experience
+from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.settings import ClipConfig, KLConfig
 
@@ -171,7 +172,7 @@ def test_the_frozen_models_neither_change_nor_reach_optimizer_or_checkpoint(fit,
     assert distance(weights(module.policy), start.policy) > 0.1
     assert distance(weights(module.critic), start.critic) > 0.1
     assert distance(weights(module.frozen.reference), start.reference) == 0.0
-    reward = module.frozen.reward.terms[0].model
+    (reward,) = module.frozen.reward.models().values()
     assert distance(weights(reward), start.reward[0]) == 0.0
     frozen = [*module.frozen.reference.parameters(), *reward.parameters()]
     assert all(p.grad is None and not p.requires_grad for p in frozen)
@@ -223,6 +224,37 @@ def test_functions_are_summed_with_models_and_monitors_are_only_watched(fit, ppo
     assert trainer.callback_metrics["val/score"].item() == pytest.approx(
         2 * trainer.callback_metrics["val/letters"].item()
     )
+
+
+def test_an_ensemble_rewards_and_watches_and_its_spread_is_logged(fit, ppo, micro, tmp_path):
+    """The score is the least of what the members say alone, as monitors; where the first is the least, it begins the
+    critic. The spread is of the same answers, held out and in the rollout.
+    """
+    model = shaken(load_pretrained(micro.reward, kind="reward"), 5)
+    save_pretrained(tmp_path / "other", model, tokenizer_json=micro.tokenizer.to_json())
+    folders = [str(micro.reward), str(tmp_path / "other")]
+    worst = RewardSource(ensemble=folders, combine="worst")
+    monitors = {"first": RewardSource(folder=folders[0]), "second": RewardSource(folder=folders[1]), "worst": worst}
+    module, data = ppo(rewards=worst, monitors=monitors, optimizer=adam(1e-2))
+    trainer = fit(module, data)
+    names = ("score", "worst", "first", "second", "reward_spread")
+    scored = [module._score(batch, VALIDATION) for batch in data.val_dataloader()]
+    texts = [answers.sequences for answers in scored]
+    members = [
+        torch.cat([model(text.tokens, text.lengths) for text in texts])
+        for model in (module.frozen.reward.models()[folder] for folder in folders)
+    ]
+    least, apart = torch.minimum(*members), (members[0] - members[1]).abs() / 2
+    expected = [least, least, *members, apart]
+    found = [trainer.callback_metrics[f"val/{name}"].item() for name in names]
+    assert found == pytest.approx([column.mean().item() for column in expected], abs=1e-4)
+    assert trainer.logger.values("objective/reward_spread")[0] > 0.1
+    assert list(module.frozen.digests) == [REFERENCE, *folders]
+
+
+def test_without_an_ensemble_no_spread_is_logged(fit, ppo):
+    names = {name for name, *_ in fit(*ppo()).logger.points}
+    assert not [name for name in names if "spread" in name]
 
 
 def test_two_critic_rates(fit, ppo):
@@ -348,7 +380,7 @@ def test_validation_means_are_over_prompts(fit, ppo, functions):
             scored.sequence_kl(),
             scored.mask.sum(1),
             scored.ended,
-            module.frozen.monitors["letters"](scored.sequences),
+            module.frozen.monitors["letters"](scored.sequences).totals,
         )
         totals = {name: totals[name] + value.double().sum().item() for name, value in zip(names, values, strict=True)}
         count += len(batch.lengths)
@@ -735,10 +767,7 @@ def moved(folder, to, kind):
     save_pretrained(to, model, tokenizer_json=(folder / "tokenizer.json").read_text())
 
 
-REFERENCE_TOLD = r"model\.init_args\.reference_from or init_from"
-
-
-@pytest.mark.parametrize(("which", "told"), [("gpt", REFERENCE_TOLD), ("reward", r".*/reward")])
+@pytest.mark.parametrize(("which", "told"), [("gpt", REFERENCE), ("reward", r".*/reward")])
 def test_a_run_does_not_go_on_with_another_reference_or_reward(fit, ppo, micro, tmp_path, which, told):
     """Exported anew under the same name: the resumed run would be held to, or paid by, another model."""
     folders = {name: shutil.copytree(getattr(micro, name), tmp_path / name) for name in ("gpt", "reward")}
@@ -765,7 +794,7 @@ def test_a_run_goes_on_with_the_reference_that_it_began_with(fit, ppo, tmp_path,
     one, other = ({"reference_from": given} for given in ((reference, None) if first else (None, reference)))
     fit(*ppo(**one)).save_checkpoint(tmp_path / "x.ckpt")
     fit(*ppo(**one), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=rf"^{REFERENCE_TOLD}: found another model \(SHA-256 .*put it back"):
+    with pytest.raises(UserError, match=rf"^{REFERENCE}: found another model \(SHA-256 .*put it back"):
         fit(*ppo(**other), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
 
 

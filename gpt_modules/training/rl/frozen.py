@@ -7,7 +7,7 @@ from torch import nn
 
 from gpt_modules.backbone import GPT, model_digest
 from gpt_modules.training import artefacts
-from gpt_modules.training.rl.rewards import Reward, RewardSource
+from gpt_modules.training.rl.rewards import ModelScores, Reward, RewardSource
 from gpt_modules.training.rl.unchanged import check_unchanged
 
 REFERENCE = "model.init_args.reference_from or init_from"  # one name in a checkpoint, wherever it lies now
@@ -52,8 +52,9 @@ class Frozen:
 
         rewards, monitors = self._sources
         tokenizer = artefacts.datamodule_tokenizer(module)
-        reward = Reward(rewards, tokenizer, place)
-        self.monitors = {name: Reward([source], tokenizer, place) for name, source in monitors.items()}
+        opened: dict[str, ModelScores] = {}  # once each, whoever names them
+        reward = Reward(rewards, tokenizer, place, opened)
+        self.monitors = {name: Reward([source], tokenizer, place, opened) for name, source in monitors.items()}
         models: dict[str, nn.Module] = {self.reference_folder: self.reference}
         for scorer in (reward, *self.monitors.values()):
             models |= scorer.models()

@@ -14,17 +14,18 @@ def critic_folder(value_from: str | None, sources: Sequence[RewardSource], init_
     """Where the critic begins: as it is told, or as the first reward model, or as the policy."""
     if value_from is not None:
         return value_from
-    return next((source.folder for source in sources if source.folder is not None), init_from)
+    return next((folder for source in sources for folder in source.folders), init_from)
 
 
 def open_critic(folder: str, sources: Sequence[RewardSource]) -> RewardModel:
     """The critic without dropout, in units of what is optimised.
 
-    A reward model values with its bias, its scale and its weight in the sum; the trunk of a language model gets a head
+    A reward model values with its bias, its scale and its weight in the sum, where a member stands for its ensemble:
+    all of them say the same in the same units. The trunk of a language model gets a head
     of zeros (Ziegler et al. 2019, code): a random one on pretrained states is far off, and explains less than nothing.
     """
     critic = artefacts.open_scorer(folder, zero_head=True, **artefacts.dropout_changes(0.0))
-    weight = next((source.weight for source in sources if source.folder == folder), 1.0)
+    weight = next((source.weight for source in sources if folder in source.folders), 1.0)
     critic.scale.mul_(weight)
     return critic.fold_scale()
 

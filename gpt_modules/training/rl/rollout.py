@@ -13,7 +13,7 @@ from torch import Tensor
 from gpt_modules.backbone import GPT, RewardModel, generate
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.functional import gather_responses, kl_estimate, linear_logprobs
-from gpt_modules.training.rl.rewards import Sequences
+from gpt_modules.training.rl.rewards import Scores, Sequences
 from gpt_modules.training.rl.settings import Sampling
 
 
@@ -25,6 +25,7 @@ class Scored(NamedTuple):
     logprobs, ref_logprobs: (B, R) under the policy and the reference.
     entropy: (B, R) of the policy's distribution, nats.
     scores: (B,) of the reward.
+    spreads: (B, E) how far the members of each of its ensembles lie apart.
     ended: (B,) True where the response ends with the end-of-text token.
     """
 
@@ -35,6 +36,7 @@ class Scored(NamedTuple):
     ref_logprobs: Float[Tensor, "B R"]
     entropy: Float[Tensor, "B R"]
     scores: Float[Tensor, "B"]
+    spreads: Float[Tensor, "B E"]
     ended: Bool[Tensor, "B"]
 
     def sequence_kl(self) -> Float[Tensor, "B"]:
@@ -121,7 +123,7 @@ def in_pieces(function: Callable[..., tuple[Tensor, ...]], size: int, *tensors: 
 def score_responses(
     policy: GPT,
     reference: GPT,
-    reward: Callable[[Sequences], Tensor],
+    reward: Callable[[Sequences], Scores],
     prompts: PromptBatch,
     sampling: Sampling,
     key: Sequence[int],
@@ -141,9 +143,9 @@ def score_responses(
         return own, theirs, entropy
 
     own, theirs, entropy = in_pieces(logprobs, rows, sequences.tokens, sequences.prompt_lengths, responses)
-    (scores,) = in_pieces(lambda *piece: (reward(Sequences(*piece)),), rows, *sequences)
+    scores, spreads = in_pieces(lambda *piece: reward(Sequences(*piece)), rows, *sequences)
     last = sequences.tokens.gather(1, sequences.lengths[:, None] - 1)[:, 0]
-    return Scored(sequences, responses, mask, own, theirs, entropy, scores, last == sampling.eos_id)
+    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, last == sampling.eos_id)
 
 
 @torch.no_grad()

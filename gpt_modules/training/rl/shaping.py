@@ -90,7 +90,8 @@ def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dic
     """What is known of each response.
 
     `score` is the reward's own, whether the response ended or not; `optimised_score` is what training uses of it, and
-    `reward` what it maximises: the optimised score less the penalty, before any whitening.
+    `reward` what it maximises: the optimised score less the penalty, before any whitening. `reward_spread` is there
+    where the reward has ensembles: the sum of their spreads.
     """
     optimised, kl = optimised_scores(scored, shaping), scored.sequence_kl()
     return {
@@ -100,6 +101,7 @@ def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dic
         "kl": kl,
         "length": scored.mask.sum(1).float(),
         "ended": scored.ended.float(),
+        **({"reward_spread": scored.spreads.sum(1)} if scored.spreads.shape[1] else {}),
     }
 
 

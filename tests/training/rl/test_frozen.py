@@ -63,15 +63,22 @@ def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sour
     sequences = Sequences(torch.tensor([ids]), torch.tensor([start]), torch.tensor([len(ids)]))
     letters = len(micro.tokenizer.decode(ids[start:]))
     model = models[str(micro.reward)]
-    assert frozen.monitors["letters"](sequences).item() == letters
+    assert frozen.monitors["letters"](sequences).totals.item() == letters
     expected = 2.0 * model(sequences.tokens, sequences.lengths).item() + 3.0 * letters
-    assert frozen.reward(sequences).item() == pytest.approx(expected)
+    assert frozen.reward(sequences).totals.item() == pytest.approx(expected)
 
 
 def test_a_monitor_of_a_folder_is_among_the_models_that_must_fit(micro):
     frozen = Frozen(str(micro.gpt), [LENGTH], {"watched": RewardSource(folder=str(micro.reward))})
     assert list(frozen.open(Owner(micro.tokenizer))) == [str(micro.gpt), str(micro.reward)]
-    assert list(frozen.digests) == [REFERENCE, f"function {LENGTH.name}", str(micro.reward)]
+    assert list(frozen.digests) == [REFERENCE, f"function {LENGTH.function}", str(micro.reward)]
+
+
+def test_a_monitor_reads_with_the_rewards_own_model(micro, sources):
+    frozen = Frozen(str(micro.gpt), sources, {"alone": RewardSource(folder=str(micro.reward))})
+    frozen.open(Owner(micro.tokenizer))
+    (model,), (watched,) = (scorer.models().values() for scorer in (frozen.reward, frozen.monitors["alone"]))
+    assert model is watched
 
 
 def test_reference_and_trunks_take_the_runs_precision_and_keep_their_digests(micro, sources):

@@ -18,6 +18,7 @@ FUNCTION = RewardSource(function="a.b:c")
     [
         (None, [FUNCTION], "policy"),
         (None, [FUNCTION, RewardSource(folder="first"), RewardSource(folder="second")], "first"),
+        (None, [FUNCTION, RewardSource(ensemble=["one", "two"], combine="worst")], "one"),
         ("told", [RewardSource(folder="first")], "told"),
         ("told", [FUNCTION], "told"),
         ("", [FUNCTION], ""),
@@ -31,11 +32,13 @@ def test_the_critic_begins_as_told_or_as_the_first_reward_model_or_as_the_policy
 def test_a_reward_model_values_the_last_token_as_it_adds_to_the_sum(micro, weight):
     """With the bias and the scale that its folder holds, in training mode too: there is no dropout."""
     other = RewardSource(folder="elsewhere", weight=7.0)
-    critic = open_critic(str(micro.reward), [other, RewardSource(folder=str(micro.reward), weight=weight)]).train()
+    ensemble = RewardSource(ensemble=["third", str(micro.reward)], combine="mean", weight=weight)
     scores = load_pretrained(micro.reward, kind="reward").eval()(TOKENS, LENGTHS)
-    last = critic.token_values(TOKENS).gather(1, LENGTHS[:, None] - 1)[:, 0]
-    torch.testing.assert_close(last, weight * scores)
-    assert (critic.bias.item(), critic.scale.item()) == (0.0, 1.0)
+    for source in (RewardSource(folder=str(micro.reward), weight=weight), ensemble):
+        critic = open_critic(str(micro.reward), [other, source]).train()
+        last = critic.token_values(TOKENS).gather(1, LENGTHS[:, None] - 1)[:, 0]
+        torch.testing.assert_close(last, weight * scores)
+        assert (critic.bias.item(), critic.scale.item()) == (0.0, 1.0)
 
 
 def test_a_critic_that_is_no_term_of_the_sum_has_no_weight(micro):

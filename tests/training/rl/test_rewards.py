@@ -1,10 +1,14 @@
-"""Rewards: folders, functions and sums of them, on token ids or on texts."""
+"""Rewards: folders, ensembles, functions and sums of them, on token ids or on texts."""
 
+import shutil
+import statistics
 import sys
 import types
+from collections import Counter
 
 import pytest
 import torch
+from conftest import shaken
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -53,17 +57,19 @@ def test_a_string_is_a_function_or_a_folder(tmp_path):
     odd = tmp_path / "with:colon"
     odd.mkdir()
     assert reward_sources(str(odd)) == [RewardSource(folder=str(odd))]
-    assert reward_sources([{"folder": "x", "weight": 2.0}]) == [RewardSource(folder="x", weight=2.0)]
+    twice = RewardSource(folder="x", weight=2.0)
+    for given in (twice, [twice], {"folder": "x", "weight": 2.0}, [{"folder": "x", "weight": 2.0}]):
+        assert reward_sources(given) == [twice]
 
 
 def test_a_function_reads_texts_without_the_end_token(functions, micro, sequences):
-    scores = Reward([RewardSource(function="users_rewards:length")], micro.tokenizer, as_is)(sequences)
+    scores = Reward([RewardSource(function="users_rewards:length")], micro.tokenizer, as_is)(sequences).totals
     assert functions.calls == [(["the film", "a story"], [" is good.", " is bad"])]
     assert scores.tolist() == [9.0, 7.0]
 
 
 def test_a_folder_scores_ids_at_the_last_token_with_its_bias_and_scale(micro, sequences):
-    scores = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)(sequences)
+    scores = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)(sequences).totals
     model = load_pretrained(micro.reward, kind="reward").eval()
     for i, end in enumerate(sequences.lengths.tolist()):
         with torch.no_grad():
@@ -74,16 +80,16 @@ def test_a_folder_scores_ids_at_the_last_token_with_its_bias_and_scale(micro, se
 
 def test_terms_are_weighted_and_summed(functions, micro, sequences):
     model, length = RewardSource(folder=str(micro.reward)), RewardSource(function="users_rewards:length")
-    alone = [Reward([source], micro.tokenizer, as_is)(sequences) for source in (model, length)]
+    alone = [Reward([source], micro.tokenizer, as_is)(sequences).totals for source in (model, length)]
     mixed = [RewardSource(folder=model.folder, weight=2.0), RewardSource(function=length.function, weight=-0.5)]
-    assert torch.allclose(Reward(mixed, micro.tokenizer, as_is)(sequences), 2.0 * alone[0] - 0.5 * alone[1])
+    assert torch.allclose(Reward(mixed, micro.tokenizer, as_is)(sequences).totals, 2.0 * alone[0] - 0.5 * alone[1])
 
 
 def test_a_reward_model_is_frozen_and_without_dropout(micro, sequences):
     """The folder stores dropout 0.3."""
     reward = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)
-    first = reward(sequences)
-    assert torch.equal(first, reward(sequences))
+    first = reward(sequences).totals
+    assert torch.equal(first, reward(sequences).totals)
     assert not first.requires_grad
 
 
@@ -102,12 +108,117 @@ def test_the_tokens_of_labelled_rows_make_no_other_tokenizer(micro, tmp_path):
     Reward([RewardSource(folder=str(tmp_path / "reward"))], micro.tokenizer, as_is)
 
 
-@pytest.mark.parametrize("source", [{}, {"folder": ""}, {"folder": "x", "function": "y:z"}])
-def test_a_source_is_a_folder_or_a_function(source):
-    found = "both" if len(source) == 2 else "neither"
-    line = f"^rewards: found {found} of folder and function, expected exactly one of them$"
-    with pytest.raises(UserError, match=line):
+THREE = {"ensemble": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ({}, "rewards: found none of folder, function, ensemble, expected exactly one of them"),
+        ({"folder": ""}, "rewards: found none of folder, function, ensemble, expected exactly one of them"),
+        ({"folder": "x", "function": "y:z"}, "rewards: found folder and function of folder, function, ensemble, "),
+        ({"folder": "x", **THREE}, "rewards: found folder and ensemble of folder, function, ensemble, "),
+        ({"folder": "x", "combine": "mean"}, "rewards.combine: found 'mean', expected it left at None: a folder is"),
+        ({"function": "y:z", "spread_coef": 1.0}, "rewards.spread_coef: found 1.0, expected it left at None: combine"),
+        (THREE, "rewards.combine: found None, expected one of mean, worst, mean_minus_spread"),
+        ({"ensemble": ["a"], "combine": "mean"}, "rewards.ensemble: found ['a'], expected at least two folders"),
+        ({**THREE, "combine": "worst", "spread_coef": 1.0}, "rewards.spread_coef: found 1.0, expected it left at None"),
+        ({**THREE, "combine": "mean_minus_spread"}, "rewards.spread_coef: found None, expected a number in (0, inf)"),
+        ({**THREE, "combine": "mean_minus_spread", "spread_coef": -1.0}, "rewards.spread_coef: found -1.0, expected a"),
+    ],
+)  # fmt: skip
+def test_a_source_is_a_folder_a_function_or_an_ensemble_and_has_no_idle_setting(source, line):
+    with pytest.raises(UserError) as refused:
         RewardSource(**source)
+    assert str(refused.value).startswith(line)
+
+
+@pytest.fixture
+def trio(micro, tmp_path):
+    """Folders of three reward models that score apart."""
+    folders = [tmp_path / name for name in "abc"]
+    for seed, folder in enumerate(folders, 3):
+        model = shaken(load_pretrained(micro.reward, kind="reward"), seed)
+        save_pretrained(folder, model, tokenizer_json=micro.tokenizer.to_json())
+    return list(map(str, folders))
+
+
+def alone(folder, micro, sequences):
+    return Reward([RewardSource(folder=folder)], micro.tokenizer, as_is)(sequences).totals
+
+
+@pytest.mark.parametrize(
+    ("combine", "weight", "expected"),
+    [
+        ("mean", 2.0, lambda a, b, c: 2 * (a + b + c) / 3),
+        ("worst", 2.0, lambda a, b, c: 2 * min(a, b, c)),
+        ("worst", -2.0, lambda a, b, c: -2 * max(a, b, c)),
+        ("mean_minus_spread", 1.0, lambda a, b, c: (a + b + c) / 3 - 0.5 * statistics.pstdev((a, b, c))),
+        ("mean_minus_spread", -2.0, lambda a, b, c: -2 * (a + b + c) / 3 - 1.0 * statistics.pstdev((a, b, c))),
+    ],
+)
+def test_an_ensemble_is_a_term_like_any_other(micro, trio, functions, sequences, combine, weight, expected):
+    """Worked from what each member says alone. The worst, and the spread, of a term that counts against the sum take
+    from it, too.
+    """
+    coefficient = 0.5 if combine == "mean_minus_spread" else None
+    term = RewardSource(ensemble=trio, combine=combine, spread_coef=coefficient, weight=weight)
+    length = RewardSource(function="users_rewards:length")
+    found = Reward([length, term], micro.tokenizer, as_is)(sequences)
+    rows = list(zip(*(alone(folder, micro, sequences).tolist() for folder in trio), strict=True))
+    sums = [count + expected(*row) for count, row in zip((9.0, 7.0), rows, strict=True)]
+    assert found.totals.tolist() == pytest.approx(sums, abs=1e-4)
+    apart = [abs(weight) * statistics.pstdev(row) for row in rows]
+    assert found.spreads.tolist() == [[pytest.approx(spread, abs=1e-4)] for spread in apart]
+    assert min(apart) > 0.1
+
+
+def test_without_an_ensemble_there_is_no_spread(micro, sequences):
+    assert Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)(sequences).spreads.shape == (2, 0)
+
+
+def test_a_model_is_opened_once_and_reads_each_text_once(micro, trio, sequences, monkeypatch):
+    """Whoever names it: two terms, and a monitor."""
+    passes = Counter()
+    forward = RewardModel.forward
+    monkeypatch.setattr(RewardModel, "forward", lambda self, *a: passes.update([id(self)]) or forward(self, *a))
+    opened = {}
+    worst = RewardSource(ensemble=trio, combine="worst")
+    reward = Reward([worst, RewardSource(folder=micro.reward.as_posix())], micro.tokenizer, as_is, opened)
+    monitor = Reward([RewardSource(ensemble=trio[1:], combine="mean")], micro.tokenizer, as_is, opened)
+    assert list(opened) == [*trio, str(micro.reward)] == list(reward.models())
+    assert [monitor.models()[folder] is reward.models()[folder] for folder in trio[1:]] == [True, True]
+    reward(sequences)
+    assert passes == {id(model): 1 for model in reward.models().values()}
+
+
+def test_every_member_has_its_digest(micro, trio):
+    reward = Reward([RewardSource(ensemble=trio, combine="mean")], micro.tokenizer, as_is)
+    singles = [Reward([RewardSource(folder=folder)], micro.tokenizer, as_is).digests() for folder in trio]
+    assert reward.digests() == singles[0] | singles[1] | singles[2]
+    assert len(set(reward.digests().values())) == 3
+
+
+def test_a_model_that_is_twice_in_an_ensemble_is_told(micro, trio):
+    """Under its name, or as a copy: it would count double, and the spread would say that it agrees with itself."""
+    shutil.copytree(trio[0], f"{trio[0]}-copy")
+    for again in (trio[0], f"{trio[0]}-copy"):
+        with pytest.raises(UserError) as refused:
+            Reward([RewardSource(ensemble=[*trio, again], combine="worst")], micro.tokenizer, as_is)
+        line = f"rewards.ensemble: found the model of {trio[0]} in {again} again, expected another"
+        assert str(refused.value) == line
+
+
+def test_a_member_that_cannot_be_read_is_named(micro, trio, tmp_path):
+    other = Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280)
+    save_pretrained(tmp_path / "other", RewardModel(micro.config()), tokenizer_json=other.to_json())
+    for wrong, line in (
+        ("no/such/folder", "^no/such/folder"),
+        (str(tmp_path / "other"), r"/other/tokenizer\.json: dif"),
+    ):
+        with pytest.raises(UserError, match=line) as error:
+            Reward([RewardSource(ensemble=[*trio, wrong], combine="mean")], micro.tokenizer, as_is)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])
@@ -117,7 +228,7 @@ def test_a_weight_is_a_number(weight):
 
 
 def test_no_source_is_no_reward():
-    with pytest.raises(UserError, match=r"^rewards: found \[\], expected at least one folder or function$"):
+    with pytest.raises(UserError, match=r"^rewards: found \[\], expected at least one folder, function or ensemble$"):
         reward_sources([])
 
 
@@ -133,13 +244,12 @@ def test_a_language_model_is_no_reward(micro):
 
 
 def test_a_score_that_is_no_number_stops_the_run(functions, micro, sequences):
-    sources = [RewardSource(folder=str(micro.reward)), RewardSource(function="users_rewards:length")]
+    sources = [RewardSource(function="users_rewards:length"), RewardSource(folder=str(micro.reward))]
     reward = Reward(sources, micro.tokenizer, as_is)
-    reward.terms[0].model.bias.fill_(float("nan"))
+    reward.models()[str(micro.reward)].bias.fill_(float("nan"))
     with pytest.raises(UserError) as error:
         reward(sequences)
-    names = f"{micro.reward}, users_rewards:length"
-    assert str(error.value) == f"rewards: found a score that is not finite, expected numbers of {names}"
+    assert str(error.value) == f"rewards: found a score that is not finite, expected numbers of {micro.reward}"
 
 
 def test_a_half_precision_trunk_keeps_a_float32_head(micro, sequences):
@@ -149,9 +259,9 @@ def test_a_half_precision_trunk_keeps_a_float32_head(micro, sequences):
     assert model.decoder.wte.weight.dtype == torch.bfloat16
     assert model.head.linear.weight.dtype == model.bias.dtype == torch.float32
     assert model.bias.item() == torch.tensor(0.7).item()
-    scores = reward(sequences)
+    scores = reward(sequences).totals
     assert not torch.equal(scores, scores.bfloat16().float())
-    exact = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)(sequences)
+    exact = Reward([RewardSource(folder=str(micro.reward))], micro.tokenizer, as_is)(sequences).totals
     assert torch.allclose(scores, exact, atol=0.3)
 
 

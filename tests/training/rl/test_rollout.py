@@ -8,6 +8,7 @@ import torch
 
 from gpt_modules.backbone import generate, load_pretrained
 from gpt_modules.data.batches import PromptBatch
+from gpt_modules.training.rl.rewards import Scores
 from gpt_modules.training.rl.rollout import (
     assemble,
     in_pieces,
@@ -72,8 +73,9 @@ def sampling(policy, prompts):
 
 
 def last_token_score(sequences):
-    """A reward that depends on the response's text alone: the id of its last token."""
-    return sequences.tokens.gather(1, sequences.lengths[:, None] - 1)[:, 0].float()
+    """A reward that depends on the response's text alone: the id of its last token; its spread is a tenth of it."""
+    last = sequences.tokens.gather(1, sequences.lengths[:, None] - 1).float()
+    return Scores(last[:, 0], last / 10)
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +160,7 @@ def test_padding_changes_nothing(policy, reference, critic, prompts, sampling, s
     assert torch.equal(padded.responses, scored.responses)
     assert torch.equal(padded.mask, scored.mask)
     assert torch.equal(padded.scores, scored.scores)
+    assert torch.equal(padded.spreads, scored.scores[:, None] / 10)
     assert torch.equal(padded.ended, scored.ended)
     difference = torch.where(scored.mask, padded.logprobs - scored.logprobs, 0.0)
     assert difference.abs().max() < 1e-4

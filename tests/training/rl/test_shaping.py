@@ -29,7 +29,8 @@ def scored():
     scores = torch.tensor([4.0, 2.0, -3.0])
     entropy = torch.where(MASK, 0.5, 100.0)
     sequences = Sequences(tokens, torch.ones(3, dtype=torch.long), lengths + 1)
-    return Scored(sequences, tokens[:, 1:], MASK, KL - 7.0, torch.full((3, 3), -7.0), entropy, scores, ended)
+    logprobs = (KL - 7.0, torch.full((3, 3), -7.0))
+    return Scored(sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0), ended)
 
 
 def test_a_missing_end_replaces_the_score_and_the_score_lands_on_the_last_token(scored):
@@ -97,6 +98,14 @@ def test_score_optimised_score_and_reward_are_three_things(scored):
     assert found["reward"].tolist() == [3.0, -3.0, -3.5]
     assert found["length"].tolist() == [3.0, 1.0, 2.0]
     assert found["ended"].tolist() == [1.0, 0.0, 1.0]
+
+
+def test_the_spreads_of_all_ensembles_are_summed_and_without_one_there_is_none(scored):
+    apart = scored._replace(spreads=torch.tensor([[0.5, 1.0], [0.0, 0.0], [2.0, 1.0]]))
+    assert response_statistics(apart, 2.0, Shaping())["reward_spread"].tolist() == [1.5, 0.0, 3.0]
+    rollout, _ = shape_rollout(apart, VALUES, 2.0, Shaping())
+    assert rollout_statistics(apart, rollout, 2.0, Shaping())["objective/reward_spread"].item() == 1.5
+    assert "reward_spread" not in response_statistics(scored, 2.0, Shaping())
 
 
 def test_statistics_of_a_rollout_by_hand(scored):
