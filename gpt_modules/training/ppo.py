@@ -68,7 +68,7 @@ class _State(NamedTuple):
     kl_coef: float
     frontier: list[tuple[float, float]]
     frozen: dict[str, str | None]
-    experience: dict[str, Any]
+    experience: dict[str, Any] | None  # None: saved before any fit
 
 
 class PPOModule(L.LightningModule):
@@ -396,7 +396,8 @@ class PPOModule(L.LightningModule):
         self.frontier = [list(point) for point in state.frontier]
         if self.kl_config.target is not None:
             self.kl_coef = state.kl_coef
-        read_place(state.experience)  # now, when the line can name the checkpoint
+        if state.experience is not None:
+            read_place(state.experience)  # now, when the line can name the checkpoint
         self._cut_off = state.experience
         self._restore_experience()
 

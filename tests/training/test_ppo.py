@@ -602,6 +602,23 @@ def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart)
     assert ends[0][1:] == ends[1][1:]
 
 
+def test_a_checkpoint_saved_by_hand_before_any_fit_is_the_beginning(fit, ppo, tmp_path):
+    """A validation has made the models, and no fit the loader."""
+
+    def run(checkpoint):
+        module, data = ppo(optimizer=adam(1e-2))
+        fit(module, data, max_epochs=2, ckpt_path=checkpoint)
+        return weights(module)
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", devices=1, **quiet)
+    module, data = ppo(optimizer=adam(1e-2))
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "by-hand.ckpt")
+    begun, resumed = (run(checkpoint) for checkpoint in (None, tmp_path / "by-hand.ckpt"))
+    assert all(torch.equal(value, resumed[name]) for name, value in begun.items())
+
+
 class Writer:
     """TensorBoard's, that remembers."""
 
