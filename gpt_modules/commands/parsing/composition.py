@@ -295,13 +295,13 @@ def _flow(text: str, source: str) -> Any:
 
 def _opened(node: Any, assignment: Assignment) -> Any:
     """What stands where a key leads further in, as something that has keys: a class's name is a class without
-    arguments.
+    arguments, and any other text, such as a folder, gives way.
     """
     source = assignment.sources[()]
     if isinstance(node, str) and node[:1] in ("[", "{"):
         node = _flow(node, source)
     if isinstance(node, str):
-        node = {"class_path": node}
+        node = {"class_path": node} if all(part.isidentifier() for part in node.split(".")) else None
     if node is not None and not isinstance(node, (dict, list)):
         raise UserError(f"{source}: found the value {node!r} where the key leads further in, expected keys or nothing")
     return {} if node is None else node

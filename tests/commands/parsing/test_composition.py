@@ -46,6 +46,19 @@ def test_a_key_reaches_into_classes_and_lists(files):
     assert second == {"class_path": "C", "init_args": {"y": "2"}}
 
 
+@pytest.mark.parametrize("text", ["runs/reward/export", "my_package.scores:politeness", "./export"])
+def test_a_text_that_names_no_class_gives_way_to_the_keys_of_a_mapping(files, tmp_path, text):
+    """Whichever says them; a mapping's keys are laid over one another."""
+    (tmp_path / "text.yaml").write_text(f"model: {{rewards: {text}}}\n")
+    (tmp_path / "keys.yaml").write_text("model: {rewards: {ensemble: [a, b], combine: mean}}\n")
+    found = compose(["-c", "text.yaml", "-c", "keys.yaml", "--model.rewards.combine", "worst"]).values["model"]
+    assert found["init_args"]["rewards"] == {"ensemble": ["a", "b"], "combine": "worst"}
+    found = compose(["-c", "text.yaml", "--model.rewards", "{ensemble: [a, b], combine: worst}"]).values["model"]
+    assert found["init_args"]["rewards"] == {"ensemble": ["a", "b"], "combine": "worst"}
+    found = compose(["-c", "keys.yaml", "--model.rewards", text]).values["model"]
+    assert found["init_args"]["rewards"] == text
+
+
 @pytest.mark.parametrize("words", ["--data.train x.txt y.txt -c a.yaml", "-c a.yaml --data.train x.txt y.txt",
                                    "--data.train=x.txt y.txt --seed_everything 1"])  # fmt: skip
 def test_several_values_are_a_list(files, words):
