@@ -5,7 +5,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PromptBatch
-from gpt_modules.errors import UserError, expect
+from gpt_modules.errors import expect
 from gpt_modules.functional import adaptive_kl_coef, clipped_value_loss, ppo_clip_loss, token_mean
-from gpt_modules.storage.documents import typed as read_typed
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
@@ -24,7 +23,7 @@ from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, 
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.answers import predictions, side_by_side
-from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts, read_place
+from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
 from gpt_modules.training.rl.rewards import RewardSource, check_tokenizer, reward_sources
@@ -44,6 +43,7 @@ from gpt_modules.training.rl.shaping import (
     rollout_statistics,
     shape_rollout,
 )
+from gpt_modules.training.rl.state import State, read_state
 from gpt_modules.training.sharding import refuse_sharding
 
 log = logging.getLogger(__name__)
@@ -59,16 +59,6 @@ MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of
 SPREAD = "reward_spread"  # too, where an ensemble rewards
 FEW_END = 0.05  # of a rollout's responses
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
-
-
-class _State(NamedTuple):
-    """What a checkpoint says of the run, see `PPOModule.on_save_checkpoint`."""
-
-    iteration: int
-    kl_coef: float
-    frontier: list[tuple[float, float]]
-    frozen: dict[str, str | None]
-    experience: dict[str, Any] | None  # None: saved before any fit
 
 
 class PPOModule(L.LightningModule):
@@ -157,7 +147,7 @@ class PPOModule(L.LightningModule):
         spread = [SPREAD] if any(source.ensemble for source in self.reward_sources) else []
         self.held_out = HeldOut(*MEASURED, *spread, *self.monitor_sources)
         self.rollout: Rollout | None = None
-        self.frontier: list[list[float]] = []
+        self.frontier: list[tuple[float, float]] = []
         self._experience: ExperienceLoader | None = None
         self._cut_off: dict[str, Any] | None = None
         self._shares: list[Tensor] = []
@@ -330,7 +320,7 @@ class PPOModule(L.LightningModule):
         """Means over the held-out prompts, and the reward-against-KL figure."""
         values = self._log_means("val")
         if not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
-            self.frontier.append([values["val/kl"], values["val/score"]])
+            self.frontier.append((values["val/kl"], values["val/score"]))
         writer = tensorboard(self.trainer)
         if writer is not None and self.frontier:
             kl, score = zip(*self.frontier, strict=True)
@@ -377,27 +367,17 @@ class PPOModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is neither weights nor optimizer: the place of the run, and inside an iteration its experience."""
-        checkpoint["ppo"] = {
-            "iteration": self.iteration,
-            "kl_coef": self.kl_coef,
-            "frontier": self.frontier,
-            "frozen": self.frozen.digests,
-            "experience": None if self._experience is None else self._experience.state(),
-        }
+        experience = None if self._experience is None else self._experience.state()
+        state = State(self.iteration, self.kl_coef, self.frontier, self.frozen.digests, experience)
+        checkpoint["ppo"] = state._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it; a coefficient that was adapted goes on, a fixed one is the recipe's."""
-        if "ppo" not in checkpoint:
-            raise UserError("--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure")
-        state = read_typed(_State, checkpoint["ppo"], "ppo")
-        expect_number("ppo: iteration", state.iteration, "[-1, inf)", whole=True)
-        expect_number("ppo: kl_coef", state.kl_coef, "[0, inf)")
+        state = read_state(checkpoint)
         self.iteration, self.frozen.recorded = state.iteration, state.frozen
-        self.frontier = [list(point) for point in state.frontier]
+        self.frontier = state.frontier
         if self.kl_config.target is not None:
             self.kl_coef = state.kl_coef
-        if state.experience is not None:
-            read_place(state.experience)  # now, when the line can name the checkpoint
         self._cut_off = state.experience
         self._restore_experience()
 

@@ -700,23 +700,6 @@ def test_the_models_that_read_text_are_compiled_if_told(ppo, monkeypatch, compil
     assert found == [model.decoder for model in models] * compiled
 
 
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        (None, "--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure"),
-        ({"iteration": -2}, "ppo: iteration: found -2, expected a whole number in [-1, inf)"),
-        ({"iteration": 0.5}, "ppo.iteration: found 0.5, expected a whole number"),
-        ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
-    ],
-)
-def test_a_state_that_is_none_of_ppos_is_told(ppo, changes, line):
-    module, _ = ppo()
-    state = {"iteration": -1, "kl_coef": 0.0, "frontier": [], "frozen": {}, "experience": {}}
-    with pytest.raises(UserError) as error:
-        module.on_load_checkpoint({} if changes is None else {"ppo": state | changes})
-    assert str(error.value) == line
-
-
 def test_only_an_adapted_coefficient_is_learnt(ppo):
     assert ppo(kl=KLConfig(target=6.0))[0].learned_settings == {"kl.coef"}
     assert ppo(kl=KLConfig())[0].learned_settings == set()

@@ -1,0 +1,42 @@
+"""What a checkpoint says of a PPO run beside weights and optimizer."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import typed
+from gpt_modules.training.hyperparameters import expect_number
+from gpt_modules.training.rl.experience import read_place
+
+
+class State(NamedTuple):
+    """The place of a run.
+
+    iteration: of the latest rollout, from 0; -1 before the first.
+    kl_coef: weight of the penalty in the next one.
+    frontier: KL and score of each validation.
+    frozen: SHA-256 of what the run reads and never trains.
+    experience: `ExperienceLoader.state`; None where no fit had made the loader.
+    """
+
+    iteration: int
+    kl_coef: float
+    frontier: list[tuple[float, float]]
+    frozen: dict[str, str | None]
+    experience: dict[str, Any] | None
+
+
+def read_state(checkpoint: Mapping[str, Any]) -> State:
+    """The state under `ppo` of a checkpoint, while a line can name its file.
+
+    Raises:
+        UserError: there is none, or it is no such state; with the key.
+    """
+    if "ppo" not in checkpoint:
+        raise UserError("--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure")
+    state: State = typed(State, checkpoint["ppo"], "ppo")
+    expect_number("ppo: iteration", state.iteration, "[-1, inf)", whole=True)
+    expect_number("ppo: kl_coef", state.kl_coef, "[0, inf)")
+    if state.experience is not None:
+        read_place(state.experience)
+    return state

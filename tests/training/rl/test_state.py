@@ -1,0 +1,32 @@
+"""What a PPO run writes down of itself, read again or refused."""
+
+import pytest
+
+from gpt_modules.errors import UserError
+from gpt_modules.training.rl.state import read_state
+
+STATE = {"iteration": -1, "kl_coef": 0.0, "frontier": [], "frozen": {}, "experience": None}
+
+
+def test_it_is_read_as_it_was_written():
+    written = {"iteration": 3, "kl_coef": 0.25, "frontier": [[0.5, 1.5]], "frozen": {"runs/reward": "ab", "f": None}}
+    place = {"position": 0, "parts": [2, 2, 1], "rollout": None}
+    for experience in (None, place):
+        found = read_state({"ppo": {**written, "experience": experience}, "epoch": 4})
+        assert found == (3, 0.25, [(0.5, 1.5)], written["frozen"], experience)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (None, "--ckpt_path: found no state of PPO in it, expected a checkpoint of this procedure"),
+        ({"iteration": -2}, "ppo: iteration: found -2, expected a whole number in [-1, inf)"),
+        ({"iteration": 0.5}, "ppo.iteration: found 0.5, expected a whole number"),
+        ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
+        ({"experience": {"position": 3, "parts": [1, 1, 1], "rollout": None}}, "ppo: experience.position: found 3, "),
+    ],
+)
+def test_a_state_that_is_none_of_ppos_is_told(changes, line):
+    with pytest.raises(UserError) as error:
+        read_state({} if changes is None else {"ppo": STATE | changes})
+    assert str(error.value).startswith(line)
