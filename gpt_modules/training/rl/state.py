@@ -16,7 +16,7 @@ class State(NamedTuple):
     kl_coef: weight of the penalty in the next one.
     frontier: KL and score of each validation.
     frozen: SHA-256 of what the run reads and never trains.
-    experience: `ExperienceLoader.state`; None where no fit had made the loader.
+    experience: `ExperienceLoader.state`; None before any fit, which makes the loader.
     """
 
     iteration: int
@@ -37,6 +37,6 @@ def read_state(checkpoint: Mapping[str, Any]) -> State:
     state: State = typed(State, checkpoint["ppo"], "ppo")
     expect_number("ppo: iteration", state.iteration, "[-1, inf)", whole=True)
     expect_number("ppo: kl_coef", state.kl_coef, "[0, inf)")
-    if state.experience is not None:
+    if state.iteration != -1 or state.experience is not None:
         read_place(state.experience)
     return state

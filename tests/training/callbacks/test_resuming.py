@@ -329,7 +329,7 @@ PPO_MUTATIONS = [
     (("ppo", "frontier"), [[1]], r"ppo.frontier\[1\]: found 1 values, expected 2"),
     (("ppo", "frontier"), ["x"], r"ppo.frontier\[1\]: found 'x', expected a list"),
     (("ppo", "iteration"), GONE, "ppo.iteration: missing, expected a whole number"),
-    (("ppo", "experience"), None, "ppo.experience: found None, expected a mapping of keys"),
+    (("ppo", "experience"), None, "ppo: experience: found None, expected a mapping of keys"),
     (("ppo", "experience", "parts"), None, "ppo: experience.parts: found None, expected a list"),
     (("ppo", "experience", "position"), 99, "ppo: experience.position: found 99, expected 1 to 3"),
     (("ppo", "experience", "rollout"), None, "ppo: experience.position: found 1, expected 0 where there is no rollout"),
