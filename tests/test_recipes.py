@@ -105,9 +105,12 @@ def test_an_overlay_lies_over_any_recipe(gpt, overlay):
 @pytest.mark.parametrize("path", PIPELINES, ids=name)
 def test_a_pipeline_names_recipes_and_earlier_stages(path, monkeypatch):
     monkeypatch.chdir(FOLDER.parent)
-    stages = read_pipeline(path).stages
-    assert all(stage.name.startswith(Path(stage.config[0]).parent.name) for stage in stages)
-    assert [bool(stage.feeds) for stage in stages] == [False] + [True] * (len(stages) - 1)
+    pipeline = read_pipeline(path)
+    stages = [*pipeline.stages, *pipeline.round]
+    for stage in stages:
+        word = stage.command or Path(stage.recipes[0]).parent.name
+        assert stage.name.startswith(word)
+    assert [bool(stage.feeds) for stage in stages] == [bool(pipeline.rounds)] + [True] * (len(stages) - 1)
 
 
 def test_every_word_has_a_tiny_recipe():

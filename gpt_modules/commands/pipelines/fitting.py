@@ -91,7 +91,8 @@ def fit_words(step: Step, overlays: Sequence[str] = (), allowed: Sequence[str] =
     words += [f"--allow={package}" for package in allowed]
     words += [f"--{ROOT_KEY}={step.folder}"]
     fed = {key: [str(path) for path in paths] for key, paths in step.sources.items()}
-    values = {key: paths[0] if len(paths) == 1 else paths for key, paths in fed.items()} | step.stage.set
+    one = [key for key, of in step.stage.feeds.items() if isinstance(of, str)]  # another list is one, however short
+    values = {key: paths[0] if key in one else paths for key, paths in fed.items()} | step.stage.set
     return words + [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
     ]

@@ -17,9 +17,9 @@ def test_values_of_any_kind_are_set_as_json():
     ]  # fmt: skip
 
 
-def test_one_source_is_a_path_and_several_are_a_list():
-    """As a reward is one folder, and an ensemble several."""
+def test_one_source_is_a_path_and_a_list_of_them_is_a_list():
+    """As a reward is one folder, and an ensemble several, however many they are in a round."""
     stages = [Stage(name, "r.yaml") for name in ("a", "b")]
-    stages.append(Stage("c", "r.yaml", None, {"x": ["a"], "y": ["b", "a"]}))
+    stages.append(Stage("c", "r.yaml", None, {"w": "a", "x": ["a"], "y": ["b", "a"]}))
     words = fit_words(steps_of(Pipeline(Path("runs"), stages))[2])
-    assert words[-2:] == ["--x=runs/a/export", '--y=["runs/b/export", "runs/a/export"]']
+    assert words[-3:] == ["--w=runs/a/export", '--x=["runs/a/export"]', '--y=["runs/b/export", "runs/a/export"]']
