@@ -7,6 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ from rich.text import Text
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
 from gpt_modules.errors import UserError
 from gpt_modules.progress import Meter
-from gpt_modules.storage.comparisons import LONGEST_NAME, ComparisonStore, Desk, Task, Wanted
-from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.comparisons import FLAGS, LONGEST_NAME, ComparisonStore, Desk, Task, Wanted, is_store
+from gpt_modules.storage.durable import check_writable, replace_durably
+from gpt_modules.storage.paths import near_names
 
 if TYPE_CHECKING:
     from gpt_modules.feedback.agreement import Agreement, Statistics
@@ -31,7 +33,7 @@ WAYS = ("by", "import", "export", "statistics")
 READ = {
     "page": ("round", "port", "host", "labelers", "overlap", "flags"),
     "by": ("name", "temperature", "margin", "seed", "round", "device"),
-    "import": ("name",),
+    "import": ("name", "flags"),
     "export": ("round",),
     "statistics": ("round",),
 }
@@ -48,8 +50,11 @@ def main(words: list[str]) -> None:
     """
     options = parse(words)
     way = _way(options)
-    ways = {"page": _page, "by": _by, "import": _import, "export": _export, "statistics": _statistics}
-    with Desk.open(options.store, writing=way in ("page", "by", "import")) as store:
+    if way == "import":
+        _import(options)
+        return
+    ways = {"page": _page, "by": _by, "export": _export, "statistics": _statistics}
+    with Desk.open(options.store, writing=way in ("page", "by")) as store:
         store.check()
         ways[way](store, options)
 
@@ -77,7 +82,8 @@ def _way(options: Namespace) -> str:
 
 def _parser() -> Arguments:
     parser = Arguments(prog="gpt label", description=DESCRIPTION)
-    parser.add_argument("store", type=path_name, metavar="FILE", help="a store that gpt compare made")
+    parser.add_argument("store", type=path_name, metavar="FILE",
+                        help="a store that gpt compare made; --import makes one")  # fmt: skip
     parser.add_argument("--port", type=whole_number(0), default=PORT,
                         help=f"of the page (default {PORT}; 0: any that is free)")  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="where the page is served (default 127.0.0.1: to this "
@@ -227,17 +233,37 @@ def open_scorer(term: str, options: Namespace) -> "Scorer":
     return model_scorer(name, model.to(device_of(options)).eval(), tokenizer, weight)
 
 
-def _import(store: ComparisonStore, options: Namespace) -> None:
+def _import(options: Namespace) -> None:
     from gpt_modules.data.rows.sources import load_rows
-    from gpt_modules.feedback.exchange import bring_in, check_imported
+    from gpt_modules.feedback.exchange import bring_in, check_imported, refuse_other_flags
 
+    _check_names("--flags", options.flags or [])
+    new = not options.store.exists()
+    if not new:
+        with ComparisonStore.open(options.store) as store:
+            store.check()
     files = {name: load_rows(name, "train", check_imported) for name in getattr(options, "import")}
-    for name, rows in files.items():
-        if options.name is not None:  # in place of whom the rows name
-            rows = [{**row, "labeler": options.name} for row in rows]
-        found = bring_in(store, rows, name)
-        _say(f"{store.path}: {name}: {found.new} votes are new, {found.replaced} take the place of the same labeler's, "
-             f"{found.known} of {len(rows)} rows changed nothing")  # fmt: skip
+    if options.name is not None:  # in place of whom the rows name
+        files = {name: [{**row, "labeler": options.name} for row in rows] for name, rows in files.items()}
+    if new:
+        refuse_other_flags(chain(*files.values()), FLAGS if options.flags is None else options.flags)
+        check_writable(options.store.parent)
+    with ComparisonStore.create(options.store) as store:
+        with store.together():
+            if options.flags is not None:
+                store.set_form(options.flags)
+            found = {name: bring_in(store, rows, name) for name, rows in files.items()}
+        if new:
+            _say(f"{store.path}: a new store{_beside(store.path)}")
+        for name, of in found.items():
+            _say(f"{store.path}: {name}: {of.new} votes are new, {of.replaced} take the place of the same labeler's, "
+                 f"{of.known} of {len(files[name])} rows changed nothing")  # fmt: skip
+
+
+def _beside(path: Path) -> str:
+    """Stores of nearly the same name, one of which may have been meant."""
+    near = [name for name in near_names(str(path)) if is_store(Path(name)) and Path(name) != path]
+    return f"; beside it there is {' and '.join(near)}" if near else ""
 
 
 def _export(store: ComparisonStore, options: Namespace) -> None:

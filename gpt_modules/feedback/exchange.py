@@ -2,18 +2,32 @@
 
 In come {"prompt", "responses", "ranking"}, {"prompt", "chosen", "rejected"}, best-of-K votes {"prompt", "responses",
 "best"} (Ziegler et al. 2019: one answer is the best, nobody says how the others compare), and transcripts {"chosen",
-"rejected"} of Anthropic's hh-rlhf, which share all but the last answer. A "labeler" in a row is who ranked it; "scores"
-and "flags" stand parallel to "responses".
+"rejected"} of Anthropic's hh-rlhf, whose beginning they share. A "labeler" in a row is who ranked it; "scores", "flags"
+and "models" (who answered) stand parallel to "responses"; "round" says of which round a task is.
+
+A row keeps who ranked, ranks, scores, flags, and the models by name. Their digests and sampling settings, notes, time
+spent, skips, and votes that count no more stay in their store.
 """
 
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from gpt_modules.data.rows.schemas import FieldError, check_row, describe, items_of, mapping_of, text_of, texts_of
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import SCORES, Answer, ComparisonStore, Judgement, Ranking, Source, Vote
+from gpt_modules.storage.comparisons import (
+    SCORES,
+    Answer,
+    ComparisonStore,
+    Judgement,
+    Ranking,
+    Source,
+    Task,
+    Vote,
+    competition_ranks,
+)
 
 LONGEST_LABELER = 1000  # characters of a labeler: a folder or a function may be one
 ASSISTANT = "\n\nAssistant:"
@@ -39,57 +53,87 @@ def exported(rankings: Iterable[Ranking]) -> Iterator[Row]:
 
 
 def check_imported(record: object) -> Row:
-    """A row of any of the kinds, as prompt, responses and ranking, with its labeler where it names one.
+    """A row of any of the kinds, as prompt, responses and ranking, with what else it says of them.
 
     Raises:
-        FieldError: it is of none of them.
+        FieldError: it is of none of them, or says two things of the same answer.
     """
     fields = mapping_of(record)
-    if "best" in fields and fields.get("ranking") is None:
+    if fields.get("best") is not None:
         row = _best_of(fields)
-    elif "prompt" not in fields and "chosen" in fields:
+    elif fields.get("prompt") is None and fields.get("chosen") is not None:
         row = _transcripts(fields)
     else:
         row = check_row(fields, "reward")
     if fields.get("labeler") is not None:
-        row["labeler"] = text_of(fields, "labeler")
-        if not row["labeler"].isprintable() or len(row["labeler"]) > LONGEST_LABELER:
-            raise FieldError(
-                "labeler", describe(row["labeler"]), f"a name of up to {LONGEST_LABELER} printable characters"
-            )
-    for name in ("scores", "flags"):
+        row["labeler"] = _name(text_of(fields, "labeler"), "labeler")
+    if (number := fields.get("round")) is not None:
+        if type(number) is not int or not 1 <= number < 2**63:
+            raise FieldError("round", describe(number), "a whole number from 1")
+        row["round"] = number
+    for name, check in (("scores", _score), ("flags", _flags), ("models", _name)):
         if fields.get(name) is not None:
-            row[name] = _parallel(fields, name, row["responses"])
+            row[name] = _parallel(fields, name, check, row["responses"])
     return row
 
 
-def _parallel(fields: Mapping[Any, Any], name: str, responses: Sequence[str]) -> list[Any]:
+def _parallel(fields: Mapping[Any, Any], name: str, check: Callable[..., Any], responses: Sequence[str]) -> list[Any]:
     values = items_of(fields, name)
     if len(values) != len(responses):
         raise FieldError(name, f"a list of {len(values)}", f"{len(responses)}, one for each response")
     for i, value in enumerate(values):
-        if name == "scores" and not (value is None or (type(value) is int and value in SCORES)):
-            raise FieldError(f"scores[{i}]", describe(value), f"a whole number, {SCORES[0]} to {SCORES[-1]}")
-        if name == "flags" and not (isinstance(value, list) and all(isinstance(flag, str) for flag in value)):
-            raise FieldError(f"flags[{i}]", describe(value), "a list of names")
+        check(value, f"{name}[{i}]")
+        first = responses.index(responses[i])
+        if name != "models" and value != values[first]:
+            both = f"{values[first]!s:.40} and {value!s:.40} for the same answer, {describe(responses[i])}"
+            raise FieldError(f"{name}[{i}]", both, "the same")
     return values
 
 
+def _name(value: object, field: str) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable() or len(value) > LONGEST_LABELER:
+        raise FieldError(field, describe(value), f"a name of up to {LONGEST_LABELER} printable characters")
+    return value
+
+
+def _score(value: object, field: str) -> None:
+    if not (value is None or (type(value) is int and value in SCORES)):
+        raise FieldError(field, describe(value), f"a whole number, {SCORES[0]} to {SCORES[-1]}")
+
+
+def _flags(value: object, field: str) -> None:
+    if not (isinstance(value, list) and all(isinstance(flag, str) for flag in value)):
+        raise FieldError(field, describe(value), "a list of names")
+
+
 def _best_of(fields: Mapping[Any, Any]) -> Row:
-    prompt, responses, best = text_of(fields, "prompt"), texts_of(fields, "responses"), fields["best"]
-    whole = isinstance(best, int) and not isinstance(best, bool)
-    if not whole or not 0 <= best < len(responses):
+    responses, best = texts_of(fields, "responses"), fields["best"]
+    if type(best) is not int or not 0 <= best < len(responses):
         raise FieldError("best", describe(best), f"the number of a response, 0 to {len(responses) - 1}")
-    ranking = [1 if i == best else 2 for i in range(len(responses))]
-    return check_row({"prompt": prompt, "responses": responses, "ranking": ranking}, "reward")
+    if fields.get("ranking") is None:
+        return check_row({**fields, "ranking": [1 + (text != responses[best]) for text in responses]}, "reward")
+    row = check_row(fields, "reward")
+    ranks = row["ranking"]
+    if ranks[best] > min(ranks):
+        found = f"{best}, whose rank is {ranks[best]}, beside a ranking that begins with {ranks.index(min(ranks))}"
+        raise FieldError("best", found, "one that is ranked best")
+    return row
 
 
 def _transcripts(fields: Mapping[Any, Any]) -> Row:
+    """What both share, up to the last turn of the assistant that both begin, is the prompt; all that follows in each,
+    be it one turn or several, is what was compared.
+    """
     chosen, rejected = text_of(fields, "chosen"), text_of(fields, "rejected")
-    prompt, sign, answer = chosen.rpartition(ASSISTANT)
-    if not sign or not rejected.startswith(prompt + sign):
-        raise FieldError("rejected", describe(rejected), f"a transcript like chosen up to its last {ASSISTANT!r}")
-    return check_row({"prompt": prompt + sign, "chosen": answer, "rejected": rejected[len(prompt + sign) :]}, "reward")
+    *turns, _ = chosen.split(ASSISTANT)
+    *others, _ = rejected.split(ASSISTANT)
+    shared = [*takewhile(lambda both: both[0] == both[1], zip(turns, others, strict=False))]
+    if not shared:
+        raise FieldError(
+            "rejected", describe(rejected), f"a transcript that begins like chosen, up to an {ASSISTANT!r}"
+        )
+    prompt = "".join(turn + ASSISTANT for turn, _ in shared)
+    return check_row({"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}, "reward")
 
 
 class BroughtIn(NamedTuple):
@@ -100,45 +144,78 @@ class BroughtIn(NamedTuple):
     known: int
 
 
-def bring_in(store: ComparisonStore, rows: Sequence[Row], labeler: str) -> BroughtIn:
-    """Votes of checked rows, in the round of imports: of the labelers that the rows name, else of this one.
+def refuse_other_flags(rows: Iterable[Row], form: Collection[str]) -> None:
+    """Raises:
+    UserError: a row has a flag that is none of the form's.
+    """
+    if unknown := {flag for row in rows for flags in row.get("flags", ()) for flag in flags} - set(form):
+        raise UserError(f"flags: found {min(unknown)[:40]!r}, expected some of {sorted(form)}; --flags sets the form")
 
-    The same row again is the same vote. Another ranking of the same answers by the same labeler takes its place.
+
+def bring_in(store: ComparisonStore, rows: Sequence[Row], labeler: str) -> BroughtIn:
+    """Votes of checked rows, all or none: of the labelers that the rows name, else of this one.
+
+    A row whose prompt and answers are those of a task, in any order, is a vote on it: where several rounds have it, in
+    the round that the row names, else in the newest. Others make a task in the round of imports, or in one for each
+    round that they name. The same row again is the same vote. Another ranking of the same answers by the same labeler
+    takes its place; of people and scores only what they said themselves comes back.
 
     Raises:
-        UserError: a labeler is known as another kind, or a flag is none of the form's; before the first vote.
+        UserError: a labeler is known as another kind and said something else, or a flag is none of the form's.
     """
-    form = set(store.form)
-    unknown = {flag for row in rows for flags in row.get("flags", ()) for flag in flags} - form
-    if unknown:
-        found = f"found {min(unknown)[:40]!r}, expected some of {sorted(form)}"
-        raise UserError(f"flags: {found}; gpt label {store.path} --flags sets the form")
-    for name in {row.get("labeler", labeler) for row in rows}:
-        store.add_labeler(name, "file")
-    number, new, replaced, known = store.round_of("imported"), 0, 0, 0
-    for row in rows:
-        judged = _judged(row)
-        if len(judged) < 2:  # the same answer again and again
-            known += 1
-            continue
-        name = row.get("labeler", labeler)
-        store.add_task(number, row["prompt"], [Answer(text, IMPORTED) for text in judged])
-        task = store.task_of(number, row["prompt"], list(judged))
-        assert task is not None
-        judgements = {answer.id: judged[answer.text] for answer in task.answers}
-        before = store.vote_of(task.id, name)
-        if before is not None and before.judgements == judgements:
-            known += 1
-            continue
-        store.vote(Vote(task.id, name, judgements, uuid.uuid4().hex))
-        new, replaced = new + (before is None), replaced + (before is not None)
+    refuse_other_flags(rows, store.form)
+    with store.together():
+        kinds = {name: store.kind_of(name) for name in {row.get("labeler", labeler) for row in rows}}
+        new, replaced, known = 0, 0, 0
+        for row, task in zip(rows, _tasks(store, rows), strict=True):
+            name = row.get("labeler", labeler)
+            judged = _judged(row)
+            judgements = {answer.id: judged[answer.text] for answer in task.answers} if task else {}
+            before = store.vote_of(task.id, name) if task else None
+            if task is None or (before is not None and before.judgements == judgements):
+                known += 1
+                continue
+            if kinds[name] != "file":
+                store.add_labeler(name, "file")
+                kinds[name] = "file"
+            store.vote(Vote(task.id, name, judgements, uuid.uuid4().hex))
+            new, replaced = new + (before is None), replaced + (before is not None)
     return BroughtIn(new, replaced, known)
 
 
+def _tasks(store: ComparisonStore, rows: Sequence[Row]) -> list[Task | None]:
+    """Of each row; None where it has but one answer, again and again. All that are there are found before the first is
+    made, so that equal ones of two rounds stay two.
+    """
+    found = [_known(store.tasks_of(row["prompt"], [*_answers(row)]), row.get("round")) for row in rows]
+    new = [i for i, row in enumerate(rows) if found[i] is None and len(_answers(row)) > 1]
+    rounds = {}
+    for said in sorted({rows[i].get("round", 0) for i in new}):
+        rounds[said] = store.round_of(f"imported {said}" if said else "imported")
+    for i in new:
+        number, prompt, answers = rounds[rows[i].get("round", 0)], rows[i]["prompt"], _answers(rows[i])
+        store.add_task(number, prompt, [Answer(text, source) for text, source in answers.items()])
+        found[i] = _known(store.tasks_of(prompt, list(answers)), number)
+    return found
+
+
+def _known(tasks: Sequence[Task], number: int | None) -> Task | None:
+    return next((task for task in tasks if task.round == number), tasks[-1] if tasks else None)
+
+
+def _answers(row: Row) -> dict[str, Source]:
+    """The different answers of a row with their sources; of equal ones the first's."""
+    sources = [Source(name) for name in row["models"]] if "models" in row else [IMPORTED] * len(row["responses"])
+    found: dict[str, Source] = {}
+    for text, source in zip(row["responses"], sources, strict=True):
+        found.setdefault(text, source)
+    return found
+
+
 def _judged(row: Row) -> dict[str, Judgement]:
-    """What a row says of each answer; equal answers have one rank (`check_row`). A rank counts the better answers."""
-    of, nothing = dict(zip(row["responses"], row["ranking"], strict=True)), [None] * len(row["responses"])
-    ranks = [1 + len({text for text, other in of.items() if other < rank}) for rank in row["ranking"]]
-    columns = (row["responses"], ranks, row.get("scores", nothing), row.get("flags", nothing))
+    """What a row says of each answer; of equal ones it says the same (`check_imported`)."""
+    nothing = [None] * len(row["responses"])
+    ranks = competition_ranks(dict(zip(row["responses"], row["ranking"], strict=True)))
+    columns = (row["responses"], row.get("scores", nothing), row.get("flags", nothing))
     answers = zip(*columns, strict=True)
-    return {text: Judgement(rank, score, frozenset(flags or ())) for text, rank, score, flags in answers}
+    return {text: Judgement(ranks[text], score, frozenset(flags or ())) for text, score, flags in answers}

@@ -69,13 +69,12 @@ class Client:
     def ask(self, action: str, **body: Any) -> dict[str, Any]:
         """What the server says."""
         while True:
+            headers = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
             try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-                headers = {"Content-Type": "application/json", "Origin": f"http://127.0.0.1:{self.port}"}
-                connection.request("POST", f"/api/{action}", json.dumps({**body, "labeler": self.labeler}), headers)
-                answer = connection.getresponse()
-                said = json.loads(answer.read())
-                connection.close()
+                with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+                    connection.request("POST", f"/api/{action}", json.dumps({**body, "labeler": self.labeler}), headers)
+                    with connection.getresponse() as answer:
+                        said = json.loads(answer.read())
             except (OSError, http.client.HTTPException, json.JSONDecodeError):
                 time.sleep(0.05)
                 continue

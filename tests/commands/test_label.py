@@ -80,13 +80,30 @@ def test_out_and_into_another_store(run, tmp_path):
     assert (rows[0]["ranking"], rows[0]["labeler"], rows[9]["round"]) == ([2, 1, 3, 4], "my_scores:length", 2)
     with pytest.raises(UserError, match=r"--export: found out.jsonl, which is there already, expected a new file"):
         run("--export", "out.jsonl")
-    ComparisonStore.create(tmp_path / "new.db").close()
-    assert "out.jsonl: 5 votes are new, 0 take the place of the same labeler's, 5 of 10 rows changed nothing" in run(
-        "--import", "out.jsonl", store="new.db"
-    )
-    assert "0 votes are new, 0 take the place of the same labeler's, 10 of 10 rows" in run(
-        "--import", "out.jsonl", store="new.db"
-    )
+    brought = "out.jsonl: {} votes are new, 0 take the place of the same labeler's, {} of 10 rows changed nothing"
+    assert run("--import", "out.jsonl", store="new.db").splitlines() == [
+        "new.db: a new store", f"new.db: {brought.format(10, 0)}"
+    ]  # fmt: skip
+    assert run("--import", "out.jsonl", store="new.db") == f"new.db: {brought.format(0, 10)}\n"
+    assert run("--import", "out.jsonl") == f"c.db: {brought.format(0, 10)}\n"
+
+
+def test_a_name_that_nearly_is_a_stores_is_said(run, tmp_path):
+    (tmp_path / "comparison.jsonl").write_text(json.dumps({"prompt": "p", "chosen": "a", "rejected": "b"}))
+    ComparisonStore.create(tmp_path / "comparisons.db").close()
+    said = run("--import", "comparison.jsonl", store="comparison.db")
+    assert said.startswith("comparison.db: a new store; beside it there is comparisons.db\n")
+
+
+def test_the_form_of_a_new_store_is_what_is_said(run, tmp_path):
+    row = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2], "flags": [["rude"], []]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=r"flags: found 'rude', expected some of .*; --flags sets the form"):
+        run("--import", "in.jsonl", store="new.db")
+    assert not (tmp_path / "new.db").exists()
+    run("--import", "in.jsonl", "--flags", "rude", store="new.db")
+    with ComparisonStore.open(Path("new.db")) as store:
+        assert store.form == ("rude",)
 
 
 def test_a_bad_row_brings_nothing_in(run, tmp_path):
@@ -96,6 +113,15 @@ def test_a_bad_row_brings_nothing_in(run, tmp_path):
     with pytest.raises(UserError, match=r"in.jsonl:2: best: found the number 7, expected the number of a response"):
         run("--import", "in.jsonl")
     assert rankings() == []
+    with pytest.raises(UserError, match=r"in.jsonl:2: best"):
+        run("--import", "in.jsonl", store="new.db")
+    assert not list(tmp_path.glob("*new*"))
+    (tmp_path / "good.jsonl").write_text(json.dumps(good))
+    (tmp_path / "taken.jsonl").write_text(json.dumps({**good, "labeler": "judge"}))
+    run("--by", "my_scores:length", "--name", "judge", "--round", "1")
+    with pytest.raises(UserError, match="labeler 'judge': found one that ranks by other scores"):
+        run("--import", "good.jsonl", "taken.jsonl")
+    assert {labeler for _, labeler, _ in rankings()} == {"judge"}
 
 
 def test_statistics_as_a_table_and_as_json(run, tmp_path):

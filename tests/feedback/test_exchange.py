@@ -19,6 +19,48 @@ def store(tmp_path):
     return store
 
 
+def asked(prompt="prompt", texts="abc", **more):
+    return check_imported({"prompt": prompt, "responses": list(texts), "ranking": [*range(1, len(texts) + 1)], **more})
+
+
+def test_a_row_with_a_tasks_answers_is_a_vote_on_it(store):
+    """So that its agreement with people counts, and the answers keep their sources."""
+    assert bring_in(store, [asked(texts="cab"), asked(texts="ab")], "file") == (2, 0, 0)
+    first, joined, own = store.rankings()
+    assert (first.task, first.labeler, joined.task, joined.labeler) == (1, "ann", 1, "file")
+    assert [answer.source for answer in joined.answers] == [Source("m")] * 3
+    assert joined.ranks == (2, 3, 1)
+    assert (own.task, own.round, [answer.source.name for answer in own.answers]) == (2, 2, ["file", "file"])
+
+
+def test_of_equal_tasks_the_rows_round_chooses_else_the_newest(store):
+    answers = [Answer(text, Source("n")) for text in "abc"]
+    for name in ("second", "third"):
+        store.add_task(store.round_of(name), "prompt", answers)
+    for labeler, more, number in (("a", {"round": 1}, 1), ("b", {"round": 2}, 2), ("c", {}, 3), ("d", {"round": 9}, 3)):
+        bring_in(store, [asked(**more)], labeler)
+        assert [found.round for found in store.rankings() if found.labeler == labeler] == [number]
+    assert store.rounds() == [1, 2, 3]
+
+
+def test_there_and_back_changes_nothing(store, tmp_path):
+    """Rounds, models, and votes of every kind of labeler, the same answers in two rounds among them."""
+    number = store.round_of("second")
+    store.add_task(number, "prompt", [Answer(text, Source(f"m{text}")) for text in ("c", "b", "a")])
+    store.add_task(number, "other", [Answer(text, Source("m")) for text in ("x", "y")])
+    store.add_labeler("rules", "scores", "by length")
+    store.vote(Vote(2, "ann", {4: Judgement(1, 5), 5: Judgement(2, 4), 6: Judgement(3, 1)}, "k2"))
+    store.vote(Vote(3, "rules", {7: Judgement(2), 8: Judgement(1)}, "k3"))
+    out = list(exported(store.rankings()))
+    rows = [check_imported(row) for row in out]
+    with ComparisonStore.create(tmp_path / "other.db") as other:
+        assert bring_in(other, rows, "file") == (3, 0, 0)
+        there = list(exported(other.rankings()))
+        assert there == out
+        assert bring_in(other, rows, "file") == (0, 0, 3)
+    assert bring_in(store, [check_imported(row) for row in there], "file") == (0, 0, 3)
+
+
 def test_out_and_in_again_is_the_same_vote(store, tmp_path):
     (row,) = exported(store.rankings())
     assert check_row(row, "reward") == {"prompt": "prompt", "responses": ["a", "b", "c"], "ranking": [2, 1, 2]}
@@ -65,6 +107,36 @@ def test_another_ranking_of_the_same_answers_takes_its_place(tmp_path):
             },
         ),
         (
+            {  # whichever goes on for longer
+                "chosen": "\n\nHuman: Hi\n\nAssistant: Yes.\n\nHuman: Why?\n\nAssistant: So.",
+                "rejected": "\n\nHuman: Hi\n\nAssistant: No.",
+            },
+            {
+                "prompt": "\n\nHuman: Hi\n\nAssistant:",
+                "responses": [" Yes.\n\nHuman: Why?\n\nAssistant: So.", " No."],
+                "ranking": [1, 2],
+            },
+        ),
+        (
+            {  # the same answer, then another question
+                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: So.",
+                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: When?\n\nAssistant: So.",
+            },
+            {
+                "prompt": "\n\nHuman: Hi\n\nAssistant:",
+                "responses": [" Hello\n\nHuman: Why?\n\nAssistant: So.", " Hello\n\nHuman: When?\n\nAssistant: So."],
+                "ranking": [1, 2],
+            },
+        ),
+        (
+            {"prompt": "p", "responses": ["a", "b", "a"], "best": 2},
+            {"prompt": "p", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]},
+        ),
+        (
+            {"prompt": "p", "responses": ["a", "b", "c"], "ranking": [3, 2, 2], "best": 1},
+            {"prompt": "p", "responses": ["a", "b", "c"], "ranking": [3, 2, 2]},
+        ),
+        (
             {"prompt": "p", "responses": ["a", "b"], "ranking": [2, 1], "labeler": "ann", "scores": [None, 7]},
             {"prompt": "p", "responses": ["a", "b"], "ranking": [2, 1], "labeler": "ann", "scores": [None, 7]},
         ),
@@ -74,6 +146,10 @@ def test_rows_of_each_kind(record, row):
     assert check_imported(record) == row
 
 
+TWO = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2]}
+SAME = {"prompt": "p", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
+
+
 @pytest.mark.parametrize(
     ("record", "line"),
     [
@@ -81,6 +157,26 @@ def test_rows_of_each_kind(record, row):
         ({"prompt": "p", "responses": ["a", "b"], "best": True}, "best: found the truth value True, expected"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}, "rejected: found the"),
         ({"chosen": "no transcript", "rejected": "none"}, "rejected: found the text 'none', expected a transcript"),
+        (
+            {"chosen": "\n\nAssistant: b", "rejected": "\n\nAssistant: b"},
+            "rejected: found the text ' b', which is chosen",
+        ),
+        ({"chosen": "\n\nAssistant:", "rejected": "\n\nAssistant: b"}, "chosen: found empty text, expected"),
+        ({**TWO, "best": 1}, "best: found 1, whose rank is 2, beside a ranking that begins with 0, expected one that"),
+        ({**TWO, "ranking": None, "best": 0, "chosen": "a", "rejected": "b"}, "responses: found it beside chosen"),
+        (
+            {**SAME, "scores": [7, 1, 6]},
+            "scores[2]: found 7 and 6 for the same answer, the text 'a', expected the same",
+        ),
+        ({**SAME, "scores": [7, 1, None]}, "scores[2]: found 7 and None for the same answer"),
+        (
+            {**SAME, "flags": [["x"], [], []]},
+            "flags[2]: found ['x'] and [] for the same answer, the text 'a', expected",
+        ),
+        ({**TWO, "round": 0}, "round: found the number 0, expected a whole number from 1"),
+        ({**TWO, "round": True}, "round: found the truth value True, expected a whole number from 1"),
+        ({**TWO, "models": ["m"]}, "models: found a list of 1, expected 2, one for each response"),
+        ({**TWO, "models": ["m", 3]}, "models[1]: found the number 3, expected a name of up to 1000 printable"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2], "scores": [1]}, "scores: found a list of 1, exp"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2], "scores": [1, 8]}, "scores[1]: found the number"),
         ({"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2], "flags": ["x", []]}, "flags[0]: found the text"),
@@ -101,9 +197,16 @@ def test_ranks_of_any_size_count_the_better_answers(tmp_path):
         assert [found.ranks for found in store.rankings()] == [(1, 4, 1, 3)]
 
 
-def test_what_the_store_refuses_is_found_before_the_first_vote(store, tmp_path):
-    good = {"prompt": "p", "responses": ["a", "b"], "ranking": [1, 2]}
-    for bad, line in (({"flags": [["evil"], []]}, "flags: found 'evil'"), ({"labeler": "ann"}, "found a person under")):
+def test_a_mistake_brings_nothing_in(store):
+    """Of other people and of scores nobody but themselves brings anything; a flag is one of the form's."""
+    store.add_labeler("rules", "scores", "by length")
+    for bad, line in (
+        (asked(flags=[["evil"], [], []]), "flags: found 'evil', expected some of"),
+        (asked(labeler="ann"), "labeler 'ann': found a person under this name, expected another name"),
+        (asked(labeler="rules"), "labeler 'rules': found one that ranks by other scores under this name"),
+    ):
         with pytest.raises(UserError, match=line):
-            bring_in(store, [check_imported(good), check_imported({**good, **bad})], "file")
-    assert [found.labeler for found in store.rankings()] == ["ann"]
+            bring_in(store, [asked(), asked("new"), bad], "file")
+        assert [found.labeler for found in store.rankings()] == ["ann"]
+        assert len(list(store.tasks())) == 1
+        assert store.kind_of("file") is None

@@ -9,7 +9,7 @@ from gpt_modules.backbone import load_pretrained
 from gpt_modules.errors import UserError
 from gpt_modules.feedback import labelers
 from gpt_modules.feedback.labelers import Manner, Scorer, function_scorer, model_scorer, ranking, settings_of, votes
-from gpt_modules.storage.comparisons import Answer, Source, Task
+from gpt_modules.storage.comparisons import Answer, Source, Task, competition_ranks
 
 MODEL = Source("m")
 
@@ -35,6 +35,7 @@ def length(prompts, answers):
 )
 def test_ranks_and_ties(scores, margin, ranks):
     assert ranking(scores, task(), Manner(margin=margin)) == ranks
+    assert [*competition_ranks(dict(enumerate(ranks))).values()] == ranks  # as the store keeps them
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

@@ -117,7 +117,7 @@ def _action(path: Path, action: Callable[..., dict[str, Any]], kind: type[Messag
     def done(request: Request, message: MessageT) -> dict[str, Any]:
         labeler = _labeler(request, message)
         with Desk.open(path) as desk:
-            if action.__name__ != "hello" and not desk.is_person(labeler):
+            if action.__name__ != "hello" and desk.kind_of(labeler) != "person":
                 raise UserError(f"labeler: found {labeler!r}, whom {path.name} does not know as a person")
             return action(desk, labeler, message)
 

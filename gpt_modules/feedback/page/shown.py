@@ -46,7 +46,7 @@ def vote_of(voting: Voting, task: Task, labeler: str) -> Vote:
     """A vote as the store keeps it.
 
     Raises:
-        UserError: it does not judge each answer that was shown, or a rank is beyond their number.
+        UserError: it does not judge each answer that was shown.
     """
     answers, given = in_order(task, labeler), voting.judgements
     if given and len(given) != len(answers):
@@ -55,7 +55,4 @@ def vote_of(voting: Voting, task: Task, labeler: str) -> Vote:
         answer.id: Judgement(judged.rank, judged.score, frozenset(judged.flags))
         for answer, judged in zip(answers, given, strict=bool(given))
     }
-    beyond = [judged.rank for judged in given if judged.rank > len(answers)]
-    if beyond:
-        raise UserError(f"judgements: found the rank {beyond[0]}, expected at most {len(answers)}")
     return Vote(task.id, labeler, dict(judgements), voting.key, voting.seconds, voting.note)

@@ -3,6 +3,7 @@
 from gpt_modules.storage.comparisons.database import is_store
 from gpt_modules.storage.comparisons.desk import Desk, OwnVote, Standing, Wanted
 from gpt_modules.storage.comparisons.records import (
+    FLAGS,
     LONGEST_NAME,
     SCORES,
     Answer,
@@ -12,10 +13,12 @@ from gpt_modules.storage.comparisons.records import (
     Source,
     Task,
     Vote,
+    competition_ranks,
 )
 from gpt_modules.storage.comparisons.store import ComparisonStore, votes_digest
 
 __all__ = [
+    "FLAGS",
     "LONGEST_NAME",
     "SCORES",
     "Answer",
@@ -30,6 +33,7 @@ __all__ = [
     "Task",
     "Vote",
     "Wanted",
+    "competition_ranks",
     "is_store",
     "votes_digest",
 ]

@@ -142,11 +142,14 @@ def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written within, or nothing of it; others wait.
+    """All that is written within, or nothing of it; others wait. Within another one it is a part of that.
 
     Raises:
         UserError: the disk is full or cannot be written, or the file is damaged.
     """
+    if connection.in_transaction:
+        yield
+        return
     with told(path):
         connection.execute("BEGIN IMMEDIATE")
         try:

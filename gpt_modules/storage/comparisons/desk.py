@@ -109,10 +109,6 @@ class Desk(ComparisonStore):
             found.append([ranking_of(task, name, self._judgements(vote)) for _, vote, name in votes])
         return [rankings for rankings in found if len(rankings) > 1]
 
-    def is_person(self, labeler: str) -> bool:
-        """Whether a labeler of this name is known, and is a person."""
-        return self._one("SELECT 1 FROM labelers WHERE name = ? AND kind = 'person'", labeler) is not None
-
     def secret(self) -> bytes:
         """What the links of labelers are made of: drawn once, the same as long as the file is there."""
         with transaction(self.path, self._connection):

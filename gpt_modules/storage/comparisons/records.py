@@ -1,14 +1,24 @@
 """What a store of comparisons holds, as its readers and writers see it."""
 
+from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 LabelerKind = Literal["person", "scores", "file"]
 """A person at the page; scores of models and functions; votes that were brought in from a file."""
+KeyT = TypeVar("KeyT")
+
 SCORES = range(1, 8)  # Ouyang et al. 2022, figure 12: 1 to 7, 7 is best
 LONGEST_NAME = 60  # characters, of a person at the page and of a flag
 FLAGS = ("fails to follow", "inappropriate", "harmful", "contains opinion", "hallucination")
 """InstructGPT's labelling form, the part that a page of text answers can ask (Ouyang et al. 2022, table 3)."""
+
+
+def competition_ranks(ranks: Mapping[KeyT, int]) -> dict[KeyT, int]:
+    """The same order, as one more than the number of better answers: 2, 9, 9, 30 are 1, 2, 2, 4."""
+    ordered = sorted(ranks.values())
+    return {key: 1 + bisect_left(ordered, rank) for key, rank in ranks.items()}
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,8 @@ class Judgement:
     """What a vote says of one answer.
 
     Args:
-        rank: 1 is best, equal ranks are ties.
+        rank: from 1, which is best; equal ranks are ties. What counts is the order: a store keeps ranks as
+            `competition_ranks` has them.
         score: 1 to 7, 7 is best; None: not given.
         flags: of the store's form.
     """

@@ -5,6 +5,8 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +22,7 @@ from gpt_modules.storage.comparisons.records import (
     Source,
     Task,
     Vote,
+    competition_ranks,
 )
 
 _ANSWERS = """
@@ -69,6 +72,10 @@ class ComparisonStore:
 
     def __exit__(self, *details: object) -> None:
         self.close()
+
+    def together(self) -> AbstractContextManager[None]:
+        """All that is written within, or nothing of it: one transaction."""
+        return transaction(self.path, self._connection)
 
     # --- the labelling form ---
 
@@ -173,10 +180,12 @@ class ComparisonStore:
         """Tasks of a round that people have ranked or skipped, each once."""
         return int(self._run(_ANSWERED, number).fetchone()[0])
 
-    def task_of(self, number: int, prompt: str, answers: Sequence[str]) -> Task | None:
-        """The task of a round with this prompt and these answers, in any order."""
-        found = self._one("SELECT id FROM tasks WHERE round = ? AND content = ?", number, content_of(prompt, answers))
-        return None if found is None else self.task(found[0])
+    def tasks_of(self, prompt: str, answers: Sequence[str]) -> list[Task]:
+        """The tasks with this prompt and these answers, in any order: at most one a round, the newest round's last."""
+        words = (
+            "SELECT id FROM rounds CROSS JOIN tasks ON round = number AND content = ? ORDER BY number"  # by the index
+        )
+        return [self.task(id) for (id,) in self._run(words, content_of(prompt, answers)).fetchall()]
 
     # --- labelers and their votes ---
 
@@ -195,26 +204,33 @@ class ComparisonStore:
             who = f"labeler {name[:60]!r}: found {kinds[found[0]]} under this name, expected another name (--name)"
             raise UserError(f"{self.path}: {who}")
 
+    def kind_of(self, labeler: str) -> LabelerKind | None:
+        """What a labeler is; None: nobody of this name is known."""
+        found = self._one("SELECT kind FROM labelers WHERE name = ?", labeler)
+        return None if found is None else found[0]
+
     def vote(self, vote: Vote) -> None:
-        """Keep a vote. It takes the place of the labeler's earlier one for the task, which stays in the file; the same
-        key again changes nothing.
+        """Keep a vote, its ranks as `competition_ranks` has them. It takes the place of the labeler's earlier one for
+        the task, which stays in the file; the same key again changes nothing.
 
         Raises:
             UserError: it does not judge every answer of the task once, or a rank, score or flag is out of bounds; or
                 the key is of another vote.
         """
         self._check(vote)
+        ranks = competition_ranks({answer: judgement.rank for answer, judgement in vote.judgements.items()})
+        judged = {answer: replace(judgement, rank=ranks[answer]) for answer, judgement in vote.judgements.items()}
         now = time.time()
         with transaction(self.path, self._connection):
             if (known := self._one("SELECT id, task, labeler, note FROM votes WHERE key = ?", vote.key)) is not None:
-                if (*known[1:], self._judgements(known[0])) != (vote.task, vote.labeler, vote.note, vote.judgements):
+                if (*known[1:], self._judgements(known[0])) != (vote.task, vote.labeler, vote.note, judged):
                     raise UserError(f"{self.path}: key: found {vote.key[:40]!r} on another vote, expected a new one")
                 return
             self._supersede(vote.task, vote.labeler, now)
             words = "INSERT INTO votes (key, task, labeler, made, seconds, note) VALUES (?, ?, ?, ?, ?, ?)"
             made = vote.made or now
             id = self._run(words, vote.key, vote.task, vote.labeler, made, vote.seconds, vote.note).lastrowid
-            for answer, judgement in vote.judgements.items():
+            for answer, judgement in judged.items():
                 self._run("INSERT INTO judgements VALUES (?, ?, ?, ?)", id, answer, judgement.rank, judgement.score)
                 for flag in sorted(judgement.flags):
                     self._run("INSERT INTO flags VALUES (?, ?, ?)", id, answer, flag)
@@ -237,8 +253,8 @@ class ComparisonStore:
                             f"expected {sorted(answers)[:9]}")  # fmt: skip
         for answer, judgement in vote.judgements.items():
             where = f"{self.path}: task {vote.task}: answer {answer}"
-            if not 1 <= judgement.rank <= len(answers):
-                raise UserError(f"{where}: found the rank {judgement.rank}, expected 1 (best) to {len(answers)}")
+            if judgement.rank < 1:
+                raise UserError(f"{where}: found the rank {judgement.rank}, expected a number from 1, which is best")
             if judgement.score is not None and judgement.score not in SCORES:
                 raise UserError(f"{where}: found the score {judgement.score}, expected {SCORES[0]} to {SCORES[-1]}")
             if unknown := judgement.flags - form:

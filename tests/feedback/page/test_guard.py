@@ -39,7 +39,7 @@ def test_nobody_posts_but_the_page(world, origin):
     headers = {} if origin is None else {"Origin": origin}
     refused = world.client().post("/api/hello", json=BODY, headers=headers)
     assert (refused.status_code, refused.content) == (403, b"")
-    assert not world.store.is_person("ann")
+    assert world.store.kind_of("ann") is None
 
 
 @pytest.mark.parametrize(

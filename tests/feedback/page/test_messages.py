@@ -37,7 +37,6 @@ def judged(**changes):
         ({"more": 1}, "more: unknown key, expected one of"),
         ({"judgements": JUDGED[:2]}, "judgements: found 2, expected 3, one of each answer, or none"),
         ({"judgements": "all"}, "judgements: found 'all', expected a list"),
-        (judged(rank=4), "judgements: found the rank 4, expected at most 3"),
         (judged(rank=0), "judgements[1].rank: found 0, expected a whole number from 1"),
         (judged(rank=None), "judgements[1].rank: found None, expected a whole number from 1"),
         (judged(score=8), "judgements[1].score: found 8, expected 1 to 7"),

@@ -43,6 +43,15 @@ def test_a_vote_is_of_the_answers_as_they_were_shown(world):
     assert (found.labeler, vote.seconds, vote.note) == ("ann", 2.5, "a note")
 
 
+def test_ranks_with_gaps_are_kept_as_their_order(world):
+    ann = world.labeler()
+    for ranks in ([4, 4, 4], [2, 9, 9]):
+        ann.vote(ann.ask("task")["task"], ranks, judgements=[{"rank": rank} for rank in ranks])
+    assert [sorted(found.ranks) for found in world.store.rankings()] == [[1, 1, 1], [1, 2, 2]]
+    draft = ann.ask("open", task=2)["task"]["draft"]
+    assert [judged["rank"] for judged in draft["judgements"]] == [1, 2, 2]
+
+
 def test_nothing_of_the_sources_is_sent(world):
     ann = world.labeler()
     for action in ("hello", "task", "votes", "standing"):

@@ -79,6 +79,37 @@ def test_a_key_is_of_one_vote(tmp_path: Path) -> None:
     assert [(found.task, found.labeler, found.ranks) for found in store.rankings()] == [(1, "ann", (1, 2, 3))]
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [([4, 4, 4], (1, 1, 1)), ([2, 3, 3], (1, 2, 2)), ([1, 1, 2], (1, 1, 3)), ([10**30, 7, 9], (3, 1, 2))],
+)
+def test_ranks_say_an_order_whoever_gave_them(tmp_path: Path, given: list[int], kept: tuple[int, ...]) -> None:
+    """Page, import and scores all come through here; a retry of the same ranks is the same vote."""
+    store = filled(tmp_path / "c.db")
+    for _ in range(2):
+        store.vote(ranked(store, 1, "ann", given, "k"))
+    assert [found.ranks for found in store.rankings()] == [kept]
+
+
+def test_what_is_written_together_is_all_there_or_nothing(tmp_path: Path) -> None:
+    store = filled(tmp_path / "c.db")
+
+    def three() -> None:
+        with store.together():
+            store.vote(ranked(store, 1, "ann", [1, 2, 3]))
+            store.add_labeler("new", "file")
+            store.vote(Vote(2, "ann", {1: Judgement(1)}, "k"))
+
+    with pytest.raises(UserError, match="found judgements"):
+        three()
+    assert (list(store.rankings()), store.kind_of("new")) == ([], None)
+    with store.together():
+        store.vote(ranked(store, 1, "ann", [1, 2, 3]))
+        with ComparisonStore.open(tmp_path / "c.db") as other:
+            assert list(other.rankings()) == []
+    assert len(list(store.rankings())) == 1
+
+
 def test_confirmed_votes_outlive_a_kill(tmp_path: Path) -> None:
     store = filled(tmp_path / "c.db", tasks=200, answers=2)
     store.close()
@@ -108,7 +139,7 @@ def test_confirmed_votes_outlive_a_kill(tmp_path: Path) -> None:
     ("judgements", "message"),
     [
         ({1: Judgement(1)}, r"c.db: task 1: found judgements of the answers \[1\], expected \[1, 2\]"),
-        ({1: Judgement(0), 2: Judgement(1)}, r"answer 1: found the rank 0, expected 1 \(best\) to 2"),
+        ({1: Judgement(0), 2: Judgement(1)}, "answer 1: found the rank 0, expected a number from 1, which is best"),
         ({1: Judgement(1, 8), 2: Judgement(1)}, "answer 1: found the score 8, expected 1 to 7"),
         ({1: Judgement(1, flags=frozenset({"dull"})), 2: Judgement(1)}, "answer 1: found the flag 'dull', expected"),
     ],
@@ -126,8 +157,8 @@ def test_a_round_is_one_way_of_sampling(tmp_path: Path) -> None:
     assert (store.round_of("second"), store.round_of("first"), store.rounds()) == (2, 1, [1, 2])
     assert store.add_task(2, "prompt 0", answers) == 4
     assert store.add_task(2, "prompt 0", answers[::-1]) is None
-    assert store.task_of(2, "prompt 0", ["b", "a"]) == store.task(4)
-    assert store.task_of(1, "prompt 0", ["b", "a"]) is None
+    assert store.tasks_of("prompt 0", ["b", "a"]) == [store.task(4)]
+    assert store.tasks_of("prompt 1", ["b", "a"]) == []
     assert store.add_task(2, "prompt 0", [*answers, Answer("c", MODEL)]) == 5
     assert store.prompts(2) == {"prompt 0"}
     assert [task.prompt for task in store.tasks(1)] == ["prompt 0", "prompt 1", "prompt 2"]
