@@ -5,7 +5,10 @@ import hashlib
 import importlib
 import inspect
 import math
+import signal
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from gpt_modules.errors import UserError
 
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 SHOWN = 40  # characters of a text in a message
+_PACKAGE = str(Path(__file__).parent)
+_NOT_THEIRS = (_PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 
 
 def import_reward(name: str, field: str = "rewards.function") -> TextReward:
@@ -28,7 +33,8 @@ def import_reward(name: str, field: str = "rewards.function") -> TextReward:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # what stands in the file is the user's
+    except BaseException as error:  # what stands in the file is the user's
+        _let_end(error)
         wanted = "expected 'package.module:name' of a callable, installed or in the current folder"
         raise UserError(f"{field}: found {name!r}, {wanted}: {_told(error)}") from error
     function = getattr(module, attribute, None)
@@ -60,7 +66,8 @@ def text_scores(name: str, function: TextReward, prompts: list[str], responses: 
     """
     try:
         given: Any = function([*prompts], [*responses])  # the lists are theirs to change
-    except Exception as error:
+    except BaseException as error:
+        _let_end(error)
         raise UserError(f"{name} {_first_failure(function, prompts, responses, error)}") from error
     listed = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping | Set)
     if not listed or getattr(given, "ndim", 1) != 1:
@@ -82,19 +89,45 @@ def _number(name: str, value: Any, prompt: str, response: str) -> float:
     return number
 
 
-def _first_failure(function: TextReward, prompts: list[str], responses: list[str], error: Exception) -> str:
+def _first_failure(function: TextReward, prompts: list[str], responses: list[str], error: BaseException) -> str:
     """The first response that fails alone, as a batch does not tell which of them it was."""
     for prompt, response in zip(prompts, responses, strict=True):
         try:
             function([prompt], [response])
-        except Exception as alone:
+        except BaseException as alone:
+            _let_end(alone)
             return f"raised {_told(alone)} {_example(prompt, response)}"
     return f"raised {_told(error)} for {len(prompts)} responses together, for none of them alone"
 
 
-def _told(error: Exception) -> str:
+def _let_end(error: BaseException) -> None:
+    """Raise again what ends the process for another reason than the function: Ctrl-C, and what this package makes of
+    a signal. An exit of the function's own is its mistake: nobody would know that there are no scores.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        ends = isinstance(error, SystemExit) and Path(frames[-1].filename).is_relative_to(_PACKAGE)
+    if ends:
+        raise error
+
+
+def _told(error: BaseException) -> str:
+    """The error's name and first line, and where in the user's own code it was raised."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    said = f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_theirs(frame.filename)]
+    if not own:
+        return said
+    path = Path(own[-1].filename)
+    here = Path.cwd()
+    return f"{said} ({path.relative_to(here) if path.is_relative_to(here) else path}:{own[-1].lineno})"
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether code is neither this package's, nor Python's, nor installed, nor in no file ("<frozen ...>")."""
+    return not file.startswith("<") and not any(Path(file).is_relative_to(place) for place in _NOT_THEIRS)
 
 
 def _example(prompt: str, response: str) -> str:

@@ -1,5 +1,8 @@
 """A user's function as a reward: found where it lies, and every mistake of it one line with the example."""
 
+import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,19 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from gpt_modules.cli import _exit_on_signal
 from gpt_modules.errors import UserError
 from gpt_modules.scoring import import_reward, source_digest, text_scores
 
 PROMPTS, RESPONSES = ["the film", "a story"], [" is good.", " is bad."]
 
 
-def fails_on(word):
+def fails_on(word, error=ValueError):
     def function(prompts, responses):
         if any(word in response for response in responses):
-            raise ValueError(f"cannot read {word}\nand more")
+            raise error(f"cannot read {word}\nand more")
         return [0.0] * len(responses)
 
     return function
+
+
+RAISES = fails_on("")
+HERE = f"{Path(__file__).relative_to(Path.cwd())}:{RAISES.__code__.co_firstlineno + 2}"
 
 
 @pytest.mark.parametrize(
@@ -43,6 +51,15 @@ def test_numbers_of_any_kind_are_scores(given):
         (torch.zeros(2, 1), "m:f gave Tensor of shape (2, 1), expected a list of 2 numbers"),
         (torch.tensor(1.0), "m:f gave Tensor of shape (), expected a list of 2 numbers"),
         ({1.0, 2.0}, "m:f gave set, expected a list of 2 numbers"),
+        ((number for number in (1.0, 2.0)), "m:f gave generator, expected a list of 2 numbers"),
+        (
+            [torch.zeros(1), torch.zeros(1)],
+            "m:f gave tensor([0.]) for the response ' is good.' to 'the film', expected a number",
+        ),
+        (
+            np.array([1.0, 1j]),
+            "m:f gave np.complex128(1+0j) for the response ' is good.' to 'the film', expected a number",
+        ),
         ([1.0, 10**400], f"m:f gave 1{'0' * 39}… for the response ' is bad.' to 'a story', expected a number"),
         ([1.0, None], "m:f gave None for the response ' is bad.' to 'a story', expected a number"),
         ([1.0, "2"], "m:f gave '2' for the response ' is bad.' to 'a story', expected a number"),
@@ -71,7 +88,9 @@ def test_a_function_may_do_with_its_lists_what_it_likes():
 def test_a_function_that_raises_names_the_example():
     with pytest.raises(UserError) as error:
         text_scores("m:f", fails_on("bad"), PROMPTS, RESPONSES)
-    assert str(error.value) == ("m:f raised ValueError: cannot read bad for the response ' is bad.' to 'a story'")
+    assert str(error.value) == (
+        f"m:f raised ValueError: cannot read bad ({HERE}) for the response ' is bad.' to 'a story'"
+    )
 
 
 def test_one_that_fails_on_the_batch_alone_says_so():
@@ -80,8 +99,42 @@ def test_one_that_fails_on_the_batch_alone_says_so():
 
     with pytest.raises(UserError) as error:
         text_scores("m:f", function, PROMPTS, RESPONSES)
-    line = "m:f raised ZeroDivisionError: division by zero for 2 responses together, for none of them alone"
-    assert str(error.value) == line
+    where = HERE.partition(":")[0]
+    line = rf"m:f raised ZeroDivisionError: division by zero \({where}:\d+\) for 2 responses together, for none of them"
+    assert re.match(line, str(error.value))
+
+
+def test_what_it_calls_is_told_by_the_line_that_calls():
+    """A library's file helps nobody who did not write it."""
+    with pytest.raises(UserError) as error:
+        text_scores("m:f", lambda _, responses: json.loads(responses[0]), PROMPTS, RESPONSES)
+    line = rf"m:f raised JSONDecodeError: .* \({HERE.partition(':')[0]}:\d+\) for the response ' is good.'"
+    assert re.match(line, str(error.value))
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_function_that_wants_to_leave_is_one_line(error, monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: _exit_on_signal)
+    with pytest.raises(UserError) as refused:
+        text_scores("m:f", fails_on("bad", error), PROMPTS, RESPONSES)
+    line = f"m:f raised {error.__name__}: cannot read bad ({HERE}) for the response ' is bad.' to 'a story'"
+    assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+    ("ends", "error"), [(_exit_on_signal, SystemExit), (signal.default_int_handler, KeyboardInterrupt)]
+)
+def test_a_signal_while_it_scores_ends_all_the_same(ends, error):
+    def function(prompts, responses):
+        signal.raise_signal(signal.SIGINT)
+        return [0.0] * len(prompts)
+
+    before = signal.signal(signal.SIGINT, ends)
+    try:
+        with pytest.raises(error):
+            text_scores("m:f", function, PROMPTS, RESPONSES)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_long_texts_do_not_fill_the_screen():
@@ -92,7 +145,7 @@ def test_long_texts_do_not_fill_the_screen():
     assert str(error.value) == f"m:f gave None {cut}, expected a number"
     with pytest.raises(UserError) as error:
         text_scores("m:f", fails_on("r" * 200), ["p" * 10_000], ["r" * 200])
-    told = f"cannot read {'r' * 148} for the response '{'r' * 40}…' to '{'p' * 40}…'"
+    told = f"cannot read {'r' * 148} ({HERE}) for the response '{'r' * 40}…' to '{'p' * 40}…'"
     assert str(error.value) == f"m:f raised ValueError: {told}"
 
 
@@ -107,6 +160,9 @@ def here(tmp_path, monkeypatch):
         "NUMBER = 3\ndef _inner(prompts, responses):\n    return []\n"
     )
     (folder / "broken.py").write_text("1 / 0\n")
+    (folder / "leaves.py").write_text("import sys\nsys.exit(3)\n")
+    (folder / "lacks.py").write_text("import no_such\n")
+    (folder / "slip.py").write_text("f(\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     yield tmp_path
@@ -143,7 +199,10 @@ def test_a_name_that_is_not_there_is_one_line_with_a_public_callable_near_it(her
     ("name", "told"),
     [
         ("my_rewards_here.score:politeness", "ModuleNotFoundError: No module named 'my_rewards_here.score'"),
-        ("my_rewards_here.broken:f", "ZeroDivisionError: division by zero"),
+        ("my_rewards_here.broken:f", "ZeroDivisionError: division by zero (my_rewards_here/broken.py:1)"),
+        ("my_rewards_here.leaves:f", "SystemExit: 3 (my_rewards_here/leaves.py:2)"),
+        ("my_rewards_here.lacks:f", "ModuleNotFoundError: No module named 'no_such' (my_rewards_here/lacks.py:1)"),
+        ("my_rewards_here.slip:f", "SyntaxError: '(' was never closed (slip.py, line 1)"),
         ("no_such_module:f", "ModuleNotFoundError: No module named 'no_such_module'"),
         (":f", "ValueError: Empty module name"),
     ],

@@ -20,7 +20,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.progress import Meter
 from gpt_modules.storage.comparisons import FLAGS, LONGEST_NAME, ComparisonStore, Desk, Task, Wanted, is_store
 from gpt_modules.storage.durable import check_writable, replace_durably
-from gpt_modules.storage.paths import near_names
+from gpt_modules.storage.paths import is_there, near_names, path_of
 
 if TYPE_CHECKING:
     from gpt_modules.feedback.agreement import Agreement, Statistics
@@ -184,7 +184,7 @@ def _by(store: ComparisonStore, options: Namespace) -> None:
 
     manner = Manner(options.temperature, options.margin, options.seed)
     scorers = [open_scorer(term, options) for term in options.by]
-    name = options.name or " + ".join(options.by)
+    name = options.name or " + ".join(of.name if of.weight == 1 else f"{of.name}*{of.weight:g}" for of in scorers)
     every = _tasks(store, options)
     tasks = [task for task in every if store.vote_of(task.id, name) is None]
     store.add_labeler(name, "scores", settings_of(scorers, manner))
@@ -213,7 +213,7 @@ def open_scorer(term: str, options: Namespace) -> "Scorer":
     """
     from gpt_modules.feedback.labelers import function_scorer, model_scorer
 
-    weighted = None if Path(term).exists() else _WEIGHTED.fullmatch(term)
+    weighted = None if is_there(path_of(term)) else _WEIGHTED.fullmatch(term)
     weight, name = 1.0, term
     if weighted is not None:
         name = weighted[1]
@@ -223,7 +223,9 @@ def open_scorer(term: str, options: Namespace) -> "Scorer":
             weight = math.nan
         if not math.isfinite(weight):
             raise UserError(f"--by: found the weight {weighted[2]!r}, expected a number")
-    if ":" in name and not Path(name).exists():
+    if is_there(path := path_of(name)):
+        name = str(path)  # folder/ and ./folder are one labeler
+    elif ":" in name:
         return function_scorer(name, weight)
     from gpt_modules.backbone import load_pretrained
     from gpt_modules.data.text.tokenizers import load_fitting

@@ -58,6 +58,15 @@ def test_a_reward_model_ranks_by_its_scores(run, micro):
         assert sorted(range(4), key=lambda i: ranks[i]) == sorted(range(4), key=lambda i: -scores[i])
 
 
+def test_a_folder_is_one_labeler_however_it_is_written(run, micro, tmp_path):
+    (tmp_path / "judge").symlink_to(micro.reward)
+    for name in ("judge", "judge/", "./judge", "judge*1.0", "./judge/*1"):
+        run("--by", name, "--device", "cpu")
+    assert [labeler for _, labeler, _ in rankings()] == ["judge"] * 10
+    run("--by", "./judge*0.50", "my_scores:length*-2.0", "--device", "cpu", "--round", "1")
+    assert {labeler for _, labeler, _ in rankings()} == {"judge", "judge*0.5 + my_scores:length*-2"}
+
+
 def test_noise_is_the_seeds(run):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run("--by", "my_scores:length", "--temperature", "8", "--seed", str(seed), "--name", name)
