@@ -131,7 +131,7 @@ def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
         raise UserError(f"{path}: found no such file, expected {EXPECTED}")
     if not is_store(path):
         raise UserError(f"{path}: found another file, expected {EXPECTED}")
-    with told(path):
+    with told(path, writing):
         connection = _opened(path, "rw" if writing else "ro")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version != VERSION:
@@ -161,38 +161,44 @@ def transaction(path: Path, connection: sqlite3.Connection) -> Iterator[None]:
         connection.execute("COMMIT")
 
 
-def check_whole(path: Path, connection: sqlite3.Connection) -> None:
+def check_whole(path: Path, connection: sqlite3.Connection, writing: bool = True) -> None:
     """Raises:
     UserError: a part of the file is damaged.
     """
-    with told(path):
+    with told(path, writing):
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if found != "ok":
         raise UserError(f"{path}: is damaged ({' '.join(str(found).split())[:120]}), expected {EXPECTED}")
 
 
 def _opened(path: Path, mode: str) -> sqlite3.Connection:
-    """Where nothing can be written beside a file that nobody writes, it is read as it lies there."""
+    """Where nothing can be written beside a file, not even the index that its readers share, and no commit lies in its
+    log, it is read as it lies there.
+    """
     address = f"file:{quote(str(path.absolute()))}?mode={mode}"
-    connection = _configured(address)
-    if mode == "ro":
-        try:
-            connection.execute("SELECT count(*) FROM settings").fetchone()
-        except sqlite3.OperationalError:
-            connection.close()
-            connection = _configured(f"{address}&immutable=1")
-    return connection
+    try:
+        return _configured(address)
+    except sqlite3.OperationalError:
+        log = path.with_name(f"{path.name}-wal")
+        if mode != "ro" or (log.exists() and log.stat().st_size):
+            raise
+        return _configured(f"{address}&immutable=1")
 
 
 def _configured(address: str) -> sqlite3.Connection:
     connection = sqlite3.connect(address, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = FULL")
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Path, writing: bool = True) -> Iterator[None]:
     """Turn what SQLite raises of a disk or of damage into one line."""
     try:
         yield
@@ -203,6 +209,9 @@ def told(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: another process has been writing for {PATIENCE:.0f} s, expected it free"
             ) from error
+        if not writing:
+            beside = f"the right to read, and room beside it for its index ({path.name}-shm)"
+            raise UserError(f"{path}: could not be read ({error}), expected {beside}") from error
         raise no_room(path, error) from error
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.IntegrityError | sqlite3.ProgrammingError):

@@ -42,8 +42,8 @@ class ComparisonStore:
         UserError: the file is no store, of another version, or cannot be written.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path, self._connection = path, connection
+    def __init__(self, path: Path, connection: sqlite3.Connection, writing: bool = True) -> None:
+        self.path, self._connection, self._writing = path, connection, writing
 
     @classmethod
     def create(cls: type[StoreT], path: Path) -> StoreT:
@@ -53,7 +53,7 @@ class ComparisonStore:
     @classmethod
     def open(cls: type[StoreT], path: Path, writing: bool = True) -> StoreT:
         """The store that is there."""
-        return cls(path, connect(path, writing))
+        return cls(path, connect(path, writing), writing)
 
     def check(self) -> None:
         """Read all of the file once, before it is worked with.
@@ -61,7 +61,7 @@ class ComparisonStore:
         Raises:
             UserError: a part of it is damaged.
         """
-        check_whole(self.path, self._connection)
+        check_whole(self.path, self._connection, self._writing)
 
     def close(self) -> None:
         """At the end; nothing is lost without it."""
@@ -286,7 +286,7 @@ class ComparisonStore:
                 yield ranking_of(task, labeler, judged)
 
     def _run(self, words: str, *values: object) -> sqlite3.Cursor:
-        with told(self.path):
+        with told(self.path, self._writing):
             return self._connection.execute(words, values)
 
     def _one(self, words: str, *values: object) -> tuple[Any, ...] | None:

@@ -1,6 +1,10 @@
 """A store is known by its content, and what is none is refused in one line."""
 
+import resource
+import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,3 +101,41 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     with ComparisonStore.create(tmp_path / "c.db") as store:
         assert store.rounds() == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["c.db"]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file can grow."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_reader_needs_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "c.db"
+    with ComparisonStore.create(path) as store:
+        store.round_of("first")
+    with full_disk(), ComparisonStore.open(path, writing=False) as store:
+        store.check()
+        assert store.rounds() == [1]
+    with full_disk(), pytest.raises(UserError, match=r"c.db: could not be written \(disk I/O error"):
+        ComparisonStore.open(path)
+
+
+def test_a_reader_leaves_no_commit_out(tmp_path: Path) -> None:
+    """What a killed process committed may lie in the log alone, which needs the index to be read."""
+    path, copy = tmp_path / "c.db", tmp_path / "copy.db"
+    with ComparisonStore.create(path) as store:
+        store.round_of("first")
+        for ending in ("", "-wal"):
+            shutil.copy(f"{path}{ending}", f"{copy}{ending}")
+    line = (
+        r"copy.db: could not be read \(disk I/O error\), expected the right to read, and room beside it for its index"
+    )
+    with full_disk(), pytest.raises(UserError, match=line):
+        ComparisonStore.open(copy, writing=False)
+    with ComparisonStore.open(copy, writing=False) as store:
+        assert store.rounds() == [1]
