@@ -8,7 +8,7 @@ so that what was confirmed outlives the process and the machine. A file is a sto
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,8 +17,6 @@ from gpt_modules.storage.durable import no_room, sync, temporary_for
 
 VERSION = 1
 _MARK = 0x47434D50  # "GCMP"
-_MAGIC = b"SQLite format 3\0"
-_MARK_AT = 68  # of the header's bytes, https://sqlite.org/fileformat2.html
 PATIENCE = 60.0  # seconds to wait for another writer, whose transactions take milliseconds
 EXPECTED = "a store of comparisons (gpt compare makes one)"
 
@@ -67,13 +65,18 @@ CREATE TABLE claims (
 
 
 def is_store(path: Path) -> bool:
-    """Whether a file's first bytes are those of a store of any version."""
-    try:
-        with path.open("rb") as file:
-            header = file.read(_MARK_AT + 4)
-    except OSError:
+    """Whether a file has the mark of a store of any version.
+
+    SQLite alone may open the file of a store: whoever closes it otherwise takes away all locks that this process has on
+    it (https://sqlite.org/howtocorrupt.html, 2.2), and another process removes the log that is written to.
+    """
+    if not path.is_file():
         return False
-    return header.startswith(_MAGIC) and header[_MARK_AT:] == _MARK.to_bytes(4, "big")
+    try:
+        with closing(sqlite3.connect(_address(path, "ro", immutable=1), uri=True)) as connection:
+            return bool(connection.execute("PRAGMA application_id").fetchone() == (_MARK,))
+    except sqlite3.DatabaseError:  # it is no database, or cannot be read
+        return False
 
 
 def create(path: Path) -> sqlite3.Connection:
@@ -175,14 +178,17 @@ def _opened(path: Path, mode: str) -> sqlite3.Connection:
     """Where nothing can be written beside a file, not even the index that its readers share, and no commit lies in its
     log, it is read as it lies there.
     """
-    address = f"file:{quote(str(path.absolute()))}?mode={mode}"
     try:
-        return _configured(address)
+        return _configured(_address(path, mode))
     except sqlite3.OperationalError:
         log = path.with_name(f"{path.name}-wal")
         if mode != "ro" or (log.exists() and log.stat().st_size):
             raise
-        return _configured(f"{address}&immutable=1")
+        return _configured(_address(path, mode, immutable=1))
+
+
+def _address(path: Path, mode: str, immutable: int = 0) -> str:
+    return f"file:{quote(str(path.absolute()))}?mode={mode}&immutable={immutable}"
 
 
 def _configured(address: str) -> sqlite3.Connection:

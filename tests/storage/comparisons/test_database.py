@@ -3,6 +3,8 @@
 import resource
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +103,24 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     with ComparisonStore.create(tmp_path / "c.db") as store:
         assert store.rounds() == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["c.db"]
+
+
+def test_nobody_takes_away_the_log_of_an_open_store(tmp_path: Path) -> None:
+    """Whoever opens and closes the file otherwise than SQLite ends this process's locks; another process would then
+    take itself for the last one, and remove the log that commits go to.
+    """
+    path = tmp_path / "c.db"
+    with ComparisonStore.create(path) as store:
+        assert is_store(path)
+        ComparisonStore.open(path).close()
+        ComparisonStore.open(path, writing=False).close()
+        store.round_of("first")
+        script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM rounds'); c.close()"
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+        assert path.with_name("c.db-wal").exists()
+        store.round_of("second")
+    with ComparisonStore.open(path) as store:
+        assert store.rounds() == [1, 2]
 
 
 @contextmanager
