@@ -143,7 +143,7 @@ def _page(store: Desk, options: Namespace) -> None:
     try:
         from gpt_modules.feedback.page import links, server
     except ImportError as error:
-        if not (error.name or "").startswith(("starlette", "uvicorn")):
+        if not (error.name or "").startswith(("starlette", "uvicorn", "markdown_it")):
             raise
         line = f"gpt label: the package {error.name} is not installed; pip install 'gpt-modules[feedback]'"
         raise UserError(line) from error

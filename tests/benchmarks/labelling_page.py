@@ -2,6 +2,7 @@
 
     python tests/benchmarks/labelling_page.py browsers    # keys only and mouse only, 20 tasks each
     python tests/benchmarks/labelling_page.py changes     # undo, skip, change, reload, a server that died
+    python tests/benchmarks/labelling_page.py many        # twelve answers by keys, Markdown, a claim that is renewed
     python tests/benchmarks/labelling_page.py pictures --output FOLDER
 
 Needs `pip install playwright` and a Chromium (Debian's package, or another by --chromium). Each step fails with an
@@ -10,11 +11,12 @@ assertion, or prints what it counted.
 
 import argparse
 import random
+import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -292,8 +294,55 @@ def changes(path: Path, chromium: str) -> None:
     print("undo, skip, change, reload and a server that died: every vote as it should be")
 
 
+def many(path: Path, chromium: str) -> None:
+    """More answers than there are letters of their own; a claim lasts as long as its labeler works."""
+    make_store(path, 1, k=lambda i: 12)
+    with served(path) as (_, address), browser(chromium) as page:
+        page.clock.install()
+        page.goto(address)
+        page.fill("#name", "kay")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#task:not([hidden])")
+        texts = seen_task(page)[1]
+        for works in (True, False, True):
+            before = claimed(path)
+            if works:
+                page.keyboard.press("t")
+            page.clock.run_for(61_000 if works else 600_000)
+            time.sleep(1)
+            assert (claimed(path) > before) == works, works
+        page.keyboard.press("t")
+        page.wait_for_selector(".text.markdown")
+        assert page.locator(".text.markdown").count() == 13
+        for _ in texts:
+            page.keyboard.press("4")
+        order = "bcladefghijk"  # the last letters are commands without Shift
+        for letter in order:
+            page.keyboard.press(f"Shift+{letter}" if letter > "i" else letter)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#nothing:not([hidden])")
+    with Desk.open(path, writing=False) as store:
+        (found,) = store.rankings()
+    ranks = {answer.text: rank for answer, rank in zip(found.answers, found.ranks, strict=True)}
+    assert [ranks[text] for text in texts] == [order.index(letter) + 1 for letter in "abcdefghijkl"]
+    print("twelve answers ranked by keys, shown as Markdown; the claim was renewed while there was work, and only then")
+
+
+def claimed(path: Path) -> float:
+    """When the one claim ends."""
+    with closing(sqlite3.connect(path)) as connection:
+        (ends,) = connection.execute("SELECT expires FROM claims").fetchone()
+    return float(ends)
+
+
 # --- pictures ---
 
+MARKDOWN = [
+    "# A heading\n\nSome *emphasis*, **weight**, `code` and ~~a slip~~.\n\n1. one\n2. two\n   - a part\n\n> quoted",
+    "| film | stars |\n|---|---|\n| Heat | 5 |\n\n```python\nprint('<b>no</b>')\n```\n\nThe end.",
+    'A [link](https://example.org/path "title"), an ![image](https://example.org/x.png) and <https://example.org>.',
+    "Plain text, nothing else.\nIn two lines.",
+]
 HOSTILE = [
     "<script>document.title = 'no'</script><img src=x onerror=\"document.title = 'no'\"> plain text",
     "[a link](javascript:document.title='no') and \u202eback to front\u202c, zero\u200bwidth, bell \u0007",
@@ -323,19 +372,55 @@ def pictures(path: Path, chromium: str, output: Path) -> None:
     with served(hostile) as (_, address):
         for size in sizes:
             with browser(chromium, **size) as page:
-                page.goto(address)
-                page.fill("#name", "eve")
-                page.keyboard.press("Enter")
-                page.wait_for_selector("#task:not([hidden])")
-                page.screenshot(path=output / f"{size['viewport']['width']}-hostile.png", full_page=True)
-                page.locator(".card:has(.fold) .fold").click()
-                check_hostile(page)
+                begin_hostile(page, address, output / f"{size['viewport']['width']}-hostile.png")
+    as_markdown(path.with_name("markdown.db"), chromium, output, sizes)
+
+
+def begin_hostile(page: Any, address: str, picture: Path) -> None:
+    """Hostile texts, as text and as Markdown."""
+    page.goto(address)
+    page.fill("#name", "eve")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#task:not([hidden])")
+    page.screenshot(path=picture, full_page=True)
+    page.keyboard.press("t")
+    page.wait_for_selector(".text.markdown")
+    page.screenshot(path=picture.with_stem(f"{picture.stem}-markdown"), full_page=True)
+    check_harmless(page)
+    page.keyboard.press("t")
+    page.wait_for_selector(".text.markdown", state="detached")
+    page.locator(".card:has(.fold) .fold").click()
+    check_hostile(page)
+
+
+def as_markdown(path: Path, chromium: str, output: Path, sizes: Sequence[dict[str, Any]]) -> None:
+    """What Markdown is for."""
+    with Desk.create(path) as store:
+        answers = [Answer(text, Source("m")) for text in MARKDOWN]
+        store.add_task(store.round_of("markdown"), "Say something about **films**, with a list.", answers)
+    with served(path) as (_, address):
+        for size in sizes:
+            for scheme in ("light", "dark"):
+                with browser(chromium, color_scheme=scheme, **size) as page:
+                    page.goto(address)
+                    page.fill("#name", "eve")
+                    page.keyboard.press("Enter")
+                    page.wait_for_selector("#task:not([hidden])")
+                    click(page, "#markdown")
+                    page.wait_for_selector(".text.markdown")
+                    check_harmless(page)
+                    page.screenshot(path=output / f"{size['viewport']['width']}-{scheme}-markdown.png", full_page=True)
+
+
+def check_harmless(page: Any) -> None:
+    """Nothing ran, nothing can be loaded or followed."""
+    assert page.title() == "Rank the answers"
+    assert page.locator("#task .text :is(script, img, a, b, iframe, [href], [src], [style], [onerror])").count() == 0
 
 
 def check_hostile(page: Any) -> None:
     """All of it is text, and nothing of it ran."""
-    assert page.title() == "Rank the answers"
-    assert page.locator("#task .text script, #task .text img, #task .text a, #task .text b").count() == 0
+    check_harmless(page)
     shown = {text.replace("U+202E", "\u202e").replace("U+202C", "\u202c").replace("U+200B", "\u200b")
              .replace("U+0007", "\u0007") for text in seen_task(page)[1]}  # fmt: skip
     assert shown == set(HOSTILE)
@@ -369,7 +454,7 @@ def take(page: Any, address: str, output: Path, name: str) -> None:
 def main() -> None:
     """One of the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("browsers", "changes", "pictures"))
+    parser.add_argument("step", choices=("browsers", "changes", "many", "pictures"))
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=Path("labelling_pictures"))
     options = parser.parse_args()
@@ -378,7 +463,7 @@ def main() -> None:
         if options.step == "pictures":
             pictures(path, options.chromium, options.output)
         else:
-            {"browsers": browsers, "changes": changes}[options.step](path, options.chromium)
+            {"browsers": browsers, "changes": changes, "many": many}[options.step](path, options.chromium)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,14 @@ from starlette.types import ASGIApp
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.agreement import pairwise
 from gpt_modules.feedback.page.guard import Guard
+from gpt_modules.feedback.page.markdown import tree_of
 from gpt_modules.feedback.page.messages import Message, OfTask, TooLarge, Voting, read_message
-from gpt_modules.feedback.page.shown import shown, vote_of
+from gpt_modules.feedback.page.shown import in_order, shown, vote_of
 from gpt_modules.storage.comparisons import Desk, Wanted
 
-CLAIM_SECONDS = 900.0  # a task is held for one labeler; a vote that comes later counts all the same
+CLAIM_SECONDS = (
+    900.0  # a task is held for one labeler since it last did something; a vote that comes later counts all the same
+)
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -46,6 +49,18 @@ class _Actions:
         """The task that it holds, or the next one; None: nothing is left."""
         found = desk.claim(labeler, CLAIM_SECONDS, self._wanted)
         return {"task": None if found is None else shown(found, labeler, desk.form)}
+
+    def hold(self, desk: Desk, labeler: str, message: OfTask) -> dict[str, Any]:
+        """The labeler still works on its task."""
+        return {"held": desk.hold(message.task, labeler, CLAIM_SECONDS)}
+
+    def markdown(self, desk: Desk, labeler: str, message: OfTask) -> dict[str, Any]:
+        """Trees of prompt and answers, these in the labeler's order; None: it stays text."""
+        task = desk.task(message.task)
+        return {
+            "prompt": tree_of(task.prompt),
+            "answers": [tree_of(answer.text) for answer in in_order(task, labeler)],
+        }
 
     def vote(self, desk: Desk, labeler: str, message: Voting) -> dict[str, Any]:
         """A vote is kept."""
@@ -91,8 +106,9 @@ def make_app(path: Path, wanted: Wanted = Wanted(), tokens: Mapping[str, str] | 
     """
     actions = _Actions(wanted)
     kinds: list[tuple[Callable[..., dict[str, Any]], type[Message]]] = [
-        (actions.hello, Message), (actions.task, Message), (actions.vote, Voting), (actions.undo, OfTask),
-        (actions.open, OfTask), (actions.votes, Message), (actions.standing, Message),
+        (actions.hello, Message), (actions.task, Message), (actions.hold, OfTask), (actions.markdown, OfTask),
+        (actions.vote, Voting), (actions.undo, OfTask), (actions.open, OfTask), (actions.votes, Message),
+        (actions.standing, Message),
     ]  # fmt: skip
     routes = [_static(name, content) for name, content in _files().items()]
     routes += [_action(path, action, kind) for action, kind in kinds]

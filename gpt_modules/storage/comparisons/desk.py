@@ -68,6 +68,12 @@ class Desk(ComparisonStore):
             self._run("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", found[0], labeler, now + seconds)
         return self.task(found[0])
 
+    def hold(self, task: int, labeler: str, seconds: float) -> bool:
+        """A labeler's claim lasts for some seconds from now; False: it has run out and others may have the task."""
+        with transaction(self.path, self._connection):
+            words = "UPDATE claims SET expires = ? WHERE task = ? AND labeler = ?"
+            return self._run(words, time.time() + seconds, task, labeler).rowcount > 0
+
     def take_back(self, task: int, labeler: str, seconds: float) -> Vote | None:
         """A labeler's vote for a task counts no more; it stays in the file, and the labeler claims the task.
 

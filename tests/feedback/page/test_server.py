@@ -1,6 +1,7 @@
 """The page's server: what it keeps, shows again and refuses; under a crowd and under kills."""
 
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from benchmarks.labelling_server import crowd, kills
 
-from gpt_modules.feedback.page import server
+from gpt_modules.feedback.page import markdown, server
 from gpt_modules.storage.comparisons import Answer, Source, Wanted
 
 STATIC = files("gpt_modules.feedback.page") / "static"
@@ -101,6 +102,35 @@ def test_a_claim_that_ran_out_does_not_lose_the_vote(world, monkeypatch):
     ben.vote(other, [1, 2, 3])
     ann.vote(task, [3, 2, 1])
     assert [(found.task, found.labeler) for found in world.store.rankings()] == [(1, "ann"), (1, "ben")]
+
+
+def test_a_claim_lasts_while_its_labeler_works(world, monkeypatch):
+    ann, ben = world.labeler("ann"), world.labeler("ben")
+    monkeypatch.setattr(server, "CLAIM_SECONDS", 0.2)
+    task = ann.ask("task")["task"]["task"]
+    monkeypatch.setattr(server, "CLAIM_SECONDS", 900.0)
+    assert ann.ask("hold", task=task) == {"held": True}
+    time.sleep(0.3)
+    assert ben.ask("task")["task"]["task"] != task
+    assert ben.ask("hold", task=task) == {"held": False}  # another's
+    monkeypatch.setattr(server, "CLAIM_SECONDS", -1.0)
+    assert ann.ask("hold", task=task) == {"held": True}
+    world.labeler("cleo").ask("task")
+    assert ann.ask("hold", task=task) == {"held": False}  # it has run out, and is another's
+
+
+def test_markdown_is_of_the_answers_as_they_are_shown(world):
+    with world.store as store:
+        answers = [Answer(text, Source("SECRET")) for text in ("*a*", "<b>", "c" * 30_000)]
+        store.add_task(store.round_of("second"), "# prompt", answers)
+    ann = world.labeler("ann", Wanted(round=2))
+    task = ann.ask("task")["task"]
+    found = ann.ask("markdown", task=task["task"])
+    emphasis = [{"tag": "p", "of": [{"tag": "em", "of": ["a"]}]}]
+    trees = {"*a*": emphasis, "<b>": [{"tag": "p", "of": ["<b>"]}], "c" * 30_000: None}
+    assert found == {
+        "prompt": [{"tag": "heading", "of": ["prompt"]}], "answers": [trees[text] for text in task["answers"]]
+    }  # fmt: skip
 
 
 def test_undo_withdraws_and_shows_what_was_said(world):
@@ -228,6 +258,14 @@ def test_hostile_texts_are_sent_as_they_are_and_as_json_alone(world):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_script_makes_markup_of_a_text(name):
     assert not [way for way in MARKUP if way in SCRIPTS[name]]
+
+
+def test_the_page_builds_what_the_server_names():
+    names = {*markdown._NAMES.values(), "pre", "code", "image", "address", "info"}
+    same = re.findall(r'"(\w+)"', SCRIPTS["markdown.js"].partition("SAME = [")[2].partition("]")[0])
+    other = re.findall(r"^  (\w+): \(\)", SCRIPTS["markdown.js"], re.M)
+    assert {*same, *other} == names
+    assert not {"script", "style", "img", "a", "iframe", "form", "input", "button"} & set(same)
 
 
 def test_the_page_has_no_script_style_or_handler_of_its_own():

@@ -2,7 +2,7 @@
 
 const on = document.getElementById("keys-on");
 
-// does(name): what a key does now, or undefined. In the note, Ctrl Enter submits.
+// does(name): what a key does now, or undefined; a letter with Shift is a capital. In the note, Ctrl Enter submits.
 export function listen(does, note, submit) {
   on.checked = localStorage.getItem("keys") !== "off";
   on.addEventListener("change", () => localStorage.setItem("keys", on.checked ? "on" : "off"));
@@ -17,7 +17,8 @@ export function listen(does, note, submit) {
     // Enter presses the button that has the focus; that of an answer in the ranking does nothing of its own.
     if (event.key === "Enter" && event.target.matches("button:not(.grip)")) return;
     const single = event.key.length === 1;
-    const act = single && !on.checked ? undefined : does(single ? event.key.toLowerCase() : event.key);
+    const letter = event.shiftKey ? event.key.toUpperCase() : event.key.toLowerCase(); // whatever Caps Lock says
+    const act = single && !on.checked ? undefined : does(single ? letter : event.key);
     if (!act) return;
     event.preventDefault();
     act();

@@ -1,7 +1,9 @@
 // The labelling page: one task at a time, scored, ranked and sent; earlier votes are shown again and changed.
 
 import { card, refresh } from "./cards.js";
+import { holdWhileWorking } from "./claim.js";
 import { listen } from "./keys.js";
+import { build } from "./markdown.js";
 import { Panel } from "./panel.js";
 import { Ranking, letter } from "./ranking.js";
 import { Refused, call, newKey } from "./server.js";
@@ -10,7 +12,7 @@ import { make, snippet, textBlock } from "./text.js";
 
 const of = (id) => document.getElementById(id);
 const POLL = 20_000; // milliseconds between looks for tasks that others give back
-const TYPED = /^[a-i]$/; // InstructGPT ranks up to nine answers
+const TYPED = /^[a-iA-Z]$/; // nine answers, as InstructGPT ranks, by a letter alone: the next ones are commands
 
 let labeler = null; // sent with each request; null: the link says who
 let who = ""; // the same person, as the server knows them
@@ -130,13 +132,36 @@ function showTask(shown, change) {
   const changed = { score: setScore, flag: setFlag, current: setCurrent };
   cards = task.answers.map((text, i) => card(i, text, task.form, changed));
   of("answers").replaceChildren(...cards);
-  of("prompt").replaceChildren(of("prompt-title"), textBlock(task.prompt, "the prompt"));
+  of("prompt").replaceChildren(of("prompt-heading"), textBlock(task.prompt, "the prompt"));
+  of("more-letters").hidden = count <= 9;
+  showTexts();
   of("editing").hidden = !editing;
   show("task");
   update();
   window.scrollTo(0, 0);
   of("prompt").focus({ preventScroll: true });
   say(`Prompt and ${count} answers.`);
+}
+
+// As text, or as Markdown where that leaves nothing out.
+async function showTexts() {
+  const [number, on] = [task.task, markdown()];
+  const trees = on ? await ask("markdown", { task: number }, true) : null;
+  if (number !== task?.task || on !== markdown() || (on && trees === null)) return;
+  const show = (element, text, what, tree) =>
+    element.querySelector(".block").replaceWith(textBlock(text, what, tree ? build(tree) : null));
+  show(of("prompt"), task.prompt, "the prompt", trees?.prompt);
+  for (const [i, element] of cards.entries()) {
+    show(element, task.answers[i], `answer ${letter(i)}`, trees?.answers[i]);
+  }
+}
+
+const markdown = () => of("markdown").getAttribute("aria-pressed") === "true";
+
+function setMarkdown(on) {
+  of("markdown").setAttribute("aria-pressed", String(on));
+  localStorage.setItem("markdown", on ? "on" : "off");
+  if (task !== null) showTexts();
 }
 
 const draftName = () => `draft ${who} ${task.task}`;
@@ -288,6 +313,7 @@ const PRESSED = {
   x: () => cards[current].querySelector(".flag input")?.focus(),
   n: () => of("note").focus(),
   s: () => send([]),
+  t: () => setMarkdown(!markdown()),
   Enter: submit,
   Escape: () => byScores(),
   "=": () => {
@@ -321,7 +347,7 @@ function rankByKey(i) {
 function keyOfTask(name) {
   if (task === null || of("task").hidden) return undefined;
   if (/^[1-7]$/.test(name)) return () => scoreByKey(Number(name));
-  if (TYPED.test(name)) return () => rankByKey(name.charCodeAt(0) - 97);
+  if (TYPED.test(name)) return () => rankByKey(name.toUpperCase().charCodeAt(0) - 65);
   return PRESSED[name];
 }
 
@@ -348,6 +374,7 @@ clicked("leave", () => {
   next();
 });
 clicked("by-scores", byScores);
+clicked("markdown", () => setMarkdown(!markdown()));
 clicked("skip", () => send([]));
 clicked("submit", submit);
 of("note").addEventListener("change", () => task !== null && update());
@@ -365,11 +392,13 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden && started !== null) [spent, started] = [spent + performance.now() - started, null];
   else if (!document.hidden && started === null) started = performance.now();
 });
+holdWhileWorking(async () => task !== null && !of("task").hidden && (await ask("hold", { task: task.task }, true)));
 setInterval(() => {
   if (!of("nothing").hidden && !document.hidden && !busy) next();
 }, POLL);
 
 // A link of one's own has a path; without one, whoever was here before goes on.
+setMarkdown(localStorage.getItem("markdown") === "on");
 const named = localStorage.getItem("labeler");
 if (location.pathname !== "/") begin(null);
 else if (named) begin(named);

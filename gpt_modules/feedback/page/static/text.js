@@ -26,21 +26,21 @@ function named(characters) {
     .join(" ");
 }
 
-function fill(element, text) {
+// The text as what an element is filled with.
+export function spelled(text) {
   const parts = [];
   let end = 0;
   for (const found of text.matchAll(HIDDEN)) {
     parts.push(text.slice(end, found.index), make("span", { className: "hidden-character" }, named(found[0])));
     end = found.index + found[0].length;
   }
-  element.replaceChildren(...parts, text.slice(end));
+  return [...parts, text.slice(end)];
 }
 
 // The beginning of a text, in one line, for the eye alone.
 export function snippet(text, length = 80) {
-  const element = make("span", { className: "snippet", dir: "auto" });
-  fill(element, [...text.slice(0, 400).trimStart()].slice(0, length).join(""));
-  return element;
+  const words = [...text.slice(0, 400).trimStart()].slice(0, length).join("");
+  return make("span", { className: "snippet", dir: "auto" }, ...spelled(words));
 }
 
 function cut(text) {
@@ -50,20 +50,19 @@ function cut(text) {
   return /[\ud800-\udbff]/.test(text[end - 1] ?? "") ? end - 1 : end;
 }
 
-// A text with a button where it is long. `what` names it for those who do not see it.
-export function textBlock(text, what) {
+// A text with a button where it is long. `what` names it for those who do not see it; `elements` stand for the text.
+export function textBlock(text, what, elements = null) {
   const whole = text.replaceAll("\r\n", "\n");
-  const body = make("div", { className: "text", dir: "auto" });
+  const body = make("div", { className: elements === null ? "text" : "text markdown", dir: "auto" });
   const block = make("div", { className: "block" }, body);
   const short = cut(whole);
-  if (whole.length - short < 200) {
-    fill(body, whole);
-    return block;
-  }
+  const long = whole.length - short >= 200;
+  if (elements !== null || !long) body.append(...(elements ?? spelled(whole)));
+  if (!long) return block;
   const size = whole.length.toLocaleString("en");
   const button = make("button", { type: "button", className: "quiet fold" });
   const show = (open) => {
-    fill(body, open ? whole : whole.slice(0, short));
+    if (elements === null) body.replaceChildren(...spelled(open ? whole : whole.slice(0, short)));
     body.classList.toggle("folded", !open);
     button.textContent = open ? "Show less" : `Show all ${size} characters`;
     button.setAttribute("aria-expanded", String(open));
