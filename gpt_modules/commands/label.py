@@ -1,6 +1,5 @@
 """`gpt label`: votes into a store of comparisons and out of it."""
 
-import dataclasses
 import json
 import math
 import re
@@ -12,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
 from gpt_modules.errors import UserError
@@ -23,7 +20,6 @@ from gpt_modules.storage.durable import check_writable, replace_durably
 from gpt_modules.storage.paths import is_there, near_names, path_of
 
 if TYPE_CHECKING:
-    from gpt_modules.feedback.agreement import Agreement, Statistics
     from gpt_modules.feedback.labelers import Scorer
 
 DESCRIPTION = """Votes into a store of comparisons and out of it. By people, on a page that is served until Ctrl-C; by
@@ -282,6 +278,7 @@ def _export(store: ComparisonStore, options: Namespace) -> None:
 
 def _statistics(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.feedback.agreement import statistics
+    from gpt_modules.feedback.table import json_of, table_of
 
     if options.statistics.exists() and options.statistics != Path():
         raise UserError(f"--statistics: found {options.statistics}, which is there already, expected a new file")
@@ -289,43 +286,9 @@ def _statistics(store: ComparisonStore, options: Namespace) -> None:
     if not rankings:
         raise UserError(f"{store.path}: found no vote, expected at least one")
     found = statistics(rankings, store.form)
-    Console(file=sys.stdout).print(_table(found))
+    Console(file=sys.stdout).print(table_of(found))
     if options.statistics != Path():
-        # What could not be measured is null: NaN is no JSON.
-        document = json.dumps(_plain(dataclasses.asdict(found)), indent=1, allow_nan=False)
-        replace_durably(options.statistics, document + "\n")
-
-
-def _table(found: "Statistics") -> Table:
-    table = Table(title=f"Agreement {_shown(found.agreement)}, Krippendorff's alpha {_number(found.alpha)} (ordinal)",
-                  title_justify="left")  # fmt: skip
-    for column in ("labeler", "votes", "agrees with the others"):
-        table.add_column(column, justify="left" if column == "labeler" else "right")
-    for name, (votes, agreement) in found.labelers.items():
-        table.add_row(Text(name), str(votes), _shown(agreement))
-    for flag, (given, alpha) in found.flags.items():
-        if given:
-            table.add_row(Text(f"flag: {flag}"), str(given), f"alpha {_number(alpha)}")
-    return table
-
-
-def _shown(agreement: "Agreement") -> str:
-    if not agreement.pairs:
-        return "-"
-    error = "" if math.isnan(agreement.error) else f" +- {agreement.error:.1%}"
-    return f"{agreement.part:.1%}{error} of {agreement.pairs} pairs that both order"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}"
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+        replace_durably(options.statistics, json_of(found))
 
 
 def _say(line: str) -> None:
