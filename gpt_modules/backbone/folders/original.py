@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.folders.blank import blank_weights
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
 
@@ -52,7 +53,7 @@ def read_original(folder: str | Path, **changes: Any) -> GPT:
 
 
 def _build(config: DecoderConfig, state: dict[str, Tensor], folder: Path) -> GPT:
-    with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
+    with blank_weights():
         model = GPT(config)
     for name, parameter in model.named_parameters():
         if name in state and state[name].shape != parameter.shape:

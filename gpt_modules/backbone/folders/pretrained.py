@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.folders.blank import blank_weights
 from gpt_modules.backbone.folders.documents import (
     ModelDocument,
     check_unaltered,
@@ -141,7 +142,7 @@ def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) 
     family = read_family(document.theirs, document.path)  # that of the file, whatever `changes` make of the model
     # Before the model is made: a configuration may ask for any size, the weights show which one is meant.
     state = from_transformers(tensors, config, held, str(path), task, family)
-    with torch.device("meta"):  # no time spent on drawing weights that are replaced at once
+    with blank_weights():
         model = _blank(document, config, held, task, dropout)
     if held == "reward":
         state |= read_scalars(document)
