@@ -20,6 +20,7 @@ from gpt_modules.storage.durable import check_writable, replace_durably
 from gpt_modules.storage.paths import is_there, near_names, path_of
 
 if TYPE_CHECKING:
+    from gpt_modules.data.splits import Row
     from gpt_modules.feedback.labelers import Scorer
 
 DESCRIPTION = """Votes into a store of comparisons and out of it. By people, on a page that is served until Ctrl-C; by
@@ -219,10 +220,11 @@ def open_scorer(term: str, options: Namespace) -> "Scorer":
             weight = math.nan
         if not math.isfinite(weight):
             raise UserError(f"--by: found the weight {weighted[2]!r}, expected a number")
-    if is_there(path := path_of(name)):
-        name = str(path)  # folder/ and ./folder are one labeler
-    elif ":" in name:
+    if ":" in name and not is_there(path_of(name)):
         return function_scorer(name, weight)
+    name = _plain(name)
+    if "torch" not in sys.modules:  # which takes seconds, in which nothing else is said
+        sys.stderr.write(f"--by: opening {name}\n")
     from gpt_modules.backbone import load_pretrained
     from gpt_modules.data.text.tokenizers import load_fitting
 
@@ -231,18 +233,20 @@ def open_scorer(term: str, options: Namespace) -> "Scorer":
     return model_scorer(name, model.to(device_of(options)).eval(), tokenizer, weight)
 
 
+def _plain(name: str) -> str:
+    """One name for what is here, however it is written: folder/ and ./folder are one labeler."""
+    return str(path) if is_there(path := path_of(name)) else name
+
+
 def _import(options: Namespace) -> None:
-    from gpt_modules.data.rows.sources import load_rows
-    from gpt_modules.feedback.exchange import bring_in, check_imported, refuse_other_flags
+    from gpt_modules.feedback.exchange import bring_in, refuse_other_flags
 
     _check_names("--flags", options.flags or [])
     new = not options.store.exists()
     if not new:
         with ComparisonStore.open(options.store) as store:
             store.check()
-    files = {name: load_rows(name, "train", check_imported) for name in getattr(options, "import")}
-    if options.name is not None:  # in place of whom the rows name
-        files = {name: [{**row, "labeler": options.name} for row in rows] for name, rows in files.items()}
+    files = _imported_rows(options)
     if new:
         refuse_other_flags(chain(*files.values()), FLAGS if options.flags is None else options.flags)
         check_writable(options.store.parent)
@@ -256,6 +260,17 @@ def _import(options: Namespace) -> None:
         for name, of in found.items():
             _say(f"{store.path}: {name}: {of.new} votes are new, {of.replaced} take the place of the same labeler's, "
                  f"{of.known} of {len(files[name])} rows changed nothing")  # fmt: skip
+
+
+def _imported_rows(options: Namespace) -> "dict[str, list[Row]]":
+    """Of each file, with --name in place of whom they name."""
+    from gpt_modules.data.rows.sources import load_rows
+    from gpt_modules.feedback.exchange import check_imported
+
+    files = {_plain(name): load_rows(name, "train", check_imported) for name in getattr(options, "import")}
+    if options.name is None:
+        return files
+    return {name: [{**row, "labeler": options.name} for row in rows] for name, rows in files.items()}
 
 
 def _beside(path: Path) -> str:

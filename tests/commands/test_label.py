@@ -271,7 +271,8 @@ def test_files_of_two_people_are_two_labelers(run, tmp_path):
     for name, row in zip(("ann", "ben"), rows, strict=True):
         (tmp_path / name).mkdir()
         (tmp_path / name / "votes.jsonl").write_text(json.dumps(row))
-    run("--import", "ann/votes.jsonl", "ben/votes.jsonl")
+    run("--import", "ann/votes.jsonl", "./ben/votes.jsonl")
+    assert "0 votes are new" in run("--import", "./ann//votes.jsonl")
     assert [(labeler, ranks) for _, labeler, ranks in rankings()] == [
         ("ann/votes.jsonl", (1, 2)), ("ben/votes.jsonl", (2, 1))
     ]  # fmt: skip
