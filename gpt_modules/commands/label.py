@@ -284,7 +284,9 @@ def _export(store: ComparisonStore, options: Namespace) -> None:
 
     if options.export.exists():
         raise UserError(f"--export: found {options.export}, which is there already, expected a new file")
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in exported(store.rankings(options.round))]
+    lines = [
+        json.dumps(row, ensure_ascii=False) + "\n" for row in exported(store.rankings(options.round), store.kind_of)
+    ]
     if not lines:
         raise UserError(f"{store.path}: found no vote, expected at least one")
     replace_durably(options.export, "".join(lines))

@@ -2,8 +2,9 @@
 
 In come {"prompt", "responses", "ranking"}, {"prompt", "chosen", "rejected"}, best-of-K votes {"prompt", "responses",
 "best"} (Ziegler et al. 2019: one answer is the best, nobody says how the others compare), and transcripts {"chosen",
-"rejected"} of Anthropic's hh-rlhf, whose beginning they share. A "labeler" in a row is who ranked it; "scores", "flags"
-and "models" (who answered) stand parallel to "responses"; "round" says of which round a task is.
+"rejected"} of Anthropic's hh-rlhf, whose beginning they share. A "labeler" in a row is who ranked it, "labeler_kind"
+whether scores do (whoever else comes from a file counts as people do); "scores", "flags" and "models" (who answered)
+stand parallel to "responses"; "round" says of which round a task is.
 
 A row keeps who ranked, ranks, scores, flags, and the models by name. Their digests and sampling settings, notes, time
 spent, skips, and votes that count no more stay in their store.
@@ -12,7 +13,7 @@ spent, skips, and votes that count no more stay in their store.
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from gpt_modules.data.rows.schemas import FieldError, check_row, describe, items_of, mapping_of, text_of, texts_of
 from gpt_modules.data.splits import Row
@@ -22,6 +23,7 @@ from gpt_modules.storage.comparisons import (
     Answer,
     ComparisonStore,
     Judgement,
+    LabelerKind,
     Ranking,
     Source,
     Task,
@@ -34,8 +36,12 @@ ASSISTANT = "\n\nAssistant:"
 IMPORTED = Source("file")
 
 
-def exported(rankings: Iterable[Ranking]) -> Iterator[Row]:
-    """A row for each vote that counts; `RewardDataModule` reads it, and `bring_in` makes the same vote of it."""
+def exported(rankings: Iterable[Ranking], kind_of: Callable[[str], LabelerKind | None] | None = None) -> Iterator[Row]:
+    """A row for each vote that counts; `RewardDataModule` reads it, and `bring_in` makes the same vote of it.
+
+    Args:
+        kind_of: `ComparisonStore.kind_of`; None: rows do not say whether scores ranked.
+    """
     for found in rankings:
         row: Row = {
             "prompt": found.prompt,
@@ -45,6 +51,8 @@ def exported(rankings: Iterable[Ranking]) -> Iterator[Row]:
             "round": found.round,
             "models": [answer.source.name for answer in found.answers],
         }
+        if kind_of is not None:
+            row["labeler_kind"] = kind_of(found.labeler)
         if any(score is not None for score in found.scores):
             row["scores"] = list(found.scores)
         if any(found.flags):
@@ -67,6 +75,10 @@ def check_imported(record: object) -> Row:
         row = check_row(fields, "reward")
     if fields.get("labeler") is not None:
         row["labeler"] = _name(text_of(fields, "labeler"), "labeler")
+    if (kind := fields.get("labeler_kind")) is not None:
+        if kind not in get_args(LabelerKind):
+            raise FieldError("labeler_kind", describe(kind), " or ".join(get_args(LabelerKind)))
+        row["labeler_kind"] = kind
     if (number := fields.get("round")) is not None:
         if type(number) is not int or not 1 <= number < 2**63:
             raise FieldError("round", describe(number), "a whole number from 1")
@@ -165,7 +177,7 @@ def bring_in(store: ComparisonStore, rows: Sequence[Row], labeler: str) -> Broug
     """
     refuse_other_flags(rows, store.form)
     with store.together():
-        kinds = {name: store.kind_of(name) for name in {row.get("labeler", labeler) for row in rows}}
+        admitted: set[tuple[str, LabelerKind]] = set()
         new, replaced, known = 0, 0, 0
         for row, task in zip(rows, _tasks(store, rows), strict=True):
             name = row.get("labeler", labeler)
@@ -175,9 +187,10 @@ def bring_in(store: ComparisonStore, rows: Sequence[Row], labeler: str) -> Broug
             if task is None or (before is not None and before.judgements == judgements):
                 known += 1
                 continue
-            if kinds[name] != "file":
-                store.add_labeler(name, "file")
-                kinds[name] = "file"
+            kind: LabelerKind = "scores" if row.get("labeler_kind") == "scores" else "file"
+            if (name, kind) not in admitted:
+                store.add_labeler(name, kind)
+                admitted.add((name, kind))
             store.vote(Vote(task.id, name, judgements, uuid.uuid4().hex))
             new, replaced = new + (before is None), replaced + (before is not None)
     return BroughtIn(new, replaced, known)

@@ -51,12 +51,14 @@ def test_there_and_back_changes_nothing(store, tmp_path):
     store.add_labeler("rules", "scores", "by length")
     store.vote(Vote(2, "ann", {4: Judgement(1, 5), 5: Judgement(2, 4), 6: Judgement(3, 1)}, "k2"))
     store.vote(Vote(3, "rules", {7: Judgement(2), 8: Judgement(1)}, "k3"))
-    out = list(exported(store.rankings()))
+    out = list(exported(store.rankings(), store.kind_of))
     rows = [check_imported(row) for row in out]
     with ComparisonStore.create(tmp_path / "other.db") as other:
         assert bring_in(other, rows, "file") == (3, 0, 0)
-        there = list(exported(other.rankings()))
-        assert there == out
+        assert (other.kind_of("ann"), other.kind_of("rules")) == ("file", "scores")
+        there = list(exported(other.rankings(), other.kind_of))
+        people = {"person": "file"}
+        assert there == [{**row, "labeler_kind": people.get(row["labeler_kind"], "scores")} for row in out]
         assert bring_in(other, rows, "file") == (0, 0, 3)
     assert bring_in(store, [check_imported(row) for row in there], "file") == (0, 0, 3)
 
@@ -173,6 +175,7 @@ SAME = {"prompt": "p", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
             {**SAME, "flags": [["x"], [], []]},
             "flags[2]: found ['x'] and [] for the same answer, the text 'a', expected",
         ),
+        ({**TWO, "labeler_kind": "robot"}, "labeler_kind: found the text 'robot', expected person or scores or file"),
         ({**TWO, "round": 0}, "round: found the number 0, expected a whole number from 1"),
         ({**TWO, "round": True}, "round: found the truth value True, expected a whole number from 1"),
         ({**TWO, "models": ["m"]}, "models: found a list of 1, expected 2, one for each response"),
@@ -204,6 +207,8 @@ def test_a_mistake_brings_nothing_in(store):
         (asked(flags=[["evil"], [], []]), "flags: found 'evil', expected some of"),
         (asked(labeler="ann"), "labeler 'ann': found a person under this name, expected another name"),
         (asked(labeler="rules"), "labeler 'rules': found one that ranks by other scores under this name"),
+        (asked(labeler="rules", labeler_kind="scores"), "labeler 'rules': found one that ranks by other scores"),
+        (asked("more", labeler="file", labeler_kind="scores"), "labeler 'file': found one of imported votes under"),
     ):
         with pytest.raises(UserError, match=line):
             bring_in(store, [asked(), asked("new"), bad], "file")
