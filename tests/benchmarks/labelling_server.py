@@ -1,7 +1,7 @@
 """The labelling page's server under kills and crowds: what it says it has kept is what is in the file.
 
     python tests/benchmarks/labelling_server.py kills    # SIGKILL 20 times while four labelers vote
-    python tests/benchmarks/labelling_server.py crowd    # 8 labelers, 200 tasks
+    python tests/benchmarks/labelling_server.py crowd    # 8 labelers at two servers, 200 tasks
 
 Each step fails with an assertion, or prints what it counted. The tests run both, `kills` with fewer of them.
 """
@@ -119,12 +119,13 @@ def kills(path: Path, times: int = 20, most: int = 200) -> None:
 
 
 def crowd(path: Path) -> None:
-    """Eight labelers finish 200 tasks, a fifth of them twice."""
+    """Eight labelers at two servers finish 200 tasks, a fifth of them twice."""
     make_store(path, 200)
-    with served(path, "--overlap", "0.2") as (_, address):
-        port = int(address.rstrip("/").rpartition(":")[2])
+    words = ("--overlap", "0.2")
+    with served(path, *words) as (_, address), served(path, *words) as (_, other):
+        ports = [int(of.rstrip("/").rpartition(":")[2]) for of in (address, other)]
         with ThreadPoolExecutor(8) as pool:
-            done = pool.map(lambda i: Client(port, f"labeler {i}").work(), range(8))
+            done = pool.map(lambda i: Client(ports[i % 2], f"labeler {i}").work(), range(8))
             kept = [task for tasks in done for task in tasks]
     with Desk.open(path, writing=False) as store:
         votes: dict[int, int] = {}
@@ -135,7 +136,7 @@ def crowd(path: Path) -> None:
     twice = sum(count == 2 for count in votes.values())
     assert set(votes.values()) == {1, 2}
     assert len(kept) == 200 + twice
-    print(f"8 labelers: 200 tasks, {200 - twice} once and {twice} twice ({len(kept)} votes)")
+    print(f"8 labelers at two servers: 200 tasks, {200 - twice} once and {twice} twice ({len(kept)} votes)")
 
 
 def free_port() -> int:
