@@ -3,7 +3,7 @@
 import { card, refresh } from "./cards.js";
 import { holdWhileWorking } from "./claim.js";
 import { listen } from "./keys.js";
-import { build } from "./markdown.js";
+import { Markdown } from "./markdown.js";
 import { Panel } from "./panel.js";
 import { Ranking, letter } from "./ranking.js";
 import { Refused, call, newKey } from "./server.js";
@@ -25,6 +25,10 @@ let last = null; // the task of the newest vote
 const panel = new Panel(of("ranking"), of("unplaced"), (i) => {
   update();
   say(panel.describe(i));
+});
+const markdown = new Markdown(of("markdown"), async () => {
+  const found = await ask("markdown", { task: task.task }, true);
+  return found && [found.prompt, ...found.answers];
 });
 
 // --- talking to the server ---
@@ -134,34 +138,14 @@ function showTask(shown, change) {
   of("answers").replaceChildren(...cards);
   of("prompt").replaceChildren(of("prompt-heading"), textBlock(task.prompt, "the prompt"));
   of("more-letters").hidden = count <= 9;
-  showTexts();
+  const answers = cards.map((element, i) => [element, task.answers[i], `answer ${letter(i)}`]);
+  markdown.show([[of("prompt"), task.prompt, "the prompt"], ...answers], true);
   of("editing").hidden = !editing;
   show("task");
   update();
   window.scrollTo(0, 0);
   of("prompt").focus({ preventScroll: true });
   say(`Prompt and ${count} answers.`);
-}
-
-// As text, or as Markdown where that leaves nothing out.
-async function showTexts() {
-  const [number, on] = [task.task, markdown()];
-  const trees = on ? await ask("markdown", { task: number }, true) : null;
-  if (number !== task?.task || on !== markdown() || (on && trees === null)) return;
-  const show = (element, text, what, tree) =>
-    element.querySelector(".block").replaceWith(textBlock(text, what, tree ? build(tree) : null));
-  show(of("prompt"), task.prompt, "the prompt", trees?.prompt);
-  for (const [i, element] of cards.entries()) {
-    show(element, task.answers[i], `answer ${letter(i)}`, trees?.answers[i]);
-  }
-}
-
-const markdown = () => of("markdown").getAttribute("aria-pressed") === "true";
-
-function setMarkdown(on) {
-  of("markdown").setAttribute("aria-pressed", String(on));
-  localStorage.setItem("markdown", on ? "on" : "off");
-  if (task !== null) showTexts();
 }
 
 const draftName = () => `draft ${who} ${task.task}`;
@@ -313,7 +297,7 @@ const PRESSED = {
   x: () => cards[current].querySelector(".flag input")?.focus(),
   n: () => of("note").focus(),
   s: () => send([]),
-  t: () => setMarkdown(!markdown()),
+  t: switchMarkdown,
   Enter: submit,
   Escape: () => byScores(),
   "=": () => {
@@ -321,6 +305,11 @@ const PRESSED = {
     say("Tied with the one before: type its letter.");
   },
 };
+
+async function switchMarkdown() {
+  await markdown.toggle();
+  say(markdown.on ? "Shown as Markdown." : "Shown as text.");
+}
 
 function byScores() {
   ranking.clear();
@@ -374,7 +363,7 @@ clicked("leave", () => {
   next();
 });
 clicked("by-scores", byScores);
-clicked("markdown", () => setMarkdown(!markdown()));
+clicked("markdown", switchMarkdown);
 clicked("skip", () => send([]));
 clicked("submit", submit);
 of("note").addEventListener("change", () => task !== null && update());
@@ -398,7 +387,6 @@ setInterval(() => {
 }, POLL);
 
 // A link of one's own has a path; without one, whoever was here before goes on.
-setMarkdown(localStorage.getItem("markdown") === "on");
 const named = localStorage.getItem("labeler");
 if (location.pathname !== "/") begin(null);
 else if (named) begin(named);
