@@ -9,6 +9,7 @@ from itertools import islice
 
 from gpt_modules.commands.arguments import Arguments, device_of, path_name, whole_number
 from gpt_modules.commands.opening import open_language_model
+from gpt_modules.commands.scorers import plain_name
 from gpt_modules.commands.speaker import MODEL, Prompt, Sampling, Speaker, add_sampling, sampling_of
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.sampling import Draw, Said, Voice, sample_answers
@@ -34,6 +35,8 @@ def main(words: list[str]) -> None:
         ComparisonStore.open(options.output).close()
     check_writable(options.output.parent)
     prompts = read_prompts(options.prompts)
+    if "torch" not in sys.modules:  # which takes seconds, in which nothing else is said
+        _tell(f"opening {', '.join(options.model)}")
     speakers = {name: Speaker(*open_language_model(name, device_of(options)), sampling) for name in options.model}
     prompts = _fitting(prompts, speakers)
     voices = [_voice(name, speaker, sampling) for name, speaker in speakers.items()]
@@ -104,7 +107,7 @@ def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
         return [Said(*answer) for answer in speaker.answers(prompts)]
 
     settings = json.dumps(sampling._asdict(), sort_keys=True)
-    return Voice(Source(name, model_digest(speaker.model), settings), answers)
+    return Voice(Source(plain_name(name), model_digest(speaker.model), settings), answers)
 
 
 def _sample(store: ComparisonStore, prompts: Sequence[str], voices: Sequence[Voice], options: Namespace) -> None:

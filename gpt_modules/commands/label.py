@@ -1,8 +1,6 @@
 """`gpt label`: votes into a store of comparisons and out of it."""
 
 import json
-import math
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -12,16 +10,16 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from gpt_modules.commands.arguments import Arguments, add_device, device_of, number, path_name, utf8_text, whole_number
+from gpt_modules.commands.arguments import Arguments, add_device, number, path_name, utf8_text, whole_number
+from gpt_modules.commands.scorers import open_scorer, plain_name, read_term
 from gpt_modules.errors import UserError
 from gpt_modules.progress import Meter
 from gpt_modules.storage.comparisons import FLAGS, LONGEST_NAME, ComparisonStore, Desk, Task, Wanted, is_store
 from gpt_modules.storage.durable import check_writable, replace_durably
-from gpt_modules.storage.paths import is_there, near_names, path_of
+from gpt_modules.storage.paths import near_names
 
 if TYPE_CHECKING:
     from gpt_modules.data.splits import Row
-    from gpt_modules.feedback.labelers import Scorer
 
 DESCRIPTION = """Votes into a store of comparisons and out of it. By people, on a page that is served until Ctrl-C; by
 models or functions (--by), from a file (--import), into a file (--export); or what the votes say of their labelers
@@ -36,7 +34,6 @@ READ = {
 }
 PORT = 7861
 AT_ONCE = 64  # tasks that are scored together and then kept
-_WEIGHTED = re.compile(r"(.+)\*([-+0-9.eE]+)")
 
 
 def main(words: list[str]) -> None:
@@ -180,7 +177,7 @@ def _by(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.feedback.labelers import Manner, settings_of, votes
 
     manner = Manner(options.temperature, options.margin, options.seed)
-    scorers = [open_scorer(term, options) for term in options.by]
+    scorers = [open_scorer(read_term(term), options) for term in options.by]
     name = options.name or " + ".join(of.name if of.weight == 1 else f"{of.name}*{of.weight:g}" for of in scorers)
     every = _tasks(store, options)
     tasks = [task for task in every if store.vote_of(task.id, name) is None]
@@ -200,42 +197,6 @@ def _tasks(store: ComparisonStore, options: Namespace) -> list[Task]:
         where = "" if options.round is None else f" in round {options.round}"
         raise UserError(f"{store.path}: found no task{where}, expected some (gpt compare samples them)")
     return found
-
-
-def open_scorer(term: str, options: Namespace) -> "Scorer":
-    """A term of --by: a reward-model folder or a function, with *WEIGHT.
-
-    Raises:
-        UserError: it is neither, or cannot be opened.
-    """
-    from gpt_modules.feedback.labelers import function_scorer, model_scorer
-
-    weighted = None if is_there(path_of(term)) else _WEIGHTED.fullmatch(term)
-    weight, name = 1.0, term
-    if weighted is not None:
-        name = weighted[1]
-        try:
-            weight = float(weighted[2])
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            raise UserError(f"--by: found the weight {weighted[2]!r}, expected a number")
-    if ":" in name and not is_there(path_of(name)):
-        return function_scorer(name, weight)
-    name = _plain(name)
-    if "torch" not in sys.modules:  # which takes seconds, in which nothing else is said
-        sys.stderr.write(f"--by: opening {name}\n")
-    from gpt_modules.backbone import load_pretrained
-    from gpt_modules.data.text.tokenizers import load_fitting
-
-    model = load_pretrained(name, kind="reward")
-    tokenizer = load_fitting(name, model.config.vocab_size)
-    return model_scorer(name, model.to(device_of(options)).eval(), tokenizer, weight)
-
-
-def _plain(name: str) -> str:
-    """One name for what is here, however it is written: folder/ and ./folder are one labeler."""
-    return str(path) if is_there(path := path_of(name)) else name
 
 
 def _import(options: Namespace) -> None:
@@ -267,7 +228,7 @@ def _imported_rows(options: Namespace) -> "dict[str, list[Row]]":
     from gpt_modules.data.rows.sources import load_rows
     from gpt_modules.feedback.exchange import check_imported
 
-    files = {_plain(name): load_rows(name, "train", check_imported) for name in getattr(options, "import")}
+    files = {plain_name(name): load_rows(name, "train", check_imported) for name in getattr(options, "import")}
     if options.name is None:
         return files
     return {name: [{**row, "labeler": options.name} for row in rows] for name, rows in files.items()}

@@ -12,7 +12,7 @@ from typing import Any
 from gpt_modules.commands.pipelines.comparing import option_words
 from gpt_modules.commands.pipelines.document import Pipeline
 from gpt_modules.commands.pipelines.plan import Plan
-from gpt_modules.commands.pipelines.steps import REWARD, Step
+from gpt_modules.commands.pipelines.steps import REWARD, Step, check_model
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import ComparisonStore, Ranking
 from gpt_modules.storage.documents import Positive, typed
@@ -69,6 +69,10 @@ class LabelPlan(Plan):
         return self.step.round
 
     def check(self) -> None:
+        self._check_enough()
+        self._check_by()
+
+    def _check_enough(self) -> None:
         if self.enough is None:
             return
         if not self.by_people:
@@ -76,6 +80,17 @@ class LabelPlan(Plan):
         counts = [of.set.get("count") for of in self.pipeline.round if of.command == "compare"]
         if isinstance(counts[0], int) and self.enough > counts[0]:
             raise UserError(f"enough: found {self.enough}, expected at most the {counts[0]} prompts of a round")
+
+    def _check_by(self) -> None:
+        """Functions are there, and folders, unless an earlier step is to make them."""
+        from gpt_modules.commands.scorers import read_term
+        from gpt_modules.feedback.labelers import function_scorer
+
+        for term in map(read_term, self.options.by or ()):
+            if term.is_function:
+                function_scorer(term.name)
+            elif self.step.root not in Path(term.name).parents:
+                check_model("by", term.name)
 
     def words(self) -> list[str]:
         return [] if self.by_people else ["label", *self.command]
@@ -112,8 +127,9 @@ class LabelPlan(Plan):
 
         found: dict[str, float | None] = {"agreement": pairwise(by_task(rankings)).part}
         for folder in self.rewards:
-            from gpt_modules.commands.label import open_scorer
+            from gpt_modules.commands.scorers import Term, open_scorer
             from gpt_modules.feedback.predicting import predicted
 
-            found["reward_accuracy"] = predicted(open_scorer(str(folder), self.options), rankings).part
+            scorer = open_scorer(Term(str(folder), 1.0, is_function=False), self.options)
+            found["reward_accuracy"] = predicted(scorer, rankings).part
         return found

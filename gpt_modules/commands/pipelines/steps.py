@@ -76,9 +76,18 @@ def check_start(pipeline: Pipeline) -> None:
         UserError: one is not.
     """
     for name, value in start_folders(pipeline).items():
-        found = path_of(value) / CONFIG_FILE
-        if not is_there(found) and (is_there(path_of(value)) or lies_in_folder(value) or not is_hub_name(value)):
-            raise UserError(f"{at('start', name)}: {found}: found no such file, expected an exported model's folder")
+        check_model(at("start", name), value)
+
+
+def check_model(where: str, name: str) -> None:
+    """Nothing, where a model's folder is there, or may be on the hub.
+
+    Raises:
+        UserError: it is not.
+    """
+    found = path_of(name) / CONFIG_FILE
+    if not is_there(found) and (is_there(path_of(name)) or lies_in_folder(name) or not is_hub_name(name)):
+        raise UserError(f"{where}: {found}: found no such file, expected an exported model's folder")
 
 
 class _Unrolling:

@@ -113,3 +113,13 @@ def test_the_answers_and_the_labeler_decide_the_votes():
 def test_options_without_effect_are_refused(options, line):
     with pytest.raises(UserError, match=f"^{line}"):
         plan(**options).check()
+
+
+def test_who_ranks_is_there_before_the_first_round():
+    for by, line in (
+        ("nothing_here:f", r"--by: found .nothing_here:f., expected"),
+        ("runs-elsewhere/of/reward", r"by: runs-elsewhere/of/reward/config.json: found no such file, expected an exp"),
+    ):
+        with pytest.raises(UserError, match=f"^{line}"):
+            plan(by=by).check()
+    plan(by="runs/round-1/reward/export").check()  # which a step is to make
