@@ -42,7 +42,8 @@ class RankingBatch(NamedTuple):
 
     tokens (N, T): prompt + answer + eos, right-padded. lengths (N,): tokens that count in each row. index (P, K): the
     row of each answer in `tokens`, -1 where a prompt has fewer than K. ranks (P, K): lower is better, equal is a tie.
-    mask (P, K): True where an answer exists.
+    mask (P, K): True where an answer exists. Of the vote, where that is known: scores (P, K): 1 to 7 (7 is best), 0 for
+    none; labelers (P,): their numbers in a table of the data, -1 for nobody; rounds (P,): of comparisons, -1 for none.
     """
 
     tokens: Int[Tensor, "N T"]
@@ -50,6 +51,9 @@ class RankingBatch(NamedTuple):
     index: Int[Tensor, "P K"]  # type: ignore[assignment]  # shadows tuple.index, which nobody calls
     ranks: Int[Tensor, "P K"]
     mask: Bool[Tensor, "P K"]
+    scores: Int[Tensor, "P K"]
+    labelers: Int[Tensor, " P"]
+    rounds: Int[Tensor, " P"]
 
 
 class PromptBatch(NamedTuple):

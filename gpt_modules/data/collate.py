@@ -42,10 +42,15 @@ class TaskExample(NamedTuple):
 
 
 class RankedAnswers(NamedTuple):
-    """The answers to one prompt, each as prompt + answer + eos, and their ranks (lower is better)."""
+    """The answers to one prompt, each as prompt + answer + eos, and their ranks (lower is better); the labeler's scores
+    of them (0: none), the number of the labeler and the round (-1: not known).
+    """
 
     answers: list[IntArray]
     ranks: list[int]
+    scores: Sequence[int] = ()
+    labeler: int = -1
+    round: int = -1
 
 
 def make_example(turns: Sequence[tuple[Sequence[int], bool]], eos_id: int) -> TokenExample:
@@ -173,16 +178,19 @@ def collate_rankings(prompts: Sequence[RankedAnswers]) -> RankingBatch:
     answers = [answer for prompt in prompts for answer in prompt.answers] or [np.zeros(1, dtype=np.int64)]
     width = max((len(prompt.answers) for prompt in prompts), default=1)
     index = np.full((len(prompts), width), -1, dtype=np.int64)
-    ranks = np.zeros((len(prompts), width), dtype=np.int64)
+    ranks, scores = np.zeros((2, len(prompts), width), dtype=np.int64)
     row = 0
     for i, prompt in enumerate(prompts):
         count = len(prompt.answers)
         index[i, :count] = np.arange(row, row + count)
         ranks[i, :count] = prompt.ranks
+        scores[i, : len(prompt.scores)] = prompt.scores
         row += count
     lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.int64)
     table = torch.from_numpy(index)
-    return RankingBatch(pad_right(answers), lengths, table, torch.from_numpy(ranks), table >= 0)
+    labelers, rounds = torch.tensor([(prompt.labeler, prompt.round) for prompt in prompts]).view(-1, 2).long().unbind(1)
+    judged = (torch.from_numpy(ranks), table >= 0, torch.from_numpy(scores))
+    return RankingBatch(pad_right(answers), lengths, table, *judged, labelers, rounds)
 
 
 def collate_prompts(prompts: Sequence[IntArray], numbers: Sequence[int] | None = None) -> PromptBatch:

@@ -174,7 +174,8 @@ class FinetuningDataModule(ResumableDataModule):
             self.predict_examples = self._examples(rows, "predict")
         missing = self.train_examples if stage == "fit" else self.validation_examples
         if stage != "predict" and missing is None:
-            train, validation = self._read(stage)
+            train, validation = self.read_whole(lambda: self._read(stage)) if stage == "fit" else self._read(stage)
+            self.expect_agreement()
             self.validation_examples = self._examples(validation, "validation")
             self.train_examples = self._examples(train, "train") if stage == "fit" else None
 
@@ -199,8 +200,13 @@ class FinetuningDataModule(ResumableDataModule):
     def rows(self) -> tuple[list[Row], list[Row]]:
         """(training, validation) rows as text, {"text", "pair" or "choices" where the task has them, "label"}, labels
         as numbers: for baselines.
+
+        Raises:
+            UserError: They are no longer what `setup` has read.
         """
-        return self._read("fit")
+        found = self._read("fit")
+        self.expect_unchanged()
+        return found
 
     def _examples(self, rows: list[Row], name: str) -> TaskExamples:
         return TaskExamples(rows, self.tokenizer, self.task_spec, self.context, name)

@@ -104,7 +104,8 @@ class PPODataModule(ResumableDataModule):
     def setup(self, stage: str) -> None:
         """Encodes."""
         if self.train_examples is None:
-            train, validation = self._rows()
+            train, validation = self.read_whole(self._rows)
+            self.expect_agreement()
             self.train_examples = encode_prompts(train, self.tokenizer, self.max_prompt_tokens, "train")
             self.validation_examples = encode_prompts(validation, self.tokenizer, self.max_prompt_tokens, "validation")
 

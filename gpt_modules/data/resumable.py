@@ -2,20 +2,25 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
 import lightning as L
+import torch.distributed as dist
 
 from gpt_modules.data.loader import BatchLoader, Examples, Place
+from gpt_modules.data.rows.files import rows_digest
 from gpt_modules.data.rows.labelled import is_built_in
-from gpt_modules.data.rows.sources import Source, fingerprint, has_own_splits
+from gpt_modules.data.rows.sources import Source, fingerprint, has_own_splits, local_files
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.documents import typed
 
 BatchT = TypeVar("BatchT")
+RowsT = TypeVar("RowsT")
 SHOWN_TOKENS = 12
+READINGS = 5  # of files that somebody writes at the same time, such as a store that people label
 
 
 class ResumableDataModule(L.LightningDataModule):
@@ -32,6 +37,7 @@ class ResumableDataModule(L.LightningDataModule):
         self._tokenizer: Tokenizer | None = None
         self._train_loader: BatchLoader[Any] | None = None
         self._pending: dict[str, int] | None = None
+        self.files: dict[str, str] = {}  # path -> digest of what was read there
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -70,7 +76,59 @@ class ResumableDataModule(L.LightningDataModule):
         """Of the content of one of them."""
         if is_built_in(source) and not has_own_splits(source):
             return str(source)
-        return fingerprint(source, "validation" if name == "validation" else "train")
+        return fingerprint(source, "validation" if name == "validation" else "train", self.files)
+
+    def read_whole(self, read: Callable[[], RowsT]) -> RowsT:
+        """What `read` makes of the training and validation files in one state of theirs, whose digests are `files`.
+
+        Raises:
+            UserError: They change whenever they are read.
+        """
+        before = self._digests()
+        for _ in range(READINGS):
+            found, after = read(), self._digests()
+            if after == before:
+                self.files = after
+                return found
+            before = after
+        raise UserError(f"data: found {', '.join(before)} changed whenever read, expected files that nobody writes")
+
+    def expect_unchanged(self) -> None:
+        """For what reads the files of a run once more.
+
+        Raises:
+            UserError: They are not those that were read.
+        """
+        now = self._digests() if self.files else {}
+        for path, digest in self.files.items():
+            if now.get(path) != digest:
+                raise UserError(
+                    f"{path}: found it changed since the run has read it, expected it left alone; begin anew"
+                )
+
+    def expect_agreement(self) -> None:
+        """All processes of a run have read the same; called by all of them.
+
+        Raises:
+            UserError: One has read other content.
+        """
+        if not (self.files and dist.is_available() and dist.is_initialized()):
+            return
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, [*self.files.values()])
+        for number, path in enumerate(self.files):
+            if len({digests[number] for digests in everyone}) > 1:
+                raise UserError(f"{path}: found other content on another process of the run, expected it left alone")
+
+    def files_of(self, source: Source) -> dict[str, str]:
+        """Path -> digest of what `read_whole` has read of a source's files."""
+        paths = [] if is_built_in(source) else map(str, local_files(source))
+        return {path: self.files[path] for path in paths if path in self.files}
+
+    def _digests(self) -> dict[str, str]:
+        sources = self.sources()
+        local = [one for name in ("train", "validation") for one in sources[name] if not is_built_in(one)]
+        return {str(path): rows_digest(path) for source in local for path in local_files(source)}
 
     def longest_row(self) -> tuple[int, str]:
         """(tokens, what the context is found to be) of the longest row that a model will read; known after `setup`."""

@@ -1,7 +1,9 @@
 """Reward model data: answers to a prompt, ranked by people."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +14,11 @@ from gpt_modules.data.builtin.reviews import instruction, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
+from gpt_modules.data.rows.comparisons import chosen_votes
 from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +30,8 @@ class Comparisons(Examples[RankingBatch]):
 
     An answer that does not fit the context is left out, and a row without two answers of different rank with it: a
     cut answer was not what people ranked. An epoch has as many rows as the first one: a later draw of fewer repeats
-    some, one of more leaves some out. `redrawn` says that a later draw may have other texts.
+    some, one of more leaves some out. `redrawn` says that a later draw may have other texts. `labelers`: name -> number
+    in the batches.
 
     Raises:
         UserError: No row is left.
@@ -43,6 +47,7 @@ class Comparisons(Examples[RankingBatch]):
     ) -> None:
         self.draw, self.tokenizer, self.context, self.redrawn = draw, tokenizer, context, redrawn
         self._ids: dict[str, list[int]] = {}
+        self.labelers: dict[str, int] = {}
         rows = draw(0)
         self._epoch, self._rows, self._examples = 0, rows, self._encode(rows)
         self._count = len(self._examples)
@@ -69,6 +74,15 @@ class Comparisons(Examples[RankingBatch]):
         rows = self._of(epoch)
         return collate_rankings([rows[i % len(rows)] for i in indices.tolist()])
 
+    def votes(self) -> list[dict[str, Any]]:
+        """How many rows of each round and labeler; None where rows name none."""
+        names = {number: name for name, number in self.labelers.items()}
+        counts = Counter((row.round, row.labeler) for row in self._examples)
+        return [
+            {"round": None if number < 0 else number, "labeler": names.get(labeler), "votes": count}
+            for (number, labeler), count in sorted(counts.items())
+        ]
+
     def _of(self, epoch: int) -> list[RankedAnswers]:
         if epoch != self._epoch:
             rows = self.draw(epoch)
@@ -85,8 +99,16 @@ class Comparisons(Examples[RankingBatch]):
 
     def _answers(self, row: Row) -> RankedAnswers:
         answers = [self._ids[row["prompt"]] + self._ids[text] + [self.tokenizer.eos_id] for text in row["responses"]]
-        pairs = [(np.array(a), rank) for a, rank in zip(answers, row["ranking"], strict=True) if len(a) <= self.context]
-        return RankedAnswers([answer for answer, _ in pairs], [rank for _, rank in pairs])
+        kept = [i for i, answer in enumerate(answers) if len(answer) <= self.context]
+        ranks = [1 + sum(better < rank for better in row["ranking"]) for rank in row["ranking"]]  # of whatever size
+        scores, name = row.get("scores") or [None] * len(answers), row.get("labeler")
+        return RankedAnswers(
+            [np.array(answers[i]) for i in kept],
+            [ranks[i] for i in kept],
+            [scores[i] or 0 for i in kept],
+            -1 if name is None else self.labelers.setdefault(name, len(self.labelers)),
+            row.get("round", -1),
+        )
 
 
 class RewardDataModule(ResumableDataModule):
@@ -94,8 +116,8 @@ class RewardDataModule(ResumableDataModule):
 
     Args:
         train: "reviews" (embedded; sentences that people rated, grouped anew every epoch), files, folders or globs of
-            {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} rows, or a data set's name on the
-            hub.
+            {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} rows, stores of comparisons, or a
+            data set's name on the hub. They are read once: votes that come later are the next run's.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub.
         context: Tokens of prompt, answer and eos.
@@ -109,6 +131,9 @@ class RewardDataModule(ResumableDataModule):
         demonstrations: Rows as for SFT that shall score 0 on average; None: for the reviews the positive sentences
             about films, else the best-ranked answers of the training rows.
         max_demonstrations: At most so many of them.
+        labelers: Train on the votes of these alone; None: of all. What validates is not chosen from, so that runs on
+            other votes are measured on the same.
+        rounds: Likewise, of these rounds of comparisons.
     """
 
     def __init__(
@@ -125,6 +150,8 @@ class RewardDataModule(ResumableDataModule):
         validation_fraction: float = 0.05,
         demonstrations: str | list[str] | None = None,
         max_demonstrations: int = 512,
+        labelers: list[str] | None = None,
+        rounds: list[int] | None = None,
     ) -> None:
         super().__init__(tokenizer)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
@@ -133,13 +160,21 @@ class RewardDataModule(ResumableDataModule):
         if train != REVIEWS:
             expect_default(RewardDataModule, "train", f"{train!s:.60}, whose rows bring their answers", k=k)
         expect_whole(0, None, seed=seed)
+        for name, wanted in {"labelers": labelers, "rounds": rounds}.items():
+            expect(wanted is None or len(wanted) > 0, name, wanted, "at least one, or null for all")
+        if train == REVIEWS:
+            beside = f"{REVIEWS}, which no labeler of a round has ranked"
+            expect_default(RewardDataModule, "train", beside, labelers=labelers, rounds=rounds)
         expect_parted(RewardDataModule, train, validation, train == REVIEWS, validation_fraction)
         self.demonstration_source, self.max_demonstrations = demonstrations, max_demonstrations
         self.train_source, self.validation_source = train, validation
         self.context, self.k, self.batch_size, self.val_batch_size = context, k or 2, batch_size, val_batch_size
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
+        self.labelers, self.rounds = labelers, rounds
         self.train_examples: Comparisons | None = None
         self.validation_examples: Comparisons | None = None
+        self._rows: tuple[list[Row], list[Row]] | None = None
+        self._demonstrations: list[PromptBatch] | None = None
 
     def prepare_data(self) -> None:
         """Fills the cache of downloads, once for all processes of a machine."""
@@ -150,6 +185,7 @@ class RewardDataModule(ResumableDataModule):
         self.forget_loader()
         if self.train_examples is None:
             train, validation = self.rows()
+            self.expect_agreement()
             redrawn = self.train_source == REVIEWS
             draw = self._regroup if redrawn else lambda epoch: train
             self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train", redrawn)
@@ -168,11 +204,37 @@ class RewardDataModule(ResumableDataModule):
 
     def demonstrations(self) -> list[PromptBatch]:
         """Prompts with good answers and eos, for the reward's zero point (Ouyang et al. 2022, section 3.5): the same
-        on every rank.
+        on every rank, and whenever it is asked.
 
         Raises:
             UserError: None fits the context.
         """
+        if self._demonstrations is None:
+            self._demonstrations = self._encoded_demonstrations()
+        return self._demonstrations
+
+    def votes(self) -> dict[str, Any]:
+        """Which votes a run sees: for "train" and "validation" the digests of the files read, of a store that of its
+        votes, and how many rows of each round and labeler are learnt from, or measured on. Known after `setup`.
+        """
+        assert self.train_examples is not None, "setup comes first"
+        assert self.validation_examples is not None, "setup comes first"
+        held_out = self.train_source if self.validation_source is None else self.validation_source
+        parts = {
+            "train": (self.train_source, self.train_examples),
+            "validation": (held_out, self.validation_examples),
+        }
+        return {
+            name: {"source": source, "sha256": self.files_of(source), "votes": examples.votes()}
+            for name, (source, examples) in parts.items()
+        }
+
+    @property
+    def held_out_labelers(self) -> dict[str, int]:
+        """Labeler -> number in the batches of the validation rows; known after `setup`."""
+        return {} if self.validation_examples is None else self.validation_examples.labelers
+
+    def _encoded_demonstrations(self) -> list[PromptBatch]:
         rows = self._demonstration_rows()[: self.max_demonstrations]
         pairs = self.tokenizer.encode_batch([text for row in rows for text in (row["prompt"], row["response"])])
         joined = [np.array([*p, *r, self.tokenizer.eos_id]) for p, r in zip(pairs[::2], pairs[1::2], strict=True)]
@@ -197,12 +259,19 @@ class RewardDataModule(ResumableDataModule):
         return [{"prompt": row["prompt"], "response": row["responses"][i]} for row, i in zip(train, best, strict=True)]
 
     def rows(self) -> tuple[list[Row], list[Row]]:
-        """The ranked answers as text: what the first epoch trains on, and what validates."""
+        """The ranked answers as text: what the first epoch trains on, and what validates. They are read once: a store
+        may grow while a run goes on.
+        """
+        if self._rows is None:
+            self._rows = self.read_whole(self._read)
+        return self._rows
+
+    def _read(self) -> tuple[list[Row], list[Row]]:
         if self.train_source == REVIEWS and self.validation_source in (None, REVIEWS):
             # Plain random pairs, as the published accuracies are counted; several pairings, for a smaller error.
             held_out = [row for seed in range(VALIDATION_PAIRINGS) for row in reward_rows("validation", 2, seed)]
             return reward_rows("train", self.k, self.seed), held_out
-        return load_splits(
+        train, validation = load_splits(
             self.train_source,
             self.validation_source,
             "reward",
@@ -210,6 +279,7 @@ class RewardDataModule(ResumableDataModule):
             fraction=self.validation_fraction,
             k=self.k,
         )
+        return chosen_votes(train, self.labelers, self.rounds), validation
 
     def _regroup(self, epoch: int) -> list[Row]:
         seed = int(np.random.SeedSequence((self.seed, epoch, 2)).generate_state(1)[0])

@@ -144,7 +144,8 @@ class SFTDataModule(ResumableDataModule):
         """Encodes and packs."""
         self.forget_loader()
         if self.train_examples is None:
-            train, validation = self._rows()
+            train, validation = self.read_whole(self._rows)
+            self.expect_agreement()
             self.train_examples = self._examples(train, "train")
             self.validation_examples = self._examples(validation, "validation")
 

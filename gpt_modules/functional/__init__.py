@@ -27,6 +27,7 @@ from gpt_modules.functional.losses import (
     supervised_scores,
 )
 from gpt_modules.functional.masking import masked_mean, masked_whiten, token_mean
+from gpt_modules.functional.preferences import deviation_correlation, group_means, row_deviations, untied_pairs
 from gpt_modules.functional.responses import gather_responses, response_positions
 from gpt_modules.functional.sampling import filter_logits
 from gpt_modules.functional.soft_labels import expected_score, row_mean_weights, soft_targets
@@ -42,6 +43,7 @@ __all__ = [
     "adaptive_kl_coef",
     "clipped_value_loss",
     "combine_ensemble",
+    "deviation_correlation",
     "ensemble_spread",
     "entropy",
     "exact_kernels",
@@ -50,6 +52,7 @@ __all__ = [
     "filter_logits",
     "gather_responses",
     "generalized_advantage_estimation",
+    "group_means",
     "inner_gradient",
     "kl_estimate",
     "kl_shaped_rewards",
@@ -64,10 +67,12 @@ __all__ = [
     "ranking_losses",
     "ranking_pairs",
     "response_positions",
+    "row_deviations",
     "row_mean_weights",
     "sgd_step",
     "soft_targets",
     "supervised_scores",
     "token_logprobs",
     "token_mean",
+    "untied_pairs",
 ]

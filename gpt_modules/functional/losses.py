@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt_modules.functional.masking import masked_mean, token_mean
+from gpt_modules.functional.preferences import untied_pairs
 
 # exp(20) is 5e8: one broken token must not overflow the loss of a batch.
 _LOG_RATIO_LIMIT = 20.0
@@ -43,8 +44,7 @@ def ranking_pairs(
     `ranks`: lower is better, equal is a tie. `mask`: answers that exist. The accuracy of a reward model is the share of
     margins above 0.
     """
-    better = ranks.unsqueeze(2) < ranks.unsqueeze(1)
-    prompt, winner, loser = (better & mask.unsqueeze(2) & mask.unsqueeze(1)).nonzero(as_tuple=True)
+    prompt, winner, loser = untied_pairs(ranks, mask)
     return scores[prompt, winner] - scores[prompt, loser], prompt
 
 

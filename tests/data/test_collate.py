@@ -71,7 +71,9 @@ def test_nothing_is_of_the_right_kind_too():
     batches = collate_tokens([], 3), collate_packed([], 3), collate_windows([], 3), collate_prompts([])
     assert {field.dtype for batch in batches for field in batch} == {torch.int64}
     shapes = [(field.dtype, tuple(field.shape)) for field in collate_rankings([])]
-    assert shapes == [(torch.int64, size) for size in ((1, 1), (1,), (0, 1), (0, 1))] + [(torch.bool, (0, 1))]
+    assert shapes == [(torch.int64, size) for size in ((1, 1), (1,), (0, 1), (0, 1))] + [(torch.bool, (0, 1))] + [
+        (torch.int64, size) for size in ((0, 1), (0,), (0,))
+    ]
     assert collate_tasks([], numeric=False).labels.shape == (0,)
     assert collate_tasks([], numeric=False)[2].shape == (0, 1)
     whole = [TaskExample([np.array([7, 9])], 2)]
@@ -132,7 +134,7 @@ def test_windows_shift_by_one_and_pad_the_last():
 def test_rankings_by_hand():
     rows = [
         RankedAnswers([np.array([1, 2]), np.array([1, 3, 4])], [2, 1]),
-        RankedAnswers([np.array([5]), np.array([6]), np.array([7])], [1, 1, 3]),
+        RankedAnswers([np.array([5]), np.array([6]), np.array([7])], [1, 1, 3], [7, 0, 2], 4, 0),
         RankedAnswers([], []),
         RankedAnswers([np.array([8]), np.array([9])], [1, 2]),
     ]
@@ -142,6 +144,9 @@ def test_rankings_by_hand():
     assert batch[2].tolist() == [[0, 1, -1], [2, 3, 4], [-1, -1, -1], [5, 6, -1]]
     assert batch.ranks.tolist() == [[2, 1, 0], [1, 1, 3], [0, 0, 0], [1, 2, 0]]
     assert batch.mask.tolist() == [[True, True, False], [True] * 3, [False] * 3, [True, True, False]]
+    assert batch.scores.tolist() == [[0] * 3, [7, 0, 2], [0] * 3, [0] * 3]
+    assert batch.labelers.tolist() == [-1, 4, -1, -1]
+    assert batch.rounds.tolist() == [-1, 0, -1, -1]
 
 
 def test_prompts_need_a_token():

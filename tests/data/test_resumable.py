@@ -1,11 +1,15 @@
+from hashlib import sha256
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
 import pytest
 import torch
+import torch.distributed as dist
 
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
+from gpt_modules.errors import UserError
 
 LIGHTNING = ["ignore:.isinstance.treespec, LeafSpec.:FutureWarning"]  # its own, on newer torch
 
@@ -156,3 +160,74 @@ def test_a_trainer_that_resumes_with_another_batch_size_ends_the_epoch_and_has_w
     for batches in (first + epochs[0], *epochs[1:]):
         assert len(set(indices(batches))) == len(indices(batches)) == sum(map(len, batches))
     assert [len(batches) for batches in epochs] == [left, an_epoch, an_epoch]
+
+
+class RowsData(NumbersData):
+    """Reads a file of texts and one that validates."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.train_source, self.validation_source = str(folder / "a.jsonl"), str(folder / "b.jsonl")
+        (folder / "a.jsonl").write_text("a")
+        (folder / "b.jsonl").write_text("b")
+
+    def read(self):
+        return Path(self.train_source).read_text()
+
+
+def test_what_is_read_is_of_one_state(tmp_path):
+    """A file that grows while it is read is read again; one that always does is refused."""
+    data, growing = RowsData(tmp_path), iter("bc")
+
+    def read():
+        found = data.read()
+        Path(data.train_source).write_text(found + next(growing, ""))
+        return found
+
+    assert data.read_whole(read) == "abc" == data.read()
+    assert data.files == {
+        data.train_source: sha256(b"abc").hexdigest(),
+        data.validation_source: sha256(b"b").hexdigest(),
+    }
+    assert data.files_of(data.train_source) == {data.train_source: sha256(b"abc").hexdigest()}
+    digest = data.content
+    growing = iter("x" * 9)
+    with pytest.raises(
+        UserError, match=r"^data: found .*a\.jsonl, .*b\.jsonl changed whenever read, expected files that"
+    ):
+        data.read_whole(read)
+    again = RowsData(tmp_path)
+    Path(again.train_source).write_text("abc")
+    assert again.content == digest, "of what was read, not of what came later"
+
+
+def test_who_reads_again_finds_the_same_or_is_told(tmp_path):
+    data = RowsData(tmp_path)
+    data.expect_unchanged()
+    data.read_whole(data.read)
+    data.expect_unchanged()
+    Path(data.validation_source).write_text("other")
+    with pytest.raises(
+        UserError, match=r"b\.jsonl: found it changed since the run has read it, expected it left alone; begin anew$"
+    ):
+        data.expect_unchanged()
+
+
+def test_processes_that_have_read_other_content_are_told(tmp_path, monkeypatch):
+    data, theirs = RowsData(tmp_path), {}
+    data.expect_agreement()
+    data.read_whole(data.read)
+    data.expect_agreement()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+
+    def gather(everyone, own):
+        everyone[:] = [own, theirs.get("files", own)]
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    data.expect_agreement()
+    theirs["files"] = [data.files[data.train_source], "other"]
+    with pytest.raises(
+        UserError, match=r"b\.jsonl: found other content on another process of the run, expected it left"
+    ):
+        data.expect_agreement()

@@ -1,5 +1,8 @@
 import json
+from collections import Counter
+from hashlib import sha256
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.data.reward import Comparisons, RewardDataModule
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote, votes_digest
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +138,160 @@ def test_the_reviews_validate_in_pairs_however_they_are_named():
     named, unnamed = (RewardDataModule(validation=source, k=4).rows()[1] for source in ("reviews", None))
     assert named == unnamed
     assert {len(row["responses"]) for row in named} == {2}
+
+
+# Votes: who ranked, in which round
+
+
+def vote(prompt, labeler, number, ranking=(1, 2, 3), **more):
+    texts = [f"{word} {prompt}" for word in ("good", "fair", "bad")]
+    named = {"labeler": labeler, "round": number} if labeler else {}
+    return {"prompt": f"p{prompt}", "responses": texts, "ranking": list(ranking), **named, **more}
+
+
+@pytest.fixture
+def votes(tmp_path):
+    """60 prompts: ann ranks all of them, in two rounds; ben every third one, in the second; 5 votes name nobody."""
+    rows = [vote(i, "ann", 1 + i % 2, scores=[7, 5, None]) for i in range(60)]
+    rows += [vote(i, "ben", 2, (3, 1, 2)) for i in range(1, 60, 3)]
+    return write(tmp_path / "votes.jsonl", rows + [vote(100 + i, None, 0) for i in range(5)])
+
+
+def opened(source, **settings):
+    data = RewardDataModule(source, **{"batch_size": 1000, "validation_fraction": 0.3, **settings})
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def test_who_ranked_and_when_reaches_the_batch(votes):
+    data = opened(votes)
+    (batch,) = data.val_dataloader()
+    names = {number: name for name, number in data.held_out_labelers.items()} | {-1: None}
+    found = [
+        (names[who], number, scores)
+        for who, number, scores in zip(
+            batch.labelers.tolist(), batch.rounds.tolist(), batch.scores.tolist(), strict=True
+        )
+    ]
+    _, held_out = data.rows()
+    expected = [
+        (row.get("labeler"), row.get("round", -1), [s or 0 for s in row.get("scores", [0] * 3)]) for row in held_out
+    ]
+    assert sorted(found, key=str) == sorted(expected, key=str)
+    assert {who for who, _, _ in found} == {"ann", "ben", None}
+
+
+def test_a_score_goes_with_its_answer_and_ranks_are_of_whatever_size():
+    rows = [vote(0, "ann", 3, (10**30, 7, 9), scores=[1, None, 7])]
+    rows[0]["responses"][1] += " b" * 40
+    examples = Comparisons(lambda epoch: rows, Tokenizer.gpt2(), 20, "train")
+    batch = examples.batch(0, np.array([0]))
+    assert (batch.ranks.tolist(), batch.scores.tolist()) == ([[3, 2]], [[1, 7]])
+    assert (batch.rounds.tolist(), batch.labelers.tolist(), examples.labelers) == ([3], [0], {"ann": 0})
+
+
+def counted(part):
+    return {(row["labeler"], row["round"]): row["votes"] for row in part["votes"]}
+
+
+def test_a_run_can_say_which_votes_it_sees(votes):
+    data = opened(votes)
+    seen = data.votes()
+    digest = sha256(Path(votes).read_bytes()).hexdigest()
+    for name, rows in zip(("train", "validation"), data.rows(), strict=True):
+        assert counted(seen[name]) == Counter((row.get("labeler"), row.get("round")) for row in rows)
+        assert (seen[name]["source"], seen[name]["sha256"]) == (votes, {votes: digest})
+    assert sum(map(sum, (counted(part).values() for part in seen.values()))) == 85
+
+
+def test_the_reviews_are_votes_of_nobody(reviews):
+    (part,) = reviews.votes()["train"]["votes"]
+    assert (part["round"], part["labeler"]) == (None, None)
+    assert reviews.votes()["train"]["sha256"] == {}
+
+
+def test_trained_on_the_votes_that_are_chosen_and_measured_on_all(votes):
+    everybody = opened(votes)
+    held_out = counted(everybody.votes()["validation"])
+    for chosen, kept in [
+        ({"labelers": ["ben"]}, [("ben", 2)]),
+        ({"rounds": [1]}, [("ann", 1)]),
+        ({"labelers": ["ann", "ben"], "rounds": [2]}, [("ann", 2), ("ben", 2)]),
+    ]:
+        data = opened(votes, **chosen)
+        assert counted(data.votes()["train"]) == {key: counted(everybody.votes()["train"])[key] for key in kept}
+        assert counted(data.votes()["validation"]) == held_out
+        learnt = {row["prompt"] for row in data.rows()[0]}
+        assert learnt < {row["prompt"] for row in everybody.rows()[0]}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "line"),
+    [
+        ({"labelers": ["ann", "eve"]}, "data.init_args.labelers: found 'eve', expected 'ann', 'ben'"),
+        ({"rounds": [3]}, "data.init_args.rounds: found 3, expected 1, 2"),
+        (
+            {"labelers": ["ben"], "rounds": [1]},
+            "data.init_args.labelers: found no vote of 'ben' in the rounds 1, expected some that have voted there",
+        ),
+    ],
+)
+def test_a_choice_that_nobody_meets_is_refused(votes, chosen, line):
+    with pytest.raises(UserError) as refused:
+        opened(votes, **chosen)
+    assert str(refused.value) == line
+
+
+def test_rows_that_name_nobody_have_nothing_to_choose_from(tmp_path):
+    source = write(tmp_path / "a.jsonl", [vote(i, None, 0) for i in range(30)])
+    with pytest.raises(UserError, match=r"^data\.init_args\.rounds: found 1, expected rows that say their round$"):
+        opened(source, rounds=[1])
+    rows = [vote(i, f"labeler {i:02}", 1) for i in range(30)]
+    with pytest.raises(UserError, match=r"expected 'labeler \d+', .* and \d+ more$") as refused:
+        opened(write(tmp_path / "b.jsonl", rows), labelers=["eve"])
+    assert str(refused.value).count("labeler ") == 9
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"labelers": ["ann"]},
+            "labelers: found ['ann'] beside reviews, which no labeler of a round has ranked, where",
+        ),
+        ({"rounds": [1]}, "rounds: found [1] beside reviews, which no labeler of a round has ranked, where"),
+        ({"train": "a.jsonl", "rounds": []}, "rounds: found [], expected at least one, or null for all"),
+        ({"train": "a.jsonl", "labelers": []}, "labelers: found [], expected at least one, or null for all"),
+    ],
+)
+def test_a_choice_without_effect_is_refused(settings, line):
+    with pytest.raises(UserError) as refused:
+        RewardDataModule(**settings)
+    assert str(refused.value).startswith(line)
+
+
+def test_a_run_sees_one_state_of_a_store_that_grows(tmp_path):
+    """Somebody votes on while the model is trained: the zero point at the end is that of the beginning."""
+    path = tmp_path / "c.db"
+    with ComparisonStore.create(path) as store:
+        number = store.round_of("first")
+        store.add_labeler("ann", "person")
+
+        def judge(task, ranks):
+            answers = store.task(task).answers
+            judged = {answer.id: Judgement(rank) for answer, rank in zip(answers, ranks, strict=True)}
+            store.vote(Vote(task, "ann", judged, f"{task} {ranks}"))
+
+        for i in range(60):
+            store.add_task(number, f"prompt {i}", [Answer(f"{text} {i}", Source("m")) for text in ("a", "b")])
+            judge(i + 1, [1, 2])
+        data = opened(str(path))
+        before = (data.rows(), data.demonstrations(), data.votes(), dict(data.content), votes_digest(path))
+        for i in range(60):
+            judge(i + 1, [2, 1])
+        assert before[:3] == (data.rows(), data.demonstrations(), data.votes())
+        assert data.votes()["train"]["sha256"] == {str(path): before[4]}
+        later = opened(str(path))
+        assert (later.rows(), later.content["train"]) != (before[0], before[3]["train"])
+        assert later.votes()["validation"]["sha256"] == {str(path): votes_digest(path)}

@@ -65,7 +65,8 @@ def test_there_and_back_changes_nothing(store, tmp_path):
 
 def test_out_and_in_again_is_the_same_vote(store, tmp_path):
     (row,) = exported(store.rankings())
-    assert check_row(row, "reward") == {"prompt": "prompt", "responses": ["a", "b", "c"], "ranking": [2, 1, 2]}
+    voted = {"labeler": "ann", "round": 1, "scores": [4, 7, None]}
+    assert check_row(row, "reward") == {"prompt": "prompt", "responses": list("abc"), "ranking": [2, 1, 2], **voted}
     with ComparisonStore.create(tmp_path / "other.db") as other:
         assert bring_in(other, [check_imported(row)], "file") == (1, 0, 0)
         assert bring_in(other, [check_imported(row)], "file") == (0, 0, 1)

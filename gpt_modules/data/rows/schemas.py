@@ -5,7 +5,9 @@ pretraining  {"text": str}
 sft          {"prompt": str, "response": str} or {"messages": [{"role": "system"|"user"|"assistant", "content": str},
              ...]}
 reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (parallel lists; 1 is best, equal is a tie)
-             or {"prompt": str, "chosen": str, "rejected": str}
+             or {"prompt": str, "chosen": str, "rejected": str}; either may say who ranked, as an export of votes does:
+             "labeler": str, "round": int, "scores": [1 to 7 or null, ...] parallel to the responses, or to chosen and
+             rejected
 ppo          {"prompt": str}
 finetuning   columns of any name: `labelled` checks them
 
@@ -17,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from gpt_modules.data.splits import Row
+from gpt_modules.storage.comparisons import SCORES
 
 Schema = Literal["pretraining", "sft", "reward", "ppo"]
 Check = Callable[[object], Row]
@@ -24,6 +27,7 @@ Check = Callable[[object], Row]
 
 SHOWN_LETTERS = 24  # of a field's name that was not expected
 ROLES = ("system", "user", "assistant")
+MOST_ROUNDS = 10**9
 
 
 class FieldError(ValueError):
@@ -135,6 +139,17 @@ def _message(item: object, i: int) -> dict[str, str]:
 
 
 def _comparison(record: Mapping[Any, Any]) -> Row:
+    row = _ranked(record)
+    if record.get("scores") not in (None, "") and (scores := _scores(record, row["responses"])) is not None:
+        row["scores"] = scores
+    if record.get("labeler") not in (None, ""):  # an empty cell of a table is none
+        row["labeler"] = text_of(record, "labeler")
+    if record.get("round") not in (None, ""):
+        row["round"] = _round(record["round"])
+    return row
+
+
+def _ranked(record: Mapping[Any, Any]) -> Row:
     prompt = text_of(record, "prompt")
     pair, listed = _given(record, "chosen", "rejected"), _given(record, "responses", "ranking")
     if pair and listed:
@@ -155,14 +170,58 @@ def _given(record: Mapping[Any, Any], *names: str) -> list[str]:
 
 
 def _ranking(record: Mapping[Any, Any], responses: list[str]) -> list[int]:
-    ranking = items_of(record, "ranking")
-    if len(ranking) != len(responses):
-        raise FieldError("ranking", f"{len(ranking)} ranks", f"{len(responses)}, one for each response")
+    ranking = _parallel(record, "ranking", responses)
     for i, rank in enumerate(ranking):
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise FieldError(f"ranking[{i}]", describe(rank), "a whole number from 1 (best)")
-        first = responses.index(responses[i])
-        if rank != ranking[first]:
-            ranks = f"the ranks {ranking[first]} and {rank} for the same answer, {describe(responses[i])}"
-            raise FieldError(f"ranking[{i}]", ranks, "one rank")
-    return list(ranking)
+    _expect_same("ranking", "rank", ranking, responses)
+    if record.get("best") is not None:
+        _check_best(record["best"], ranking)
+    return ranking
+
+
+def _scores(record: Mapping[Any, Any], responses: list[str]) -> list[int | None] | None:
+    """The scores, where there is one."""
+    scores = _parallel(record, "scores", responses)
+    for i, score in enumerate(scores):
+        if not (score is None or (type(score) is int and score in SCORES)):
+            raise FieldError(f"scores[{i}]", describe(score), f"a whole number, {SCORES[0]} to {SCORES[-1]}")
+    _expect_same("scores", "score", scores, responses)
+    return scores if any(score is not None for score in scores) else None
+
+
+def _parallel(record: Mapping[Any, Any], field: str, responses: list[str]) -> list[Any]:
+    values = items_of(record, field)
+    if len(values) != len(responses):
+        raise FieldError(field, f"a list of {len(values)}", f"{len(responses)}, one for each response")
+    return list(values)
+
+
+def _expect_same(field: str, what: str, values: list[Any], responses: list[str]) -> None:
+    """An answer that stands twice is the same answer."""
+    for i, value in enumerate(values):
+        first = values[responses.index(responses[i])]
+        if value != first:
+            both = f"the {what}s {_said(first)} and {_said(value)} for the same answer, {describe(responses[i])}"
+            raise FieldError(f"{field}[{i}]", both, f"one {what}")
+
+
+def _said(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def _check_best(best: object, ranking: list[int]) -> None:
+    """Ziegler's form of a vote, the place of the best answer, beside a ranking."""
+    if type(best) is not int or not 0 <= best < len(ranking):
+        raise FieldError("best", describe(best), f"the number of a response, 0 to {len(ranking) - 1}")
+    if ranking[best] != min(ranking):
+        found = f"response {best} beside a ranking in which it has the rank {ranking[best]}"
+        raise FieldError("best", found, f"one of the rank {min(ranking)}, or a ranking alone")
+
+
+def _round(value: object) -> int:
+    """The number, which a table has as text."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 11 else value
+    if type(number) is not int or not 0 <= number <= MOST_ROUNDS:
+        raise FieldError("round", describe(value), f"a whole number, 0 to {MOST_ROUNDS}")
+    return number

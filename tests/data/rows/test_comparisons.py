@@ -35,7 +35,10 @@ def test_each_vote_that_counts_is_a_row(path: Path) -> None:
     rows = load_rows(str(path), "train", "reward")
     assert len(rows) == 61
     of_task = {"prompt": "prompt 0", "responses": ["a 0", "b 0", "c 0"]}
-    assert rows[:2] == [{**of_task, "ranking": [1, 2, 3]}, {**of_task, "ranking": [2, 2, 1]}]
+    assert rows[:2] == [
+        {**of_task, "ranking": [1, 2, 3], "labeler": "ann", "round": 1},
+        {**of_task, "ranking": [2, 2, 1], "labeler": "ben", "round": 1},
+    ]
     assert rows[2]["ranking"] == [3, 2, 1]
 
 

@@ -2,6 +2,8 @@ import pytest
 
 from gpt_modules.data.rows.schemas import FieldError, check_row
 
+RANKED = {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]}
+THRICE = {"prompt": "q", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
@@ -28,6 +30,19 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
             {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]},
         ),
         ("reward", {"prompt": "q", "responses": ["a", "b", "c"], "ranking": [2, 1, 1]}, None),
+        ("reward", {**RANKED, "labeler": "ann", "round": 0, "scores": [None, 7]}, None),
+        ("reward", {**RANKED, "labeler": None, "round": None, "scores": None, "best": None}, RANKED),
+        ("reward", {**RANKED, "scores": [None, None], "best": 0, "models": ["m", "m"]}, RANKED),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "labeler": "ann", "round": "12", "scores": ""},
+            {**RANKED, "labeler": "ann", "round": 12},
+        ),
+        (
+            "reward",
+            {"prompt": "q", "chosen": "a", "rejected": "b", "labeler": "", "round": "", "scores": [7, 1]},
+            {**RANKED, "scores": [7, 1]},
+        ),
         ("ppo", {"prompt": "q"}, {"prompt": "q"}),
     ],
 )
@@ -86,7 +101,7 @@ def test_good_rows_come_back_bare(schema, row, expected):
         (
             "reward",
             {"prompt": "q", "responses": ["a", "b"], "ranking": [1]},
-            "ranking: found 1 ranks, expected 2, one for each response",
+            "ranking: found a list of 1, expected 2, one for each response",
         ),
         (
             "reward",
@@ -129,6 +144,47 @@ def test_good_rows_come_back_bare(schema, row, expected):
             {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2.0]},
             "ranking[1]: found the number 2.0, expected a whole number from 1 (best)",
         ),
+        ("reward", {**RANKED, "labeler": 3}, "labeler: found the number 3, expected non-empty text"),
+        ("reward", {**RANKED, "labeler": ["ann"]}, "labeler: found a list of 1, expected non-empty text"),
+        *(
+            ("reward", {**RANKED, "round": value}, f"round: found {found}, expected a whole number, 0 to 1000000000")
+            for value, found in [
+                (1.0, "the number 1.0"),
+                (-1, "the number -1"),
+                (True, "the truth value True"),
+                (10**9 + 1, "the number 1000000001"),
+                ("first", "the text 'first'"),
+                ("-1", "the text '-1'"),
+                ("99999999999", "the text '99999999999'"),
+            ]
+        ),
+        ("reward", {**RANKED, "scores": 5}, "scores: found the number 5, expected a list"),
+        ("reward", {**RANKED, "scores": [5]}, "scores: found a list of 1, expected 2, one for each response"),
+        ("reward", {**RANKED, "scores": [5, 8]}, "scores[1]: found the number 8, expected a whole number, 1 to 7"),
+        ("reward", {**RANKED, "scores": [5.0, 2]}, "scores[0]: found the number 5.0, expected a whole number, 1 to 7"),
+        (
+            "reward",
+            {**RANKED, "scores": [True, 2]},
+            "scores[0]: found the truth value True, expected a whole number, 1 to 7",
+        ),
+        (
+            "reward",
+            {**THRICE, "scores": [5, 2, 4]},
+            "scores[2]: found the scores 5 and 4 for the same answer, the text 'a', expected one score",
+        ),
+        (
+            "reward",
+            {**THRICE, "scores": [5, 2, None]},
+            "scores[2]: found the scores 5 and null for the same answer, the text 'a', expected one score",
+        ),
+        (
+            "reward",
+            {**RANKED, "best": 1},
+            "best: found response 1 beside a ranking in which it has the rank 2, "
+            "expected one of the rank 1, or a ranking alone",
+        ),
+        ("reward", {**RANKED, "best": 2}, "best: found the number 2, expected the number of a response, 0 to 1"),
+        ("reward", {**RANKED, "best": "a"}, "best: found the text 'a', expected the number of a response, 0 to 1"),
         ("ppo", {"prompt": {}}, "prompt: found an object, expected non-empty text"),
     ],
 )
