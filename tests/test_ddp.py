@@ -65,7 +65,9 @@ def uneven(micro, tmp_path_factory):
             return {"prompt": f"the film {i}", "response": " " + text(i)}
         if word == "reward":
             answers = [f" {rng.choice(GOOD + BAD)} {j}" + " so" * (i * j % 5) for j in range(2 + i % 3)]
-            return {"prompt": f"a story {i}", "responses": answers, "ranking": [*range(1, len(answers)), 1][::-1]}
+            voted = {"labeler": f"labeler {i % 3}", "round": i % 2} if i % 4 else {}
+            ranked = {"responses": answers, "ranking": [*range(1, len(answers)), 1][::-1], **voted}
+            return {"prompt": f"a story {i}", **ranked, "scores": [rng.choice([None, 1, 4, 6]) for _ in answers]}
         return {"ppo": {"prompt": f"its cast {i}" + " and" * (i % 4)}, "pretraining": {"text": text(i)}}.get(
             word, {"text": text(i), "label": i % 3 % 2}
         )
@@ -121,6 +123,9 @@ def test_two_processes_log_what_one_logs(runs, word):
     one, two = map(points, runs(word))
     assert {tag: list(steps) for tag, steps in one.items()} == {tag: list(steps) for tag, steps in two.items()}
     assert {"train/loss", "val/score" if word == "ppo" else "val/loss"} <= set(one)
+    if word == "reward":
+        kinds = {tag.partition("/")[2].partition("/")[0] for tag in one if tag.count("/") == 2}
+        assert {f"accuracy_{kind}" for kind in ("round", "labeler", "margin", "length")} <= kinds
     apart = [
         (tag, step, found, expected)
         for tag, steps in one.items()

@@ -61,6 +61,7 @@ from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.callbacks.samples import SampleTable
 from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.callbacks.throughput import Throughput
+from gpt_modules.training.callbacks.votes import VoteRecord
 
 # Every run: no bar but ours, and a whole validation before the first step, which is the `before` of the summary.
 TRAINER_DEFAULTS = {
@@ -330,7 +331,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
         save_config_callback=SavedRecipe,
         trainer_defaults={
             **TRAINER_DEFAULTS,
-            "callbacks": [*guards, RunSummary(), PredictionFile()],
+            "callbacks": [*guards, VoteRecord(), RunSummary(), PredictionFile()],
         },
         parser_class=RecipeParser,
         parser_kwargs={"prog": "gpt", **mode, subcommand: mode},

@@ -14,11 +14,12 @@ from gpt_modules.errors import expect
 from gpt_modules.functional import ranking_losses, ranking_pairs
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
+from gpt_modules.training.callbacks.dashboard import REWARD_LAYOUT
 from gpt_modules.training.callbacks.figures import reliability_figure
 from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import HeldOut
+from gpt_modules.training.preference_metrics import PreferenceMetrics
 from gpt_modules.training.sharding import refuse_sharding
 
 CALIBRATION_BINS = 10
@@ -61,7 +62,7 @@ class RewardModule(L.LightningModule):
         self.save_hyperparameters(given)
         if dropout is not None:
             expect_number("dropout", dropout, "[0, 1)")
-        self.prompt_losses, self.margins = HeldOut("loss"), HeldOut("margin")
+        self.held_out = PreferenceMetrics()
         self.step = StepMean()
         self._right: list[Tensor] = []  # of the step's micro-batches: pairs in the right order, and all pairs
         self.model: RewardModel
@@ -109,15 +110,12 @@ class RewardModule(L.LightningModule):
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Accuracy and calibration over all untied pairs; the loss over all prompts that have one."""
-        if not len(batch.lengths):
-            return
-        scores = self.prompt_scores(batch)
-        losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
-        self.prompt_losses.add(loss=losses[counted])
-        self.margins.add(margin=ranking_pairs(scores, batch.ranks, batch.mask)[0])
+        self.held_out.add(batch, self.prompt_scores(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy, margin, expected calibration error, and the reliability figure."""
+        """Accuracy, margin, expected calibration error, and the reliability figure; and where the model is right, see
+        `preference_metrics`.
+        """
         self._log_preferences("val")
 
     def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
@@ -135,7 +133,8 @@ class RewardModule(L.LightningModule):
         return [{"scores": scores[kept].tolist(), "ranks": ranks[kept].tolist()} for scores, ranks, kept in rows]
 
     def _log_preferences(self, stage: str) -> None:
-        losses, margins = self.prompt_losses.take()["loss"], self.margins.take()["margin"]
+        data: Any = getattr(self.trainer, "datamodule", None)
+        losses, margins, metrics = self.held_out.take(getattr(data, "held_out_labelers", {}))
         preferences, right = torch.sigmoid(margins), margins > 0
         confidence = torch.maximum(preferences, 1 - preferences)
         values = {
@@ -146,10 +145,19 @@ class RewardModule(L.LightningModule):
         }
         # Equal on all processes; said, as Lightning warns otherwise.
         self.log_dict({name: float(value) for name, value in values.items()}, prog_bar=True, sync_dist=True)
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        if "length_correlation" not in metrics:  # or an earlier validation's would be taken for this one's
+            self.trainer.callback_metrics.pop(f"{stage}/length_correlation", None)
         writer = tensorboard(self.trainer)
         if writer is not None and not self.trainer.sanity_checking:
             figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)
             writer.add_figure(f"{stage}/reliability", figure, self.global_step)
+
+    def on_train_start(self) -> None:
+        """The curves of preferences stand side by side in TensorBoard's custom scalars."""
+        writer = tensorboard(self.trainer)
+        if writer is not None:
+            writer.add_custom_scalars(REWARD_LAYOUT)
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""

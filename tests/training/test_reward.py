@@ -320,7 +320,9 @@ def test_every_stage_says_the_same_of_the_same_rows(trained, data, micro):
     module, trainer = trained
     (validated,), (tested,) = (run(module, data, verbose=False) for run in (trainer.validate, trainer.test))
     assert {name.replace("test/", "val/"): value for name, value in tested.items()} == validated
-    assert set(validated) == {f"val/{name}" for name in ("loss", "accuracy", "margin", "calibration_error")}
+    whole = {name for name in validated if name.count("/") == 1}
+    named = ("loss", "accuracy", "margin", "calibration_error", "length_correlation")
+    assert whole == {f"val/{name}" for name in (*named, "accuracy_shorter_preferred", "accuracy_longer_preferred")}
     rows = [row for batch in trainer.predict(module, data) for row in batch]
     expected = [
         margin for row in naive_margins(module.model.eval(), held_out(micro), micro.tokenizer) for margin in row
@@ -348,9 +350,9 @@ def test_a_rank_without_prompts_and_ties_count_nothing(micro):
         for batch in (tied, collate_rankings(nothing)):
             module.validation_step(batch, 0)
         worse, better = module.model.raw_scores(torch.tensor([[9], [10]]), torch.tensor([1, 1])).tolist()
-    assert module.margins.take()["margin"].tolist() == pytest.approx([better - worse], abs=1e-5)
-    loss = np.log1p(np.exp(worse - better))
-    assert module.prompt_losses.take()["loss"].tolist() == pytest.approx([loss], abs=1e-5)
+    losses, margins, _ = module.held_out.take({})
+    assert margins.tolist() == pytest.approx([better - worse], abs=1e-5)
+    assert losses.tolist() == pytest.approx([np.log1p(np.exp(worse - better))], abs=1e-5)
 
 
 def test_its_optimizer_and_its_schedule_are_those_asked_for(fit, micro, data):
@@ -369,6 +371,9 @@ def test_a_model_that_prefers_nothing_is_never_right_and_half_sure(fit, micro, d
     figures = []
 
     class Board:
+        def add_custom_scalars(self, layout):
+            pass
+
         def add_figure(self, name, figure, step):
             figures.append((name, step))
 

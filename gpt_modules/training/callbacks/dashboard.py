@@ -46,6 +46,30 @@ def _chart(*tags: str) -> list[Any]:
     return ["Multiline", [f"^{re.escape(tag)}$" for tag in tags]]
 
 
+def _group(beginning: str) -> list[Any]:
+    """A chart of all values whose names begin so."""
+    return ["Multiline", [f"^{re.escape(beginning)}"]]
+
+
+REWARD_LAYOUT = {
+    "1 preferences": {
+        "accuracy": _chart("val/accuracy", "train/accuracy"),
+        "loss": _chart("val/loss", "train/loss"),
+        "calibration error": _chart("val/calibration_error"),
+    },
+    "2 whose votes": {
+        "accuracy by round": _group("val/accuracy_round/"),
+        "accuracy by labeler": _group("val/accuracy_labeler/"),
+        "accuracy by how clearly one was preferred": _group("val/accuracy_margin/"),
+    },
+    "3 length": {
+        "accuracy, the shorter or the longer preferred": _chart(
+            "val/accuracy_shorter_preferred", "val/accuracy_longer_preferred"
+        ),
+        "accuracy by tokens that the preferred one is shorter or longer": _group("val/accuracy_length/"),
+        "correlation of score and length": _chart("val/length_correlation"),
+    },
+}
 PPO_LAYOUT = {
     "1 objective": {
         "score": _chart("objective/score", "val/score"),

@@ -102,5 +102,6 @@ class RunSummary(L.Callback):
             words += " had been reached before: nothing was trained"
         elif any(stop.stopped_epoch for stop in stops):
             words += " (stopped early)"
-        values = "".join(f"  {name} {value:.4g}" for name, value in self.after.items())
+        told = {name: value for name, value in self.after.items() if name.count("/") == 1}  # of a whole, not of parts
+        values = "".join(f"  {name} {value:.4g}" for name, value in told.items())
         return f"{words}{values}  {Path(trainer.default_root_dir) / 'export'}"
