@@ -15,7 +15,7 @@ from gpt_modules.functional import ranking_losses, ranking_pairs
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.dashboard import REWARD_LAYOUT
-from gpt_modules.training.callbacks.figures import reliability_figure
+from gpt_modules.training.callbacks.figures import parts_figure, reliability_figure
 from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -113,7 +113,7 @@ class RewardModule(L.LightningModule):
         self.held_out.add(batch, self.prompt_scores(batch))
 
     def on_validation_epoch_end(self) -> None:
-        """Accuracy, margin, expected calibration error, and the reliability figure; and where the model is right, see
+        """Accuracy, margin, expected calibration error and its figure; and where the model is right, see
         `preference_metrics`.
         """
         self._log_preferences("val")
@@ -152,6 +152,9 @@ class RewardModule(L.LightningModule):
         if writer is not None and not self.trainer.sanity_checking:
             figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)
             writer.add_figure(f"{stage}/reliability", figure, self.global_step)
+            parts = {name: value for name, value in metrics.items() if "/" in name}
+            figure = parts_figure(parts, float(values[f"{stage}/accuracy"]))
+            writer.add_figure(f"{stage}/accuracy_of_parts", figure, self.global_step)
 
     def on_train_start(self) -> None:
         """The curves of preferences stand side by side in TensorBoard's custom scalars."""

@@ -387,4 +387,4 @@ def test_a_model_that_prefers_nothing_is_never_right_and_half_sure(fit, micro, d
         assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(value)
     assert trainer.logger.values("train/loss") == pytest.approx([np.log(2)] * 2)
     assert trainer.logger.values("train/accuracy") == [0.0, 0.0]
-    assert figures == [("val/reliability", 2)]
+    assert figures == [("val/reliability", 2), ("val/accuracy_of_parts", 2)]

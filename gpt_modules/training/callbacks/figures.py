@@ -1,6 +1,6 @@
 """Figures for TensorBoard; matplotlib is imported when one is drawn, and never opens a window."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +43,30 @@ def reliability_figure(preferences: NDArray[np.floating[Any]], bins: int = 10) -
     )
     axes.set(xlabel="predicted preference", ylabel="stated preference", xlim=(0, 1), ylim=(0, 1), title="Reliability")
     axes.legend()
+    return figure
+
+
+def parts_figure(accuracies: Mapping[str, float], whole: float) -> "Figure":
+    """Accuracy of parts of the held-out pairs, a bar each, beside that of all pairs.
+
+    Args:
+        accuracies: by `kind/part`, as `accuracy_round/1`; parts of a kind stand together, in one colour.
+        whole: of all pairs.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 1.2 + 0.24 * len(accuracies)), layout="constrained")
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(name.partition("/")[0] for name in accuracies))
+    colors = [f"C{kinds.index(name.partition('/')[0])}" for name in accuracies]
+    axes.barh(range(len(accuracies)), list(accuracies.values()), color=colors)
+    axes.axvline(whole, color="0.3", linestyle="--")
+    for place, value in enumerate(accuracies.values()):
+        axes.text(0.01, place, f"{value:.2f}", va="center", color="white" if value > 0.1 else "black")
+    axes.set(yticks=range(len(accuracies)), xlim=(0, 1), xlabel="pairs in the right order", title=f"All: {whole:.3f}")
+    words = [name.removeprefix("accuracy_").replace("/", ": ")[:40] for name in accuracies]
+    axes.set_yticklabels(words, parse_math=False)
+    axes.invert_yaxis()
     return figure
 
 

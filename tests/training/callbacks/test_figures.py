@@ -6,7 +6,12 @@ import math
 import numpy as np
 import pytest
 
-from gpt_modules.training.callbacks.figures import confusion_figure, frontier_figure, reliability_figure
+from gpt_modules.training.callbacks.figures import (
+    confusion_figure,
+    frontier_figure,
+    parts_figure,
+    reliability_figure,
+)
 
 
 def drawn(figure):
@@ -51,6 +56,19 @@ def test_reliability_of_few(preferences, expected):
 )
 def test_the_frontier(kl, score, expected):
     assert line(drawn(frontier_figure(kl, score)), 0) == expected
+
+
+def test_the_parts_of_an_accuracy():
+    parts = {"accuracy_round/1": 0.25, "accuracy_round/2": 1.0, f"accuracy_labeler/costs $x_$ {'x' * 60}": 0.5}
+    axes = drawn(parts_figure(parts, 0.6))
+    assert [bar.get_width() for bar in axes.patches] == [0.25, 1.0, 0.5]
+    assert [text.get_text() for text in axes.texts] == ["0.25", "1.00", "0.50"]
+    words = [tick.get_text() for tick in axes.get_yticklabels()]
+    assert words == ["round: 1", "round: 2", f"labeler: costs $x_$ {'x' * 20}"]
+    assert line(axes, 0)[0] == [0.6, 0.6]
+    colors = [bar.get_facecolor() for bar in axes.patches]
+    assert colors[0] == colors[1] != colors[2]
+    assert drawn(parts_figure({}, math.nan)).patches[:] == []
 
 
 def test_the_confusion_figure_shows_counts_and_names():
