@@ -424,3 +424,14 @@ def test_a_batch_of_nothing_has_no_example(make):
     data = make("possessions", task="multiple_choice", stage="validate")
     batch = data.validation_examples.batch(0, np.array([], dtype=np.int64))
     assert (len(batch.labels), batch.index.shape, batch.tokens.shape) == (0, (0, 1), (1, 1))
+
+
+def test_a_baseline_reads_what_the_model_has_read(lines, make):
+    """The rows are read again, for they may be many; another content is none of this run's."""
+    source = lines([{"text": f"text {i}", "label": "yn"[i % 2]} for i in range(40)], "train.jsonl")
+    data = make(source)
+    assert len(data.rows()[0]) == len(data.train_examples)
+    with Path(source).open("a") as file:
+        file.write('{"text": "late", "label": "y"}\n')
+    with pytest.raises(UserError, match=r"train\.jsonl: found it changed since the run has read it, expected it left"):
+        data.rows()

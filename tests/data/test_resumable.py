@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gpt_modules.data import FinetuningDataModule, PPODataModule, RewardDataModule, SFTDataModule
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.errors import UserError
@@ -231,3 +232,17 @@ def test_processes_that_have_read_other_content_are_told(tmp_path, monkeypatch):
         UserError, match=r"b\.jsonl: found other content on another process of the run, expected it left"
     ):
         data.expect_agreement()
+
+
+@pytest.mark.parametrize("word", ["sft", "reward", "ppo", "finetuning"])
+def test_a_run_knows_the_digests_of_what_it_has_read(micro, tmp_path, word):
+    kind, source = {
+        "sft": (SFTDataModule, micro.sft),
+        "reward": (RewardDataModule, micro.comparisons),
+        "ppo": (PPODataModule, micro.prompts),
+        "finetuning": (FinetuningDataModule, micro.labelled),
+    }[word]
+    data = kind(str(source), tokenizer=str(micro.gpt), cache_dir=str(tmp_path), validation_fraction=0.3)
+    data.prepare_data()
+    data.setup("fit")
+    assert data.files == {str(source): sha256(source.read_bytes()).hexdigest()}

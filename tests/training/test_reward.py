@@ -176,6 +176,13 @@ class Exporting(L.Callback):
         module.export(self.folder)
 
 
+class Earlier(L.Callback):
+    """A correlation that an earlier validation had, with other weights."""
+
+    def on_validation_start(self, trainer, module):
+        trainer.callback_metrics["val/length_correlation"] = torch.tensor(0.5)
+
+
 class InOrder:
     """A loader of these batches; Lightning takes a list for several loaders."""
 
@@ -381,7 +388,8 @@ def test_a_model_that_prefers_nothing_is_never_right_and_half_sure(fit, micro, d
     module = RewardModule(str(micro.gpt), optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))
     module.configure_model()
     torch.nn.init.zeros_(module.model.head.linear.weight)
-    trainer = fit(module, data, limit_train_batches=2, num_sanity_val_steps=1)
+    trainer = fit(module, data, limit_train_batches=2, num_sanity_val_steps=1, callbacks=[Earlier()])
+    assert "val/length_correlation" not in trainer.callback_metrics, "scores that are all the same have none"
     expected = {"loss": np.log(2), "accuracy": 0.0, "margin": 0.0, "calibration_error": 0.5}
     for name, value in expected.items():
         assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(value)
