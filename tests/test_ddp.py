@@ -65,7 +65,7 @@ def uneven(micro, tmp_path_factory):
             return {"prompt": f"the film {i}", "response": " " + text(i)}
         if word == "reward":
             answers = [f" {rng.choice(GOOD + BAD)} {j}" + " so" * (i * j % 5) for j in range(2 + i % 3)]
-            voted = {"labeler": f"labeler {i % 3}", "round": i % 2} if i % 4 else {}
+            voted = {"labeler": f"labeler {i % 3}", "round": 1 + i % 2} if i % 4 else {}
             ranked = {"responses": answers, "ranking": [*range(1, len(answers)), 1][::-1], **voted}
             return {"prompt": f"a story {i}", **ranked, "scores": [rng.choice([None, 1, 4, 6]) for _ in answers]}
         return {"ppo": {"prompt": f"its cast {i}" + " and" * (i % 4)}, "pretraining": {"text": text(i)}}.get(

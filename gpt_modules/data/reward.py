@@ -19,6 +19,7 @@ from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.comparisons import competition_ranks
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ class Comparisons(Examples[RankingBatch]):
     def _answers(self, row: Row) -> RankedAnswers:
         answers = [self._ids[row["prompt"]] + self._ids[text] + [self.tokenizer.eos_id] for text in row["responses"]]
         kept = [i for i, answer in enumerate(answers) if len(answer) <= self.context]
-        ranks = [1 + sum(better < rank for better in row["ranking"]) for rank in row["ranking"]]  # of whatever size
+        ranks = competition_ranks(dict(enumerate(row["ranking"])))  # a row may have ranks of any size
         scores, name = row.get("scores") or [None] * len(answers), row.get("labeler")
         return RankedAnswers(
             [np.array(answers[i]) for i in kept],

@@ -19,7 +19,6 @@ from gpt_modules.data.rows.schemas import FieldError, check_row, describe, items
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import (
-    SCORES,
     Answer,
     ComparisonStore,
     Judgement,
@@ -79,11 +78,7 @@ def check_imported(record: object) -> Row:
         if kind not in get_args(LabelerKind):
             raise FieldError("labeler_kind", describe(kind), " or ".join(get_args(LabelerKind)))
         row["labeler_kind"] = kind
-    if (number := fields.get("round")) is not None:
-        if type(number) is not int or not 1 <= number < 2**63:
-            raise FieldError("round", describe(number), "a whole number from 1")
-        row["round"] = number
-    for name, check in (("scores", _score), ("flags", _flags), ("models", _name)):
+    for name, check in (("flags", _flags), ("models", _name)):
         if fields.get(name) is not None:
             row[name] = _parallel(fields, name, check, row["responses"])
     return row
@@ -108,11 +103,6 @@ def _name(value: object, field: str) -> str:
     return value
 
 
-def _score(value: object, field: str) -> None:
-    if not (value is None or (type(value) is int and value in SCORES)):
-        raise FieldError(field, describe(value), f"a whole number, {SCORES[0]} to {SCORES[-1]}")
-
-
 def _flags(value: object, field: str) -> None:
     if not (isinstance(value, list) and all(isinstance(flag, str) for flag in value)):
         raise FieldError(field, describe(value), "a list of names")
@@ -124,12 +114,7 @@ def _best_of(fields: Mapping[Any, Any]) -> Row:
         raise FieldError("best", describe(best), f"the number of a response, 0 to {len(responses) - 1}")
     if fields.get("ranking") is None:
         return check_row({**fields, "ranking": [1 + (text != responses[best]) for text in responses]}, "reward")
-    row = check_row(fields, "reward")
-    ranks = row["ranking"]
-    if ranks[best] > min(ranks):
-        found = f"{best}, whose rank is {ranks[best]}, beside a ranking that begins with {ranks.index(min(ranks))}"
-        raise FieldError("best", found, "one that is ranked best")
-    return row
+    return check_row(fields, "reward")
 
 
 def _transcripts(fields: Mapping[Any, Any]) -> Row:

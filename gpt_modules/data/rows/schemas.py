@@ -174,7 +174,7 @@ def _ranking(record: Mapping[Any, Any], responses: list[str]) -> list[int]:
     for i, rank in enumerate(ranking):
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise FieldError(f"ranking[{i}]", describe(rank), "a whole number from 1 (best)")
-    _expect_same("ranking", "rank", ranking, responses)
+    _expect_same("ranking", ranking, responses)
     if record.get("best") is not None:
         _check_best(record["best"], ranking)
     return ranking
@@ -186,7 +186,7 @@ def _scores(record: Mapping[Any, Any], responses: list[str]) -> list[int | None]
     for i, score in enumerate(scores):
         if not (score is None or (type(score) is int and score in SCORES)):
             raise FieldError(f"scores[{i}]", describe(score), f"a whole number, {SCORES[0]} to {SCORES[-1]}")
-    _expect_same("scores", "score", scores, responses)
+    _expect_same("scores", scores, responses)
     return scores if any(score is not None for score in scores) else None
 
 
@@ -197,31 +197,28 @@ def _parallel(record: Mapping[Any, Any], field: str, responses: list[str]) -> li
     return list(values)
 
 
-def _expect_same(field: str, what: str, values: list[Any], responses: list[str]) -> None:
+def _expect_same(field: str, values: list[Any], responses: list[str]) -> None:
     """An answer that stands twice is the same answer."""
     for i, value in enumerate(values):
         first = values[responses.index(responses[i])]
         if value != first:
-            both = f"the {what}s {_said(first)} and {_said(value)} for the same answer, {describe(responses[i])}"
-            raise FieldError(f"{field}[{i}]", both, f"one {what}")
-
-
-def _said(value: object) -> str:
-    return "null" if value is None else str(value)
+            found = f"{first!s:.40} and {value!s:.40} for the same answer, {describe(responses[i])}"
+            raise FieldError(f"{field}[{i}]", found, "the same")
 
 
 def _check_best(best: object, ranking: list[int]) -> None:
     """Ziegler's form of a vote, the place of the best answer, beside a ranking."""
     if type(best) is not int or not 0 <= best < len(ranking):
         raise FieldError("best", describe(best), f"the number of a response, 0 to {len(ranking) - 1}")
-    if ranking[best] != min(ranking):
-        found = f"response {best} beside a ranking in which it has the rank {ranking[best]}"
-        raise FieldError("best", found, f"one of the rank {min(ranking)}, or a ranking alone")
+    if ranking[best] > min(ranking):
+        first = ranking.index(min(ranking))
+        found = f"{best}, whose rank is {ranking[best]!s:.40}, beside a ranking that begins with {first}"
+        raise FieldError("best", found, "one that is ranked best")
 
 
 def _round(value: object) -> int:
     """The number, which a table has as text."""
     number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 11 else value
-    if type(number) is not int or not 0 <= number <= MOST_ROUNDS:
-        raise FieldError("round", describe(value), f"a whole number, 0 to {MOST_ROUNDS}")
+    if type(number) is not int or not 1 <= number <= MOST_ROUNDS:
+        raise FieldError("round", describe(value), f"a whole number from 1 to {MOST_ROUNDS}")
     return number

@@ -30,7 +30,7 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
             {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]},
         ),
         ("reward", {"prompt": "q", "responses": ["a", "b", "c"], "ranking": [2, 1, 1]}, None),
-        ("reward", {**RANKED, "labeler": "ann", "round": 0, "scores": [None, 7]}, None),
+        ("reward", {**RANKED, "labeler": "ann", "round": 1, "scores": [None, 7]}, None),
         ("reward", {**RANKED, "labeler": None, "round": None, "scores": None, "best": None}, RANKED),
         ("reward", {**RANKED, "scores": [None, None], "best": 0, "models": ["m", "m"]}, RANKED),
         (
@@ -137,7 +137,7 @@ def test_good_rows_come_back_bare(schema, row, expected):
         (
             "reward",
             {"prompt": "q", "responses": ["a", "b", "a"], "ranking": [1, 2, 3]},
-            "ranking[2]: found the ranks 1 and 3 for the same answer, the text 'a', expected one rank",
+            "ranking[2]: found 1 and 3 for the same answer, the text 'a', expected the same",
         ),
         (
             "reward",
@@ -147,10 +147,14 @@ def test_good_rows_come_back_bare(schema, row, expected):
         ("reward", {**RANKED, "labeler": 3}, "labeler: found the number 3, expected non-empty text"),
         ("reward", {**RANKED, "labeler": ["ann"]}, "labeler: found a list of 1, expected non-empty text"),
         *(
-            ("reward", {**RANKED, "round": value}, f"round: found {found}, expected a whole number, 0 to 1000000000")
+            (
+                "reward",
+                {**RANKED, "round": value},
+                f"round: found {found}, expected a whole number from 1 to 1000000000",
+            )
             for value, found in [
                 (1.0, "the number 1.0"),
-                (-1, "the number -1"),
+                (0, "the number 0"),
                 (True, "the truth value True"),
                 (10**9 + 1, "the number 1000000001"),
                 ("first", "the text 'first'"),
@@ -170,18 +174,17 @@ def test_good_rows_come_back_bare(schema, row, expected):
         (
             "reward",
             {**THRICE, "scores": [5, 2, 4]},
-            "scores[2]: found the scores 5 and 4 for the same answer, the text 'a', expected one score",
+            "scores[2]: found 5 and 4 for the same answer, the text 'a', expected the same",
         ),
         (
             "reward",
             {**THRICE, "scores": [5, 2, None]},
-            "scores[2]: found the scores 5 and null for the same answer, the text 'a', expected one score",
+            "scores[2]: found 5 and None for the same answer, the text 'a', expected the same",
         ),
         (
             "reward",
             {**RANKED, "best": 1},
-            "best: found response 1 beside a ranking in which it has the rank 2, "
-            "expected one of the rank 1, or a ranking alone",
+            "best: found 1, whose rank is 2, beside a ranking that begins with 0, expected one that is ranked best",
         ),
         ("reward", {**RANKED, "best": 2}, "best: found the number 2, expected the number of a response, 0 to 1"),
         ("reward", {**RANKED, "best": "a"}, "best: found the text 'a', expected the number of a response, 0 to 1"),

@@ -16,7 +16,9 @@ from gpt_modules.training.optimizers import OptimizerConfig
 
 def rows(first, last, labeler):
     answers = {"responses": [" is good.", " is bad."], "ranking": [1, 2]}
-    return [{"prompt": f"the film {n}", **answers, "labeler": labeler, "round": n // 40} for n in range(first, last)]
+    return [
+        {"prompt": f"the film {n}", **answers, "labeler": labeler, "round": 1 + n // 40} for n in range(first, last)
+    ]
 
 
 @pytest.fixture
@@ -49,8 +51,8 @@ def test_the_folder_says_which_votes_made_the_model(run, tmp_path):
     counts = {part: [vote["votes"] for vote in seen[part]["votes"]] for part in ("train", "validation")}
     assert sum(counts["train"]) == len(trainer.datamodule.train_examples)
     assert sum(counts["train"] + counts["validation"]) == 80
-    assert [(vote["round"], vote["labeler"]) for vote in seen["train"]["votes"]] == [(0, "ann"), (1, "ann")]
-    told = f"| train | 0 | ann | {counts['train'][0]} |".encode()
+    assert [(vote["round"], vote["labeler"]) for vote in seen["train"]["votes"]] == [(1, "ann"), (2, "ann")]
+    told = f"| train | 1 | ann | {counts['train'][0]} |".encode()
     assert any(told in events.read_bytes() for events in (tmp_path / "curves").glob("events*"))
 
 
