@@ -111,14 +111,12 @@ def run_plan(plan: Plan, label: str, console: Console) -> None:
         say("done before, skipped")
         return
     words, started = plan.words(), time.perf_counter()
-    if plan.cut_off:
-        say(f"resuming in {plan.step.folder}")
-    else:
+    if not plan.cut_off:
         plan.begin()
-        say(f"{plan.title} -> {plan.step.folder}")
     if waiting := plan.waiting():
         say(f"{waiting}; then the same gpt run goes on")
         raise SystemExit(WAITS)
+    say(f"resuming in {plan.step.folder}" if plan.cut_off else f"{plan.title} -> {plan.step.folder}")
     if words and (status := run_process([sys.executable, "-m", "gpt_modules", *words])):
         say(f"ended with status {status}; the same command goes on from there")
         raise SystemExit(status)

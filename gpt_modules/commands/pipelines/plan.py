@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt_modules.commands.pipelines.document import STORE
 from gpt_modules.commands.pipelines.provenance import ORIGIN_FILE, Origin, changes, origin_of, read_origin, write_origin
-from gpt_modules.commands.pipelines.steps import EXPORT, VOTES, Step
+from gpt_modules.commands.pipelines.steps import EXPORT, VOTES, Step, check_model
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import CONFIG_FILE
 from gpt_modules.storage.summary import SUMMARY_FILE
@@ -110,9 +110,11 @@ class Plan(ABC):
         Raises:
             UserError: it is gone.
         """
-        for paths in self.step.sources.values():
-            for path in paths:
+        for path in (path for paths in self.step.sources.values() for path in paths):
+            if self.step.root in path.parents:
                 check_made(path)
+            else:
+                check_model("start", str(path))
 
 
 def check_made(artefact: Path) -> None:

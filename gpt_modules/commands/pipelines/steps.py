@@ -96,11 +96,14 @@ class _Unrolling:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.steps = pipeline, list[Step]()
         self.made: dict[tuple[str, int | None], Step] = {}
+        self.begun_with: set[str] = set()
         for number, stage in enumerate(pipeline.stages, 1):
             self._add(stage, None, f"stages[{number}]")
         for turn in range(1, pipeline.rounds + 1):
             for number, stage in enumerate(pipeline.round, 1):
                 self._add(stage, turn, f"round[{number}]")
+        if unused := sorted(pipeline.start.keys() - self.begun_with):
+            raise UserError(f"{at('start', unused[0])}: found it, expected names that a stage of round is fed with")
 
     def _add(self, stage: Stage, turn: int | None, where: str) -> None:
         sources = {}
@@ -140,6 +143,7 @@ class _Unrolling:
         raise UserError(f"{place}: found {shown(reference)}, expected {expected}")
 
     def _start(self, name: str) -> list[Path]:
+        self.begun_with.add(name)
         value = self.pipeline.start.get(name)
         if value is None:
             return []

@@ -1,5 +1,6 @@
 """What the stages of a round are fed with, round by round."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,11 @@ def _here(tmp_path, monkeypatch):
     Path("one.yaml").write_text("trainer: {max_steps: 1}\n")
 
 
-def read(*stages, rounds=3, start=START, **more):
+def read(*stages, rounds=3, start=None, **more):
+    """A pipeline whose rounds begin with what its stages ask for, unless told otherwise."""
+    if start is None:
+        fed = json.dumps([stage.get("feeds", {}) for stage in stages])
+        start = {name: folder for name, folder in START.items() if f'"{name}' in fed}
     content = {"root": "runs", "rounds": rounds, "round": [*stages], "start": start, **more}
     Path("p.yaml").write_text(yaml.safe_dump(content))
     return read_pipeline(Path("p.yaml"))
@@ -86,8 +91,8 @@ def fed(stage, of):
 
 
 FAULTS = [
-    ([fed(PPO, "ppo")], {}, r"round\[1\]\.feeds\.x: found 'ppo', expected an earlier stage: sft, or ppo@last"),
-    ([fed(PPO, "sfd")], {}, r"round\[1\]\.feeds\.x: found 'sfd', expected an earlier stage: sft$"),
+    ([fed(PPO, "ppo")], {"start": START}, r"round\[1\]\.feeds\.x: found 'ppo', expected an earlier stage: sft, or ppo@"),
+    ([fed(PPO, "sfd")], {"start": START}, r"round\[1\]\.feeds\.x: found 'sfd', expected an earlier stage: sft$"),
     ([fed(PPO, "reward@last")], {}, r"round\[1\]\.feeds\.x: found 'reward@last', expected a stage of round"),
     ([fed(PPO, "ppo@last")], {"start": {}}, r"round\[1\]\.feeds\.x: found 'ppo@last' before the first round, .*start"),
     ([fed(PPO, ["ppo@last"])], {"start": {}}, r"round\[1\]\.feeds\.x: found \['ppo@last'\] before the first round"),
@@ -108,7 +113,8 @@ FAULTS = [
     ([PPO], {"rounds": "2"}, r"rounds: found '2', expected"),
     ([PPO], {"stages": [fed(PPO, "ppo@last") | {"name": "a"}]}, r"stages\[1\]\.feeds\.x: found 'ppo@last', expected"),
     ([PPO], {"stages": [COMPARE]}, r"stages\[1\]\.command: found compare, which belongs in round"),
-    ([PPO], {"rounds": 0, "round": [], "stages": [REWARD | {"feeds": {}}]}, r"start: found it without rounds"),
+    ([COMPARE, PPO | {"feeds": {}}], {"start": {"ppo": "x", "pppo": "x"}}, r"start\.pppo: found it, expected names th"),
+    ([PPO], {"rounds": 0, "round": [], "start": START, "stages": [REWARD | {"feeds": {}}]}, r"start: found it without"),
 ]  # fmt: skip
 
 
