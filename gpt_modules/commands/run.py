@@ -18,6 +18,9 @@ from gpt_modules.commands.pipelines.steps import Step, check_start, steps_of
 from gpt_modules.errors import UserError
 from gpt_modules.storage.recipes import find_recipe
 
+DESCRIPTION = """Run recipes in order, each stage's folder feeding the next, and rounds of comparisons and PPO. What is
+done is skipped, what was cut off goes on; where people are to rank answers, it ends with a line that says so, and the
+same command goes on."""
 WAITS = 75
 """The status where people are waited for: EX_TEMPFAIL of sysexits.h, try again later."""
 
@@ -30,7 +33,7 @@ def main(words: list[str]) -> None:
         SystemExit: With a stage's own status when it fails or is told to stop; with `WAITS` when people are to rank
             answers before it goes on.
     """
-    parser = Arguments(prog="gpt run", description="Run recipes in order, each stage's folder feeding the next.")
+    parser = Arguments(prog="gpt run", description=DESCRIPTION)
     parser.add_argument("pipeline", help="a file, or a name such as pipelines/demo")
     parser.add_argument("--root", help="folder for the stages, in place of the file's")
     parser.add_argument(

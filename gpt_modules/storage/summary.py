@@ -26,7 +26,7 @@ class Summary(Foreign):
 
     Args:
         before, after: of the weights that the run began with, and of those that it exported.
-        seconds: over all attempts.
+        seconds: over all attempts; of a pipeline's command, of the one that finished it.
         steps: of the optimizer.
         baselines: by the metric that they are to be compared with.
     """

@@ -91,7 +91,7 @@ def fed(stage, of):
 
 
 FAULTS = [
-    ([fed(PPO, "ppo")], {"start": START}, r"round\[1\]\.feeds\.x: found 'ppo', expected an earlier stage: sft, or ppo@"),
+    ([fed(PPO, "ppo")], {"start": START}, r"round\[1\]\.feeds\.x: found 'ppo', .*: sft, or ppo@last"),
     ([fed(PPO, "sfd")], {"start": START}, r"round\[1\]\.feeds\.x: found 'sfd', expected an earlier stage: sft$"),
     ([fed(PPO, "reward@last")], {}, r"round\[1\]\.feeds\.x: found 'reward@last', expected a stage of round"),
     ([fed(PPO, "ppo@last")], {"start": {}}, r"round\[1\]\.feeds\.x: found 'ppo@last' before the first round, .*start"),
