@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from gpt_modules.commands.parsing.complaints import complaint, shown
+from gpt_modules.commands.parsing.complaints import complaint, shown, users_mistake
 from gpt_modules.commands.parsing.composition import Composition, compose
 from gpt_modules.commands.parsing.key_help import key_help
 from gpt_modules.commands.parsing.locating import check_nulls, located
@@ -209,9 +209,7 @@ class TrainerCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (UserError, ValueError) as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__ or cause.__context__
+            cause = users_mistake(error)
             if not isinstance(cause, IdleArgument) or not self._without(cause):
                 raise located(cause, self.recipe) if isinstance(cause, UserError) else error from None
             self.instantiate_classes()

@@ -8,6 +8,7 @@ import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from traceback import walk_tb
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -40,6 +41,25 @@ def one_line(message: str) -> str:
     """A message that repeats its context on many lines, on one."""
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     return re.sub(r"\s+", " ", " ".join(lines))
+
+
+def users_mistake(error: BaseException) -> UserError | None:
+    """The user's mistake that an error was made of: by its causes, and, where a value is of none of several types, by
+    what each of them said, of which jsonargparse hands on the first and keeps the others in the frame that gives up.
+    """
+    waiting, seen = [error], set[int]()
+    while waiting:
+        found = waiting.pop(0)
+        if isinstance(found, UserError):
+            return found
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        waiting += [cause for cause in (found.__cause__, found.__context__) if cause is not None]
+        for frame, _ in walk_tb(found.__traceback__):
+            said = frame.f_locals.get("exceptions")
+            waiting += [of for of in said if isinstance(of, BaseException)] if isinstance(said, list) else []
+    return None
 
 
 def complaint(error: Exception, recipe: Composition, parser: ArgumentParser | None) -> UserError:
