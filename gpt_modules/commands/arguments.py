@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gpt_modules.errors import UserError
 
@@ -18,7 +18,12 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser whose complaint is the one line that every mistake of the user's gets, without the usage."""
+    """An argument parser whose complaint is the one line that every mistake of the user's gets, without the usage; a
+    part of an option's name is none.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Raise it for `main` to print; a value that does not fit speaks for itself."""

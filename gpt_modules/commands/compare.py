@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from itertools import islice
 
-from gpt_modules.commands.arguments import Arguments, device_of, path_name, whole_number
+from gpt_modules.commands.arguments import Arguments, device_of, path_name, utf8_text, whole_number
 from gpt_modules.commands.opening import open_language_model
 from gpt_modules.commands.scorers import plain_name
 from gpt_modules.commands.speaker import MODEL, Prompt, Sampling, Speaker, add_sampling, sampling_of
@@ -58,8 +58,8 @@ def parse(words: list[str]) -> Namespace:
     parser.add_argument(
         "--count", type=whole_number(1), metavar="N", help="the first N prompts that no other round has"
     )
-    parser.add_argument("--round", type=whole_number(1), metavar="N", help="the round to begin or to go on with, in "
-                        "place of the one that is so sampled")  # fmt: skip
+    parser.add_argument("--name", type=utf8_text, metavar="NAME", help="of the round: what is sampled alike under "
+                        "another name, or under none, is another one")  # fmt: skip
     add_sampling(parser)
     options = parser.parse_args(words)
     if sampling_of(options).temperature == 0 and options.k > len(options.model):
@@ -113,12 +113,14 @@ def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
 def _sample(store: ComparisonStore, prompts: Sequence[str], voices: Sequence[Voice], options: Namespace) -> None:
     k, count = options.k, options.count
     sources = [[voice.source.digest, voice.source.settings] for voice in voices]
-    number = store.round_of(json.dumps([k, sources]), options.round)
+    number = store.round_of(json.dumps([k, sources]), options.name)
     if count is not None:
         elsewhere = {prompt for other in store.rounds() if other != number for prompt in store.prompts(other)}
         prompts = list(islice((prompt for prompt in prompts if prompt not in elsewhere), count))
         if not prompts:
             raise UserError(f"--prompts: found none that no other round of {store.path} has, expected {count}")
+        if len(prompts) < count:
+            _tell(f"--count: {len(prompts)} in place of {count} prompts: no more are left that no other round has")
     there = store.prompts(number)
     wanted = [prompt for prompt in prompts if prompt not in there]
     few, none = 0, 0

@@ -65,8 +65,9 @@ def parse(words: list[str]) -> Namespace:
         found = " and ".join(f"--{way}" for way in given)
         raise UserError(f"gpt label: found {found}, expected one of {', '.join(f'--{way}' for way in WAYS)}, or none")
     _refuse_idle(options, _way(options))
-    if options.name is not None:
-        _check_names("--name", [options.name])
+    _check_names("--name", [] if options.name is None else [options.name])
+    _check_names("--labelers", options.labelers or [])
+    _check_names("--flags", options.flags or [])
     return options
 
 
@@ -132,8 +133,6 @@ def _refuse_idle(options: Namespace, way: str) -> None:
 
 def _page(store: Desk, options: Namespace) -> None:
     _tasks(store, options)
-    _check_names("--labelers", options.labelers or [])
-    _check_names("--flags", options.flags or [])
     try:
         from gpt_modules.feedback.page import links, server
     except ImportError as error:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from gpt_modules.commands.arguments import Arguments
+from gpt_modules.commands.pipelines.board import check_board, write_board
 from gpt_modules.commands.pipelines.comparing import ComparePlan
 from gpt_modules.commands.pipelines.document import Pipeline
 from gpt_modules.commands.pipelines.fitting import FitPlan
@@ -56,6 +57,7 @@ def make_plans(pipeline: Pipeline, overlays: Sequence[str] = (), allowed: Sequen
         UserError: one line that names the stage.
     """
     check_start(pipeline)
+    check_board(pipeline)
     plans = []
     for step in steps_of(pipeline):
         try:
@@ -86,8 +88,6 @@ def run_plans(pipeline: Pipeline, plans: Sequence[Plan], console: Console) -> No
     Raises:
         UserError, SystemExit: see `run_plan`.
     """
-    from gpt_modules.commands.pipelines.board import write_board
-
     for number, plan in enumerate(plans, start=1):
         run_plan(plan, f"[{number}/{len(plans)}]", console)
         last_of_round = number == len(plans) or plans[number].step.round != plan.step.round

@@ -151,8 +151,8 @@ class RewardDataModule(ResumableDataModule):
         validation_fraction: float = 0.05,
         demonstrations: str | list[str] | None = None,
         max_demonstrations: int = 512,
-        labelers: list[str] | None = None,
-        rounds: list[int] | None = None,
+        labelers: str | list[str] | None = None,
+        rounds: int | list[int] | None = None,
     ) -> None:
         super().__init__(tokenizer)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
@@ -161,6 +161,8 @@ class RewardDataModule(ResumableDataModule):
         if train != REVIEWS:
             expect_default(RewardDataModule, "train", f"{train!s:.60}, whose rows bring their answers", k=k)
         expect_whole(0, None, seed=seed)
+        labelers = [labelers] if isinstance(labelers, str) else labelers
+        rounds = [rounds] if isinstance(rounds, int) else rounds
         for name, wanted in {"labelers": labelers, "rounds": rounds}.items():
             expect(wanted is None or len(wanted) > 0, name, wanted, "at least one, or null for all")
         if train == REVIEWS:

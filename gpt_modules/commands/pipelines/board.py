@@ -5,6 +5,7 @@ import shutil
 from gpt_modules.commands.pipelines.document import BOARD, Pipeline
 from gpt_modules.commands.pipelines.report import curves_of_rounds, values_of_rounds
 from gpt_modules.commands.pipelines.steps import steps_of
+from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import room_for, temporary_for
 
 
@@ -30,5 +31,25 @@ def write_board(pipeline: Pipeline, rounds: int) -> None:
                 for number, value in values_of_rounds(steps, metric):
                     writer.add_scalar(f"rounds/{stage.name}/{metric}", value, number)
     with room_for(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            check_board(pipeline)
+            shutil.rmtree(folder)
         temporary.rename(folder)
+
+
+def check_board(pipeline: Pipeline) -> None:
+    """Nothing, where the run of TensorBoard is ours alone to make anew.
+
+    Raises:
+        UserError: something else has its name.
+    """
+    folder = pipeline.root / BOARD
+    if (
+        folder.is_symlink()
+        or (folder.exists() and not folder.is_dir())
+        or any(
+            not path.name.startswith("events.out.tfevents.") for path in (folder.iterdir() if folder.is_dir() else ())
+        )
+    ):
+        raise UserError(f"{folder}: found something else than TensorBoard's files, expected a folder of them or none; "
+                        "name another --root")  # fmt: skip

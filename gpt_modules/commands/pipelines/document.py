@@ -24,7 +24,7 @@ STORE = "comparisons.db"
 BOARD = "rounds"
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?")
 _TAKEN = (ROOT_KEY, "ckpt_path", "config")  # what the pipeline itself says
-_TAKEN_OF_COMMANDS = ("output", "round", "store", "import", "export", "statistics")
+_TAKEN_OF_COMMANDS = ("output", "round", "store", "import", "export", "statistics", "help")
 MOST_ROUNDS = 1000
 
 Text = Annotated[str, Rule(bool, "text that is not empty")]
@@ -67,6 +67,8 @@ class Stage:
         if (self.config is None) == (self.command is None):
             found = "neither" if self.config is None else "both"
             raise UserError(f"config: found {found} of config and command, expected one of them")
+        if both := sorted(self.feeds.keys() & self.set.keys()):
+            raise UserError(f"{at('set', both[0])}: found it in feeds, too, expected it once")
         for where, key in [("feeds", key) for key in self.feeds] + [("set", key) for key in self.set]:
             below = _below(key, self.set[key] if where == "set" else None)
             taken = _TAKEN if self.command is None else _TAKEN_OF_COMMANDS

@@ -69,6 +69,13 @@ class FitPlan(Plan):
         if self.pipeline.prompts and isinstance(room, int) and most >= room:
             raise UserError(f"sample_tokens: found {most}, expected fewer than the model's {room}")
 
+    def begin(self) -> None:
+        """Not beside a run that still writes there, such as one whose `gpt run` was killed."""
+        from gpt_modules.commands.run_folder import lock
+
+        with lock(self.step.folder):
+            super().begin()
+
     def words(self) -> list[str]:
         """The process reads the files again, hours after they were checked; what it was made from is written down as
         they were.

@@ -2,16 +2,20 @@
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gpt_modules.commands.pipelines.document import STORE
+from gpt_modules.commands.pipelines.document import STORE, Stage
 from gpt_modules.commands.pipelines.provenance import ORIGIN_FILE, Origin, changes, origin_of, read_origin, write_origin
 from gpt_modules.commands.pipelines.steps import EXPORT, VOTES, Step, check_model
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import CONFIG_FILE
+from gpt_modules.storage.paths import is_there, path_of
 from gpt_modules.storage.summary import SUMMARY_FILE
+
+if TYPE_CHECKING:
+    from gpt_modules.backbone.folders.weightmap import Kind
 
 
 class Plan(ABC):
@@ -81,12 +85,15 @@ class Plan(ABC):
             UserError: something it was made from has changed since, each by its key.
         """
         now = self.origin()
-        found = changes(read_origin(self.step.folder), now, [] if whole else now.unmade)
+        without = [*([] if whole else now.unmade), *(self.settled if self.done else ())]
+        found = changes(read_origin(self.step.folder), now, without)
         if found:
             more = f" and {len(found) - 2} more" if len(found) > 2 else ""
             raise UserError(f"{self.step.folder}: since it was run, {'; '.join(found[:2])}{more}; {self.remedy}")
 
     remedy = "remove the folder to run it anew, or name another --root"
+    settled: tuple[str, ...] = ()
+    """Keys that decide nothing any more once the step is done."""
 
     def refuse_foreign(self) -> None:
         """Nothing, where the step may make its export anew.
@@ -123,6 +130,35 @@ def check_made(artefact: Path) -> None:
     Raises:
         UserError: it is not.
     """
-    file = artefact if artefact.name in (VOTES, STORE) else artefact / CONFIG_FILE
+    if artefact.name == STORE:
+        if not artefact.is_file():
+            raise UserError(f"{artefact}: missing, expected the comparisons of all rounds; or name another --root")
+        return
+    file = artefact if artefact.name == VOTES else artefact / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"{file}: missing, though its stage is done; remove {artefact.parent} to run it anew")
+
+
+def check_kind(where: str, name: str, kind: "Kind") -> None:
+    """Nothing, where a model's folder holds a model of this kind, or is none of ours, or not there yet.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    from gpt_modules.backbone.folders.documents import open_document
+
+    if not is_there(path_of(name) / CONFIG_FILE):
+        return
+    document = open_document(path_of(name))
+    if document.is_ours and document.ours.kind != kind:
+        raise UserError(f"{where}: {name}: found a model of kind {document.ours.kind!r}, expected {kind!r}")
+
+
+def check_metrics(stage: Stage, known: Sequence[str]) -> None:
+    """Nothing, where a command has all the numbers that a stage shows.
+
+    Raises:
+        UserError: it has not.
+    """
+    if unknown := [name for name in stage.metrics if name not in known]:
+        raise UserError(f"metrics: found {unknown[0][:60]!r}, expected some of {', '.join(known)}")

@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
 def result_tables(pipeline: Pipeline) -> list[Table]:
     """A table of the stages that ran once, one of the rounds."""
-    once = [step for step in steps_of(pipeline) if step.round is None]
+    once = [step for step in steps_of(pipeline) if step.round is None and (step.stage.metrics or not pipeline.rounds)]
     tables = [_once_table(once)] if once else []
     return [*tables, _rounds_table(pipeline)] if pipeline.rounds else tables
 

@@ -35,7 +35,12 @@ class Step:
     @property
     def name(self) -> str:
         """The stage, with its round."""
-        return self.stage.name if self.round is None else f"round-{self.round}/{self.stage.name}"
+        return self.stage.name if self.round is None else f"{self.round_name}/{self.stage.name}"
+
+    @property
+    def round_name(self) -> str:
+        """Of its round of comparisons in the store."""
+        return f"round-{self.round}"
 
     @property
     def folder(self) -> Path:
@@ -127,6 +132,9 @@ class _Unrolling:
         if at_round:
             if turn is None or name not in [stage.name for stage in self.pipeline.round]:
                 expected = "a stage of round, for one that runs in rounds"
+                raise UserError(f"{place}: found {shown(reference)}, expected {expected}")
+            if number != "last" and int(number) >= self.pipeline.rounds:
+                expected = f"a round before the last one, {self.pipeline.rounds}"
                 raise UserError(f"{place}: found {shown(reference)}, expected {expected}")
             then = turn - 1 if number == "last" else min(int(number), turn - 1)
             return [self.made[name, then].artefact] if then else self._start(name)

@@ -92,27 +92,32 @@ class ComparisonStore:
 
     # --- rounds, tasks, answers ---
 
-    def round_of(self, sampling: str, number: int | None = None) -> int:
+    def round_of(self, sampling: str, name: str | None = None) -> int:
         """The number of the round whose answers are sampled in this way, the newest; the next one where there is none.
 
         Args:
-            number: the one that it is to be.
+            name: of the round; the same sampling under another name, or under none, is another round.
 
         Raises:
-            UserError: the round of that number was sampled in another way, or the one before it is not there yet.
+            UserError: the round of that name was sampled in another way.
         """
+        text = sampling if name is None else json.dumps({"name": name, "sampling": sampling})
         with transaction(self.path, self._connection):
-            following = 1 + max(self.rounds(), default=0)
-            if number is None:
-                found = self._one("SELECT max(number) FROM rounds WHERE sampling = ?", sampling)
-                number = following if found is None or found[0] is None else int(found[0])
-            known = self._one("SELECT sampling FROM rounds WHERE number = ?", number)
-            if number > following or known not in (None, (sampling,)):
-                expected = f"expected {following}, the next" if number > following else "expected the same"
-                found_here = "is not there" if number > following else "was sampled from other models or in another way"
-                raise UserError(f"{self.path}: round {number} {found_here}, {expected}")
-            self._run("INSERT INTO rounds VALUES (?, ?) ON CONFLICT DO NOTHING", number, sampling)
+            found = self._one("SELECT max(number) FROM rounds WHERE sampling = ?", text)
+            if found is not None and found[0] is not None:
+                return int(found[0])
+            if name is not None and self.round_named(name) is not None:
+                raise UserError(f"{self.path}: {name[:60]} was sampled from other models or in another way, expected "
+                                "the same")  # fmt: skip
+            number = 1 + max(self.rounds(), default=0)
+            self._run("INSERT INTO rounds VALUES (?, ?)", number, text)
         return number
+
+    def round_named(self, name: str) -> int | None:
+        """The number of the round of a name; None where there is none."""
+        begin = json.dumps({"name": name, "sampling": ""})[:-2]  # as `round_of` writes it
+        found = self._one("SELECT number FROM rounds WHERE substr(sampling, 1, ?) = ?", len(begin), begin)
+        return None if found is None else int(found[0])
 
     def rounds(self) -> list[int]:
         """Numbers of the rounds."""
@@ -176,9 +181,15 @@ class ComparisonStore:
         """`content_of` each task of a round, sorted."""
         return [of for (of,) in self._run("SELECT content FROM tasks WHERE round = ? ORDER BY content", number)]
 
-    def answered(self, number: int) -> int:
-        """Tasks of a round that people have ranked or skipped, each once."""
-        return int(self._run(_ANSWERED, number).fetchone()[0])
+    def answered(self, number: int) -> tuple[int, int]:
+        """Tasks of a round that people have ranked; that they have ranked or skipped."""
+        ranked, answered = self._run(_ANSWERED, number).fetchone()
+        return int(ranked), int(answered)
+
+    def acts(self, number: int) -> int:
+        """Votes on tasks of all rounds up to this one, with those that count no more: they never become fewer."""
+        words = "SELECT count(*) FROM votes JOIN tasks ON tasks.id = task WHERE round <= ?"
+        return int(self._run(words, number).fetchone()[0])
 
     def tasks_of(self, prompt: str, answers: Sequence[str]) -> list[Task]:
         """The tasks with this prompt and these answers, in any order: at most one a round, the newest round's last."""
@@ -295,7 +306,9 @@ class ComparisonStore:
 
 
 _ANSWERED = """
-SELECT count(DISTINCT task) FROM votes JOIN tasks ON tasks.id = task JOIN labelers ON labelers.name = labeler
+SELECT count(DISTINCT CASE WHEN EXISTS (SELECT 1 FROM judgements WHERE vote = votes.id) THEN task END),
+       count(DISTINCT task)
+FROM votes JOIN tasks ON tasks.id = task JOIN labelers ON labelers.name = labeler
 WHERE superseded IS NULL AND kind != 'scores' AND round = ?
 """
 _NEW_TASK = """

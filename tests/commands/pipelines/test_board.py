@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 from curves import points
 from torch.utils.tensorboard import SummaryWriter
 
-from gpt_modules.commands.pipelines.board import write_board
+from gpt_modules.commands.pipelines.board import check_board, write_board
 from gpt_modules.commands.pipelines.document import Pipeline, Stage
+from gpt_modules.errors import UserError
 from gpt_modules.storage.summary import Summary, write_summary
 
 
@@ -31,3 +33,21 @@ def test_curves_go_on_where_the_round_before_ended(tmp_path):
         "rounds/ppo/val/score": {1: {1.0}, 2: {3.0}},
     }
     assert len(list((tmp_path / "rounds").iterdir())) == 1
+
+
+def test_what_is_not_ours_is_never_removed(tmp_path):
+    """Such as a pipeline that lies in a folder of this name."""
+    pipeline = Pipeline(tmp_path, [], 1, [Stage("ppo", "r.yaml")])
+    check_board(pipeline)
+    board = tmp_path / "rounds"
+    for make in (board.touch, board.mkdir, lambda: (board / "comparisons.db").write_text("x")):
+        make()
+        if board.is_dir() and not any(board.iterdir()):
+            check_board(pipeline)
+            continue
+        for of in (lambda: check_board(pipeline), lambda: write_board(pipeline, 0)):
+            with pytest.raises(UserError, match=r"rounds: found something else than TensorBoard's files, expected"):
+                of()
+        if board.is_file():
+            board.unlink()
+    assert (board / "comparisons.db").read_text() == "x"

@@ -30,7 +30,7 @@ def plan(turn=1, rounds=2, **options):
 def test_the_command_of_a_round():
     assert plan(2, top_k=7).words() == [
         *("compare", "--model", "runs/round-1/ppo/export", "first", "--prompts", "prompts.jsonl", "--k", "3"),
-        *("--count", "5", "--top-k", "7", "--output", "runs/comparisons.db", "--round", "2"),
+        *("--count", "5", "--top-k", "7", "--output", "runs/comparisons.db", "--name", "round-2"),
     ]
 
 

@@ -45,3 +45,20 @@ def test_a_signal_while_the_stage_is_started_reaches_it_too(number):
     code = EARLY.replace("NUMBER", str(int(number)))
     ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert ended.returncode == 128 + number, ended.stderr
+
+
+# The stage takes no notice: it was at its last step.
+LATE = """
+import os, sys
+from gpt_modules.commands.pipelines.process import run_process
+stage = "import os, signal; signal.signal(NUMBER, lambda *_: None); os.kill(os.getppid(), NUMBER); "
+stage += "import time; time.sleep(0.3)"
+sys.exit(run_process([sys.executable, "-c", stage]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_other_stage_begins_after_a_signal_that_a_stage_did_not_end_by(number):
+    code = LATE.replace("NUMBER", str(int(number)))
+    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ended.returncode == 128 + number, ended.stderr

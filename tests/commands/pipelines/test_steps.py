@@ -98,6 +98,8 @@ FAULTS = [
     ([fed(PPO, ["ppo@last"])], {"start": {}}, r"round\[1\]\.feeds\.x: found \['ppo@last'\] before the first round"),
     ([fed(PPO, "ppo@-1")], {}, r"round\[1\]\.feeds\.x: found 'ppo@-1', expected"),
     ([fed(PPO, "ppo@first")], {}, r"round\[1\]\.feeds\.x: found 'ppo@first', expected"),
+    ([fed(PPO, "ppo@3")], {}, r"round\[1\]\.feeds\.x: found 'ppo@3', expected a round before the last one, 3"),
+    ([PPO | {"set": {"init": "x"}}], {}, r"round\[1\]\.set\.init: found it in feeds, too, expected it once"),
     ([fed(PPO, [])], {}, r"round\[1\]\.feeds\.x: found \[\], expected"),
     ([{**PPO, "command": "label"}], {}, r"round\[1\]\.config: found both of config and command"),
     ([{"name": "x", "command": "fit"}], {}, r"round\[1\]\.command: found 'fit', expected"),
