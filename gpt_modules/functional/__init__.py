@@ -12,6 +12,7 @@ from gpt_modules.functional.adaptation import (
     sgd_step,
 )
 from gpt_modules.functional.advantages import generalized_advantage_estimation
+from gpt_modules.functional.best_of_n import best_of_n_kl, best_of_n_mean
 from gpt_modules.functional.ensembles import Combination, combine_ensemble, ensemble_spread
 from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_rewards
 from gpt_modules.functional.logprobs import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
@@ -41,6 +42,8 @@ __all__ = [
     "ValueLoss",
     "adapt",
     "adaptive_kl_coef",
+    "best_of_n_kl",
+    "best_of_n_mean",
     "clipped_value_loss",
     "combine_ensemble",
     "deviation_correlation",
