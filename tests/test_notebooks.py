@@ -4,29 +4,19 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 from nbclient import NotebookClient
 
-from gpt_modules.backbone import GPT, DecoderConfig, RewardModel, save_pretrained
-from gpt_modules.data.builtin.reviews import pretraining_rows
-from gpt_modules.data.text.tokenizers import Tokenizer
-
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FIGURES = {"pretraining": 2, "evaluation": 3, "finetuning": 3, "sft": 3, "reward": 3, "ppo": 4, "maml": 4}
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make demo` leaves behind, from models that have learned nothing."""
-    root = tmp_path_factory.mktemp("demo")
-    tokenizer = Tokenizer.train([row["text"] for row in pretraining_rows("validation")], 512)
-    sizes = {"vocab_size": tokenizer.vocab_size, "n_positions": 128, "n_layer": 1, "n_head": 2, "n_embd": 8}
-    config = DecoderConfig(**sizes).without_dropout()
-    torch.manual_seed(0)
-    kinds = {"pretraining/export": GPT, "sft/export": GPT, "reward/export": RewardModel}
-    for folder, kind in (kinds | {"ppo/export": GPT, "ppo/export-critic": RewardModel}).items():
-        save_pretrained(root / folder, kind(config), tokenizer_json=tokenizer.to_json())
-    return root
+FIGURES = {
+    "pretraining": 2,
+    "evaluation": 3,
+    "finetuning": 3,
+    "sft": 3,
+    "reward": 3,
+    "ppo": 4,
+    "maml": 4,
+    "feedback": 2,
+}
 
 
 @pytest.fixture
