@@ -72,11 +72,17 @@ def is_store(path: Path) -> bool:
     """
     if not path.is_file():
         return False
-    try:
-        with closing(sqlite3.connect(_address(path, "ro", immutable=1), uri=True)) as connection:
-            return bool(connection.execute("PRAGMA application_id").fetchone() == (_MARK,))
-    except sqlite3.DatabaseError:  # it is no database, or cannot be read
-        return False
+    # As it lies there only where nothing can be written beside it: a store that is written to may look damaged so.
+    for immutable in (0, 1):
+        address = _address(path, "ro", immutable)
+        try:
+            with closing(sqlite3.connect(address, uri=True, timeout=PATIENCE)) as connection:
+                return bool(connection.execute("PRAGMA application_id").fetchone() == (_MARK,))
+        except sqlite3.OperationalError:
+            continue
+        except sqlite3.DatabaseError:  # it is no database
+            return False
+    return False
 
 
 def create(path: Path) -> sqlite3.Connection:
