@@ -72,7 +72,8 @@ def _rounds_table(pipeline: Pipeline) -> Table:
         for row, metric in enumerate(stage.metrics):
             values = [summaries[0].before.get(metric), *(summary.after.get(metric) for summary in summaries)]
             name = Text(stage.name if row == 0 else "")
-            table.add_row(name, Text(_named(metric, summaries)), *map(_number, values))
+            whole = stage.command is not None  # whose numbers are counts, unless they are parts
+            table.add_row(name, Text(_named(metric, summaries)), *(_number(value, whole) for value in values))
     return table
 
 
@@ -87,10 +88,10 @@ def _named(metric: str, summaries: Sequence[Summary]) -> str:
     return metric.removeprefix("val/") + ("" if logged else " (not logged)")
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, counts: bool = False) -> str:
     if value is None:
         return "-"
-    return f"{value:.0f}" if value == round(value) and abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.0f}" if counts and value == round(value) else f"{value:.3f}"
 
 
 # --- the picture ---
