@@ -2,12 +2,14 @@
 counted in tokens or in steps.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -15,6 +17,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.muon import MuonAdamW
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -239,6 +243,9 @@ def configure(
     total = run * per_step if schedule.total is None else schedule.total
     if not math.isfinite(total) and schedule.shape != "constant":
         raise UserError(f"schedule.total: not given, and {endless}; give one of them")
+    if schedule.warmup > run * per_step and getattr(rank_zero_only, "rank", 0) == 0:
+        message = "schedule.warmup: %g %s in a run of %g: its rate never comes to optimizer.lr"
+        log.warning(message, schedule.warmup, schedule.unit, run * per_step)
 
     def factor(step: int) -> float:
         before, after = place() if place else (step * per_step, (step + 1) * per_step)

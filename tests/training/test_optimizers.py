@@ -473,3 +473,12 @@ def test_gradient_descent_has_the_penalty_of_its_groups():
     weight.grad = torch.zeros(1)
     optimizer.step()
     assert weight.item() == pytest.approx(1 - 0.1 * 0.5)
+
+
+def test_a_warm_up_that_the_run_does_not_end_is_told(caplog):
+    """As of a recipe whose data were replaced by a few rows."""
+    configure(adamw(), ScheduleConfig(shape="linear", warmup=4, final=0.0), 4)
+    configure(adamw(), ScheduleConfig(shape="constant", warmup=4), math.inf)
+    assert not caplog.messages
+    configure(adamw(), ScheduleConfig(shape="linear", warmup=20, final=0.0), 4)
+    assert caplog.messages == ["schedule.warmup: 20 steps in a run of 4: its rate never comes to optimizer.lr"]
