@@ -87,9 +87,7 @@ class World:
     def process(self, words):
         arguments = words[3:]
         (folder,) = [word for word in arguments if "default_root_dir" in word] or [""]
-        step = (
-            folder.rpartition("round-")[2] if folder else f"{arguments[arguments.index('--round') + 1]}/{arguments[0]}"
-        )
+        step = folder.rpartition("round-")[2] or f"{self._round(arguments)}/{arguments[0]}"
         process = self.gpt.start(*arguments, cwd=self.folder)
         if self.kill.get(step, 0):
             self.kill[step] -= 1
@@ -97,6 +95,11 @@ class World:
         ended = self.gpt.wait()
         self.printed.write(ended.stdout + ended.stderr)
         return ended.status if ended.status >= 0 else 128 - ended.status
+
+    def _round(self, arguments):
+        """Of a command's words: compare has the name of its round, label its number, which is the same here."""
+        (at,) = [place for place, word in enumerate(arguments) if word in ("--name", "--round")]
+        return arguments[at + 1].removeprefix("round-")
 
     def _kill_in_the_middle(self, process, arguments):
         """A run once it has a checkpoint, another command at once. One that was faster than that has ended."""

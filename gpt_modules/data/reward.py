@@ -162,7 +162,9 @@ class RewardDataModule(ResumableDataModule):
             expect_default(RewardDataModule, "train", f"{train!s:.60}, whose rows bring their answers", k=k)
         expect_whole(0, None, seed=seed)
         labelers = [labelers] if isinstance(labelers, str) else labelers
-        rounds = [rounds] if isinstance(rounds, int) else rounds
+        if not isinstance(rounds, list):
+            expect_whole(1, rounds=rounds)
+            rounds = None if rounds is None else [rounds]
         for name, wanted in {"labelers": labelers, "rounds": rounds}.items():
             expect(wanted is None or len(wanted) > 0, name, wanted, "at least one, or null for all")
         if train == REVIEWS:
