@@ -24,7 +24,11 @@ STORE = "comparisons.db"
 BOARD = "rounds"
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*\+?")
 _TAKEN = (ROOT_KEY, "ckpt_path", "config")  # what the pipeline itself says
-_TAKEN_OF_COMMANDS = ("output", "round", "store", "import", "export", "statistics", "help")
+_TAKEN_OF = {
+    None: _TAKEN,
+    "compare": ("output", "name", "help"),
+    "label": ("store", "round", "import", "export", "statistics", "help"),
+}
 MOST_ROUNDS = 1000
 
 Text = Annotated[str, Rule(bool, "text that is not empty")]
@@ -71,7 +75,7 @@ class Stage:
             raise UserError(f"{at('set', both[0])}: found it in feeds, too, expected it once")
         for where, key in [("feeds", key) for key in self.feeds] + [("set", key) for key in self.set]:
             below = _below(key, self.set[key] if where == "set" else None)
-            taken = _TAKEN if self.command is None else _TAKEN_OF_COMMANDS
+            taken = _TAKEN_OF[self.command]
             if not _KEY.fullmatch(key) or any(name.rstrip("+") in taken for name in below):
                 of = "the recipe" if self.command is None else "the command, with _ for -"
                 raise UserError(f"{at(where, key)}: found this key, expected one of {of}, other than "

@@ -108,6 +108,8 @@ FAULTS = [
     ([COMPARE, COMPARE | {"name": "b"}, PPO], {}, r"round: found several stages that compare, expected one"),
     ([LABEL, COMPARE, PPO], {}, r"round\[1\]\.command: found label before compare, expected it after"),
     ([PPO, PPO], {}, r"round\[2\]\.name: found 'ppo', expected a name that no earlier stage has"),
+    ([COMPARE | {"set": {"name": "x"}}, PPO], {}, r"round\[1\]\.set\.name: found this key, expected one of"),
+    ([COMPARE, LABEL | {"set": {"help": ""}}], {}, r"round\[2\]\.set\.help: found this key, expected one of"),
     ([COMPARE | {"set": {"output": "x"}}, PPO], {}, r"round\[1\]\.set\.output: found this key, expected one of"),
     ([PPO], {"rounds": 0}, r"rounds: found 0 of 1 stages in round, expected both or none"),
     ([], {}, r"stages: found \[\], expected at least one stage"),
