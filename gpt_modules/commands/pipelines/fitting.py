@@ -3,13 +3,18 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpt_modules.commands.pipelines.document import ROOT_KEY, Pipeline
-from gpt_modules.commands.pipelines.plan import Plan, check_made
+from gpt_modules.commands.pipelines.plan import Plan, check_kind, check_made
 from gpt_modules.commands.pipelines.steps import Step
 from gpt_modules.errors import UserError
 from gpt_modules.storage.summary import read_summary
+
+if TYPE_CHECKING:
+    from gpt_modules.backbone.folders.weightmap import Kind
+
+KINDS_OF_PPO: "dict[str, Kind]" = {"init_from": "gpt", "reference_from": "gpt", "rewards": "reward"}
 
 
 class FitPlan(Plan):
@@ -46,6 +51,7 @@ class FitPlan(Plan):
     def check(self) -> None:
         self._check_folder()
         self._check_data()
+        self._check_models()
         self._check_samples()
 
     def _check_folder(self) -> None:
@@ -62,6 +68,13 @@ class FitPlan(Plan):
             for item in _texts(arguments.get(key)):
                 if is_local(item) and not Path(item).is_dir() and self.step.root not in Path(item).parents:
                     find_files(item)
+
+    def _check_models(self) -> None:
+        """What PPO reads of folders that are there already is what it can use."""
+        arguments = self.recipe.get("model", {}).get("init_args") or {}
+        for key, kind in KINDS_OF_PPO.items() if KINDS_OF_PPO.keys() <= arguments.keys() else ():
+            if isinstance(folder := arguments[key], str):
+                check_kind(f"model.init_args.{key}", folder, kind)
 
     def _check_samples(self) -> None:
         config = (self.recipe.get("model", {}).get("init_args") or {}).get("config")

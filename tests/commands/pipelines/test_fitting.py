@@ -1,10 +1,14 @@
 """A recipe of a pipeline as words of `gpt fit`."""
 
+import json
 from pathlib import Path
 
+import pytest
+
 from gpt_modules.commands.pipelines.document import Pipeline, Stage
-from gpt_modules.commands.pipelines.fitting import fit_words
+from gpt_modules.commands.pipelines.fitting import FitPlan, fit_words
 from gpt_modules.commands.pipelines.steps import steps_of
+from gpt_modules.errors import UserError
 
 
 def test_values_of_any_kind_are_set_as_json():
@@ -23,3 +27,13 @@ def test_one_source_is_a_path_and_a_list_of_them_is_a_list():
     stages.append(Stage("c", "r.yaml", None, {"w": "a", "x": ["a"], "y": ["b", "a"]}))
     words = fit_words(steps_of(Pipeline(Path("runs"), stages))[2])
     assert words[-3:] == ["--w=runs/a/export", '--x=["runs/a/export"]', '--y=["runs/b/export", "runs/a/export"]']
+
+
+def test_a_policy_is_no_reward_before_the_first_step(micro, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for key, folder in (("rewards", micro.gpt), ("reference_from", micro.reward)):
+        recipe = micro.recipe("ppo", tmp_path / "unused", **{f"model__{key}": str(folder)})
+        Path("ppo.yaml").write_text(json.dumps(recipe))
+        pipeline = Pipeline(Path("runs"), [Stage("ppo", "ppo.yaml")])
+        with pytest.raises(UserError, match=rf"^model.init_args.{key}: {folder}: found a model of kind"):
+            FitPlan(steps_of(pipeline)[0], pipeline).check()
