@@ -134,10 +134,9 @@ class LabelPlan(Plan):
 
         with ComparisonStore.open(self.step.store, writing=False) as store:
             number = self._number(store)
-            self._expect_all(store.acts(number))
+            self._expect_all(acts := store.acts(number))
             rankings = [found for found in store.rankings() if found.round <= number]
             rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in exported(rankings, store.kind_of)]
-            acts = store.acts(number)
         new = [found for found in rankings if found.round == number]
         if not new:
             raise UserError(f"{self.step.store}: found no ranking of {self.step.round_name}, expected at least one")

@@ -1,27 +1,12 @@
 """A pipeline's file is checked whole before anything runs: keys, types, names, and the recipes that it names."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
 from gpt_modules.commands.pipelines.document import ROOT_KEY
 from gpt_modules.commands.pipelines.reading import read_pipeline
 from gpt_modules.errors import UserError
 
-PIPELINES = sorted((Path(__file__).parents[3] / "recipes/pipelines").glob("*.yaml"))
 GOOD = {"name": "a", "config": "one.yaml"}
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("one.yaml").write_text("trainer: {max_steps: 1}\n")
-
-
-def pipeline(content):
-    Path("pipeline.yaml").write_text(yaml.safe_dump(content))
-    return Path("pipeline.yaml")
 
 
 FAULTS = [
@@ -56,7 +41,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("content", "part"), FAULTS)
-def test_mistakes_in_a_pipeline_are_one_line(content, part):
+def test_mistakes_in_a_pipeline_are_one_line(content, part, pipeline):
     with pytest.raises(UserError, match=rf"^pipeline\.yaml: {part}") as error:
         read_pipeline(pipeline(content))
     assert "\n" not in str(error.value)

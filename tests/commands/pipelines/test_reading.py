@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
 from gpt_modules.commands.pipelines.reading import read_pipeline
 from gpt_modules.commands.pipelines.steps import steps_of
@@ -13,24 +12,13 @@ PIPELINES = sorted((Path(__file__).parents[3] / "recipes/pipelines").glob("*.yam
 GOOD = {"name": "a", "config": "one.yaml"}
 
 
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("one.yaml").write_text("trainer: {max_steps: 1}\n")
-
-
-def pipeline(content):
-    Path("pipeline.yaml").write_text(yaml.safe_dump(content))
-    return Path("pipeline.yaml")
-
-
-def test_a_recipe_that_is_none_is_told_with_its_stage():
+def test_a_recipe_that_is_none_is_told_with_its_stage(pipeline):
     Path("two.yaml").write_text("a: 1\na: 2\n")
     with pytest.raises(UserError, match=r"^pipeline.yaml: stages\[2\]\.config: two.yaml:2: .*twice"):
         read_pipeline(pipeline({"root": "r", "stages": [GOOD, {"name": "b", "config": ["one.yaml", "two.yaml"]}]}))
 
 
-def test_recipes_stand_beside_the_pipeline_or_are_named(tmp_path, monkeypatch):
+def test_recipes_stand_beside_the_pipeline_or_are_named(tmp_path, monkeypatch, pipeline):
     path = pipeline({"root": "r", "stages": [GOOD, {"name": "b", "config": "sft/tiny"}]}).resolve()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -39,7 +27,7 @@ def test_recipes_stand_beside_the_pipeline_or_are_named(tmp_path, monkeypatch):
     assert Path(named.recipes[0]).name == "tiny.yaml"
 
 
-def test_the_root_of_the_command_line_wins(monkeypatch):
+def test_the_root_of_the_command_line_wins(monkeypatch, pipeline):
     monkeypatch.setenv("HOME", "/somewhere")
     path = pipeline({"root": "runs", "stages": [GOOD], "prompts": ["x"], "sample_tokens": 3})
     found = read_pipeline(path, "elsewhere")
