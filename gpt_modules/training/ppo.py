@@ -2,19 +2,17 @@
 2017).
 """
 
-import logging
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-import torch
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.errors import expect
-from gpt_modules.functional import adaptive_kl_coef, clipped_value_loss, ppo_clip_loss, token_mean
+from gpt_modules.functional import adaptive_kl_coef
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
@@ -35,7 +33,7 @@ from gpt_modules.training.rl.rollout import (
     score_responses,
     value_responses,
 )
-from gpt_modules.training.rl.settings import ClipConfig, KLConfig, Sampling, Shaping
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, Sampling, Shaping
 from gpt_modules.training.rl.shaping import (
     Rollout,
     over_processes,
@@ -44,20 +42,12 @@ from gpt_modules.training.rl.shaping import (
     shape_rollout,
 )
 from gpt_modules.training.rl.state import State, read_state
+from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
+from gpt_modules.training.rl.watch import RolloutWatch
 from gpt_modules.training.sharding import refuse_sharding
 
-log = logging.getLogger(__name__)
-
-# What `training_step` has a share of, in its order.
-STATISTICS = (
-    "train/loss",
-    *("loss/policy", "policy/approx_kl", "policy/clip_fraction", "policy/ratio"),
-    *("loss/value", "value/clip_fraction"),
-    "policy/entropy",
-)
 MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of a held-out response
 SPREAD = "reward_spread"  # too, where an ensemble rewards
-FEW_END = 0.05  # of a rollout's responses
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 
 
@@ -73,7 +63,6 @@ class PPOModule(L.LightningModule):
         rewards: folder of a reward model, or `package.module:function`, or a term such as an ensemble of folders, or a
             list of terms to be summed.
         reference_from: folder of the reference of the KL penalty, the SFT model; left out: init_from.
-        value_from: folder the critic begins from; left out: the first reward model, or init_from with a head of zeros.
         monitors: further scores of the validation texts, logged as `val/<name>` and never optimised.
         max_new_tokens: longest response.
         temperature: of sampling, and of every log-probability.
@@ -81,12 +70,12 @@ class PPOModule(L.LightningModule):
         minibatches: parts of a rollout, over all devices; each is one optimizer step.
         kl: the penalty.
         clip: the trust region.
+        critic: the value function.
         gamma: discount. InstructGPT: none.
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: score of a response that did not end, in place of the reward's; None trusts the reward.
         whiten_rewards: unit variance of the shaped rewards, mean kept.
         optimizer: AdamW's settings; the RLHF codes use eps 1e-5.
-        value_lr: the critic's rate; left out: the policy's.
         schedule: rate over the run; Ziegler et al.: linear to 0.
         score_rows: rows of a forward pass while a rollout is scored.
         compile: compile each block with `torch.compile`.
@@ -101,7 +90,6 @@ class PPOModule(L.LightningModule):
         init_from: str,
         rewards: str | RewardSource | list[RewardSource],
         reference_from: str | None = None,
-        value_from: str | None = None,
         monitors: dict[str, RewardSource] | None = None,
         max_new_tokens: int = 24,
         temperature: float = 1.0,
@@ -109,12 +97,12 @@ class PPOModule(L.LightningModule):
         minibatches: int = 1,
         kl: KLConfig = KLConfig(),
         clip: ClipConfig = ClipConfig(),
+        critic: CriticConfig = CriticConfig(),
         gamma: float = 1.0,
         lam: float = 0.95,
         missing_eos_score: float | None = -1.0,
         whiten_rewards: bool = False,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0),
-        value_lr: float | None = None,
         schedule: ScheduleConfig = ScheduleConfig(shape="linear", final=0.0),
         score_rows: int = 64,
         compile: bool = False,
@@ -129,16 +117,16 @@ class PPOModule(L.LightningModule):
         expect_number("sample_prompts", sample_prompts, "[0, inf)", whole=True)
         expect_number("seed", seed, SEEDS, whole=True)
         expect_number("temperature", temperature, "[0.001, inf)")
-        if value_lr is not None:
-            expect_number("value_lr", value_lr, "[0, inf)")
         self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
+        self.critic_config = typed(CriticConfig, critic)
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
         refuse_idle(self, kl=self.kl_config, clip=self.clip_config)
         if not self.clip_config.value_coef:
-            expect_idle("value_lr", value_lr, [None], "clip.value_coef is 0, so the critic does not learn")
+            reason = "clip.value_coef is 0, so the critic does not learn"
+            expect_idle("critic.lr", self.critic_config.lr, [None], reason)
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
@@ -150,9 +138,7 @@ class PPOModule(L.LightningModule):
         self.frontier: list[tuple[float, float]] = []
         self._experience: ExperienceLoader | None = None
         self._cut_off: dict[str, Any] | None = None
-        self._shares: list[Tensor] = []
-        self.shown: dict[str, float] = {}
-        self._told_endless = False
+        self.watch, self.step = RolloutWatch(max_new_tokens, missing_eos_score), StepStatistics()
         self.policy: GPT
         self.critic: RewardModel
 
@@ -165,7 +151,7 @@ class PPOModule(L.LightningModule):
             return
         init_from = self.hparams["init_from"]
         self.policy = artefacts.open_gpt(None, init_from, **artefacts.dropout_changes(0.0))
-        self.critic_folder = critic_folder(self.hparams["value_from"], self.reward_sources, init_from)
+        self.critic_folder = critic_folder(self.critic_config.init_from, self.reward_sources, init_from)
         self.critic = open_critic(self.critic_folder, self.reward_sources)
         reference = self.hparams["reference_from"]
         self.frozen = Frozen(init_from if reference is None else reference, self.reward_sources, self.monitor_sources)
@@ -234,28 +220,12 @@ class PPOModule(L.LightningModule):
         numbers = {name: float(value) for name, value in statistics.items()}
         numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
         # Reading them waited for the device, so the clock stops when the rollout is complete.
-        self._log_rollout(numbers | {"perf/rollout_seconds": time.perf_counter() - started})
-        self._warn_of_endless(numbers["response/ended"], len(scored.scores))
+        numbers["perf/rollout_seconds"] = time.perf_counter() - started
+        if self.logger is not None:  # at once: the epoch's end may not come
+            self.logger.log_metrics(numbers, step=self.global_step)
+        self.watch.look(numbers, len(scored.scores))
         self._adapt_kl_coef(numbers["objective/kl"], len(scored.scores))
         return self.rollout
-
-    def _log_rollout(self, numbers: dict[str, float]) -> None:
-        """Straight to the logger: values logged for the epoch's end would be lost if the run is cut off before it."""
-        self.shown = {"score": numbers["objective/score"], "kl": numbers["objective/kl"]}
-        if self.logger is not None:
-            self.logger.log_metrics(numbers, step=self.global_step)
-
-    def _warn_of_endless(self, ended: float, episodes: int) -> None:
-        """Once: where (nearly) no response ends, the reward has no say."""
-        score = self.hparams["missing_eos_score"]
-        if score is None or ended >= FEW_END or self._told_endless or not self.trainer.is_global_zero:
-            return
-        self._told_endless = True
-        log.warning(
-            "missing_eos_score: %d of %d responses ended; the others score %s, whatever the reward says. Expected more "
-            "than max_new_tokens: %d, a model that ends its answers, or null here, which trusts the reward",
-            *(round(ended * episodes), episodes, score, self.hparams["max_new_tokens"]),
-        )
 
     def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
         config = self.kl_config
@@ -267,31 +237,27 @@ class PPOModule(L.LightningModule):
     def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
         """Clipped policy loss plus the clipped value loss, over response tokens."""
         assert self.rollout is not None
-        rollout, normaliser = self.rollout.take(batch.rows), batch.normaliser
-        tokens, prompt_lengths, responses, mask = rollout[:4]
+        rollout = self.rollout.take(batch.rows)
+        loss, shares = update_loss(self._outputs(rollout), rollout, self.clip_config, batch.normaliser)
+        self.step.add(shares)
+        self.log_dict(self.watch.shown, prog_bar=True, logger=False)
+        return loss
+
+    def _outputs(self, rollout: Rollout) -> Outputs:
+        tokens, prompt_lengths, responses, _ = rollout[:4]
         logprobs, entropy = response_logprobs(
             self.policy, tokens, prompt_lengths, responses, self.hparams["temperature"]
         )
-        values = response_values(self.critic, tokens, prompt_lengths, responses.shape[1])
-        clip = self.clip_config
-        policy = ppo_clip_loss(logprobs, rollout.logprobs, rollout.advantages, mask, clip.ratio, normaliser)
-        value = clipped_value_loss(values, rollout.values, rollout.returns, mask, clip.value, normaliser)
-        loss: Tensor = policy.loss + clip.value_coef * value.loss
-        shares = (loss, *policy, *value, token_mean(entropy, mask, normaliser))
-        self._shares.append(torch.stack([share.detach() for share in shares]))
-        self.log_dict(self.shown, prog_bar=True, logger=False)
-        return loss
+        return Outputs(logprobs, entropy, response_values(self.critic, tokens, prompt_lengths, responses.shape[1]))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """The step's statistics: what its micro-batches and its processes have of them, together."""
-        shares = torch.stack(self._shares).mean(0)
-        self._shares = []
-        self.log_dict(dict(zip(STATISTICS, self.trainer.strategy.reduce(shares, reduce_op="mean"), strict=True)))
+        self.log_dict(self.step.close(self.trainer.strategy))
 
     def configure_optimizers(self) -> Any:
         """One AdamW, a group for the policy and one for the critic."""
         config = self.optimizer_config
-        value_lr = config.lr if self.hparams["value_lr"] is None else self.hparams["value_lr"]
+        value_lr = config.lr if self.critic_config.lr is None else self.critic_config.lr
         groups = [
             *optimizers.parameter_groups([self.policy], config.weight_decay, lr=config.lr, name="policy"),
             *optimizers.parameter_groups([self.critic], config.weight_decay, lr=value_lr, name="value"),

@@ -18,7 +18,7 @@ from gpt_modules.training.callbacks.throughput import Throughput
 from gpt_modules.training.hyperparameters import arguments, plain, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.ppo import ClipConfig, KLConfig
+from gpt_modules.training.ppo import ClipConfig, CriticConfig, KLConfig
 from gpt_modules.training.trainable import LoRA
 
 MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
@@ -131,7 +131,7 @@ IDLE = [
     ("finetuning", {"optimizer": OptimizerConfig(muon_lr=0.1), "layer_decay": 0.5}, "layer_decay: found 0.5"),
     ("ppo", {"kl": KLConfig(horizon=7.0)}, "kl.horizon: found 7.0"),
     ("ppo", {"clip": replace(CRITIC_AT_REST, value=0.5)}, "clip.value: found 0.5"),
-    ("ppo", {"clip": CRITIC_AT_REST, "value_lr": 0.5}, "value_lr: found 0.5"),
+    ("ppo", {"clip": CRITIC_AT_REST, "critic": CriticConfig(lr=0.5)}, "critic.lr: found 0.5"),
     ("maml", {"inner": InnerLoop(0, rates="per_step")}, "inner.rates: found 'per_step'"),
     ("maml", {"algorithm": "reptile", "inner": InnerLoop(2), "optimizer": REPTILE}, "optimizer.eps: found 1.0"),
     ("maml", {"network": torch.nn.Linear(1, 1)}, "init_from: found '"),

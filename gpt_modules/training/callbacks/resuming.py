@@ -33,7 +33,7 @@ _FIXED = [
 ]  # fmt: skip
 _FREE = ["model.config.*_pdrop", "model.lora.dropout"]
 # Where the weights came from before the first step; whatever else is read from there is compared by its reader.
-_BEGINNINGS = ["model.init_from", "model.value_from"]
+_BEGINNINGS = ["model.init_from", "model.critic.init_from"]
 _LONGEST = 400
 
 

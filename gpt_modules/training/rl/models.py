@@ -10,10 +10,10 @@ from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import RewardSource
 
 
-def critic_folder(value_from: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
+def critic_folder(told: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
     """Where the critic begins: as it is told, or as the first reward model, or as the policy."""
-    if value_from is not None:
-        return value_from
+    if told is not None:
+        return told
     return next((folder for source in sources for folder in source.folders), init_from)
 
 

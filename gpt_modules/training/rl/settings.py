@@ -61,6 +61,23 @@ class ClipConfig:
         return {} if self.value_coef else {"value": "value_coef is 0, so the critic does not learn"}
 
 
+@dataclass(frozen=True)
+class CriticConfig:
+    """The value function.
+
+    Args:
+        init_from: folder it begins from; None: the first reward model, or the policy's with a head of zeros.
+        lr: its peak rate; None: the policy's. InstructGPT: 9e-6 (Ouyang et al. 2022, appendix C.4).
+    """
+
+    init_from: str | None = None
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr is not None:
+            expect_number("critic.lr", self.lr, "[0, inf)")
+
+
 class Sampling(NamedTuple):
     """How responses are drawn; the same temperature divides the logits wherever a log-probability is taken."""
 

@@ -14,7 +14,7 @@ FUNCTION = RewardSource(function="a.b:c")
 
 
 @pytest.mark.parametrize(
-    ("value_from", "sources", "begins"),
+    ("told", "sources", "begins"),
     [
         (None, [FUNCTION], "policy"),
         (None, [FUNCTION, RewardSource(folder="first"), RewardSource(folder="second")], "first"),
@@ -24,8 +24,8 @@ FUNCTION = RewardSource(function="a.b:c")
         ("", [FUNCTION], ""),
     ],
 )
-def test_the_critic_begins_as_told_or_as_the_first_reward_model_or_as_the_policy(value_from, sources, begins):
-    assert critic_folder(value_from, sources, "policy") == begins
+def test_the_critic_begins_as_told_or_as_the_first_reward_model_or_as_the_policy(told, sources, begins):
+    assert critic_folder(told, sources, "policy") == begins
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.5, -1.0])

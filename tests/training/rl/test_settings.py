@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.settings import ClipConfig, KLConfig, Shaping
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, Shaping
 
 # What each field takes at its edges; all else of NASTY is refused.
 TAKEN = {
@@ -17,6 +17,7 @@ TAKEN = {
     "clip.ratio": {0.5},
     "clip.value": {0.5, 1e30, math.inf},
     "clip.value_coef": {0.0, 0.5, 1e30},
+    "critic.lr": {None, 0.0, 0.5, 1.0, 1e30},
     "gamma": {0.0, 0.5, 1.0},
     "lam": {0.0, 0.5, 1.0},
     "missing_eos_score": {None, 0.0, 0.5, 1.0, 1e30, -1.0},
@@ -25,9 +26,9 @@ NASTY = [0.0, 0.5, 1.0, 1e30, -1.0, math.inf, -math.inf, math.nan]
 
 
 def fields():
-    for kind, prefix in ((KLConfig, "kl."), (ClipConfig, "clip."), (Shaping, "")):
+    for kind, prefix in ((KLConfig, "kl."), (ClipConfig, "clip."), (CriticConfig, "critic."), (Shaping, "")):
         for field in dataclasses.fields(kind):
-            if not isinstance(field.default, bool):
+            if field.type in (float, int, float | None, int | None):
                 yield kind, field.name, prefix + field.name
 
 

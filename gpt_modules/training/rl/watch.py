@@ -1,0 +1,39 @@
+"""What stands out in a run's rollouts: a line where something makes learning pointless."""
+
+import logging
+from collections.abc import Mapping
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+FEW_END = 0.05  # of a rollout's responses
+
+
+class RolloutWatch:
+    """Looks at each rollout's numbers.
+
+    `shown`: what the progress bar shows until the next one.
+    """
+
+    def __init__(self, max_new_tokens: int, missing_eos_score: float | None) -> None:
+        self.max_new_tokens, self.missing_eos_score = max_new_tokens, missing_eos_score
+        self.shown: dict[str, float] = {}
+        self._told_endless = False
+
+    def look(self, numbers: Mapping[str, float], episodes: int) -> None:
+        """The numbers of a rollout of so many episodes, as they are logged."""
+        self.shown = {"score": numbers["objective/score"], "kl": numbers["objective/kl"]}
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._warn_of_endless(numbers["response/ended"], episodes)
+
+    def _warn_of_endless(self, ended: float, episodes: int) -> None:
+        """Once: where (nearly) no response ends, the reward has no say."""
+        if self.missing_eos_score is None or ended >= FEW_END or self._told_endless:
+            return
+        self._told_endless = True
+        log.warning(
+            "missing_eos_score: %d of %d responses ended; the others score %s, whatever the reward says. Expected more "
+            "than max_new_tokens: %d, a model that ends its answers, or null here, which trusts the reward",
+            *(round(ended * episodes), episodes, self.missing_eos_score, self.max_new_tokens),
+        )

@@ -1,0 +1,67 @@
+"""A minibatch's losses, and its statistics over micro-batches and processes."""
+
+import pytest
+import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from gpt_modules.training.rl.settings import ClipConfig
+from gpt_modules.training.rl.shaping import Rollout
+from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
+
+
+def rollout(rows, logprobs, values, advantages, returns, mask):
+    cells = torch.zeros(rows, mask.shape[1], dtype=torch.long)
+    return Rollout(cells, torch.ones(rows).long(), cells, mask, logprobs, values, advantages, returns)
+
+
+def test_the_loss_is_worked_by_hand():
+    """One token that counts, twice as likely as it was: clipped at 1.2 where that is worse for it, and a value one
+    above its return.
+    """
+    old = rollout(1, *(torch.tensor([[x, 9.0]]) for x in (-1.0, 3.0, 2.0, 2.0)), torch.tensor([[True, False]]))
+    outputs = Outputs(torch.tensor([[-0.5, 9.0]]).exp().log(), torch.tensor([[0.7, 9.0]]), torch.tensor([[3.0, 9.0]]))
+    loss, shares = update_loss(outputs, old, ClipConfig(0.2, 0.2, 0.1), 1)
+    found = {name: float(share) for name, share in shares.items()}
+    assert found == pytest.approx({
+        "train/loss": -2.4 + 0.1 * 0.5,
+        "loss/policy": -2.4,
+        "policy/approx_kl": 0.125,
+        "policy/clip_fraction": 1.0,
+        "policy/ratio": 1.6487213,
+        "loss/value": 0.5,
+        "value/clip_fraction": 0.0,
+        "policy/entropy": 0.7,
+    })  # fmt: skip
+    assert loss is shares["train/loss"]
+
+
+def test_shares_of_micro_batches_add_up():
+    """Each by the normaliser of the whole, whatever their token counts are."""
+    generator = torch.Generator().manual_seed(0)
+    fields = [torch.randn(6, 5, generator=generator) for _ in range(7)]
+    mask = torch.rand(6, 5, generator=generator) < 0.6
+
+    def shares(rows, normaliser):
+        part = rollout(len(rows), *(field[rows] for field in fields[:4]), mask[rows])
+        return update_loss(Outputs(*(field[rows] for field in fields[4:])), part, ClipConfig(), normaliser)[1]
+
+    whole, tokens = shares(torch.arange(6), float(mask.sum())), float(mask.sum())
+    parts = [shares(rows, tokens) for rows in torch.arange(6).split((1, 2, 3))]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), value)
+
+
+def test_a_steps_statistics_are_means_over_micro_batches_and_processes():
+    """Two micro-batches here, of which one has a number of its own, and another process whose numbers are 1 greater."""
+
+    class Two(SingleDeviceStrategy):
+        def reduce(self, means, *_, reduce_op, **__):
+            return means + {"mean": 0.5, "sum": 9.0}[reduce_op]
+
+    strategy, step = Two(), StepStatistics()
+    for _ in range(2):
+        step.add({"a": torch.tensor(1.0), "b": torch.tensor(2.0)})
+        step.add({"a": torch.tensor(5.0), "c": torch.tensor(8.0, requires_grad=True)})
+        logged = step.close(strategy)
+        assert {name: float(value) for name, value in logged.items()} == {"a": 3.5, "b": 1.5, "c": 4.5}
+        assert not any(value.requires_grad for value in logged.values())

@@ -1,0 +1,32 @@
+"""The line where the reward has no say, and what the progress bar shows."""
+
+import logging
+
+import pytest
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from gpt_modules.training.rl.watch import RolloutWatch
+
+
+def numbers(ended):
+    return {"objective/score": 1.5, "objective/kl": 0.5, "response/ended": ended}
+
+
+def test_score_and_kl_are_shown():
+    watch = RolloutWatch(8, -1.0)
+    watch.look(numbers(1.0), 40)
+    assert watch.shown == {"score": 1.5, "kl": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("ended", "score", "rank", "told"), [(0.025, -1.0, 0, 1), (0.05, -1.0, 0, 0), (0.0, None, 0, 0), (0.0, -1.0, 1, 0)]
+)
+def test_a_rollout_in_which_nothing_ends_is_told_once_by_one_process(caplog, monkeypatch, ended, score, rank, told):
+    monkeypatch.setattr(rank_zero_only, "rank", rank, raising=False)
+    watch = RolloutWatch(8, score)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            watch.look(numbers(ended), 40)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == told
+    assert all("1 of 40 responses ended; the others score -1.0" in line for line in lines)
