@@ -1,12 +1,11 @@
 """Log-probabilities of tokens, from logits or straight from hidden states.
 
 The logits of one batch of GPT-2 are the largest tensor of its training step: B x T x 50257. `linear_cross_entropy` and
-`linear_logprobs` multiply by the head a few rows at a time and never hold more than one chunk of logits. Both compute
-the softmax in float32 and the matrix products in autocast's type when that is bfloat16; gradients of the head's weight
-add up in float32 either way.
+`linear_logprobs` multiply by the head a few rows at a time and hold one chunk of logits, or a few. Both compute the
+softmax in float32 and the matrix products in autocast's type when that is bfloat16; gradients of the head's weight add
+up in float32 either way.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +16,10 @@ from torch import Tensor
 # larger products.
 _CPU_CHUNK_ELEMENTS = 2**24
 _ACCELERATOR_CHUNK_ELEMENTS = 2**27
+# Logits of a block that the softmax walks over several times: 1 MiB, what a core's own cache holds.
+_CPU_BLOCK_ELEMENTS = 2**18
+# Chunks that `linear_logprobs` keeps for the backward pass: 256 MiB on a CPU, a fraction of a decoder's activations.
+_KEPT_CHUNKS = 4
 
 
 def token_logprobs(
@@ -69,9 +72,7 @@ def linear_cross_entropy(
     rows = (counts if row_weights is None else counts & (row_weights != 0)).nonzero().squeeze(1)
     counted = hidden.index_select(0, rows)
     weights = None if row_weights is None else row_weights.index_select(0, rows)
-    # Under no_grad a tensor still says requires_grad, and a Function still sees it.
-    wanted = (torch.is_grad_enabled() and hidden.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
-    dtype = _compute_dtype(hidden)
+    wanted, dtype = _wanted(hidden, weight), _compute_dtype(hidden)
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
             counted, weight, labels.index_select(0, rows), weights, chunk, dtype, wanted
@@ -85,17 +86,16 @@ def linear_logprobs(
     tokens: Int[Tensor, "*batch"],
     temperature: float = 1.0,
     chunk: int | None = None,
-    differentiable_entropy: bool = False,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """`token_logprobs` and `entropy` of softmax(hidden · weightᵀ / temperature), in float32 nats, without the logits.
 
-    ∂log π(a)/∂z = onehot(a) - π;   ∂H/∂zᵥ = -πᵥ (log πᵥ + H)
+    ∂log π(a)/∂z = onehot(a) - π
 
-    Backward computes each chunk's logits again, because here every token has a gradient of its own that is not known
-    before. The entropy is a statistic, without gradient, unless `differentiable_entropy`. `chunk`: as in
-    `linear_cross_entropy`. Second derivatives raise.
+    Every token has a gradient of its own that is not known before backward, so the forward pass keeps the softmax, up
+    to a bound; backward computes what is beyond it again, with the same numbers. Without gradients nothing is kept. The
+    entropy is a statistic, without gradient. `chunk`: as in `linear_cross_entropy`. Second derivatives raise.
     """
-    settings = (temperature, chunk, _compute_dtype(hidden), differentiable_entropy)
+    settings = (temperature, chunk, _compute_dtype(hidden), _wanted(hidden, weight))
     with torch.autocast(hidden.device.type, enabled=False):
         logprobs, entropies = _LinearLogprobs.apply(  # type: ignore[no-untyped-call]
             hidden.flatten(0, -2), weight, tokens.flatten(), *settings
@@ -118,14 +118,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         head = _ChunkedHead(hidden, weight, wanted, chunk, dtype)
         loss = torch.zeros((), dtype=head.wide, device=hidden.device)
         by_row = loss.new_ones(len(labels)) if row_weights is None else row_weights.to(head.wide)
-        for rows, logits in head:
-            label, weights = labels[rows].unsqueeze(1), by_row[rows].unsqueeze(1)
-            largest, target = logits.amax(1, keepdim=True), logits.gather(1, label)
-            total = logits.sub_(largest).exp_().sum(1, keepdim=True)
-            loss += (weights * (largest + total.log() - target)).sum()
-            if any(wanted):
-                # Weights in the divisor, which is one a row: scaling the slopes would be one more pass over V.
-                head.backward_(rows, logits.div_(total / weights).scatter_add_(1, label, -weights))
+        for rows in head.parts:
+            slopes = head.logits(rows)
+            logprobs, totals = _slopes_(slopes, labels[rows])
+            loss -= (by_row[rows] * logprobs).sum()
+            head.backward_(rows, slopes, by_row[rows] / totals)
         ctx.save_for_backward(head.grad_hidden, head.grad_weight)
         return loss
 
@@ -147,48 +144,66 @@ class _LinearLogprobs(torch.autograd.Function):
         temperature: float,
         chunk: int | None,
         dtype: torch.dtype,
-        differentiable_entropy: bool,
+        wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
         ctx.settings = (chunk, dtype, temperature)
-        ctx.differentiable_entropy = differentiable_entropy
         head = _ChunkedHead(hidden, weight, (False, False), *ctx.settings)
-        logprobs, entropies, normalisers = (torch.empty_like(tokens, dtype=head.wide) for _ in range(3))
-        probs_buffer = torch.empty_like(head.buffer)
-        for rows, logits in head:
-            largest = logits.amax(1, keepdim=True)
-            target = logits.gather(1, tokens[rows].unsqueeze(1)).squeeze(1)
-            weights = torch.exp(logits.sub_(largest), out=probs_buffer[: len(logits)])
-            total = weights.sum(1)
-            normalisers[rows] = largest.squeeze(1) + total.log()
-            logprobs[rows] = target - normalisers[rows]
-            entropies[rows] = total.log() - torch.linalg.vecdot(weights, logits) / total
-        ctx.save_for_backward(hidden, weight, tokens, normalisers, entropies)
-        if not differentiable_entropy:
-            ctx.mark_non_differentiable(entropies)
+        logprobs, entropies, totals = (torch.empty_like(tokens, dtype=head.wide) for _ in range(3))
+        kept: list[Tensor | None] = []
+        room = head.room if any(wanted) else 0
+        for rows in head.parts:
+            keep = room >= len(weight) * (rows.stop - rows.start)
+            room -= len(weight) * (rows.stop - rows.start)
+            slopes = head.logits(rows, fresh=keep)
+            logprobs[rows], totals[rows] = _slopes_(slopes, tokens[rows], entropies[rows])
+            kept.append(slopes.to(dtype) if keep else None)
+        ctx.save_for_backward(hidden, weight, tokens, totals, *kept)
+        ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_logprobs: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
-        hidden, weight, *by_row = ctx.saved_tensors
+        hidden, weight, tokens, totals, *kept = ctx.saved_tensors
         head = _ChunkedHead(hidden, weight, ctx.needs_input_grad[:2], *ctx.settings)
-        for rows, logits in head:
-            of_rows = (tensor[rows].unsqueeze(1) for tensor in (*by_row, grad_logprobs, grad_entropies))
-            token, normaliser, entropies, by_logprob, by_entropy = of_rows
-            logprobs = logits.sub_(normaliser)
-            if ctx.differentiable_entropy:
-                probs = logprobs.exp()
-                slopes = logprobs.add_(entropies).mul_(by_entropy).add_(by_logprob).mul_(probs)
-            else:
-                slopes = logprobs.exp_().mul_(by_logprob)
-            head.backward_(rows, slopes.scatter_add_(1, token, -by_logprob))
-        # The slopes have the sign of -∂/∂z: one scaling of the sums is cheaper than one of every chunk.
-        grads = (None if g is None else g.mul_(-1.0 / head.temperature) for g in (head.grad_hidden, head.grad_weight))
-        return *grads, None, None, None, None, None
+        scale = -grad_logprobs / (totals * head.temperature)
+        for rows, slopes in zip(head.parts, kept, strict=True):
+            if slopes is None:
+                slopes = head.logits(rows)
+                _slopes_(slopes, tokens[rows])
+            head.backward_(rows, slopes, scale[rows])
+        return head.grad_hidden, head.grad_weight, None, None, None, None, None
+
+
+def _slopes_(
+    logits: Float[Tensor, "N V"], tokens: Int[Tensor, "N"], entropies: Float[Tensor, "N"] | None = None
+) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+    """Turn logits z, in place, into s (π - onehot(token)), the gradient of -log π(token) but for the factor of the row:
+    s = Σᵥ exp(zᵥ - max z). Returns the log-probabilities and s; fills `entropies`, where given.
+
+    A row's passes over V follow one another while it is in the processor's cache: from memory they cost four times as
+    much, which is as much as a product.
+    """
+    logprobs, totals = (torch.empty_like(tokens, dtype=logits.dtype) for _ in range(2))
+    size = max(1, _CPU_BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
+    shifted = torch.empty_like(logits[:size])
+    for start in range(0, len(logits), size):
+        block, token = logits[start : start + size], tokens[start : start + size, None]
+        of_block = shifted[: len(block)]
+        largest, target = block.amax(1, keepdim=True), block.gather(1, token)
+        torch.sub(block, largest, out=of_block)
+        total = torch.exp(of_block, out=block).sum(1, keepdim=True)
+        normaliser = largest + total.log()
+        logprobs[start : start + size], totals[start : start + size] = (target - normaliser)[:, 0], total[:, 0]
+        if entropies is not None:
+            mean = torch.linalg.vecdot(block, of_block) / total[:, 0]
+            entropies[start : start + size] = total[:, 0].log() - mean
+        block.scatter_add_(1, token, -total)
+    return logprobs, totals
 
 
 class _ChunkedHead:
-    """One pass over hidden · weightᵀ / temperature: iterating yields (rows, their logits), in one buffer throughout."""
+    """hidden · weightᵀ / temperature, one part of the rows at a time, and the gradients that its parts add up to."""
 
     def __init__(
         self,
@@ -203,36 +218,59 @@ class _ChunkedHead:
         self.hidden, self.weight = hidden.to(dtype), weight.to(dtype)
         self.temperature = temperature
         self.chunk = _balanced_chunk(hidden, weight, chunk)
-        # One buffer throughout: fresh memory for every chunk costs the operating system more than the softmax costs us.
-        self.buffer = torch.empty(self.chunk, len(weight), dtype=self.wide, device=hidden.device)
-        self.grad_hidden = torch.zeros_like(hidden, dtype=self.wide) if wanted[0] else None
-        self.grad_weight = torch.zeros_like(weight, dtype=self.wide) if wanted[1] else None
+        starts = range(0, max(1, len(hidden)), self.chunk)
+        self.parts = [slice(start, min(start + self.chunk, len(hidden))) for start in starts]
+        self.room = _KEPT_CHUNKS * _chunk_elements(hidden.device)
+        self._buffer: Tensor | None = None
+        self.grad_hidden = torch.empty_like(hidden, dtype=self.wide) if wanted[0] else None
+        self.grad_weight = torch.empty_like(weight, dtype=self.wide) if wanted[1] else None
 
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(self.hidden), self.chunk):
-            rows = slice(start, start + self.chunk)
-            logits = self.buffer[: len(self.hidden[rows])]
-            if self.hidden.dtype == self.wide:
-                torch.mm(self.hidden[rows], self.weight.T, out=logits)
-            else:
-                logits.copy_(self.hidden[rows] @ self.weight.T)
-            yield rows, logits if self.temperature == 1 else logits.div_(self.temperature)
+    def logits(self, rows: slice, fresh: bool = False) -> Tensor:
+        """Of these rows; valid until the next call, or `fresh`: for good."""
+        count = rows.stop - rows.start
+        if fresh and self.hidden.dtype == self.wide:
+            out = self._empty(count)
+        else:
+            # One buffer throughout: fresh memory costs the operating system more than the softmax costs us.
+            self._buffer = self._empty(self.chunk) if self._buffer is None else self._buffer
+            out = self._buffer[:count]
+        if self.hidden.dtype == self.wide:
+            torch.mm(self.hidden[rows], self.weight.T, out=out)
+        else:
+            out.copy_(self.hidden[rows] @ self.weight.T)
+        return out if self.temperature == 1 else out.div_(self.temperature)
 
-    def backward_(self, rows: slice, grad_logits: Tensor) -> None:
-        """Add these rows' share to the gradients that are wanted, as if the temperature were 1."""
-        grad_logits = grad_logits.to(self.hidden.dtype)
+    def _empty(self, rows: int) -> Tensor:
+        return torch.empty(rows, len(self.weight), dtype=self.wide, device=self.hidden.device)
+
+    def backward_(self, rows: slice, slopes: Tensor, scale: Float[Tensor, "N"]) -> None:
+        """Form these rows' share of the gradients that are wanted, as if the temperature were 1: that of the logits is
+        scale · slopes. Scaled are the narrow sides of the products, never slopes themselves, which are as wide as V.
+        """
+        slopes, column = slopes.to(self.hidden.dtype), scale[:, None]
         if self.grad_hidden is not None:
-            _add_product_(self.grad_hidden[rows], grad_logits, self.weight)
+            _add_product_(self.grad_hidden[rows], slopes, self.weight, first=True)
+            self.grad_hidden[rows] *= column
         if self.grad_weight is not None:
-            _add_product_(self.grad_weight, grad_logits.T, self.hidden[rows])
+            scaled = (self.hidden[rows] * column).to(self.hidden.dtype)
+            _add_product_(self.grad_weight, slopes.T, scaled, first=rows.start == 0)
 
 
-def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, rounded to the operands' type only where total's is wider."""
+def _add_product_(total: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """total += left @ right, or the product alone where it is the `first`; rounded to the operands' type only where
+    total's is wider.
+    """
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
+        total.addmm_(left, right, beta=0.0 if first else 1.0)
+    elif first:
+        total.copy_(left @ right)
     else:
         total.add_(left @ right)
+
+
+def _wanted(hidden: Tensor, weight: Tensor) -> tuple[bool, bool]:
+    # Under no_grad a tensor still says requires_grad, and a Function still sees it.
+    return (torch.is_grad_enabled() and hidden.requires_grad, torch.is_grad_enabled() and weight.requires_grad)
 
 
 def _refuse_second_derivatives() -> None:
@@ -243,10 +281,13 @@ def _refuse_second_derivatives() -> None:
 
 def _balanced_chunk(hidden: Tensor, weight: Tensor, chunk: int | None) -> int:
     """Rows at a time, such that the last chunk is not a sliver that costs a pass over the whole weight."""
-    elements = _CPU_CHUNK_ELEMENTS if hidden.device.type == "cpu" else _ACCELERATOR_CHUNK_ELEMENTS
-    limit = max(1, elements // len(weight)) if chunk is None else chunk
+    limit = max(1, _chunk_elements(hidden.device) // len(weight)) if chunk is None else chunk
     n_chunks = max(1, -(-len(hidden) // limit))
     return max(1, -(-len(hidden) // n_chunks))
+
+
+def _chunk_elements(device: torch.device) -> int:
+    return _CPU_CHUNK_ELEMENTS if device.type == "cpu" else _ACCELERATOR_CHUNK_ELEMENTS
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:

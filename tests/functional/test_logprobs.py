@@ -8,6 +8,7 @@ from torch.distributions import Categorical
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_modules.functional import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
+from gpt_modules.functional import logprobs as logprobs_module
 from gpt_modules.functional.logprobs import _balanced_chunk
 
 CHUNKS = [None, 1, 3, 4, 100]
@@ -310,15 +311,82 @@ def test_linear_logprobs_equal_those_of_full_logits_with_their_gradients(chunk, 
     torch.testing.assert_close(of_ours, of_theirs, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("differentiable_entropy", [True, False])
-def test_linear_logprobs_gradcheck(differentiable_entropy):
+def test_linear_logprobs_gradcheck():
     hidden, weight, tokens = head(5, torch.float64)
+    assert torch.autograd.gradcheck(lambda h, w: linear_logprobs(h, w, tokens, 1.5, 2)[0], (hidden, weight))
 
-    def outputs(h, w):
-        logprobs, entropies = linear_logprobs(h, w, tokens, 1.5, 2, differentiable_entropy)
-        return (logprobs, entropies) if differentiable_entropy else logprobs
 
-    assert torch.autograd.gradcheck(outputs, (hidden, weight))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("elements", "products"), [(500, 12), (300, 14), (16, 16)])
+def test_what_was_kept_and_what_is_computed_again_are_the_same_numbers(monkeypatch, dtype, elements, products):
+    """Ten rows of 50 logits in chunks of 3: all of them kept, some, none. Backward has two products a chunk, and one
+    more for a chunk that was not kept.
+    """
+    hidden, weight, tokens = head(10)
+    monkeypatch.setattr(logprobs_module, "_CPU_CHUNK_ELEMENTS", elements // 4)
+
+    def gradients():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logprobs, _ = linear_logprobs(hidden, weight, tokens, 0.7, 3)
+        return torch.autograd.grad((logprobs * torch.arange(10)).sum(), (hidden, weight))
+
+    with Products() as counted:
+        found = gradients()
+    monkeypatch.setattr(logprobs_module, "_KEPT_CHUNKS", 0)
+    assert counted.count == products
+    assert all(torch.equal(*pair) for pair in zip(found, gradients(), strict=True))
+
+
+def kept_bytes(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.shape[1:] == (50,))
+
+
+@pytest.mark.parametrize(("elements", "kept"), [(500, 2000), (300, 1200), (16, 0)])
+def test_what_is_kept_for_backward_is_bounded(monkeypatch, elements, kept):
+    hidden, weight, tokens = head(10)
+    monkeypatch.setattr(logprobs_module, "_CPU_CHUNK_ELEMENTS", elements // 4)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        linear_logprobs(hidden, weight, tokens, chunk=3)
+    assert kept_bytes(saved) == kept
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_without_gradients_nothing_is_kept(grad):
+    """Neither under no_grad nor for frozen models."""
+    hidden, weight, tokens = (
+        tensor.detach().requires_grad_(not grad and tensor.is_floating_point()) for tensor in head(10)
+    )
+    saved = []
+    with torch.set_grad_enabled(grad), torch.autograd.graph.saved_tensors_hooks(saved.append, lambda t: t):
+        linear_logprobs(hidden, weight, tokens)
+    assert not saved
+
+
+@pytest.mark.parametrize("size", [1, 3 * 50, 10**6])
+def test_the_blocks_of_the_softmax_change_no_bit(monkeypatch, size):
+    hidden, weight, tokens = head(10)
+
+    def numbers():
+        logprobs, entropies = linear_logprobs(hidden, weight, tokens)
+        loss = linear_cross_entropy(hidden, weight, tokens)
+        return logprobs, entropies, loss, *torch.autograd.grad(logprobs.sum() + loss, (hidden, weight))
+
+    whole = numbers()
+    monkeypatch.setattr(logprobs_module, "_CPU_BLOCK_ELEMENTS", size)
+    assert all(torch.equal(*pair) for pair in zip(whole, numbers(), strict=True))
+
+
+def test_a_token_that_is_nearly_certain_keeps_its_gradient_in_bfloat16():
+    """1 - π is formed before anything is rounded: of a product with π, rounded, less a row of weights, nothing would be
+    left.
+    """
+    weight = torch.zeros(2, 4).bfloat16()
+    weight[0] = 1.0
+    hidden = torch.full((1, 4), 2.0).bfloat16().requires_grad_()
+    logprobs, _ = linear_logprobs(hidden, weight, torch.tensor([0]))
+    (found,) = torch.autograd.grad(logprobs.sum(), hidden)
+    assert found.float().tolist() == [pytest.approx([1 - 1 / (1 + math.exp(-8.0))] * 4, rel=0.01)]
 
 
 @pytest.mark.parametrize("frozen", [0, 1])
