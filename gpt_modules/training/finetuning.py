@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor
 
-from gpt_modules.backbone import DecoderConfig, LabellingModel
+from gpt_modules.backbone import DecoderConfig, LabellingModel, LoRAConfig, add_lora, merge_lora
 from gpt_modules.data.batches import IGNORE, LabelledBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy, row_mean_weights
@@ -21,7 +21,7 @@ from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
-from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
+from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 
 SHOWN_ROWS = 8
 
@@ -62,7 +62,7 @@ class FinetuningModule(L.LightningModule):
         classifier_dropout: float = 0.1,
         freeze: int | None = None,
         layer_decay: float = 1.0,
-        lora: LoRA | None = None,
+        lora: LoRAConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=6.25e-5, betas=(0.9, 0.999), weight_decay=0.01),
         schedule: ScheduleConfig = ScheduleConfig(shape="linear", warmup=0.002, final=0.0, unit="run"),
         compile: bool = False,
@@ -70,7 +70,7 @@ class FinetuningModule(L.LightningModule):
         given = arguments(locals())
         super().__init__()
         self.config = None if config is None else typed(DecoderConfig, config)
-        self.lora = None if lora is None else typed(LoRA, lora)
+        self.lora = None if lora is None else typed(LoRAConfig, lora)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
@@ -269,7 +269,7 @@ class FinetuningModule(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write the task model's folder, LoRA merged."""
-        artefacts.export(self, merged(self.model), folder)
+        artefacts.export(self, merge_lora(self.model), folder)
 
 
 def _examples(batch: LabelledBatch) -> Tensor:

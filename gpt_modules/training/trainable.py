@@ -1,77 +1,16 @@
-"""What of a pretrained model learns, and how fast: frozen layers, LoRA, rates that fall with depth.
-
-Sources: Howard and Ruder 2018, section 3.2 (rates by layer); Hu et al. 2022 (LoRA), through the library `peft`.
+"""What of a pretrained model learns, and how fast: frozen layers, rates that fall with depth (Howard and Ruder 2018,
+section 3.2).
 """
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gpt_modules.backbone import Decoder
 from gpt_modules.errors import UserError
-from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.optimizers import parameter_groups
-
-ModelT = TypeVar("ModelT", bound=nn.Module)
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Low-rank updates of every attention and MLP matrix, in place of the matrices (Hu et al. 2022).
-
-    Args:
-        rank: rank of an update.
-        alpha: an update counts alpha / rank times.
-        dropout: on what enters an update.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        expect_number("lora.rank", self.rank, "[1, inf)", whole=True)
-        expect_number("lora.alpha", self.alpha, "(0, inf)")
-        expect_number("lora.dropout", self.dropout, "[0, 1)")
-
-
-def add_lora(decoder: Decoder, lora: LoRA) -> None:
-    """Put an update that starts at zero beside each matrix of the blocks, in place; nothing else of it learns.
-
-    Raises:
-        UserError: without the package `peft`.
-    """
-    try:
-        import peft  # only here: an extra, and seconds to import
-    except ImportError as error:
-        raise UserError("lora: the package peft is not installed; pip install 'gpt-modules[lora]'") from error
-    config = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"],
-    )
-    peft.inject_adapter_in_model(config, decoder)
-
-
-def merged(model: ModelT) -> ModelT:
-    """A copy with LoRA's updates added to the matrices, under the names that a folder has; the model itself where it
-    has no LoRA.
-    """
-    adapted = [name for name, module in model.named_modules() if hasattr(module, "get_base_layer")]
-    if not adapted:
-        return model
-    plain = copy.deepcopy(model)
-    for name in adapted:
-        parent, _, child = name.rpartition(".")
-        layer: Any = plain.get_submodule(name)
-        layer.merge(safe_merge=True)
-        setattr(plain.get_submodule(parent), child, layer.get_base_layer())
-    return plain
 
 
 def freeze(decoder: Decoder, blocks: int) -> None:

@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from gpt_modules.backbone import Decoder, DecoderConfig
+from gpt_modules.backbone import Decoder, DecoderConfig, LoRAConfig
 from gpt_modules.errors import UserError
 from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
 from gpt_modules.training.accumulation import BatchConfig
@@ -20,6 +20,8 @@ from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import ClipConfig, CriticConfig, KLConfig
 from gpt_modules.training.trainable import LoRA
+=======
+from gpt_modules.training.ppo import ClipConfig, KLConfig
 
 MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
 
@@ -74,7 +76,7 @@ def test_what_is_no_plain_data_is_refused_at_construction():
 
 CLASSES = [
     PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule, OptimizerConfig,
-    ScheduleConfig, BatchConfig, LoRA, InnerLoop, ExactCheckpoint, Throughput,
+    ScheduleConfig, BatchConfig, LoRAConfig, InnerLoop, ExactCheckpoint, Throughput,
 ]  # fmt: skip
 NEEDED = {"init_from": "folder", "rewards": "folder", "tokens": 100.0}
 
@@ -107,8 +109,8 @@ def test_every_number_is_refused_at_construction_by_its_name(kind, name, value):
         (ExactCheckpoint, {"every_n_steps": 0}, r"checkpoint\.every_n_steps: found 0, expected a whole number in"),
         (ExactCheckpoint, {"keep": 1}, r"checkpoint\.keep: found 1, expected a whole number in \[2, inf\)"),
         (ExportBest, {"mode": "max"}, r"export\.mode: found 'max', expected it left at 'min': there is no monitor"),
-        (LoRA, {"rank": 0}, r"lora\.rank: found 0"),
-        (LoRA, {"rank": True}, r"lora\.rank: found True"),
+        (LoRAConfig, {"rank": 0}, r"lora\.rank: found 0"),
+        (LoRAConfig, {"rank": True}, r"lora\.rank: found True"),
         (SFTModule, {"init_from": "x", "dropout": 1.5}, r"dropout: found 1\.5, expected a number in \[0, 1\)"),
     ],
 )

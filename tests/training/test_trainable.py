@@ -1,40 +1,13 @@
-"""Frozen layers, LoRA and rates by depth: what learns, at which rate, and what is exported."""
+"""Frozen layers and rates by depth: what learns, and at which rate."""
 
 import pytest
 import torch
 
 from gpt_modules.backbone import GPT, DecoderConfig
 from gpt_modules.errors import UserError
-from gpt_modules.training.trainable import LoRA, add_lora, freeze, groups_by_depth, learn_rows, merged
+from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 
 CONFIG = DecoderConfig(vocab_size=20, n_positions=8, n_layer=3, n_head=2, n_embd=16).without_dropout()
-TOKENS = torch.arange(12).view(2, 6)
-
-
-def test_lora_begins_as_the_model_itself_and_merges_into_what_it_became():
-    gpt = GPT(CONFIG).eval()
-    before = gpt(TOKENS)
-    names = set(gpt.state_dict())
-    add_lora(gpt.decoder, LoRA(rank=2, alpha=4))
-    gpt.eval()
-    torch.testing.assert_close(gpt(TOKENS), before)
-    learning = [name for name, parameter in gpt.named_parameters() if parameter.requires_grad]
-    assert len(learning) == 3 * 4 * 2, "two factors a matrix, four matrices a block"
-    with torch.no_grad():
-        for name, parameter in gpt.named_parameters():
-            if name in learning:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    adapted = gpt(TOKENS)
-    assert (adapted - before).abs().max() > 0.1
-    plain = merged(gpt)
-    assert set(plain.state_dict()) == names
-    torch.testing.assert_close(plain(TOKENS), adapted, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gpt(TOKENS), adapted)  # the trained model itself is left as it was
-
-
-def test_a_model_without_lora_is_not_copied():
-    gpt = GPT(CONFIG)
-    assert merged(gpt) is gpt
 
 
 def test_frozen_layers_and_all_but_the_new_rows_stay():

@@ -25,6 +25,7 @@ from gpt_modules.backbone.decoding.generation import (
     real_tokens,
 )
 from gpt_modules.backbone.decoding.step import input_major
+from gpt_modules.backbone.lora import lend_merged
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
 
@@ -59,7 +60,7 @@ def beam_search(
     if not 0.0 <= length_penalty < math.inf:
         raise UserError(f"length_penalty: found {length_penalty}, expected 0 or more")
     search = _Search(len(lengths), width, max_new_tokens, ends_of(eos_id, tokens.device), length_penalty)
-    with inference(model), input_major(model, max_new_tokens) as head:
+    with inference(model), lend_merged(model), input_major(model, max_new_tokens) as head:
         cache = new_cache(model, len(lengths), tokens.shape[1], static=False)
         hidden = model.hidden(tokens, attention_mask=real_tokens(tokens, lengths), cache=cache)[:, -1]
         logits = (hidden @ head)[:, None].expand(-1, width, -1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.decoding.step import Advance, DecodeStep, SamplingRule, accelerated, can_capture, input_major
+from gpt_modules.backbone.lora import lend_merged
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
 
@@ -73,7 +74,7 @@ def generate(
     check_prompts(model, tokens, lengths, max_new_tokens)
     uniforms = _uniforms(len(lengths), max_new_tokens, generator, tokens.device)
     mask = real_tokens(tokens, lengths)
-    with inference(model), input_major(model, max_new_tokens) as head:
+    with inference(model), lend_merged(model), input_major(model, max_new_tokens) as head:
         static = compile or can_capture(model)
         cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
         step = DecodeStep(model, cache, rule, head)
