@@ -3,5 +3,6 @@
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
+ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a document, and that `transformers` is told to begin and end with."""

@@ -29,6 +29,7 @@ class OptimizerConfig:
     Args:
         lr: peak learning rate of AdamW or of plain gradient descent.
         muon_lr: peak learning rate of Muon; None or 0 leaves every parameter to AdamW. With Muon, only matrices decay.
+            Where low-rank updates learn, the matrices are their factors.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
         weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed
@@ -202,16 +203,22 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
     kept = [group for group in groups if group["params"]]
     if config.sgd:
         return torch.optim.SGD(kept, lr=config.lr)
+    muon = _muon(list(matrices.values()), config) if config.muon_lr else None
+    if muon is not None and not kept:  # low-rank updates of matrices, and nothing else
+        return muon
     adamw = torch.optim.AdamW(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision.
     # Without the mark gradients are unscaled before the clip, which is what clipping needs.
     adamw._step_supports_amp_scaling = False
-    if not config.muon_lr:
-        return adamw
+    return adamw if muon is None else MuonAdamW(muon, adamw)
+
+
+def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
     if not matrices:
         raise UserError("optimizer.muon_lr: given, but this procedure has no block matrices for Muon; leave it out")
-    learned = [{"params": list(matrices.values()), "name": "muon"}]
-    return MuonAdamW(torch.optim.Muon(learned, lr=config.muon_lr, weight_decay=config.weight_decay), adamw)
+    assert config.muon_lr is not None
+    learned = [{"params": matrices, "name": "muon"}]
+    return torch.optim.Muon(learned, lr=config.muon_lr, weight_decay=config.weight_decay)
 
 
 def configure(

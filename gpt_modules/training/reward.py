@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_calibration_error
 
-from gpt_modules.backbone import RewardModel
+from gpt_modules.backbone import LoRAConfig, RewardModel
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.errors import expect
 from gpt_modules.functional import ranking_losses, ranking_pairs
@@ -18,6 +18,7 @@ from gpt_modules.training.callbacks.dashboard import REWARD_LAYOUT
 from gpt_modules.training.callbacks.figures import parts_figure, reliability_figure
 from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
+from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics
 from gpt_modules.training.sharding import refuse_sharding
@@ -40,6 +41,8 @@ class RewardModule(L.LightningModule):
         unit_scale: also divide by the standard deviation of the demonstrations' scores, so that a coefficient of the KL
             penalty means the same for any reward model. (Ziegler et al. 2019, section 2.2, normalise to mean 0 and
             variance 1 too, but over samples of the policy.)
+        lora: low-rank updates learn in place of the trunk, beside the head; merged in the exported folder, with an
+            adapter for `peft` beside it.
         optimizer: AdamW's settings; InstructGPT's rate is 9e-6.
         schedule: InstructGPT has a cosine to 10 % over one epoch.
         compile: compile each block with `torch.compile`.
@@ -50,12 +53,14 @@ class RewardModule(L.LightningModule):
         init_from: str,
         dropout: float | None = None,
         unit_scale: bool = False,
+        lora: LoRAConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=9e-6, weight_decay=0.0),
         schedule: ScheduleConfig = ScheduleConfig(),
         compile: bool = False,
     ) -> None:
         given = arguments(locals())
         super().__init__()
+        self.lora = None if lora is None else typed(LoRAConfig, lora)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
@@ -67,6 +72,11 @@ class RewardModule(L.LightningModule):
         self._right: list[Tensor] = []  # of the step's micro-batches: pairs in the right order, and all pairs
         self.model: RewardModel
 
+    @property
+    def also_exports(self) -> tuple[str, ...]:
+        """What is written beside the export."""
+        return () if self.lora is None else (ADAPTER,)
+
     def configure_model(self) -> None:
         """Open the trunk."""
         refuse_sharding(self)
@@ -76,6 +86,8 @@ class RewardModule(L.LightningModule):
             self.hparams["init_from"], self, **artefacts.dropout_changes(self.hparams["dropout"])
         )
         artefacts.check_data(self, self.model.config)
+        if self.lora is not None:
+            learn_updates(self, "model", self.lora, self.hparams["init_from"])
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
@@ -200,4 +212,4 @@ class RewardModule(L.LightningModule):
     def export(self, folder: Path) -> None:
         """Centre, then write the folder; bias and scale are part of it."""
         self.centre()
-        artefacts.export(self, self.model, folder)
+        export_merged(self, self.model, self.lora, self.hparams["init_from"], folder)

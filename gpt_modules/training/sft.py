@@ -8,12 +8,13 @@ from typing import Any
 import lightning.pytorch as L
 from torch import Tensor
 
-from gpt_modules.backbone import GPT
+from gpt_modules.backbone import GPT, LoRAConfig
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.language import HeldOutText, continuation_rows, row_losses, step_loss
+from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
 
@@ -25,6 +26,8 @@ class SFTModule(L.LightningModule):
         init_from: folder (or hub name) of the pretrained model.
         dropout: on the residual path, 0.2 in InstructGPT (appendix C.1); embedding and attention dropout stay as
             pretrained. Left out: so does this.
+        lora: low-rank updates learn in place of the model; merged in the exported folder, with an adapter for
+            `peft` beside it.
         optimizer: AdamW's settings; InstructGPT's rate is 9.65e-6 at 1.3B and 6B.
         schedule: InstructGPT has no warm-up and a cosine to 10 %.
         compile: compile each block with `torch.compile`.
@@ -37,6 +40,7 @@ class SFTModule(L.LightningModule):
         self,
         init_from: str,
         dropout: float | None = None,
+        lora: LoRAConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5),
         schedule: ScheduleConfig = ScheduleConfig(),
         compile: bool = False,
@@ -46,6 +50,7 @@ class SFTModule(L.LightningModule):
     ) -> None:
         given = arguments(locals())
         super().__init__()
+        self.lora = None if lora is None else typed(LoRAConfig, lora)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
@@ -60,6 +65,11 @@ class SFTModule(L.LightningModule):
         self.step = StepMean()
         self.model: GPT
 
+    @property
+    def also_exports(self) -> tuple[str, ...]:
+        """What is written beside the export."""
+        return () if self.lora is None else (ADAPTER,)
+
     def configure_model(self) -> None:
         """Open the pretrained folder."""
         refuse_sharding(self)
@@ -69,6 +79,8 @@ class SFTModule(L.LightningModule):
         changes = {} if dropout is None else {"resid_pdrop": dropout}
         self.model = artefacts.open_gpt(None, self.hparams["init_from"], **changes)
         artefacts.check_data(self, self.model.config)
+        if self.lora is not None:
+            learn_updates(self, "model", self.lora, self.hparams["init_from"])
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
@@ -124,4 +136,4 @@ class SFTModule(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer."""
-        artefacts.export(self, self.model, folder)
+        export_merged(self, self.model, self.lora, self.hparams["init_from"], folder)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data import PretrainingDataModule, SFTDataModule
 from gpt_modules.errors import UserError
 from gpt_modules.training import PretrainingModule, SFTModule
@@ -88,7 +89,9 @@ class Epoch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", ["finetuning", "reward", "sft", "pretraining", "maml", "reptile"])
+@pytest.mark.parametrize(
+    "word", ["finetuning", "reward", "reward with LoRA", "sft", "sft with LoRA", "pretraining", "maml", "reptile"]
+)
 def test_a_step_of_any_procedure_is_that_of_one_batch_and_so_is_the_last_of_an_epoch(procedure, fit, word):
     """Five examples, two a step: the last has one, and would count half as a mean over two micro-batches."""
     arguments = {
@@ -96,7 +99,8 @@ def test_a_step_of_any_procedure_is_that_of_one_batch_and_so_is_the_last_of_an_e
         "finetuning": {"dropout": 0.0, "classifier_dropout": 0.0},
         "reptile": {"inner": InnerLoop(2, 0.1), "algorithm": "reptile"},
         "maml": {"inner": InnerLoop(2, 0.1)},
-    }.get(word, {"dropout": 0.0})
+    }.get(word, {"dropout": 0.0, "lora": LoRAConfig(rank=2) if "LoRA" in word else None})
+    word = word.removesuffix(" with LoRA")
     plain = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=word != "reptile")
     found = []
     for together, micro_batches in ((1, [[0, 1], [2, 3], [4]]), (2, [[0], [1], [2], [3], [4]])):

@@ -4,22 +4,24 @@ import lightning.pytorch as L
 import pytest
 import torch
 
+from gpt_modules.backbone import LoRAConfig
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.summary import RunSummary
 
 STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12, "maml": 9}
+LORA = {"lora": LoRAConfig(rank=2, dropout=0.2)}
 MONITOR = {"reward": "val/margin", "ppo": "val/score"}
 
 
 @pytest.fixture
 def run(procedure, fit, tmp_path):
-    """run(word, name, checkpoint=None, **trainer settings): the Trainer, after three epochs."""
+    """run(word, name, checkpoint=None, model={}, **trainer settings): the Trainer, after three epochs."""
 
-    def go(word, name, checkpoint=None, **settings):
+    def go(word, name, checkpoint=None, model=None, **settings):
         torch.manual_seed(0)
-        module, data = procedure(word)
+        module, data = procedure(word, **(model or {}))
         best = ExportBest(MONITOR.get(word, "val/loss"), "max" if word in MONITOR else "min")
         usual = {"max_epochs": 3, "limit_train_batches": STEPS[word] // 3, "limit_val_batches": 2}
         return fit(
@@ -49,7 +51,9 @@ def weights(trainer: L.Trainer):
         ("pretraining", {"accumulate_grad_batches": 2, "limit_train_batches": 5, "limit_val_batches": 1}),
         ("pretraining", {"max_epochs": -1, "max_steps": 7}),
         ("sft", {}),
+        ("sft", {"model": LORA}),
         ("reward", {}),
+        ("reward", {"model": LORA}),
         ("maml", {}),
         ("maml", {"accumulate_grad_batches": 2, "max_epochs": -1, "max_steps": 5}),
         ("ppo", {}),

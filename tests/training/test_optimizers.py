@@ -190,6 +190,14 @@ def test_muon_without_blocks_is_a_users_mistake():
         build(parameter_groups([nn.Linear(2, 2)], 0.1), OptimizerConfig(muon_lr=0.02))
 
 
+def test_where_only_matrices_learn_muon_is_alone():
+    block = nn.Linear(2, 2, bias=False)
+    optimizer = build(parameter_groups([block], 0.1), OptimizerConfig(lr=0.1, muon_lr=0.02), hidden=[block])
+    assert type(optimizer) is torch.optim.Muon
+    (group,) = optimizer.param_groups
+    assert (group["params"], group["lr"], group["weight_decay"]) == ([block.weight], 0.02, 0.1)
+
+
 def test_a_rate_of_zero_for_muon_leaves_all_to_adamw():
     """The command line cannot say `null` to a recipe's number."""
     block = nn.Linear(2, 2)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from gpt_modules.backbone import load_pretrained, save_pretrained
+from gpt_modules.backbone import LoRAConfig, load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule, SFTDataModule
 from gpt_modules.training import RewardModule, SFTModule
 from gpt_modules.training.callbacks.predictions import PredictionFile
@@ -206,8 +206,8 @@ def test_unpacked_demonstrations_of_two_processes_are_those_of_one(fit, micro, p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("accumulate", "rows"), [(1, 0.3), (4, 0.01)])
-def test_a_reward_model_of_two_processes_is_that_of_one(fit, micro, processes, tmp_path, accumulate, rows):
+@pytest.mark.parametrize(("accumulate", "rows", "lora"), [(1, 0.3, None), (4, 0.01, None), (4, 0.3, LoRAConfig(2))])
+def test_a_reward_model_of_two_processes_is_that_of_one(fit, micro, processes, tmp_path, accumulate, rows, lora):
     """The last window of an epoch is not whole, and with 0.01 a process has no row to validate on."""
 
     def run(devices=1):
@@ -219,7 +219,7 @@ def test_a_reward_model_of_two_processes_is_that_of_one(fit, micro, processes, t
             cache_dir=str(tmp_path / "cache"),
             validation_fraction=rows,
         )
-        module = RewardModule(str(micro.gpt), dropout=0.0, optimizer=SGD, schedule=FLAT)
+        module = RewardModule(str(micro.gpt), dropout=0.0, lora=lora, optimizer=SGD, schedule=FLAT)
         settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
         return outcome(module, fit(module, data, accumulate_grad_batches=accumulate, max_epochs=1, **settings))
 

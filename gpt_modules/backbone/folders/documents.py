@@ -23,7 +23,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.storage.documents import Rule, Sha256, document_of, typed
 from gpt_modules.storage.json_files import read_json, shown
-from gpt_modules.storage.model_files import CONFIG_FILE
+from gpt_modules.storage.model_files import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -156,9 +156,12 @@ def open_document(folder: Path) -> ModelDocument:
     """config.json of a folder.
 
     Raises:
-        UserError: it is missing, no JSON object, of another format of ours, or says what our section cannot say.
+        UserError: it is missing (where an adapter is, that is said), no JSON object, of another format of ours, or says
+            what our section cannot say.
     """
     path, expected = folder / CONFIG_FILE, "the configuration of a model"
+    if (folder / ADAPTER_CONFIG_FILE).is_file() and not path.is_file():
+        raise UserError(f"{folder}: found an adapter, expected a model: the export beside it has its updates merged")
     fields = read_json(path, expected)
     if not isinstance(fields, dict):
         raise UserError(f"{path}: found {shown(fields)}, expected {expected}")

@@ -7,7 +7,13 @@ from pathlib import Path
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import discard, exchanged, room_for, sync, temporary_for
 from gpt_modules.storage.hub import fetch, is_hub_name
-from gpt_modules.storage.model_files import CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE
+from gpt_modules.storage.model_files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+)
 from gpt_modules.storage.paths import is_there, path_of
 
 # All that is ever fetched: no pickles, no code.
@@ -18,6 +24,8 @@ _OUR_FILES = {
     "inner_rates.safetensors",
     TOKENIZER_FILE,
     "tokenizer_config.json",
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
 }
 
 

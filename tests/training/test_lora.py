@@ -1,0 +1,194 @@
+"""LoRA in SFT and in the reward model: what learns, what a checkpoint holds, and which folders are written."""
+
+import dataclasses
+import logging
+import shutil
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+
+from gpt_modules.backbone import GPT, LoRAConfig, load_pretrained, save_pretrained
+from gpt_modules.backbone.lora import lora_layers, without_lora
+from gpt_modules.errors import UserError
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
+from gpt_modules.training.callbacks.guards import FiniteLossGuard
+from gpt_modules.training.callbacks.resuming import Resumption
+from gpt_modules.training.optimizers import OptimizerConfig
+
+LORA = LoRAConfig(rank=2, alpha=8.0)
+HEAD = {"model.head.linear.weight", "model.head.linear.bias", "model.bias", "model.scale"}
+WORDS = ["sft", "reward"]
+
+
+@pytest.fixture
+def begin(procedure, fit, tmp_path):
+    """begin(word, **trainer settings): module and trainer of a short fit with updates."""
+
+    def run(word, arguments=None, **settings):
+        torch.manual_seed(0)
+        module, data = procedure(word, **{"lora": LORA, **(arguments or {})})
+        usual = {"max_steps": 2, "limit_val_batches": 0, "callbacks": [Resumption()]}
+        return module, fit(module, data, plugins=[VerifiedCheckpointIO()], **{**usual, **settings})
+
+    return run
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_it_begins_as_its_folder_and_updates_alone_learn(procedure, micro, fit, word):
+    module, data = procedure(word, lora=LORA, dropout=0.0)
+    fit(module, data, max_steps=3, limit_val_batches=0)
+    folder = load_pretrained(micro.gpt, "gpt").decoder.state_dict()
+    own = module.model.decoder.state_dict()
+    for name, value in folder.items():
+        assert torch.equal(own[name], value), name
+    tokens = torch.tensor([[1, 2, 3]])
+    with without_lora(module.model):
+        module.model.eval()
+        expected = load_pretrained(micro.gpt, "gpt").eval().decoder(tokens)
+        assert torch.equal(module.model.decoder(tokens), expected)
+    assert all(layer.lora_b.abs().max() > 0 for layer in lora_layers(module).values())
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_checkpoint_and_optimizer_hold_what_learns_and_name_the_base(begin, tmp_path, word):
+    module, trainer = begin(word)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    names = {f"model.{name}.lora_{factor}" for name in lora_layers(module.model) for factor in "ab"}
+    assert set(checkpoint["state_dict"]) - {"model.base_sha256"} == names | (HEAD if word == "reward" else set())
+    assert checkpoint["state_dict"]["model.base_sha256"].shape == (32,)
+    (optimizer,) = trainer.optimizers
+    learnt = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert set(learnt) == (names | HEAD if word == "reward" else names) - {"model.bias", "model.scale"}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == set(map(id, learnt.values()))
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {id(parameter) for parameter in learnt.values() if parameter.ndim == 2}
+
+
+def test_a_base_that_has_changed_is_refused_and_one_that_has_moved_is_not(begin, micro, tmp_path):
+    """Nor is another dropout, which is the recipe's."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(micro.gpt, here)
+    module, trainer = begin("sft", {"init_from": str(here)})
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    here.rename(there)
+    moved = {"init_from": str(there), "dropout": 0.1}
+    resumed, _ = begin("sft", moved, ckpt_path=tmp_path / "x.ckpt")
+    for name, layer in lora_layers(resumed).items():
+        assert torch.equal(layer.lora_b, lora_layers(module)[name].lora_b)
+    other = load_pretrained(there, "gpt")
+    with torch.no_grad():
+        other.decoder.wpe.weight[-1, -1] += 1e-3
+    shutil.rmtree(there)
+    save_pretrained(there, other, tokenizer_json=micro.tokenizer.to_json())
+    with pytest.raises(UserError) as refused:
+        begin("sft", moved, ckpt_path=tmp_path / "x.ckpt", max_steps=4)
+    line = str(refused.value)
+    assert line.startswith(f"{tmp_path / 'x.ckpt'}: {there}: found another model (SHA-256 ")
+    assert line.endswith("…: put it back, or begin a new run")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda state: state.pop("model.base_sha256"),
+        lambda state: state.pop("model.decoder.blocks.0.mlp.fc.lora_a"),
+        lambda state: state.update({"model.decoder.blocks.0.mlp.fc.weight": torch.zeros(64, 16)}),
+    ],
+    ids=["no base", "no update", "matrices too"],
+)
+def test_a_checkpoint_that_holds_less_or_more_is_refused(begin, tmp_path, spoilt):
+    _, trainer = begin("sft")
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    spoilt(checkpoint["state_dict"])
+    torch.save(checkpoint, tmp_path / "y.ckpt")
+    with pytest.raises(UserError, match=r"y\.ckpt: does not fit this run: state_dict: model\.") as refused:
+        begin("sft", ckpt_path=tmp_path / "y.ckpt", max_steps=4)
+    assert "found no tensor" in str(refused.value) or "expected the recipe's no tensor" in str(refused.value)
+
+
+def test_updates_of_another_form_are_refused(begin, tmp_path):
+    _, trainer = begin("sft")
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    for other, named in (
+        (dataclasses.replace(LORA, alpha=9.0), r"model\.lora\.alpha: found 9\.0"),
+        (None, "model.lora"),
+    ):
+        with pytest.raises(UserError, match=named):
+            begin("sft", {"lora": other}, ckpt_path=tmp_path / "x.ckpt", max_steps=4)
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_the_folder_is_the_trained_model_and_the_adapter_lies_beside_it(begin, micro, tmp_path, word):
+    module, _ = begin(word)
+    module.export(tmp_path / "export")
+    kind = "gpt" if word == "sft" else "reward"
+    opened, tokens = load_pretrained(tmp_path / "export", kind).eval(), torch.tensor([[1, 2, 3]])
+    arguments = (tokens,) if word == "sft" else (tokens, torch.tensor([3]))
+    torch.testing.assert_close(opened(*arguments), module.model.eval()(*arguments), atol=1e-4, rtol=1e-4)
+    assert (opened.decoder.wte.weight == load_pretrained(micro.gpt).decoder.wte.weight).all()
+    found = sorted(path.name for path in (tmp_path / "export-adapter").iterdir())
+    assert found == ["adapter_config.json", "adapter_model.safetensors"]
+    assert module.also_exports == ("adapter",)
+    assert lora_layers(module.model), "the run goes on with its updates"
+
+
+def test_without_lora_nothing_lies_beside(begin, tmp_path):
+    module, _ = begin("sft", {"lora": None})
+    module.export(tmp_path / "export")
+    assert (tmp_path / "export").is_dir()
+    assert not (tmp_path / "export-adapter").exists()
+    assert module.also_exports == ()
+
+
+def test_a_decoder_that_transformers_lacks_has_no_adapter_and_that_is_told(procedure, micro, fit, tmp_path, caplog):
+    banded = GPT(micro.config(attention=("dense", "banded"), window=4))
+    save_pretrained(tmp_path / "banded", banded, tokenizer_json=micro.tokenizer.to_json())
+    module, data = procedure("sft", init_from=str(tmp_path / "banded"), lora=LORA)
+    with caplog.at_level(logging.WARNING):
+        fit(module, data, max_steps=1, limit_val_batches=0)
+    assert "so no adapter is written beside the export" in caplog.text
+    module.export(tmp_path / "export")
+    assert not (tmp_path / "export-adapter").exists()
+
+
+def test_muon_takes_the_factors_and_is_resumed(begin, tmp_path):
+    muon = {"optimizer": OptimizerConfig(lr=0.03, muon_lr=0.02, weight_decay=0.1)}
+    module, trainer = begin("sft", muon)
+    (optimizer,) = trainer.optimizers
+    assert type(optimizer) is torch.optim.Muon
+    factors = [p for p in module.parameters() if p.requires_grad]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [len(factors)]
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    resumed, again = begin("sft", muon, ckpt_path=tmp_path / "x.ckpt")
+    for one, other in zip(factors, (p for p in resumed.parameters() if p.requires_grad), strict=True):
+        assert torch.equal(one, other)
+        moments = (state.state[p]["momentum_buffer"] for state, p in ((optimizer, one), (again.optimizers[0], other)))
+        assert torch.equal(*moments)
+
+
+@pytest.mark.filterwarnings("ignore:.*WeightAveraging callback.*:UserWarning")
+def test_an_average_of_lightnings_is_of_the_updates_too(begin, tmp_path):
+    def averaged(callbacks=(), **settings):
+        average = WeightAveraging(multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+        callbacks = [average, Resumption(), RandomState(), *callbacks]
+        return begin("sft", callbacks=callbacks, **settings)
+
+    straight, _ = averaged(max_steps=3)
+    averaged(max_steps=3, callbacks=[ExactCheckpoint(1, keep=9)], enable_checkpointing=True)
+    resumed, _ = averaged(max_steps=3, ckpt_path=tmp_path / "checkpoints" / "step=00000002.ckpt")
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_an_update_that_is_not_finite_stops_the_run(begin):
+    def spoil(trainer, module, batch, index):
+        with torch.no_grad():
+            next(iter(lora_layers(module).values())).lora_b.fill_(torch.inf)
+
+    guard = FiniteLossGuard()
+    guard.on_train_batch_start = spoil
+    with pytest.raises(UserError, match="the loss or its gradient is not finite"):
+        begin("sft", callbacks=[guard])
