@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Tokenizer,
     )
     from gpt_modules.training import (
+        DPOModule,
         FinetuningModule,
         MAMLModule,
         PPOModule,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT",
+    "DPOModule",
     "DecoderConfig",
     "EpisodicDataModule",
     "FinetuningDataModule",

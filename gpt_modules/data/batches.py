@@ -38,12 +38,14 @@ class PackedBatch(NamedTuple):
 
 
 class RankingBatch(NamedTuple):
-    """P prompts with up to K ranked answers each (reward model), one row of tokens an answer.
+    """P prompts with up to K ranked answers each (reward model, DPO), one row of tokens an answer.
 
     tokens (N, T): prompt + answer + eos, right-padded. lengths (N,): tokens that count in each row. index (P, K): the
     row of each answer in `tokens`, -1 where a prompt has fewer than K. ranks (P, K): lower is better, equal is a tie.
     mask (P, K): True where an answer exists. Of the vote, where that is known: scores (P, K): 1 to 7 (7 is best), 0 for
     none; labelers (P,): their numbers in a table of the data, -1 for nobody; rounds (P,): of comparisons, -1 for none.
+    prompt_lengths (N,): tokens of each row that are the prompt's. numbers (P, K): the place of each answer among all
+    answers of the data, the same in every epoch.
     """
 
     tokens: Int[Tensor, "N T"]
@@ -54,6 +56,8 @@ class RankingBatch(NamedTuple):
     scores: Int[Tensor, "P K"]
     labelers: Int[Tensor, " P"]
     rounds: Int[Tensor, " P"]
+    prompt_lengths: Int[Tensor, " N"]
+    numbers: Int[Tensor, "P K"]
 
 
 class PromptBatch(NamedTuple):

@@ -43,7 +43,8 @@ class TaskExample(NamedTuple):
 
 class RankedAnswers(NamedTuple):
     """The answers to one prompt, each as prompt + answer + eos, and their ranks (lower is better); the labeler's scores
-    of them (0: none), the number of the labeler and the round (-1: not known).
+    of them (0: none), the number of the labeler and the round (-1: not known); tokens of the prompt, and the places of
+    the answers among all of the data.
     """
 
     answers: list[IntArray]
@@ -51,6 +52,8 @@ class RankedAnswers(NamedTuple):
     scores: Sequence[int] = ()
     labeler: int = -1
     round: int = -1
+    prompt_length: int = 0
+    numbers: Sequence[int] = ()
 
 
 def make_example(turns: Sequence[tuple[Sequence[int], bool]], eos_id: int) -> TokenExample:
@@ -178,19 +181,22 @@ def collate_rankings(prompts: Sequence[RankedAnswers]) -> RankingBatch:
     answers = [answer for prompt in prompts for answer in prompt.answers] or [np.zeros(1, dtype=np.int64)]
     width = max((len(prompt.answers) for prompt in prompts), default=1)
     index = np.full((len(prompts), width), -1, dtype=np.int64)
-    ranks, scores = np.zeros((2, len(prompts), width), dtype=np.int64)
+    ranks, scores, numbers = np.zeros((3, len(prompts), width), dtype=np.int64)
     row = 0
     for i, prompt in enumerate(prompts):
         count = len(prompt.answers)
         index[i, :count] = np.arange(row, row + count)
         ranks[i, :count] = prompt.ranks
         scores[i, : len(prompt.scores)] = prompt.scores
+        numbers[i, : len(prompt.numbers)] = prompt.numbers
         row += count
     lengths = torch.tensor([len(answer) for answer in answers], dtype=torch.int64)
+    read = [prompt.prompt_length for prompt in prompts for _ in prompt.answers] or [0]
     table = torch.from_numpy(index)
     labelers, rounds = torch.tensor([(prompt.labeler, prompt.round) for prompt in prompts]).view(-1, 2).long().unbind(1)
     judged = (torch.from_numpy(ranks), table >= 0, torch.from_numpy(scores))
-    return RankingBatch(pad_right(answers), lengths, table, *judged, labelers, rounds)
+    of_data = (torch.tensor(read), torch.from_numpy(numbers))
+    return RankingBatch(pad_right(answers), lengths, table, *judged, labelers, rounds, *of_data)
 
 
 def collate_prompts(prompts: Sequence[IntArray], numbers: Sequence[int] | None = None) -> PromptBatch:

@@ -1,16 +1,16 @@
-"""Reward model data: answers to a prompt, ranked by people."""
+"""The data of the reward model and of DPO: answers to a prompt, ranked by people."""
 
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpt_modules.data.arguments import expect_default, expect_parted, expect_whole
 from gpt_modules.data.batches import PromptBatch, RankingBatch
-from gpt_modules.data.builtin.reviews import instruction, reward_rows, sft_rows
+from gpt_modules.data.builtin.reviews import instruction, reward_pool, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
@@ -26,13 +26,20 @@ log = logging.getLogger(__name__)
 VALIDATION_PAIRINGS = 4
 
 
+class Answer(NamedTuple):
+    """An answer as prompt + answer + eos, and how many of these tokens are the prompt's."""
+
+    tokens: NDArray[np.int64]
+    prompt_length: int
+
+
 class Comparisons(Examples[RankingBatch]):
     """Ranked answers, encoded as prompt + answer + eos; `draw(epoch)` gives an epoch's rows, each text is encoded once.
 
     An answer that does not fit the context is left out, and a row without two answers of different rank with it: a
     cut answer was not what people ranked. An epoch has as many rows as the first one: a later draw of fewer repeats
-    some, one of more leaves some out. `redrawn` says that a later draw may have other texts. `labelers`: name -> number
-    in the batches.
+    some, one of more leaves some out. `pool`: rows with the answers of all draws; None: they are those of the first
+    draw. `labelers`: name -> number in the batches. `answers`: each that fits, once, in the order of their numbers.
 
     Raises:
         UserError: No row is left.
@@ -44,13 +51,15 @@ class Comparisons(Examples[RankingBatch]):
         tokenizer: Tokenizer,
         context: int,
         source: str,
-        redrawn: bool = False,
+        pool: Sequence[Row] | None = None,
     ) -> None:
-        self.draw, self.tokenizer, self.context, self.redrawn = draw, tokenizer, context, redrawn
-        self._ids: dict[str, list[int]] = {}
+        self.draw, self.context, self.redrawn = draw, context, pool is not None
         self.labelers: dict[str, int] = {}
         rows = draw(0)
-        self._epoch, self._rows, self._examples = 0, rows, self._encode(rows)
+        self.answers: list[Answer] = []
+        self._numbers: dict[tuple[str, str], int | None] = {}  # of (prompt, response); None: it does not fit
+        self._encode(rows if pool is None else pool, tokenizer)
+        self._epoch, self._rows, self._examples = 0, rows, self._ranked(rows)
         self._count = len(self._examples)
         if not self._count:
             raise UserError(f"{source}: found no row that fits a context of {context} tokens, expected at least one")
@@ -88,32 +97,45 @@ class Comparisons(Examples[RankingBatch]):
         if epoch != self._epoch:
             rows = self.draw(epoch)
             if rows is not self._rows:
-                self._rows, self._examples = rows, self._encode(rows)
+                self._rows, self._examples = rows, self._ranked(rows)
             self._epoch = epoch
         return self._examples
 
-    def _encode(self, rows: Sequence[Row]) -> list[RankedAnswers]:
-        texts = {text: None for row in rows for text in (row["prompt"], *row["responses"]) if text not in self._ids}
-        self._ids.update(zip(texts, self.tokenizer.encode_batch(list(texts)), strict=True))
-        ranked = [self._answers(row) for row in rows]
+    def _encode(self, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
+        pairs = list(dict.fromkeys((row["prompt"], text) for row in rows for text in row["responses"]))
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+        for prompt, text in pairs:
+            tokens = np.array([*ids[prompt], *ids[text], tokenizer.eos_id])
+            fits = len(tokens) <= self.context
+            self._numbers[prompt, text] = len(self.answers) if fits else None
+            if fits:
+                self.answers.append(Answer(tokens, len(ids[prompt])))
+
+    def _ranked(self, rows: Sequence[Row]) -> list[RankedAnswers]:
+        ranked = [self._fitting(row) for row in rows]
         return [row for row in ranked if len(set(row.ranks)) > 1]
 
-    def _answers(self, row: Row) -> RankedAnswers:
-        answers = [self._ids[row["prompt"]] + self._ids[text] + [self.tokenizer.eos_id] for text in row["responses"]]
-        kept = [i for i, answer in enumerate(answers) if len(answer) <= self.context]
+    def _fitting(self, row: Row) -> RankedAnswers:
+        numbers = [self._numbers[row["prompt"], text] for text in row["responses"]]
+        kept = [i for i, number in enumerate(numbers) if number is not None]
+        found = [number for number in numbers if number is not None]
         ranks = competition_ranks(dict(enumerate(row["ranking"])))  # a row may have ranks of any size
-        scores, name = row.get("scores") or [None] * len(answers), row.get("labeler")
+        scores, name = row.get("scores") or [None] * len(numbers), row.get("labeler")
         return RankedAnswers(
-            [np.array(answers[i]) for i in kept],
+            [self.answers[number].tokens for number in found],
             [ranks[i] for i in kept],
             [scores[i] or 0 for i in kept],
             -1 if name is None else self.labelers.setdefault(name, len(self.labelers)),
             row.get("round", -1),
+            self.answers[found[0]].prompt_length if found else 0,
+            found,
         )
 
 
 class RewardDataModule(ResumableDataModule):
-    """Comparisons for a reward model (Ouyang et al. 2022, section 3.5): all answers to a prompt come in one batch.
+    """Comparisons for a reward model (Ouyang et al. 2022, section 3.5), or for DPO without one: all answers to a prompt
+    come in one batch.
 
     Args:
         train: "reviews" (embedded; sentences that people rated, grouped anew every epoch), files, folders or globs of
@@ -192,8 +214,8 @@ class RewardDataModule(ResumableDataModule):
             train, validation = self.rows()
             self.expect_agreement()
             redrawn = self.train_source == REVIEWS
-            draw = self._regroup if redrawn else lambda epoch: train
-            self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train", redrawn)
+            draw, pool = (self._regroup, reward_pool("train")) if redrawn else (lambda epoch: train, None)
+            self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train", pool)
             held_out = Comparisons(lambda epoch: validation, self.tokenizer, self.context, "validation")
             self.validation_examples = held_out
 

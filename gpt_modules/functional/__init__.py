@@ -18,8 +18,10 @@ from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_r
 from gpt_modules.functional.logprobs import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
 from gpt_modules.functional.losses import (
     PolicyLoss,
+    PreferenceLosses,
     ValueLoss,
     clipped_value_loss,
+    dpo_losses,
     explained_variance,
     ppo_clip_loss,
     ranking_loss,
@@ -39,6 +41,7 @@ __all__ = [
     "MetaGradient",
     "Parameters",
     "PolicyLoss",
+    "PreferenceLosses",
     "ValueLoss",
     "adapt",
     "adaptive_kl_coef",
@@ -47,6 +50,7 @@ __all__ = [
     "clipped_value_loss",
     "combine_ensemble",
     "deviation_correlation",
+    "dpo_losses",
     "ensemble_spread",
     "entropy",
     "exact_kernels",

@@ -1,5 +1,5 @@
-"""Losses of the reward model, the policy, the critic and of supervised sets, with the statistics that tell whether they
-are healthy.
+"""Losses of the reward model, of DPO, the policy, the critic and of supervised sets, with the statistics that tell
+whether they are healthy.
 
 `normaliser`: as of `token_mean`. Losses and the detached statistics beside them are means over counted tokens; with the
 number of counted tokens of the whole batch, the shares of its micro-batches (or ranks) add up to them exactly.
@@ -34,6 +34,14 @@ class ValueLoss(NamedTuple):
 
     loss: Float[Tensor, ""]
     clip_fraction: Float[Tensor, ""]
+
+
+class PreferenceLosses(NamedTuple):
+    """What `dpo_losses` returns; `rewards` detached."""
+
+    losses: Float[Tensor, "P"]  # of each prompt, 0 where it has no untied pair
+    counted: Bool[Tensor, "P"]  # whether it has one
+    rewards: Float[Tensor, "P K"]  # implicit: their differences are log-odds of the preference
 
 
 def ranking_pairs(
@@ -71,6 +79,29 @@ def ranking_loss(
 ) -> Float[Tensor, ""]:
     """The mean of `ranking_losses` over the prompts that have a pair; 0 if none has."""
     return masked_mean(*ranking_losses(scores, ranks, mask))
+
+
+def dpo_losses(
+    logprobs: Float[Tensor, "P K"],
+    ref_logprobs: Float[Tensor, "P K"],
+    ranks: Int[Tensor, "P K"],
+    mask: Bool[Tensor, "P K"],
+    beta: float,
+) -> PreferenceLosses:
+    """Direct preference optimisation: the `ranking_losses` of the rewards that the policy implies.
+
+    loss = 1/|pairs| Σ_(w,l) -log σ(r_w - r_l),   r = β (log π(y|x) - log π_ref(y|x))
+
+    What a reward model would add to r depends on the prompt alone and drops out of every pair. For K answers all their
+    pairs count, as for a reward model; the paper has pairs only. Source: Rafailov et al. 2023, "Direct Preference
+    Optimization: Your Language Model is Secretly a Reward Model", eq. 7 and, for r, eq. 5.
+
+    Args:
+        logprobs, ref_logprobs: of whole answers, nats.
+        beta: reward per nat.
+    """
+    rewards = beta * (logprobs - ref_logprobs)
+    return PreferenceLosses(*ranking_losses(rewards, ranks, mask), rewards.detach())
 
 
 def ppo_clip_loss(

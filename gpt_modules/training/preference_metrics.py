@@ -1,4 +1,5 @@
-"""What held-out preferences say of a reward model beside its accuracy: where it is right, and whether length decides.
+"""What held-out preferences say of a reward model, or of the rewards that a policy implies: how often it is right,
+where, and whether length decides.
 
 Pairs are those of `accuracy`: every pair of a row's answers that is no tie, of every vote. What no pair belongs to has
 no value, and is not logged.
@@ -22,13 +23,25 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor
+from torchmetrics.functional.classification import binary_calibration_error
 
 from gpt_modules.data.batches import RankingBatch
-from gpt_modules.functional import deviation_correlation, group_means, ranking_losses, row_deviations, untied_pairs
+from gpt_modules.functional import (
+    deviation_correlation,
+    group_means,
+    ranking_losses,
+    ranking_pairs,
+    row_deviations,
+    untied_pairs,
+)
+from gpt_modules.training.callbacks.figures import parts_figure, reliability_figure
+from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.processes import HeldOut
 
+CALIBRATION_BINS = 10
 MOST = 20  # curves of a kind: more than one can tell apart
 LONGEST_NAME = 60  # characters
 SCORE_MARGINS = ("score_0_or_less", "score_1", "score_2", "score_3_or_more")
@@ -90,6 +103,53 @@ class PreferenceMetrics:
         if math.isfinite(correlation):  # neither the scores nor the lengths are all the same
             metrics["length_correlation"] = correlation
         return Preferences(self._prompts.take()["loss"], pairs["margin"], metrics)
+
+    def log(self, module: L.LightningModule, stage: str) -> None:
+        """All of it as `<stage>/...`, with the loss over all prompts that have a pair, and over all untied pairs the
+        accuracy, the margin and the expected calibration error; figures of the calibration and of the parts.
+        """
+        losses, margins, metrics = self.take(getattr(module.trainer.datamodule, "held_out_labelers", {}))  # type: ignore[attr-defined]
+        preferences, right = torch.sigmoid(margins), margins > 0
+        confidence = torch.maximum(preferences, 1 - preferences)
+        values = {
+            "loss": losses.mean(),
+            "accuracy": right.double().mean(),
+            "margin": margins.mean(),
+            "calibration_error": binary_calibration_error(confidence, right.long(), CALIBRATION_BINS),
+        }
+        # Equal on all processes; said, as Lightning warns otherwise.
+        module.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, True, sync_dist=True)
+        module.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
+        if "length_correlation" not in metrics:  # or an earlier validation's would be taken for this one's
+            module.trainer.callback_metrics.pop(f"{stage}/length_correlation", None)
+        writer = tensorboard(module.trainer)
+        if writer is not None and not module.trainer.sanity_checking:
+            figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)
+            writer.add_figure(f"{stage}/reliability", figure, module.global_step)
+            parts = {name: value for name, value in metrics.items() if "/" in name}
+            figure = parts_figure(parts, float(values["accuracy"]))
+            writer.add_figure(f"{stage}/accuracy_of_parts", figure, module.global_step)
+
+
+class StepAccuracy:
+    """`train/accuracy`: the share of an optimizer step's untied pairs, of all micro-batches and processes, that are in
+    the right order.
+    """
+
+    def __init__(self) -> None:
+        self._counts: list[Tensor] = []  # of the micro-batches: pairs in the right order, and all pairs
+
+    def add(self, batch: RankingBatch, scores: Tensor) -> None:
+        """A micro-batch and the scores (P, K) of its answers."""
+        margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
+        self._counts.append(torch.stack([margins > 0, torch.ones_like(margins).bool()]).sum(1))
+
+    def close(self, module: L.LightningModule) -> None:
+        """Called before the optimizer's step: log it, where one is logged."""
+        if (module.global_step + 1) % log_interval(module.trainer) == 0:
+            right, pairs = module.trainer.strategy.reduce(torch.stack(self._counts).sum(0), reduce_op="sum")
+            module.log("train/accuracy", right / pairs)
+        self._counts = []
 
 
 def tag_of(name: str) -> str:

@@ -6,24 +6,20 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error
 
 from gpt_modules.backbone import LoRAConfig, RewardModel
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.errors import expect
-from gpt_modules.functional import ranking_losses, ranking_pairs
+from gpt_modules.functional import ranking_losses
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.dashboard import REWARD_LAYOUT
-from gpt_modules.training.callbacks.figures import parts_figure, reliability_figure
-from gpt_modules.training.callbacks.writer import log_interval, tensorboard
+from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
 from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.preference_metrics import PreferenceMetrics
+from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
 from gpt_modules.training.sharding import refuse_sharding
-
-CALIBRATION_BINS = 10
 
 
 class RewardModule(L.LightningModule):
@@ -69,7 +65,7 @@ class RewardModule(L.LightningModule):
             expect_number("dropout", dropout, "[0, 1)")
         self.held_out = PreferenceMetrics()
         self.step = StepMean()
-        self._right: list[Tensor] = []  # of the step's micro-batches: pairs in the right order, and all pairs
+        self.right = StepAccuracy()
         self.model: RewardModel
 
     @property
@@ -108,17 +104,13 @@ class RewardModule(L.LightningModule):
         """
         scores = self.prompt_scores(batch)
         losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
-        margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
-        self._right.append(torch.stack([margins > 0, torch.ones_like(margins).bool()]).sum(1))
+        self.right.add(batch, scores)
         return self.step.add(losses.sum(), counted.sum(), len(losses))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's prompts; `train/accuracy`, over its pairs."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
-        if (self.global_step + 1) % log_interval(self.trainer) == 0:
-            right, pairs = self.trainer.strategy.reduce(torch.stack(self._right).sum(0), reduce_op="sum")
-            self.log("train/accuracy", right / pairs)
-        self._right = []
+        self.right.close(self)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Accuracy and calibration over all untied pairs; the loss over all prompts that have one."""
@@ -128,7 +120,7 @@ class RewardModule(L.LightningModule):
         """Accuracy, margin, expected calibration error and its figure; and where the model is right, see
         `preference_metrics`.
         """
-        self._log_preferences("val")
+        self.held_out.log(self, "val")
 
     def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """As in validation."""
@@ -136,37 +128,13 @@ class RewardModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """The same metrics as `test/...`."""
-        self._log_preferences("test")
+        self.held_out.log(self, "test")
 
     def predict_step(self, batch: RankingBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Each prompt's scores beside the ranks that people gave (1 is best)."""
         scores = self.model(batch.tokens, batch.lengths)[batch.index.clamp(min=0)]
         rows = zip(scores, batch.ranks, batch.mask, strict=True)
         return [{"scores": scores[kept].tolist(), "ranks": ranks[kept].tolist()} for scores, ranks, kept in rows]
-
-    def _log_preferences(self, stage: str) -> None:
-        data: Any = getattr(self.trainer, "datamodule", None)
-        losses, margins, metrics = self.held_out.take(getattr(data, "held_out_labelers", {}))
-        preferences, right = torch.sigmoid(margins), margins > 0
-        confidence = torch.maximum(preferences, 1 - preferences)
-        values = {
-            f"{stage}/loss": losses.mean(),
-            f"{stage}/accuracy": right.double().mean(),
-            f"{stage}/margin": margins.mean(),
-            f"{stage}/calibration_error": binary_calibration_error(confidence, right.long(), CALIBRATION_BINS),
-        }
-        # Equal on all processes; said, as Lightning warns otherwise.
-        self.log_dict({name: float(value) for name, value in values.items()}, prog_bar=True, sync_dist=True)
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()}, sync_dist=True)
-        if "length_correlation" not in metrics:  # or an earlier validation's would be taken for this one's
-            self.trainer.callback_metrics.pop(f"{stage}/length_correlation", None)
-        writer = tensorboard(self.trainer)
-        if writer is not None and not self.trainer.sanity_checking:
-            figure = reliability_figure(preferences.numpy(), CALIBRATION_BINS)
-            writer.add_figure(f"{stage}/reliability", figure, self.global_step)
-            parts = {name: value for name, value in metrics.items() if "/" in name}
-            figure = parts_figure(parts, float(values[f"{stage}/accuracy"]))
-            writer.add_figure(f"{stage}/accuracy_of_parts", figure, self.global_step)
 
     def on_train_start(self) -> None:
         """The curves of preferences stand side by side in TensorBoard's custom scalars."""

@@ -72,7 +72,7 @@ def test_nothing_is_of_the_right_kind_too():
     assert {field.dtype for batch in batches for field in batch} == {torch.int64}
     shapes = [(field.dtype, tuple(field.shape)) for field in collate_rankings([])]
     assert shapes == [(torch.int64, size) for size in ((1, 1), (1,), (0, 1), (0, 1))] + [(torch.bool, (0, 1))] + [
-        (torch.int64, size) for size in ((0, 1), (0,), (0,))
+        (torch.int64, size) for size in ((0, 1), (0,), (0,), (1,), (0, 1))
     ]
     assert collate_tasks([], numeric=False).labels.shape == (0,)
     assert collate_tasks([], numeric=False)[2].shape == (0, 1)
@@ -134,7 +134,7 @@ def test_windows_shift_by_one_and_pad_the_last():
 def test_rankings_by_hand():
     rows = [
         RankedAnswers([np.array([1, 2]), np.array([1, 3, 4])], [2, 1]),
-        RankedAnswers([np.array([5]), np.array([6]), np.array([7])], [1, 1, 3], [7, 0, 2], 4, 0),
+        RankedAnswers([np.array([5]), np.array([6]), np.array([7])], [1, 1, 3], [7, 0, 2], 4, 0, 1, [8, 2, 8]),
         RankedAnswers([], []),
         RankedAnswers([np.array([8]), np.array([9])], [1, 2]),
     ]
@@ -147,6 +147,8 @@ def test_rankings_by_hand():
     assert batch.scores.tolist() == [[0] * 3, [7, 0, 2], [0] * 3, [0] * 3]
     assert batch.labelers.tolist() == [-1, 4, -1, -1]
     assert batch.rounds.tolist() == [-1, 0, -1, -1]
+    assert batch.prompt_lengths.tolist() == [0, 0, 1, 1, 1, 0, 0]
+    assert batch.numbers.tolist() == [[0] * 3, [8, 2, 8], [0] * 3, [0] * 3]
 
 
 def test_prompts_need_a_token():

@@ -11,7 +11,7 @@ from gpt_modules.data import RewardDataModule
 from gpt_modules.data.collate import RankedAnswers, collate_rankings
 from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.errors import UserError
-from gpt_modules.training import RewardModule, reward
+from gpt_modules.training import RewardModule, preference_metrics
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
@@ -384,7 +384,7 @@ def test_a_model_that_prefers_nothing_is_never_right_and_half_sure(fit, micro, d
         def add_figure(self, name, figure, step):
             figures.append((name, step))
 
-    monkeypatch.setattr(reward, "tensorboard", lambda trainer: Board())
+    monkeypatch.setattr(preference_metrics, "tensorboard", lambda trainer: Board())
     module = RewardModule(str(micro.gpt), optimizer=OptimizerConfig(lr=0.0, weight_decay=0.0))
     module.configure_model()
     torch.nn.init.zeros_(module.model.head.linear.weight)

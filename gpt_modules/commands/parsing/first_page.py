@@ -21,7 +21,7 @@ how values compose:
 
 what a key is:
   gpt COMMAND --help pretraining     the keys of a procedure, with types and defaults:
-                                     pretraining, finetuning, sft, reward, ppo, maml
+                                     pretraining, finetuning, sft, reward, ppo, maml, dpo
   gpt COMMAND --config sft/tiny --help
                                      the same, with what the recipe says
   gpt COMMAND --help trainer         Lightning's Trainer: steps, devices, precision, strategy, callbacks, ...

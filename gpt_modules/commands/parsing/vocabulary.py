@@ -35,6 +35,7 @@ from gpt_modules.evaluation import (
     ZeroShotProbes,
 )
 from gpt_modules.training import (
+    DPOModule,
     FinetuningModule,
     MAMLModule,
     PPOModule,
@@ -43,16 +44,20 @@ from gpt_modules.training import (
     SFTModule,
 )
 
+PROCEDURES = {
+    "pretraining": (PretrainingModule, PretrainingDataModule),
+    "finetuning": (FinetuningModule, FinetuningDataModule),
+    "sft": (SFTModule, SFTDataModule),
+    "reward": (RewardModule, RewardDataModule),
+    "ppo": (PPOModule, PPODataModule),
+    "maml": (MAMLModule, EpisodicDataModule),
+    "dpo": (DPOModule, RewardDataModule),
+}
+"""Word -> its LightningModule and its LightningDataModule."""
+
 # The parser finds by its short name what has been imported.
-MODULES = (PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule)
-DATA_MODULES = (
-    PretrainingDataModule,
-    FinetuningDataModule,
-    SFTDataModule,
-    RewardDataModule,
-    PPODataModule,
-    EpisodicDataModule,
-)
+MODULES = tuple(module for module, _ in PROCEDURES.values())
+DATA_MODULES = tuple(dict.fromkeys(data for _, data in PROCEDURES.values()))
 CALLBACKS = (AdaptationCurves, NgramBaseline, BagOfWordsBaseline, NaiveBayesBaseline, ZeroShotProbes, FewShot)
 NETWORKS = (FeedForward,)
 FAMILIES = (
@@ -65,15 +70,6 @@ FAMILIES = (
     SubstitutionCipher,
     SyntheticTasks,
 )
-PROCEDURES = dict(
-    zip(
-        ("pretraining", "finetuning", "sft", "reward", "ppo", "maml"),
-        zip(MODULES, DATA_MODULES, strict=True),
-        strict=True,
-    )
-)
-"""Word -> its LightningModule and its LightningDataModule."""
-
 _BASES = (L.LightningModule, L.LightningDataModule, L.Callback, Logger, Profiler, Strategy)
 _PARTS = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
 _ALLOWED = (

@@ -100,6 +100,11 @@ def reward_rows(split: Split, k: int = 2, seed: int = 0, domains: Sequence[Domai
     return rows
 
 
+def reward_pool(split: Split, domains: Sequence[Domain] = ("film",)) -> list[Row]:
+    """`{"prompt", "responses"}`: all the sentences from which `reward_rows` draws, whatever the seed."""
+    return [{"prompt": instruction(d), "responses": [review.text for review in _of(split, (d,))]} for d in domains]
+
+
 def ppo_rows(split: Split, domains: Sequence[Domain] = ("film",)) -> list[Row]:
     """`{"prompt"}`: "Write a positive sentence ..." and the first 2 to 4 words of a sentence, to be continued with a
     space.

@@ -70,6 +70,11 @@ REWARD_LAYOUT = {
         "correlation of score and length": _chart("val/length_correlation"),
     },
 }
+DPO_LAYOUT = REWARD_LAYOUT | {
+    "4 log-probability of an answer, nats": {
+        "the preferred one, which may fall too, and the other": _chart("val/chosen_logprob", "val/rejected_logprob"),
+    },
+}
 PPO_LAYOUT = {
     "1 objective": {
         "score": _chart("objective/score", "val/score"),
