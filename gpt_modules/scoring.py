@@ -9,13 +9,15 @@ import signal
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpt_modules.errors import UserError
 
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
+TextReward = Callable[..., Sequence[float]]
+"""(prompts, responses), and by name what `further_arguments` finds."""
 SHOWN = 40  # characters of a text in a message
 _PACKAGE = str(Path(__file__).parent)
 _NOT_THEIRS = (_PACKAGE, *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
@@ -55,20 +57,61 @@ def source_digest(function: TextReward) -> str | None:
         return None
 
 
-def text_scores(name: str, function: TextReward, prompts: list[str], responses: list[str]) -> list[float]:
+def further_arguments(name: str, function: TextReward, known: Collection[str] = ()) -> dict[str, bool]:
+    """Names of what a function asks for beside prompts and responses, each with whether it must have it; none where
+    Python knows no signature.
+
+    Args:
+        name: as of `text_scores`.
+        known: names that are neither prompts nor responses.
+
+    Raises:
+        UserError: its first two arguments are not prompts and responses.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return {}
+    kinds = inspect.Parameter
+    places = [of.name for of in parameters if of.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)][:2]
+    any_place = any(of.kind is kinds.VAR_POSITIONAL for of in parameters)
+    fits = len(places) == 2 or any_place
+    if not fits or places[:1] == ["responses"] or places[1:] == ["prompts"] or not set(known).isdisjoint(places):
+        found = ", ".join(of.name for of in parameters) or "no arguments"
+        raise UserError(f"{name} takes ({found:.80}), expected prompts and responses as its first two arguments")
+    named = [of for of in parameters if of.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
+    return {of.name: of.default is kinds.empty for of in named if of.name not in places}
+
+
+def unknown_argument(name: str, argument: str, known: Sequence[str]) -> UserError:
+    """The line for an argument that nothing here is; `name` as of `text_scores`."""
+    near = difflib.get_close_matches(argument, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    ours = f"prompts, responses{''.join(f', {one}' for one in known[:SHOWN])}"
+    return UserError(f"{name} asks for {argument!r}, expected arguments of {ours}{hint}")
+
+
+def text_scores(
+    name: str,
+    function: TextReward,
+    prompts: list[str],
+    responses: list[str],
+    further: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> list[float]:
     """One finite number a response.
 
     Args:
         name: of the function, as the messages say it, such as "rewards: package.module:name".
+        further: what it asks for by name, of each response.
 
     Raises:
         UserError: the function raised, or gave something else; with its name and the example.
     """
     try:
-        given: Any = function([*prompts], [*responses])  # the lists are theirs to change
+        given: Any = function([*prompts], [*responses], **_copied(further))
     except BaseException as error:
         _let_end(error)
-        raise UserError(f"{name} {_first_failure(function, prompts, responses, error)}") from error
+        raise UserError(f"{name} {_first_failure(function, prompts, responses, further, error)}") from error
     listed = hasattr(given, "__len__") and not isinstance(given, str | bytes | Mapping | Set)
     if not listed or getattr(given, "ndim", 1) != 1:
         shape = f" of shape {tuple(given.shape)}" if hasattr(given, "shape") else ""
@@ -76,6 +119,11 @@ def text_scores(name: str, function: TextReward, prompts: list[str], responses: 
     if len(given) != len(prompts):
         raise UserError(f"{name} gave {len(given)} scores, expected one for each of {len(prompts)} responses")
     return [_number(name, value, *texts) for value, *texts in zip(given, prompts, responses, strict=True)]
+
+
+def _copied(further: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """The lists are theirs to change."""
+    return {key: [*values] for key, values in further.items()}
 
 
 def _number(name: str, value: Any, prompt: str, response: str) -> float:
@@ -89,11 +137,17 @@ def _number(name: str, value: Any, prompt: str, response: str) -> float:
     return number
 
 
-def _first_failure(function: TextReward, prompts: list[str], responses: list[str], error: BaseException) -> str:
+def _first_failure(
+    function: TextReward,
+    prompts: list[str],
+    responses: list[str],
+    further: Mapping[str, Sequence[Any]],
+    error: BaseException,
+) -> str:
     """The first response that fails alone, as a batch does not tell which of them it was."""
-    for prompt, response in zip(prompts, responses, strict=True):
+    for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
-            function([prompt], [response])
+            function([prompt], [response], **{key: [values[i]] for key, values in further.items()})
         except BaseException as alone:
             _let_end(alone)
             return f"raised {_told(alone)} {_example(prompt, response)}"

@@ -65,11 +65,13 @@ class PromptBatch(NamedTuple):
 
     tokens (B, T): right-padded. lengths (B,): tokens of each prompt, at least 1. numbers (B,): the place of each among
     all the prompts of a rollout or a validation, whichever process it is on: what its answer's noise is drawn from.
+    rows (B,): which row of the data each is from, as `PPODataModule.column` counts them.
     """
 
     tokens: Int[Tensor, "B T"]
     lengths: Int[Tensor, " B"]
     numbers: Int[Tensor, " B"]
+    rows: Int[Tensor, " B"]
 
 
 class LabelledBatch(NamedTuple):

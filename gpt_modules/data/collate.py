@@ -203,7 +203,7 @@ def collate_prompts(prompts: Sequence[IntArray], numbers: Sequence[int] | None =
     """Prompts, right-padded; none may be empty (there would be nothing to predict the answer's first token from).
 
     Args:
-        numbers: Of the prompts; None: counted from 0.
+        numbers: Of the prompts, and of their rows; None: counted from 0.
 
     Raises:
         ValueError: A prompt is empty.
@@ -212,7 +212,8 @@ def collate_prompts(prompts: Sequence[IntArray], numbers: Sequence[int] | None =
     if bool((lengths == 0).any()):
         raise ValueError("found an empty prompt, expected at least one token")
     counted = range(len(prompts)) if numbers is None else numbers
-    return PromptBatch(pad_right(prompts), lengths, torch.tensor(list(counted), dtype=torch.int64))
+    counts = torch.tensor(list(counted), dtype=torch.int64)
+    return PromptBatch(pad_right(prompts), lengths, counts, counts)
 
 
 def cut_pair(text: Sequence[int], pair: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:

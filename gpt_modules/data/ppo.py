@@ -3,6 +3,7 @@ LightningModule.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,21 +25,28 @@ log = logging.getLogger(__name__)
 
 
 class Prompts(Examples[PromptBatch]):
-    """Encoded prompts."""
+    """Encoded prompts, and the further columns of their rows.
 
-    def __init__(self, tokens: Sequence[NDArray[np.int64]]) -> None:
-        self.tokens = tokens
+    Args:
+        first: what the rows are counted from.
+    """
+
+    def __init__(self, tokens: Sequence[NDArray[np.int64]], columns: Sequence[Row], first: int = 0) -> None:
+        self.tokens, self.columns, self.first = tokens, columns, first
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> PromptBatch:
-        return collate_prompts([self.tokens[i] for i in indices.tolist()], indices.tolist())
+        batch = collate_prompts([self.tokens[i] for i in indices.tolist()], indices.tolist())
+        return batch._replace(rows=batch.numbers + self.first)
 
 
-def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | None, source: str) -> Prompts:
+def encode_prompts(
+    rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | None, source: str, first: int = 0
+) -> Prompts:
     """Rows as prompts of at most `max_tokens` tokens; longer ones are left out and counted in the log: half a
-    question is another.
+    question is another. `first` as of `Prompts`.
 
     Raises:
         UserError: None is left, or the tokenizer makes nothing of one (GPT-1's mends control characters away).
@@ -47,7 +55,7 @@ def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | 
     empty = next((row["prompt"] for row, ids in zip(rows, encoded, strict=True) if not ids), None)
     if empty is not None:
         raise UserError(f"{source}: prompt: found {empty!r:.60}, which has no tokens, expected text to continue")
-    kept = [np.array(ids, dtype=np.int64) for ids in encoded if max_tokens is None or len(ids) <= max_tokens]
+    kept = [i for i, ids in enumerate(encoded) if max_tokens is None or len(ids) <= max_tokens]
     if len(kept) < len(rows):
         message = "%s: of %d prompts, %d longer than %s tokens are left out"
         log.warning(message, source, len(rows), len(rows) - len(kept), max_tokens)
@@ -55,7 +63,8 @@ def encode_prompts(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | 
         raise UserError(
             f"max_prompt_tokens: found {max_tokens} and no prompt of {source} as short, expected at least one"
         )
-    return Prompts(kept)
+    tokens = [np.array(encoded[i], dtype=np.int64) for i in kept]
+    return Prompts(tokens, [rows[i].get("columns", {}) for i in kept], first)
 
 
 class PPODataModule(ResumableDataModule):
@@ -63,7 +72,8 @@ class PPODataModule(ResumableDataModule):
 
     Args:
         train: "reviews" (embedded; the openings of sentences), files, folders or globs of {"prompt"} rows or .txt
-            with one prompt a line, or a data set's name on the hub.
+            with one prompt a line, or a data set's name on the hub. Further columns, such as a reference answer, are
+            for reward functions that ask for them by name.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
         episodes: Prompts a rollout, over all processes: one device and eight take the same steps.
@@ -106,8 +116,10 @@ class PPODataModule(ResumableDataModule):
         if self.train_examples is None:
             train, validation = self.read_whole(self._rows)
             self.expect_agreement()
-            self.train_examples = encode_prompts(train, self.tokenizer, self.max_prompt_tokens, "train")
-            self.validation_examples = encode_prompts(validation, self.tokenizer, self.max_prompt_tokens, "validation")
+            most = self.max_prompt_tokens
+            self.train_examples = encode_prompts(train, self.tokenizer, most, "train")
+            first = len(self.train_examples)
+            self.validation_examples = encode_prompts(validation, self.tokenizer, most, "validation", first)
 
     def prompts(self, iteration: int, rank: int = 0, world: int = 1) -> PromptBatch:
         """The prompts of one rollout on one rank, a pure function: all prompts once in random order, then in another
@@ -130,8 +142,30 @@ class PPODataModule(ResumableDataModule):
     @property
     def longest_prompt(self) -> int:
         """Tokens of the longest prompt that is answered in training or validation."""
-        found = [self.train_examples, self.validation_examples]
-        return max(len(tokens) for examples in found if examples is not None for tokens in examples.tokens)
+        return max(len(tokens) for examples in self._examples() for tokens in examples.tokens)
+
+    def prompt_tokens(self) -> list[list[int]]:
+        """Those of each prompt that is answered in training or validation."""
+        return [tokens.tolist() for examples in self._examples() for tokens in examples.tokens]
+
+    def columns(self) -> dict[str, int]:
+        """What rows of training and validation say beside their prompts: each name with the number of rows that lack
+        it.
+        """
+        rows = [row for examples in self._examples() for row in examples.columns]
+        had = Counter(name for row in rows for name in row)
+        return {name: len(rows) - had[name] for name in sorted(had)}
+
+    def column(self, name: str, rows: Sequence[int]) -> list[Any]:
+        """What the column of this name holds in each of these rows, as `PromptBatch.rows` counts them."""
+        train, validation = self._examples()
+        first = validation.first
+        return [train.columns[i][name] if i < first else validation.columns[i - first][name] for i in rows]
+
+    def _examples(self) -> tuple[Prompts, Prompts]:
+        assert self.train_examples is not None, "setup comes first"
+        assert self.validation_examples is not None
+        return self.train_examples, self.validation_examples
 
     def _share(self, world: int) -> int:
         if self.episodes % world:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gpt_modules.errors import UserError
-from gpt_modules.scoring import import_reward, source_digest, text_scores
+from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
 from gpt_modules.storage.comparisons import Judgement, Task, Vote
 
 if TYPE_CHECKING:
@@ -52,9 +52,12 @@ def function_scorer(name: str, weight: float = 1.0) -> Scorer:
     """A function `package.module:name` of (prompts, answers).
 
     Raises:
-        UserError: it cannot be imported.
+        UserError: it cannot be imported, or asks for more: a store has no further columns.
     """
     function = import_reward(name, "--by")
+    for argument, required in further_arguments(f"--by: {name}", function).items():
+        if required:
+            raise unknown_argument(f"--by: {name}", argument, [])
 
     def scores(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         return text_scores(f"--by: {name}", function, list(prompts), list(answers))

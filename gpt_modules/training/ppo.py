@@ -24,7 +24,7 @@ from gpt_modules.training.rl.answers import predictions, side_by_side
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
-from gpt_modules.training.rl.rewards import RewardSource, check_tokenizer, reward_sources
+from gpt_modules.training.rl.rewards import RewardSource, reward_sources
 from gpt_modules.training.rl.rollout import (
     Scored,
     inference,
@@ -33,7 +33,7 @@ from gpt_modules.training.rl.rollout import (
     score_responses,
     value_responses,
 )
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, Sampling, Shaping
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, Sampling, SamplingConfig, Shaping
 from gpt_modules.training.rl.shaping import (
     Rollout,
     over_processes,
@@ -42,6 +42,7 @@ from gpt_modules.training.rl.shaping import (
     shape_rollout,
 )
 from gpt_modules.training.rl.state import State, read_state
+from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch
 from gpt_modules.training.sharding import refuse_sharding
@@ -66,6 +67,7 @@ class PPOModule(L.LightningModule):
         monitors: further scores of the validation texts, logged as `val/<name>` and never optimised.
         max_new_tokens: longest response.
         temperature: of sampling, and of every log-probability.
+        sampling: where a response ends, and how held-out ones are drawn.
         ppo_epochs: passes over a rollout; InstructGPT 1, Ziegler et al. 4.
         minibatches: parts of a rollout, over all devices; each is one optimizer step.
         kl: the penalty.
@@ -93,6 +95,7 @@ class PPOModule(L.LightningModule):
         monitors: dict[str, RewardSource] | None = None,
         max_new_tokens: int = 24,
         temperature: float = 1.0,
+        sampling: SamplingConfig = SamplingConfig(),
         ppo_epochs: int = 4,
         minibatches: int = 1,
         kl: KLConfig = KLConfig(),
@@ -117,6 +120,9 @@ class PPOModule(L.LightningModule):
         expect_number("sample_prompts", sample_prompts, "[0, inf)", whole=True)
         expect_number("seed", seed, SEEDS, whole=True)
         expect_number("temperature", temperature, "[0.001, inf)")
+        self.sampling_config = typed(SamplingConfig, sampling)
+        after = self.sampling_config.truncate_after
+        expect(after < max_new_tokens, "sampling.truncate_after", after, f"less than max_new_tokens: {max_new_tokens}")
         self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
@@ -130,7 +136,7 @@ class PPOModule(L.LightningModule):
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
-        taken = sorted({"score_std", SPREAD, *MEASURED} & self.monitor_sources.keys())
+        taken = sorted({"score_std", "temperature", SPREAD, *MEASURED} & self.monitor_sources.keys())
         expect(not taken, "monitors", taken, "names that no metric of PPO has")
         spread = [SPREAD] if any(source.ensemble for source in self.reward_sources) else []
         self.held_out = HeldOut(*MEASURED, *spread, *self.monitor_sources)
@@ -169,8 +175,10 @@ class PPOModule(L.LightningModule):
             check_tokenizer(folder, tokenizer)
         readers = {init_from: self.policy, self.critic_folder: self.critic, **self.frozen.open(self)}
         longest = self.trainer.datamodule.longest_prompt  # type: ignore[attr-defined]
-        check_fit(self.policy.config, readers, longest, self.hparams["max_new_tokens"])
-        self.sampling = Sampling(self.hparams["max_new_tokens"], self.hparams["temperature"], tokenizer.eos_id)
+        most, temperature = self.hparams["max_new_tokens"], self.hparams["temperature"]
+        config = self.sampling_config
+        self.sampling = Sampling(most, temperature, config.ends(tokenizer), config.truncate_after)
+        check_fit(self.policy.config, readers, longest, most, int(self.sampling.ends != (tokenizer.eos_id,)))
 
     # A validation of its own has no fit.
     on_validation_start = on_test_start = on_predict_start = on_fit_start
@@ -196,10 +204,12 @@ class PPOModule(L.LightningModule):
 
     def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored:
         """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise."""
-        key, rows = (self.hparams["seed"], draw), self.hparams["score_rows"]
+        key, rows, sampling = (self.hparams["seed"], draw), self.hparams["score_rows"], self.sampling
+        if draw == VALIDATION:
+            sampling = sampling._replace(draw=self.sampling_config.eval_temperature)
         with inference(self):
             return score_responses(
-                policy or self.policy, self.frozen.reference, self.frozen.reward, prompts, self.sampling, key, rows
+                policy or self.policy, self.frozen.reference, self.frozen.reward, prompts, sampling, key, rows
             )
 
     def collect(self) -> Rollout:
@@ -304,6 +314,8 @@ class PPOModule(L.LightningModule):
         columns = self.held_out.take()
         values = {f"{stage}/{name}": float(column.mean()) for name, column in columns.items()}
         values[f"{stage}/score_std"] = float(columns["score"].std(unbiased=False))
+        if (temperature := self.sampling_config.eval_temperature) is not None:
+            values[f"{stage}/temperature"] = float(temperature)
         self.log_dict(values, sync_dist=True)  # equal on all processes; said, as Lightning warns otherwise
         return values
 

@@ -43,7 +43,8 @@ def random_prompts(options: argparse.Namespace) -> Any:
 
         def prompts(self, iteration: int, rank: int, world: int) -> PromptBatch:
             tokens = torch.randint(self.tokenizer.vocab_size - 1, (options.episodes, options.prompt))
-            return PromptBatch(tokens, torch.full((options.episodes,), options.prompt), torch.arange(options.episodes))
+            numbers = torch.arange(options.episodes)
+            return PromptBatch(tokens, torch.full((options.episodes,), options.prompt), numbers, numbers)
 
         def train_dataloader(self) -> Any:
             return self.trainer.lightning_module.experience_loader()

@@ -199,9 +199,8 @@ def best_of_n(world: World) -> None:
     found: dict[str, list[torch.Tensor]] = {name: [] for name in (*scorers, "ended")}
     with torch.no_grad():
         for draw in range(world.size.draws):
-            sequences, _, _ = sample(model, batch, Sampling(NEW_TOKENS, 1.0, end), (world.seed, draw))
-            last = sequences.tokens.gather(1, sequences.lengths[:, None] - 1)[:, 0]
-            found["ended"].append(last == end)
+            sequences, _, _ = sample(model, batch, Sampling(NEW_TOKENS, 1.0, (end,)), (world.seed, draw))
+            found["ended"].append(sequences.ended)
             for name, scorer in scorers.items():
                 found[name].append(scorer(sequences).totals)
     torch.save({name: torch.stack(columns, 1) for name, columns in found.items()}, path)

@@ -642,7 +642,7 @@ def test_validation_test_and_prediction_read_the_same_answers(alone):
 
 def test_no_prompts_of_this_process_are_no_answers(ppo):
     module, _ = ppo()
-    nothing = PromptBatch(torch.zeros(0, 1, dtype=torch.long), *torch.zeros(2, 0, dtype=torch.long))
+    nothing = PromptBatch(torch.zeros(0, 1, dtype=torch.long), *torch.zeros(3, 0, dtype=torch.long))
     module.validation_step(nothing, 0)
     assert module.predict_step(nothing, 0) == []
     assert len(module.held_out.take()["score"]) == 0
@@ -654,7 +654,7 @@ def test_a_rollout_is_logged_at_the_step_that_it_precedes_and_shown_beside_the_p
     monkeypatch.setattr(ppo_module, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
     module, data = ppo(optimizer=adam(1e-2), minibatches=3)
     trainer = fit(module, data, max_epochs=2, limit_val_batches=0)
-    asked = [tokens[:length].tolist() for tokens, length, _ in zip(*data.prompts(1), strict=True)]
+    asked = [tokens[:length].tolist() for tokens, length, *_ in zip(*data.prompts(1), strict=True)]
     tokens, lengths, *_ = module.rollout
     assert [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)] == asked
     points = trainer.logger.points

@@ -50,6 +50,7 @@ def generate(
     *,
     max_new_tokens: int,
     eos_id: Ends,
+    ends_after: int = 0,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -60,6 +61,7 @@ def generate(
 
     Args:
         prompts: token ids, one sequence a row, or a pair (tokens (B, T), mask (B, T)) padded on either side.
+        ends_after: an end among the first so many tokens of an answer is a token like others.
         temperature: divides the logits; 0 is greedy. `top_k` and `top_p` as of `filter_logits`.
         generator: the source of randomness; the same state gives the same tokens. Or one a row: then a row says the
             same in whatever batch it stands.
@@ -78,7 +80,8 @@ def generate(
         static = compile or can_capture(model)
         cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
         step = DecodeStep(model, cache, rule, head)
-        return _decode(step, tokens, mask, uniforms, ends_of(eos_id, tokens.device), compile)
+        written = _Transcript(len(uniforms), tokens, ends_of(eos_id, tokens.device), ends_after)
+        return _decode(step, tokens, mask, uniforms, written, compile)
 
 
 def noise_of(key: str) -> torch.Generator:
@@ -183,16 +186,15 @@ def _decode(
     tokens: Int[Tensor, "B T"],
     mask: Bool[Tensor, "B T"] | None,
     uniforms: Float[Tensor, "N 2 B"],
-    ends: Int[Tensor, "E"],
+    written: "_Transcript",
     compile: bool,
 ) -> Generation:
-    written = _Transcript(len(uniforms), tokens, ends)
     interval = CUDA_STEPS_BETWEEN_CHECKS if tokens.is_cuda else 1
     token, logprob = step.prefill(tokens, mask, uniforms[0])
     advance: Advance | None = None
     for index in range(1, len(uniforms)):
         token = written.record(index - 1, token, logprob)
-        if len(ends) and index % interval == 0:
+        if len(written.ends) and index % interval == 0:
             # Another batch size would be compiled anew, which costs more than rows that say nothing.
             survivors = written.survivors(1.0 if compile else RETIRED_PART)
             if survivors is not None and len(survivors) == 0:
@@ -210,8 +212,8 @@ def _decode(
 class _Transcript:
     """What every row has said, and which rows still speak. Written (N, B): a step then fills one contiguous row."""
 
-    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], ends: Int[Tensor, "E"]) -> None:
-        self.ends = ends
+    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], ends: Int[Tensor, "E"], ends_after: int) -> None:
+        self.ends, self.ends_after = ends, ends_after
         self.tokens = prompts.new_zeros(steps, len(prompts))
         self.logprobs = torch.zeros_like(self.tokens, dtype=torch.float32)
         self.mask = torch.zeros_like(self.tokens, dtype=torch.bool)
@@ -225,7 +227,7 @@ class _Transcript:
         self.tokens[index].index_copy_(0, self.rows, token)
         self.logprobs[index].index_copy_(0, self.rows, logprob.masked_fill(self.finished, 0.0))
         self.mask[index].index_copy_(0, self.rows, speaking)
-        if len(self.ends):
+        if len(self.ends) and index >= self.ends_after:
             self.finished |= is_end(token, self.ends)
         return token
 

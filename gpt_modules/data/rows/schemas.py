@@ -8,11 +8,11 @@ reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (pa
              or {"prompt": str, "chosen": str, "rejected": str}; either may say who ranked, as an export of votes does:
              "labeler": str, "round": int, "scores": [1 to 7 or null, ...] parallel to the responses, or to chosen and
              rejected
-ppo          {"prompt": str}
+ppo          {"prompt": str}; further fields are kept, for reward functions that ask for them
 finetuning   columns of any name: `labelled` checks them
 
-Further fields are ignored. A row in both forms of its schema is refused where they say different things; null is no
-field.
+Further fields are ignored elsewhere. A row in both forms of its schema is refused where they say different things; null
+is no field.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +38,8 @@ class FieldError(ValueError):
 
 
 def check_row(record: object, schema: Schema, text_field: str = "text") -> Row:
-    """The row with just its schema's fields; a comparison comes back as responses and ranking.
+    """The row with just its schema's fields; a comparison comes back as responses and ranking, and what a prompt's row
+    says beside it as `columns`.
 
     Args:
         record: What a file or the hub holds.
@@ -52,7 +53,8 @@ def check_row(record: object, schema: Schema, text_field: str = "text") -> Row:
     if schema == "pretraining":
         return {"text": text_of(record, text_field)}
     if schema == "ppo":
-        return {"prompt": text_of(record, "prompt")}
+        further = {str(name): value for name, value in record.items() if name != "prompt" and value is not None}
+        return {"prompt": text_of(record, "prompt"), **({"columns": further} if further else {})}
     return _demonstration(record) if schema == "sft" else _comparison(record)
 
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.training.rl.rewards import texts
 from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.sequences import texts
 
 
 def predictions(scored: Scored, tokenizer: Tokenizer) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from torch import nn
 
 from gpt_modules.backbone import GPT, model_digest
 from gpt_modules.training import artefacts
-from gpt_modules.training.rl.rewards import ModelScores, Reward, RewardSource
+from gpt_modules.training.rl.rewards import Reward, RewardSource
+from gpt_modules.training.rl.terms import ModelScores
 from gpt_modules.training.rl.unchanged import check_unchanged
 
 REFERENCE = "model.init_args.reference_from or init_from"  # one name in a checkpoint, wherever it lies now
@@ -40,10 +41,11 @@ class Frozen:
 
     def open(self, module: L.LightningModule) -> dict[str, nn.Module]:
         """Open the rewards, bring all to the module's device and precision, and compare them with what a checkpoint
-        says. Returns them by folder.
+        says. Returns those that read the policy's ids, by folder.
 
         Raises:
-            UserError: a source cannot be opened or reads other tokens, or a folder holds another model than it did.
+            UserError: a source cannot be opened or cannot read the prompts, or a folder holds another model than
+                before.
         """
 
         def place(model: nn.Module) -> nn.Module:  # a float32 reference beside a bf16 policy is none
@@ -53,12 +55,15 @@ class Frozen:
         rewards, monitors = self._sources
         tokenizer = artefacts.datamodule_tokenizer(module)
         opened: dict[str, ModelScores] = {}  # once each, whoever names them
-        reward = Reward(rewards, tokenizer, place, opened)
-        self.monitors = {name: Reward([source], tokenizer, place, opened) for name, source in monitors.items()}
+        data = module.trainer.datamodule  # type: ignore[attr-defined]
+        reward = Reward(rewards, tokenizer, place, opened, data)
+        self.monitors = {name: Reward([source], tokenizer, place, opened, data) for name, source in monitors.items()}
         models: dict[str, nn.Module] = {self.reference_folder: self.reference}
         for scorer in (reward, *self.monitors.values()):
-            models |= scorer.models()
+            models |= {name: of.model for name, of in scorer.readers().items() if not of.through_text}
             self.digests |= scorer.digests()
+        for reader in (reader for reader in opened.values() if reader.through_text):
+            reader.check_prompts(data.prompt_tokens())
         check_unchanged(self.digests, self.recorded)
         place(self.reference)
         self.reward = reward

@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from gpt_modules.backbone import DecoderConfig, RewardModel
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import RewardSource
 
 
 def critic_folder(told: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
-    """Where the critic begins: as it is told, or as the first reward model, or as the policy."""
+    """Where the critic begins: as it is told, or as the first reward model that reads the policy's tokens, or as the
+    policy.
+    """
     if told is not None:
         return told
-    return next((folder for source in sources for folder in source.folders), init_from)
+    ours = Tokenizer.load(init_from)
+    folders = (folder for source in sources for folder in source.folders)
+    return next((folder for folder in folders if ours.reads_like(Tokenizer.load(folder))), init_from)
 
 
 def open_critic(folder: str, sources: Sequence[RewardSource]) -> RewardModel:
@@ -30,12 +35,15 @@ def open_critic(folder: str, sources: Sequence[RewardSource]) -> RewardModel:
     return critic.fold_scale()
 
 
-def check_fit(policy: DecoderConfig, others: Mapping[str, nn.Module], longest: int, max_new_tokens: int) -> None:
+def check_fit(
+    policy: DecoderConfig, others: Mapping[str, nn.Module], longest: int, max_new_tokens: int, end: int = 0
+) -> None:
     """Every model that reads the policy's text has room for it and knows its tokens.
 
     Args:
         others: by the folder they are from.
         longest: tokens of the longest prompt.
+        end: tokens that a reward model reads after a response.
 
     Raises:
         UserError: one has not; before the first response.
@@ -43,9 +51,11 @@ def check_fit(policy: DecoderConfig, others: Mapping[str, nn.Module], longest: i
     for name, model in others.items():
         config = model.config
         assert isinstance(config, DecoderConfig)
-        if longest + max_new_tokens > config.n_positions:
+        after = end if isinstance(model, RewardModel) else 0
+        if longest + max_new_tokens + after > config.n_positions:
             raise UserError(
-                f"model.init_args.max_new_tokens: found {max_new_tokens} after prompts of up to {longest} tokens, "
+                f"model.init_args.max_new_tokens: found {max_new_tokens} after prompts of up to {longest} tokens"
+                f"{' and before the end-of-text token' if after else ''}, "
                 f"expected at most n_positions = {config.n_positions} of {name} together; "
                 "data.init_args.max_prompt_tokens leaves out longer prompts"
             )

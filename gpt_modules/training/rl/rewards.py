@@ -6,31 +6,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from gpt_modules.backbone import RewardModel, load_pretrained, model_digest
+from gpt_modules.backbone import RewardModel
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import Combination, combine_ensemble, ensemble_spread
-from gpt_modules.scoring import import_reward, source_digest, text_scores
 from gpt_modules.training.hyperparameters import expect_idle, expect_number, typed
+from gpt_modules.training.rl.sequences import Sequences
+from gpt_modules.training.rl.terms import Columns, FunctionScores, ModelScores
 from gpt_modules.training.rl.unchanged import FUNCTION
 
 COMBINATIONS: tuple[Combination, ...] = get_args(Combination)
-
-
-class Sequences(NamedTuple):
-    """Prompts and their responses, right-padded.
-
-    tokens: (B, T) ids, prompt then response, 0 where there is nothing.
-    prompt_lengths: (B,) tokens of the prompt.
-    lengths: (B,) tokens of prompt and response, the end-of-text token included.
-    """
-
-    tokens: Int[Tensor, "B T"]
-    prompt_lengths: Int[Tensor, "B"]
-    lengths: Int[Tensor, "B"]
 
 
 @dataclass(frozen=True)
@@ -38,8 +26,9 @@ class RewardSource:
     """One term of the reward: exactly one of `folder`, `function` and `ensemble`.
 
     Args:
-        folder: an exported reward model; it reads the policy's token ids as they are, so both must share a tokenizer.
-        function: `package.module:name` of a callable (prompts, responses) -> scores, on texts.
+        folder: an exported reward model; one with another tokenizer than the policy's reads texts.
+        function: `package.module:name` of a callable (prompts, responses) -> scores, on texts. It also gets, if it asks
+            for them by name: `ended`, `token_ids`, `prompt_token_ids`, and any further column of the prompts' rows.
         ensemble: folders of reward models that say the same in the same units, such as those of several seeds.
         combine: an ensemble's scores by their mean, by the worst, or by their mean less `spread_coef` standard
             deviations; see `combine_ensemble`.
@@ -105,38 +94,6 @@ def reward_sources(
     return [typed(RewardSource, source) for source in rewards]
 
 
-class ModelScores:
-    """A frozen reward model as a term. Its head and its constants stay float32, whatever the trunk becomes.
-
-    Args:
-        place: brings a trunk to the device and the precision of the run.
-    """
-
-    def __init__(self, folder: str, tokenizer: Tokenizer, place: Callable[[nn.Module], nn.Module]) -> None:
-        self.model = open_reward_model(folder, tokenizer)
-        self.digest: str | None = model_digest(self.model)
-        trunk = place(self.model.decoder)
-        self.model.to(next(trunk.parameters()).device)
-
-    def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
-        """The model's score at the last token of each row."""
-        scores: Tensor = self.model(sequences.tokens, sequences.lengths)
-        return scores
-
-
-class FunctionScores:
-    """A function on texts as a term."""
-
-    def __init__(self, name: str, tokenizer: Tokenizer) -> None:
-        self.name, self.tokenizer, self.function = name, tokenizer, import_reward(name)
-        self.digest = source_digest(self.function)
-
-    def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
-        """What the function says of each row's texts."""
-        scores = text_scores(f"rewards: {self.name}", self.function, *texts(sequences, self.tokenizer))
-        return torch.tensor(scores, dtype=torch.float32, device=sequences.tokens.device)
-
-
 class Scores(NamedTuple):
     """What a reward says of each response.
 
@@ -153,6 +110,7 @@ class Reward:
 
     Args:
         opened: models by folder that are there already, whoever they were opened for; those of these sources join them.
+        data: what functions find columns in.
     """
 
     def __init__(
@@ -161,6 +119,7 @@ class Reward:
         tokenizer: Tokenizer,
         place: Callable[[nn.Module], nn.Module],
         opened: dict[str, ModelScores] | None = None,
+        data: Columns | None = None,
     ) -> None:
         models = {} if opened is None else opened
         for folder in (folder for source in sources for folder in source.folders):
@@ -168,7 +127,7 @@ class Reward:
                 models[folder] = ModelScores(folder, tokenizer, place)
         self.sources = sources
         self.terms: list[list[ModelScores] | list[FunctionScores]] = [
-            [FunctionScores(source.function, tokenizer)]
+            [FunctionScores(source.function, tokenizer, data)]
             if source.function
             else [models[folder] for folder in source.folders]
             for source in sources
@@ -196,7 +155,11 @@ class Reward:
 
     def models(self) -> dict[str, RewardModel]:
         """The reward models by folder."""
-        return {name: member.model for name, member in self._members() if isinstance(member, ModelScores)}
+        return {name: member.model for name, member in self.readers().items()}
+
+    def readers(self) -> dict[str, ModelScores]:
+        """The terms that are reward models, by folder."""
+        return {name: member for name, member in self._members() if isinstance(member, ModelScores)}
 
     def digests(self) -> dict[str, str | None]:
         """SHA-256 of each model and function as it was read."""
@@ -215,32 +178,3 @@ def _check_members(source: RewardSource, digests: Sequence[str | None]) -> None:
         if digest in first:
             raise UserError(f"rewards.ensemble: found the model of {first[digest]} in {name} again, expected another")
         first[digest] = name
-
-
-def texts(sequences: Sequences, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Prompts and responses as text, without the end-of-text token."""
-    rows = zip(sequences.tokens.tolist(), sequences.prompt_lengths.tolist(), sequences.lengths.tolist(), strict=True)
-    pairs = [(tokenizer.decode(ids[:start]), tokenizer.decode(ids[start:end])) for ids, start, end in rows]
-    return [prompt for prompt, _ in pairs], [response for _, response in pairs]
-
-
-def open_reward_model(folder: str, tokenizer: Tokenizer) -> RewardModel:
-    """A frozen reward model whose tokenizer is the policy's.
-
-    Raises:
-        UserError: when the folder holds no reward model, or another tokenizer.
-    """
-    model = load_pretrained(folder, kind="reward", **{f"{part}_pdrop": 0.0 for part in ("embd", "attn", "resid")})
-    check_tokenizer(folder, tokenizer)
-    return model.requires_grad_(False).eval()
-
-
-def check_tokenizer(folder: str, tokenizer: Tokenizer) -> None:
-    """Raises:
-    UserError: the folder's tokenizer is not the policy's.
-    """
-    if not tokenizer.reads_like(Tokenizer.load(folder)):
-        raise UserError(
-            f"{folder}/tokenizer.json: differs from the policy's tokenizer, expected the same: "
-            "token ids are scored as they are"
-        )

@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, RewardModel, generate
+from gpt_modules.backbone.decoding.generation import ends_of, is_end
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.functional import gather_responses, kl_estimate, linear_logprobs
-from gpt_modules.training.rl.rewards import Scores, Sequences
+from gpt_modules.training.rl.rewards import Scores
+from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Sampling
 
 
@@ -26,7 +28,6 @@ class Scored(NamedTuple):
     entropy: (B, R) of the policy's distribution, nats.
     scores: (B,) of the reward.
     spreads: (B, E) how far the members of each of its ensembles lie apart.
-    ended: (B,) True where the response ends with the end-of-text token.
     """
 
     sequences: Sequences
@@ -37,7 +38,11 @@ class Scored(NamedTuple):
     entropy: Float[Tensor, "B R"]
     scores: Float[Tensor, "B"]
     spreads: Float[Tensor, "B E"]
-    ended: Bool[Tensor, "B"]
+
+    @property
+    def ended(self) -> Bool[Tensor, "B"]:
+        """True where the response came to its end and was not cut off."""
+        return self.sequences.ended
 
     def sequence_kl(self) -> Float[Tensor, "B"]:
         """Sum over the response of log pi - log pi_ref: the KL estimate of a whole answer, in nats."""
@@ -63,7 +68,7 @@ def noise(key: Sequence[int], numbers: Int[Tensor, "B"]) -> list[torch.Generator
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
-def assemble(prompts: PromptBatch, responses: Tensor, mask: Tensor) -> Sequences:
+def assemble(prompts: PromptBatch, responses: Tensor, mask: Tensor, ended: Tensor) -> Sequences:
     """Prompt and response of each row side by side without a gap, right-padded to the longest row."""
     lengths = prompts.lengths + mask.sum(1)
     rows = torch.zeros(
@@ -72,7 +77,14 @@ def assemble(prompts: PromptBatch, responses: Tensor, mask: Tensor) -> Sequences
     rows[:, : prompts.tokens.shape[1]] = prompts.tokens
     places = prompts.lengths[:, None] + torch.arange(responses.shape[1], device=responses.device)
     rows.scatter_(1, places, torch.where(mask, responses, 0))
-    return Sequences(rows[:, : int(lengths.max())], prompts.lengths, lengths)
+    return Sequences(rows[:, : int(lengths.max())], prompts.lengths, lengths, ended, prompts.rows)
+
+
+def reached_end(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"], sampling: Sampling) -> Bool[Tensor, "B"]:
+    """Whether each response's last token is one at which it may end."""
+    counts = mask.sum(1)
+    last = responses.gather(1, counts[:, None] - 1)[:, 0]
+    return is_end(last, ends_of(sampling.ends, last.device)) & (counts > sampling.truncate_after)
 
 
 def sample(
@@ -86,13 +98,14 @@ def sample(
         policy,
         (prompts.tokens, columns < prompts.lengths[:, None]),
         max_new_tokens=sampling.max_new_tokens,
-        eos_id=sampling.eos_id,
-        temperature=sampling.temperature,
+        eos_id=sampling.ends,
+        ends_after=sampling.truncate_after,
+        temperature=sampling.temperature if sampling.draw is None else sampling.draw,
         generator=noise(key, prompts.numbers),
     )
     longest = int(drawn.mask.sum(1).max())
     responses, mask = drawn.tokens[:, :longest], drawn.mask[:, :longest]
-    return assemble(prompts, responses, mask), responses, mask
+    return assemble(prompts, responses, mask, reached_end(responses, mask, sampling)), responses, mask
 
 
 def response_logprobs(
@@ -144,14 +157,13 @@ def score_responses(
 
     own, theirs, entropy = in_pieces(logprobs, rows, sequences.tokens, sequences.prompt_lengths, responses)
     scores, spreads = in_pieces(lambda *piece: reward(Sequences(*piece)), rows, *sequences)
-    last = sequences.tokens.gather(1, sequences.lengths[:, None] - 1)[:, 0]
-    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, last == sampling.eos_id)
+    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads)
 
 
 @torch.no_grad()
 def value_responses(critic: RewardModel, scored: Scored, rows: int) -> Float[Tensor, "B R"]:
     """The critic's values of the states before the response tokens; 0 where there is none."""
     width = scored.responses.shape[1]
-    tokens, prompt_lengths, _ = scored.sequences
+    tokens, prompt_lengths, *_ = scored.sequences
     (values,) = in_pieces(lambda t, n: (response_values(critic, t, n, width),), rows, tokens, prompt_lengths)
     return torch.where(scored.mask, values, 0.0)

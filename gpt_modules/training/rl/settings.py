@@ -6,6 +6,7 @@ Each refuses, in one line that names the field, a value that makes no sense.
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
 from gpt_modules.training.hyperparameters import expect_number
 
@@ -79,11 +80,68 @@ class CriticConfig:
 
 
 class Sampling(NamedTuple):
-    """How responses are drawn; the same temperature divides the logits wherever a log-probability is taken."""
+    """How responses are drawn.
+
+    max_new_tokens: of the longest.
+    temperature: divides the logits wherever a log-probability is taken.
+    ends: tokens each of which ends a response.
+    truncate_after: such a token among the first so many of a response ends nothing.
+    draw: temperature of drawing, where it is another; 0 takes the likeliest token.
+    """
 
     max_new_tokens: int
     temperature: float
-    eos_id: int
+    ends: tuple[int, ...]
+    truncate_after: int = 0
+    draw: float | None = None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Where a response ends, and how held-out ones are drawn.
+
+    Ziegler et al. 2019 (code) sample a fixed length and cut it at the first stop token at or after `truncate_after`.
+    Drawing stops there instead, which gives the same tokens, and nothing after them is ever read.
+
+    Args:
+        stop: what ends a response, in place of the end-of-text token: texts of one token each, or token ids. The
+            end-of-text token itself is named as its tokenizer does, such as "<|endoftext|>"; where it is not among them
+            it is a token like others.
+        truncate_after: tokens of a response in which nothing ends it. Ziegler et al.: 16 of 24.
+        eval_temperature: of the responses of validation, test, prediction and sample table; 0 takes the likeliest
+            token; None: as in training. Their log-probabilities and KL stay those of the policy that is trained, at
+            `temperature`: of answers drawn otherwise the KL is a mean log-ratio, no estimate of the divergence.
+    """
+
+    stop: list[str | int] | None = None
+    truncate_after: int = 0
+    eval_temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.stop is not None:
+            expect(len(self.stop) > 0, "sampling.stop", self.stop, "at least one text or token, or null")
+        expect_number("sampling.truncate_after", self.truncate_after, "[0, inf)", whole=True)
+        if self.eval_temperature is not None:
+            expect_number("sampling.eval_temperature", self.eval_temperature, "[0, inf)")
+
+    def ends(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """The tokens that end a response.
+
+        Raises:
+            UserError: a text is not one token, or a number none.
+        """
+        return tuple(_token(stop, tokenizer) for stop in self.stop or [tokenizer.eos])
+
+
+def _token(stop: str | int, tokenizer: Tokenizer) -> int:
+    if isinstance(stop, int) and not isinstance(stop, bool):
+        expect(0 <= stop < tokenizer.vocab_size, "sampling.stop", stop, f"a token, 0 to {tokenizer.vocab_size - 1}")
+        return stop
+    if stop == tokenizer.eos:
+        return tokenizer.eos_id
+    ids = tokenizer.encode(stop) if isinstance(stop, str) else []
+    expect(len(ids) == 1, "sampling.stop", stop, f"a text of one token of the policy's tokenizer, not of {len(ids)}")
+    return ids[0]
 
 
 @dataclass(frozen=True)

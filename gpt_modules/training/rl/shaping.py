@@ -81,7 +81,7 @@ def shape_rollout(
     advantages, returns = generalized_advantage_estimation(rewards, values, scored.mask, shaping.gamma, shaping.lam)
     if shaping.whiten_advantages:
         advantages = masked_whiten(advantages, scored.mask)
-    tokens, prompt_lengths, _ = scored.sequences
+    tokens, prompt_lengths, *_ = scored.sequences
     experience = (scored.responses, scored.mask, scored.logprobs, values, advantages, returns)
     return Rollout(tokens, prompt_lengths, *experience), rewards
 

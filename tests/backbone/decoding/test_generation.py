@@ -252,3 +252,14 @@ def test_any_of_several_tokens_ends_an_answer() -> None:
         first = next((place for place, token in enumerate(all_said) if token in ends), 29)
         assert mask == first + 1
         assert said[:mask] == all_said[:mask]
+
+
+def test_an_end_among_the_first_tokens_ends_nothing() -> None:
+    model = make()
+    free = generate(model, PROMPTS, max_new_tokens=30, eos_id=None, generator=seeded())
+    ends = [int(free.tokens[1, 4]), int(free.tokens[0, 7])]
+    out = generate(model, PROMPTS, max_new_tokens=30, eos_id=ends, ends_after=8, generator=seeded())
+    assert any(token in ends for row in free.tokens[:, :8].tolist() for token in row)
+    for said, mask, all_said in zip(out.tokens.tolist(), out.mask.sum(1).tolist(), free.tokens.tolist(), strict=True):
+        first = next((place for place in range(8, 30) if all_said[place] in ends), 29)
+        assert said[:mask] == all_said[: first + 1]

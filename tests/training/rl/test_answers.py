@@ -3,8 +3,8 @@
 import torch
 
 from gpt_modules.training.rl.answers import predictions, side_by_side
-from gpt_modules.training.rl.rewards import Sequences
 from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.sequences import Sequences
 
 PROMPTS = ["the film", "a story is good and"]
 
@@ -21,8 +21,8 @@ def scored(micro, responses, scores, prompts=PROMPTS):
     starts = torch.tensor([len(prompt) for prompt, _ in pairs])
     ends = torch.tensor([len(prompt) + len(response) for prompt, response in pairs])
     unread = torch.full((len(pairs), 1), torch.nan)
-    sequences = Sequences(tokens, starts, ends)
-    return Scored(sequences, unread, unread, unread, unread, unread, torch.tensor(scores), unread, unread[:, 0])
+    sequences = Sequences(tokens, starts, ends, unread[:, 0], unread[:, 0])
+    return Scored(sequences, unread, unread, unread, unread, unread, torch.tensor(scores), unread)
 
 
 def test_each_row_is_its_prompt_its_response_and_its_score(micro):

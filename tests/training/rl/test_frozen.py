@@ -10,7 +10,8 @@ from torch import nn
 from gpt_modules.backbone import model_digest
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
-from gpt_modules.training.rl.rewards import RewardSource, Sequences
+from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.sequences import Sequences
 
 
 def length(prompts, responses):
@@ -28,7 +29,7 @@ class Owner(L.LightningModule):
     def __init__(self, tokenizer, convert=lambda model: model):
         super().__init__()
         precision = types.SimpleNamespace(convert_module=convert)
-        data = types.SimpleNamespace(tokenizer=tokenizer)
+        data = types.SimpleNamespace(tokenizer=tokenizer, columns=dict, column=list)
         self.trainer = types.SimpleNamespace(precision_plugin=precision, datamodule=data)
 
 
@@ -60,7 +61,8 @@ def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sour
     assert list(models) == [str(micro.gpt), str(micro.reward)]
     ids = micro.tokenizer.encode("the film is good.")
     start = len(micro.tokenizer.encode("the film"))
-    sequences = Sequences(torch.tensor([ids]), torch.tensor([start]), torch.tensor([len(ids)]))
+    cut_off, row = torch.tensor([False]), torch.tensor([0])
+    sequences = Sequences(torch.tensor([ids]), torch.tensor([start]), torch.tensor([len(ids)]), cut_off, row)
     letters = len(micro.tokenizer.decode(ids[start:]))
     model = models[str(micro.reward)]
     assert frozen.monitors["letters"](sequences).totals.item() == letters

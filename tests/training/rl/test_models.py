@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gpt_modules.backbone import LabellingModel, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
@@ -19,12 +20,20 @@ FUNCTION = RewardSource(function="a.b:c")
         (None, [FUNCTION], "policy"),
         (None, [FUNCTION, RewardSource(folder="first"), RewardSource(folder="second")], "first"),
         (None, [FUNCTION, RewardSource(ensemble=["one", "two"], combine="worst")], "one"),
+        (None, [RewardSource(folder="foreign")], "policy"),
+        (None, [RewardSource(ensemble=["foreign", "two"], combine="worst")], "two"),
         ("told", [RewardSource(folder="first")], "told"),
         ("told", [FUNCTION], "told"),
         ("", [FUNCTION], ""),
     ],
 )
-def test_the_critic_begins_as_told_or_as_the_first_reward_model_or_as_the_policy(told, sources, begins):
+def test_the_critic_begins_as_told_or_as_the_first_reward_model_of_its_tokens_or_as_the_policy(
+    told, sources, begins, micro, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("policy", "first", "second", "one", "two"):
+        micro.tokenizer.save(folder)
+    Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280).save("foreign")
     assert critic_folder(told, sources, "policy") == begins
 
 

@@ -11,9 +11,9 @@ import torch
 from conftest import shaken
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
-from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.rewards import Reward, RewardSource, Sequences, reward_sources
+from gpt_modules.training.rl.rewards import Reward, RewardSource, reward_sources
+from gpt_modules.training.rl.sequences import Sequences
 
 
 def as_is(model):
@@ -48,7 +48,8 @@ def sequences(micro):
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row)
     starts = torch.tensor([len(micro.tokenizer.encode(text)) for text in ("the film", "a story")])
-    return Sequences(tokens, starts, torch.tensor([len(row) for row in rows]))
+    lengths = torch.tensor([len(row) for row in rows])
+    return Sequences(tokens, starts, lengths, torch.tensor([True, False]), torch.tensor([7, 3]))
 
 
 def test_a_string_is_a_function_or_a_folder(tmp_path):
@@ -60,12 +61,6 @@ def test_a_string_is_a_function_or_a_folder(tmp_path):
     twice = RewardSource(folder="x", weight=2.0)
     for given in (twice, [twice], {"folder": "x", "weight": 2.0}, [{"folder": "x", "weight": 2.0}]):
         assert reward_sources(given) == [twice]
-
-
-def test_a_function_reads_texts_without_the_end_token(functions, micro, sequences):
-    scores = Reward([RewardSource(function="users_rewards:length")], micro.tokenizer, as_is)(sequences).totals
-    assert functions.calls == [(["the film", "a story"], [" is good.", " is bad"])]
-    assert scores.tolist() == [9.0, 7.0]
 
 
 def test_a_folder_scores_ids_at_the_last_token_with_its_bias_and_scale(micro, sequences):
@@ -91,21 +86,6 @@ def test_a_reward_model_is_frozen_and_without_dropout(micro, sequences):
     first = reward(sequences).totals
     assert torch.equal(first, reward(sequences).totals)
     assert not first.requires_grad
-
-
-def test_another_tokenizer_is_refused(micro, tmp_path):
-    other = Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280)
-    save_pretrained(tmp_path / "reward", RewardModel(micro.config()), tokenizer_json=other.to_json())
-    with pytest.raises(UserError, match=r"reward/tokenizer\.json: differs from the policy's tokenizer"):
-        Reward([RewardSource(folder=str(tmp_path / "reward"))], micro.tokenizer, as_is)
-
-
-def test_the_tokens_of_labelled_rows_make_no_other_tokenizer(micro, tmp_path):
-    """They add ids at the end; no text is read otherwise."""
-    theirs = micro.tokenizer.with_task_tokens()
-    model = RewardModel(micro.config(vocab_size=theirs.vocab_size))
-    save_pretrained(tmp_path / "reward", model, tokenizer_json=theirs.to_json())
-    Reward([RewardSource(folder=str(tmp_path / "reward"))], micro.tokenizer, as_is)
 
 
 THREE = {"ensemble": ["a", "b", "c"]}
@@ -210,15 +190,9 @@ def test_a_model_that_is_twice_in_an_ensemble_is_told(micro, trio):
 
 
 def test_a_member_that_cannot_be_read_is_named(micro, trio, tmp_path):
-    other = Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280)
-    save_pretrained(tmp_path / "other", RewardModel(micro.config()), tokenizer_json=other.to_json())
-    for wrong, line in (
-        ("no/such/folder", "^no/such/folder"),
-        (str(tmp_path / "other"), r"/other/tokenizer\.json: dif"),
-    ):
-        with pytest.raises(UserError, match=line) as error:
-            Reward([RewardSource(ensemble=[*trio, wrong], combine="mean")], micro.tokenizer, as_is)
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"^no/such/folder") as error:
+        Reward([RewardSource(ensemble=[*trio, "no/such/folder"], combine="mean")], micro.tokenizer, as_is)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("weight", [float("nan"), float("inf")])

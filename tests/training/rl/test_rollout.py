@@ -55,7 +55,8 @@ def critic(micro):
 def prompts(micro):
     lengths = torch.tensor([3, 7, 5, 4, 7, 1, 2, 6] * 4)
     tokens = torch.randint(0, micro.vocab_size, (32, 7), generator=seeded())
-    return PromptBatch(torch.where(torch.arange(7) < lengths[:, None], tokens, 0), lengths, torch.arange(32))
+    numbers = torch.arange(32)
+    return PromptBatch(torch.where(torch.arange(7) < lengths[:, None], tokens, 0), lengths, numbers, numbers + 100)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def sampling(policy, prompts):
         temperature=TEMPERATURE,
         generator=seeded(),
     )
-    return Sampling(8, TEMPERATURE, int(drawn.tokens.flatten().mode().values))
+    return Sampling(8, TEMPERATURE, (int(drawn.tokens.flatten().mode().values),))
 
 
 def last_token_score(sequences):
@@ -87,7 +88,7 @@ def scored(policy, reference, prompts, sampling):
 
 def rows(scored):
     """Row number, whole row without padding, prompt length, response length."""
-    tokens, starts, ends = scored.sequences
+    tokens, starts, ends, *_ = scored.sequences
     return [(i, tokens[i, : int(ends[i])], int(starts[i]), int(ends[i] - starts[i])) for i in range(len(tokens))]
 
 
@@ -98,12 +99,16 @@ def naive_logprobs(model, row, start):
 
 
 def test_assemble_against_a_literal():
-    prompts = PromptBatch(torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([3, 1]), torch.arange(2))
+    prompts = PromptBatch(
+        torch.tensor([[5, 6, 7], [8, 0, 0]]), torch.tensor([3, 1]), torch.arange(2), torch.tensor([4, 9])
+    )
     responses, mask = torch.tensor([[1, 2], [3, 4]]), torch.tensor([[True, False], [True, True]])
-    tokens, starts, ends = assemble(prompts, responses, mask)
+    tokens, starts, ends, ended, numbers = assemble(prompts, responses, mask, torch.tensor([True, False]))
     assert tokens.tolist() == [[5, 6, 7, 1], [8, 3, 4, 0]]
     assert starts.tolist() == [3, 1]
     assert ends.tolist() == [4, 3]
+    assert ended.tolist() == [True, False]
+    assert numbers.tolist() == [4, 9]
 
 
 def test_logprobs_are_those_of_the_sampler(policy, prompts, sampling, scored):
@@ -112,7 +117,7 @@ def test_logprobs_are_those_of_the_sampler(policy, prompts, sampling, scored):
         policy,
         (prompts.tokens, columns < prompts.lengths[:, None]),
         max_new_tokens=8,
-        eos_id=sampling.eos_id,
+        eos_id=sampling.ends,
         temperature=TEMPERATURE,
         generator=noise(KEY, prompts.numbers),
     )
@@ -132,13 +137,47 @@ def test_logprobs_and_entropy_are_those_of_a_naive_forward(policy, reference, sc
 
 
 def test_a_response_ends_at_its_first_end_token(scored, sampling):
+    (end,) = sampling.ends
     for i, row, start, count in rows(scored):
         response = row[start:].tolist()
         assert response == scored.responses[i][scored.mask[i]].tolist()
-        assert sampling.eos_id not in response[:-1]
-        assert bool(scored.ended[i]) == (response[-1] == sampling.eos_id)
+        assert end not in response[:-1]
+        assert bool(scored.ended[i]) == (response[-1] == end)
         assert scored.ended[i] or count == 8
         assert not scored.sequences.tokens[i, start + count :].any(), "0 where there is nothing"
+
+
+@pytest.mark.parametrize("after", [0, 3, 7])
+def test_drawing_stops_where_a_response_of_full_length_is_cut(policy, prompts, sampling, after):
+    """Ziegler et al. 2019 (code): sample all tokens, cut at the first stop token at or after `truncate_after`, and call
+    those without one invalid. The same noise gives the same tokens, to the bit.
+    """
+    stops = (sampling.ends[0], 17)
+    _, whole, everywhere = sample(policy, prompts, sampling._replace(ends=()), KEY)
+    assert everywhere.all()
+    sequences, responses, mask = sample(policy, prompts, sampling._replace(ends=stops, truncate_after=after), KEY)
+    early = 0
+    for row, said in enumerate(whole.tolist()):
+        cut = next((place for place in range(after, len(said)) if said[place] in stops), None)
+        kept = said if cut is None else said[: cut + 1]
+        early += any(token in stops for token in kept[:-1])
+        assert responses[row][mask[row]].tolist() == kept
+        assert not responses[row][~mask[row]].any(), "what is after the cut is padding"
+        assert bool(sequences.ended[row]) == (cut is not None)
+        assert int(sequences.lengths[row] - sequences.prompt_lengths[row]) == len(kept)
+    assert (early > 0) == (after > 0), "a stop token that stands too early is a token like others"
+
+
+def test_drawing_at_another_temperature_leaves_the_log_probabilities_of_training(policy, reference, prompts, sampling):
+    greedy = sampling._replace(draw=0.0)
+    scored = score_responses(policy, reference, last_token_score, prompts, greedy, KEY, rows=5)
+    other = score_responses(policy, reference, last_token_score, prompts, greedy, (4, 4), rows=5)
+    assert torch.equal(scored.responses, other.responses), "without noise"
+    for i, row, start, count in rows(scored):
+        with torch.no_grad():
+            likeliest = policy(row[None])[0, start - 1 : -1].argmax(-1)
+        assert torch.equal(row[start:], likeliest)
+        assert torch.allclose(scored.logprobs[i, :count], naive_logprobs(policy, row, start)[0], atol=1e-4)
 
 
 def test_kl_is_zero_between_equals_and_summed_over_a_sequence(policy, prompts, sampling, scored):
@@ -154,14 +193,13 @@ def test_padding_changes_nothing(policy, reference, critic, prompts, sampling, s
     """Three more columns, and rubbish wherever there is padding."""
     wide = torch.randint(1, 100, (32, 10), generator=seeded(3))
     wide[:, :7] = torch.where(torch.arange(7) < prompts.lengths[:, None], prompts.tokens, wide[:, :7])
-    padded = score_responses(
-        policy, reference, last_token_score, PromptBatch(wide, prompts.lengths, prompts.numbers), sampling, KEY, rows=32
-    )
+    padded = score_responses(policy, reference, last_token_score, prompts._replace(tokens=wide), sampling, KEY, rows=32)
     assert torch.equal(padded.responses, scored.responses)
     assert torch.equal(padded.mask, scored.mask)
     assert torch.equal(padded.scores, scored.scores)
     assert torch.equal(padded.spreads, scored.scores[:, None] / 10)
     assert torch.equal(padded.ended, scored.ended)
+    assert torch.equal(padded.sequences.rows, prompts.numbers + 100)
     difference = torch.where(scored.mask, padded.logprobs - scored.logprobs, 0.0)
     assert difference.abs().max() < 1e-4
     one, other = (value_responses(critic, s, rows=7) for s in (scored, padded))
@@ -179,7 +217,7 @@ def test_an_answer_does_not_depend_on_the_answers_beside_it(policy, prompts, sam
 
 
 def test_an_answer_is_drawn_anew_with_another_number_or_another_key(policy, prompts, sampling, scored):
-    same = PromptBatch(prompts.tokens[:1].repeat(32, 1), prompts.lengths[:1].repeat(32), prompts.numbers)
+    same = prompts._replace(tokens=prompts.tokens[:1].repeat(32, 1), lengths=prompts.lengths[:1].repeat(32))
     _, responses, _ = sample(policy, same, sampling, KEY)
     assert len({tuple(row) for row in responses.tolist()}) > 16
     _, others, _ = sample(policy, prompts, sampling, (0, 2))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gpt_modules.training.rl.rewards import Sequences
 from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Shaping
 from gpt_modules.training.rl.shaping import (
     optimised_scores,
@@ -28,9 +28,9 @@ def scored():
     ended = torch.tensor([True, False, True])
     scores = torch.tensor([4.0, 2.0, -3.0])
     entropy = torch.where(MASK, 0.5, 100.0)
-    sequences = Sequences(tokens, torch.ones(3, dtype=torch.long), lengths + 1)
+    sequences = Sequences(tokens, torch.ones(3, dtype=torch.long), lengths + 1, ended, torch.arange(3))
     logprobs = (KL - 7.0, torch.full((3, 3), -7.0))
-    return Scored(sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0), ended)
+    return Scored(sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0))
 
 
 def test_a_missing_end_replaces_the_score_and_the_score_lands_on_the_last_token(scored):

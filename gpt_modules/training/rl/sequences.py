@@ -1,0 +1,37 @@
+"""Prompts with their responses: what is scored, as ids and as text."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from gpt_modules.data.text.tokenizers import Tokenizer
+
+
+class Sequences(NamedTuple):
+    """Prompts and their responses, right-padded.
+
+    tokens: (B, T) ids, prompt then response, 0 where there is nothing.
+    prompt_lengths: (B,) tokens of the prompt.
+    lengths: (B,) tokens of prompt and response, the one that ends it included.
+    ended: (B,) True where the response came to its end and was not cut off.
+    rows: (B,) which row of the data the prompt is from.
+    """
+
+    tokens: Int[Tensor, "B T"]
+    prompt_lengths: Int[Tensor, "B"]
+    lengths: Int[Tensor, "B"]
+    ended: Bool[Tensor, "B"]
+    rows: Int[Tensor, "B"]
+
+    def ids(self) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of prompts and of responses."""
+        rows = zip(self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)
+        pairs = [(ids[:start], ids[start:end]) for ids, start, end in rows]
+        return [prompt for prompt, _ in pairs], [response for _, response in pairs]
+
+
+def texts(sequences: Sequences, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
+    """Prompts and responses as text, without the end-of-text token."""
+    prompts, responses = sequences.ids()
+    return [tokenizer.decode(ids) for ids in prompts], [tokenizer.decode(ids) for ids in responses]
