@@ -19,8 +19,8 @@ from gpt_modules.functional import linear_logprobs
 from gpt_modules.training import artefacts
 from gpt_modules.training.processes import in_order
 from gpt_modules.training.rl.frozen import REFERENCE
-from gpt_modules.training.rl.rewards import check_tokenizer
 from gpt_modules.training.rl.rollout import inference
+from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.unchanged import check_unchanged
 
 CELLS = 2**13  # tokens of a forward pass of the reference, padding included

@@ -19,9 +19,6 @@ from gpt_modules.training.hyperparameters import arguments, plain, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import ClipConfig, CriticConfig, KLConfig
-from gpt_modules.training.trainable import LoRA
-=======
-from gpt_modules.training.ppo import ClipConfig, KLConfig
 
 MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
 
