@@ -86,9 +86,11 @@ class Micro:
             "model": {"optimizer": {"lr": 1e-2}, **self._model(word)},
             "data": {"tokenizer": str(self.gpt), **self._data(word, root.parent / "cache")},
             "checkpoint": {"every_n_steps": 2},
-            "export": {"monitor": {"reward": "val/margin", "ppo": "val/score"}.get(word, "val/loss")},
+            "export": {
+                "monitor": {"reward": "val/margin", "dpo": "val/margin", "ppo": "val/score"}.get(word, "val/loss")
+            },
         }
-        recipe["export"]["mode"] = "max" if word in ("reward", "ppo") else "min"
+        recipe["export"]["mode"] = "max" if word in ("reward", "dpo", "ppo") else "min"
         for place, value in changes.items():
             section, _, key = place.partition("__")
             recipe[section][key] = value
@@ -99,9 +101,10 @@ class Micro:
             "reward": "Reward",
             "ppo": "PPO",
             "maml": "MAML",
+            "dpo": "DPO",
         }[word]
         recipe["model"] = {"class_path": f"{name}Module", "init_args": recipe["model"]}
-        name = "Episodic" if word == "maml" else name
+        name = {"maml": "Episodic", "dpo": "Reward"}.get(word, name)
         recipe["data"] = {"class_path": f"{name}DataModule", "init_args": recipe["data"]}
         return recipe
 
@@ -122,8 +125,8 @@ class Micro:
             sizes = {"support": 4, "query": 4, "tasks": 2, "validation_tasks": 4, "context": 32}
             return {"families": [cipher], "steps": 10, **sizes}
         files = {"pretraining": self.pretraining, "finetuning": self.labelled, "sft": self.sft}
-        files |= {"reward": self.comparisons, "ppo": self.prompts}
-        sizes: dict[str, Any] = {"ppo": {"episodes": 8}, "reward": {"batch_size": 10}}
+        files |= {"reward": self.comparisons, "dpo": self.comparisons, "ppo": self.prompts}
+        sizes: dict[str, Any] = {"ppo": {"episodes": 8}, "reward": {"batch_size": 10}, "dpo": {"batch_size": 10}}
         return {
             "train": str(files[word]),
             "cache_dir": str(cache),

@@ -27,8 +27,8 @@ REFUSED = [
     ("--data.train", "none.jsonl", "none.jsonl: found no such file, "),  # by one, which leaves the other without a peer
     ("--data.context", "5000", "data.init_args.context: found 5000, expected at most the model's n_positions = "),
 ]
-WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
-RATES = {"ppo": 0.05, "reward": 0.1, "maml": 0.03}
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
+RATES = {"ppo": 0.05, "reward": 0.1, "dpo": 0.1, "maml": 0.03}
 
 
 @pytest.mark.parametrize(("key", "value", "line"), REFUSED)
@@ -63,7 +63,7 @@ def uneven(micro, tmp_path_factory):
     def row(word, i):
         if word == "sft":
             return {"prompt": f"the film {i}", "response": " " + text(i)}
-        if word == "reward":
+        if word in ("reward", "dpo"):
             answers = [f" {rng.choice(GOOD + BAD)} {j}" + " so" * (i * j % 5) for j in range(2 + i % 3)]
             voted = {"labeler": f"labeler {i % 3}", "round": 1 + i % 2} if i % 4 else {}
             ranked = {"responses": answers, "ranking": [*range(1, len(answers)), 1][::-1], **voted}
@@ -123,7 +123,7 @@ def test_two_processes_log_what_one_logs(runs, word):
     one, two = map(points, runs(word))
     assert {tag: list(steps) for tag, steps in one.items()} == {tag: list(steps) for tag, steps in two.items()}
     assert {"train/loss", "val/score" if word == "ppo" else "val/loss"} <= set(one)
-    if word == "reward":
+    if word in ("reward", "dpo"):
         kinds = {tag.partition("/")[2].partition("/")[0] for tag in one if tag.count("/") == 2}
         assert {f"accuracy_{kind}" for kind in ("round", "labeler", "margin", "length")} <= kinds
     apart = [

@@ -6,7 +6,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TESTS = ROOT / "gpt_modules", ROOT / "tests"
-WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
+SHARED = {"dpo": "reward"}  # a word without data of its own
 NOTHING_TO_TEST = {"storage/model_files.py": "names of files", "storage/comparisons/records.py": "fields"}
 # Of the whole package or of several of its modules together.
 OF_SEVERAL = {"test_ddp", "test_fsdp", "test_house", "test_notebooks", "test_recipes", "test_resume", "test_rounds"}
@@ -46,7 +47,7 @@ def test_no_file_is_named_after_nothing():
 def test_a_word_names_its_files_everywhere(word):
     for path in (
         PACKAGE / "training" / f"{word}.py",
-        PACKAGE / "data" / f"{word}.py",
+        PACKAGE / "data" / f"{SHARED.get(word, word)}.py",
         ROOT / "recipes" / word / "tiny.yaml",
         ROOT / "notebooks" / f"{word}.ipynb",
     ):

@@ -60,7 +60,7 @@ def test_a_recipe_builds_its_module_data_and_trainer(path, tmp_path, monkeypatch
     trainer_cli.run_trainer("fit", ["--config", str(path), f"--trainer.default_root_dir={tmp_path}", *HERE])
     (cli,) = built
     assert type(cli.model).__name__.removesuffix("Module").lower() == path.parent.name
-    data = "episodic" if path.parent.name == "maml" else path.parent.name
+    data = {"maml": "episodic", "dpo": "reward"}.get(path.parent.name, path.parent.name)
     assert type(cli.datamodule).__name__.removesuffix("DataModule").lower() == data
     assert cli.trainer.default_root_dir == str(tmp_path)
 
@@ -114,5 +114,5 @@ def test_a_pipeline_names_recipes_and_earlier_stages(path, monkeypatch):
 
 
 def test_every_word_has_a_tiny_recipe():
-    for word in ("pretraining", "finetuning", "sft", "reward", "ppo", "maml"):
+    for word in ("pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"):
         assert FOLDER / word / "tiny.yaml" in RECIPES

@@ -17,7 +17,7 @@ from curves import points
 
 pytestmark = pytest.mark.slow
 
-WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
 EXPORTS = {
     "pretraining": ["export"],
     "finetuning": ["export"],
@@ -25,6 +25,7 @@ EXPORTS = {
     "reward": ["export"],
     "ppo": ["export", "export-critic"],
     "maml": ["export"],
+    "dpo": ["export"],
 }
 
 

@@ -14,7 +14,7 @@ from gpt_modules.backbone import GPT, model_digest
 from gpt_modules.data.batches import RankingBatch
 from gpt_modules.data.collate import pad_right
 from gpt_modules.data.reward import Answer, Comparisons
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_logprobs
 from gpt_modules.training import artefacts
 from gpt_modules.training.processes import in_order
@@ -91,11 +91,13 @@ class ReferenceLogprobs:
         """It reads what the policy reads, and has room for it."""
         tokenizer, config = artefacts.datamodule_tokenizer(module), model.config
         check_tokenizer(self.folder, tokenizer)
-        expected = f"a vocabulary of at least the tokenizer's {tokenizer.vocab_size}"
-        expect(config.vocab_size >= tokenizer.vocab_size, self.folder, config.vocab_size, expected)
+        if config.vocab_size < tokenizer.vocab_size:
+            found = f"a vocabulary of {config.vocab_size}"
+            raise UserError(f"{self.folder}: found {found}, expected at least the tokenizer's {tokenizer.vocab_size}")
         longest, found = module.trainer.datamodule.longest_row()  # type: ignore[attr-defined]
-        expected = f"at most n_positions = {config.n_positions} of the reference, {self.folder}"
-        expect(longest <= config.n_positions, "data.init_args.context", found, expected)
+        if longest > config.n_positions:
+            expected = f"at most n_positions = {config.n_positions} of the reference, {self.folder}"
+            raise UserError(f"data.init_args.context: found {found}, expected {expected}")
 
     def _read(self, module: L.LightningModule, model: GPT, answers: Sequence[Answer]) -> Float[Tensor, "A"]:
         own = list(pieces([len(answer.tokens) for answer in answers]))[module.global_rank :: module.trainer.world_size]

@@ -17,7 +17,15 @@ from gpt_modules.data import (
     SFTDataModule,
 )
 from gpt_modules.data.episodes.ciphers import SubstitutionCipher
-from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.training import (
+    DPOModule,
+    FinetuningModule,
+    MAMLModule,
+    PPOModule,
+    PretrainingModule,
+    RewardModule,
+    SFTModule,
+)
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.ppo import KLConfig
@@ -90,7 +98,7 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
             return FinetuningDataModule(str(micro.labelled), context=32, batch_size=35, **cache)
         if word == "sft":
             return SFTDataModule(str(micro.sft), context=32, batch_size=10, **cache)
-        if word == "reward":
+        if word in ("reward", "dpo"):
             return RewardDataModule(str(micro.comparisons), batch_size=35, **cache)
         if word == "ppo":
             return PPODataModule(str(micro.prompts), episodes=8, **cache)
@@ -102,6 +110,7 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
         "finetuning": (FinetuningModule, {"init_from": folder}),
         "sft": (SFTModule, {"init_from": folder}),
         "reward": (RewardModule, {"init_from": folder}),
+        "dpo": (DPOModule, {"init_from": folder}),
         "maml": (MAMLModule, {"init_from": folder, "inner": InnerLoop(1, 0.1, "per_element")}),
         "ppo": (PPOModule, {"init_from": folder, "rewards": str(micro.reward), "max_new_tokens": 6, "ppo_epochs": 2,
                             "minibatches": 2, "kl": KLConfig(coef=0.1, target=1.0, horizon=100.0)}),

@@ -90,7 +90,7 @@ class Epoch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "word", ["finetuning", "reward", "reward with LoRA", "sft", "sft with LoRA", "pretraining", "maml", "reptile"]
+    "word", ["finetuning", "reward", "reward with LoRA", "sft", "sft with LoRA", "pretraining", "maml", "reptile", "dpo"]
 )
 def test_a_step_of_any_procedure_is_that_of_one_batch_and_so_is_the_last_of_an_epoch(procedure, fit, word):
     """Five examples, two a step: the last has one, and would count half as a mean over two micro-batches."""
@@ -99,6 +99,7 @@ def test_a_step_of_any_procedure_is_that_of_one_batch_and_so_is_the_last_of_an_e
         "finetuning": {"dropout": 0.0, "classifier_dropout": 0.0},
         "reptile": {"inner": InnerLoop(2, 0.1), "algorithm": "reptile"},
         "maml": {"inner": InnerLoop(2, 0.1)},
+        "dpo": {},
     }.get(word, {"dropout": 0.0, "lora": LoRAConfig(rank=2) if "LoRA" in word else None})
     word = word.removesuffix(" with LoRA")
     plain = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=word != "reptile")

@@ -16,7 +16,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.training import MAMLModule, artefacts
 
-WORDS = ["pretraining", "finetuning", "sft", "reward", "maml"]
+WORDS = ["pretraining", "finetuning", "sft", "reward", "maml", "dpo"]
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.summary import RunSummary
 
-STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12, "maml": 9}
+STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12, "maml": 9, "dpo": 9}
 LORA = {"lora": LoRAConfig(rank=2, dropout=0.2)}
-MONITOR = {"reward": "val/margin", "ppo": "val/score"}
+MONITOR = {"reward": "val/margin", "dpo": "val/margin", "ppo": "val/score"}
 
 
 @pytest.fixture
@@ -54,6 +54,7 @@ def weights(trainer: L.Trainer):
         ("sft", {"model": LORA}),
         ("reward", {}),
         ("reward", {"model": LORA}),
+        ("dpo", {}),
         ("maml", {}),
         ("maml", {"accumulate_grad_batches": 2, "max_epochs": -1, "max_steps": 5}),
         ("ppo", {}),

@@ -10,7 +10,15 @@ import torch
 
 from gpt_modules.backbone import Decoder, DecoderConfig, LoRAConfig
 from gpt_modules.errors import UserError
-from gpt_modules.training import FinetuningModule, MAMLModule, PPOModule, PretrainingModule, RewardModule, SFTModule
+from gpt_modules.training import (
+    DPOModule,
+    FinetuningModule,
+    MAMLModule,
+    PPOModule,
+    PretrainingModule,
+    RewardModule,
+    SFTModule,
+)
 from gpt_modules.training.accumulation import BatchConfig
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.callbacks.export import ExportBest
@@ -20,7 +28,7 @@ from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import ClipConfig, CriticConfig, KLConfig
 
-MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule]
+MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule, DPOModule]
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -72,8 +80,8 @@ def test_what_is_no_plain_data_is_refused_at_construction():
 
 
 CLASSES = [
-    PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule, OptimizerConfig,
-    ScheduleConfig, BatchConfig, LoRAConfig, InnerLoop, ExactCheckpoint, Throughput,
+    PretrainingModule, FinetuningModule, SFTModule, RewardModule, PPOModule, MAMLModule, DPOModule,
+    OptimizerConfig, ScheduleConfig, BatchConfig, LoRAConfig, InnerLoop, ExactCheckpoint, Throughput,
 ]  # fmt: skip
 NEEDED = {"init_from": "folder", "rewards": "folder", "tokens": 100.0}
 
@@ -127,6 +135,7 @@ IDLE = [
     ("ppo", {"schedule": ScheduleConfig(warmup_start=0.5)}, "schedule.warmup_start: found 0.5"),
     ("pretraining", {"sample_tokens": 7}, "sample_tokens: found 7"),
     ("sft", {"seed": 7}, "seed: found 7"),
+    ("dpo", {"sample_tokens": 7}, "sample_tokens: found 7"),
     ("finetuning", {"optimizer": OptimizerConfig(muon_lr=0.1), "layer_decay": 0.5}, "layer_decay: found 0.5"),
     ("ppo", {"kl": KLConfig(horizon=7.0)}, "kl.horizon: found 7.0"),
     ("ppo", {"clip": replace(CRITIC_AT_REST, value=0.5)}, "clip.value: found 0.5"),
@@ -147,7 +156,7 @@ def test_a_setting_that_nothing_follows_is_refused(procedure, word, given, line)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"])
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"])
 def test_defaults_are_nobodys_wish(procedure, word):
     """Neither those of a procedure nor those of a group: one setting given leaves the others as they are."""
     module, _ = procedure(word, optimizer=SGD, schedule=LEVEL)

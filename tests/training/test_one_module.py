@@ -4,7 +4,7 @@ import lightning.pytorch as L
 import pytest
 
 
-@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"])
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"])
 def test_a_module_that_was_validated_is_trained(procedure, tmp_path, word):
     module, data = procedure(word)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}

@@ -60,7 +60,7 @@ def test_one_process_has_what_it_has():
     assert in_order(columns[0], columns[1:])[0].tolist() == [[0.0], [1.0], [2.0]]
 
 
-@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "maml", "ppo"])
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "maml", "ppo", "dpo"])
 def test_a_validation_of_a_run_in_bf16_is_read_in_float32(fit, procedure, word):
     """A mean over rows is no number of 8 bits but by chance."""
     module, data = procedure(word)

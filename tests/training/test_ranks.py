@@ -7,13 +7,13 @@ from lightning.pytorch import Trainer
 from gpt_modules.backbone import LabellingModel, load_pretrained, save_pretrained
 from gpt_modules.labelling import Labelling
 
-WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
 HEADED = ["finetuning", "reward"]
 
 
 def held_out(micro, word, folder, rows):
     files = {"pretraining": micro.pretraining, "finetuning": micro.labelled, "sft": micro.sft}
-    files |= {"reward": micro.comparisons, "ppo": micro.prompts}
+    files |= {"reward": micro.comparisons, "dpo": micro.comparisons, "ppo": micro.prompts}
     source = folder / f"{rows}.jsonl"
     source.write_text("".join(files[word].read_text().splitlines(keepends=True)[:rows]))
     return str(source)

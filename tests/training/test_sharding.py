@@ -170,7 +170,7 @@ def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
     assert str(refused.value) == "trainer.strategy: found Identity, expected fsdp2"
 
 
-@pytest.mark.parametrize("word", ["finetuning", "sft", "reward", "ppo", "maml"])
+@pytest.mark.parametrize("word", ["finetuning", "sft", "reward", "ppo", "maml", "dpo"])
 def test_each_procedure_but_pretraining_is_refused_before_its_model_is_opened(procedure, monkeypatch, word):
     module, _ = procedure(word)
     monkeypatch.setattr(type(module), "device_mesh", "mesh")

@@ -78,7 +78,7 @@ def test_the_trainers_page(parser):
 def test_a_topic_that_there_is_not(parser, topic, near):
     with pytest.raises(UserError) as refused:
         key_help(topic, NOTHING, parser)
-    words = "pretraining, finetuning, sft, reward, ppo, maml"
+    words = "pretraining, finetuning, sft, reward, ppo, maml, dpo"
     line = f"--help: found {topic!r}, expected one of {words}, trainer, all, or a class"
     assert str(refused.value).startswith(line + near)
 
@@ -86,5 +86,5 @@ def test_a_topic_that_there_is_not(parser, topic, near):
 def test_no_topic_and_no_class_in_the_recipe(parser):
     with pytest.raises(UserError) as refused:
         key_help(None, compose(["--trainer.max_steps", "1"]), parser)
-    words = "pretraining, finetuning, sft, reward, ppo, maml"
+    words = "pretraining, finetuning, sft, reward, ppo, maml, dpo"
     assert str(refused.value) == f"model.class_path: missing, expected a class; or --help with {words}"

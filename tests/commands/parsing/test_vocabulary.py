@@ -69,11 +69,14 @@ def test_a_package_may_be_allowed_and_no_other_with_it(names, tmp_path, monkeypa
         names("mine_of_test_vocabulary.Mine")
 
 
+SHARED = {"dpo": "reward"}  # a word without data of its own
+
+
 def test_every_procedure_is_a_module_with_its_data():
-    assert list(PROCEDURES) == ["pretraining", "finetuning", "sft", "reward", "ppo", "maml"]
+    assert list(PROCEDURES) == ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
     for word, (module, data) in PROCEDURES.items():
         assert module.__module__ == f"gpt_modules.training.{word}"
-        assert data.__module__ == f"gpt_modules.data.{word}"
+        assert data.__module__ == f"gpt_modules.data.{SHARED.get(word, word)}"
         assert issubclass(module, L.LightningModule)
         assert issubclass(data, L.LightningDataModule)
 

@@ -226,7 +226,7 @@ def test_another_content_of_the_same_file_is_named_and_its_best_is_none(procedur
 
 
 def test_a_part_that_is_held_out_changes_with_its_source(procedure, micro, tmp_path):
-    for word in ("pretraining", "finetuning", "sft", "reward", "ppo", "maml"):
+    for word in ("pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"):
         _, data = procedure(word)
         assert set(data.content) >= {"train", "validation"}, word
     digests = []

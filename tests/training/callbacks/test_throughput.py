@@ -15,7 +15,7 @@ def test_throughput_counts_tokens(fit, parts):
     assert utilisation == pytest.approx([rate * per_token / 1e12 for rate in rates], rel=1e-3)
 
 
-@pytest.mark.parametrize("word", ["reward", "ppo", "maml"])
+@pytest.mark.parametrize("word", ["reward", "ppo", "maml", "dpo"])
 def test_a_peak_beside_work_that_is_no_tokens_is_refused(fit, procedure, word):
     line = r"^throughput\.peak_flops: found 1000000000000\.0, expected it left at None: \w+ does not count tokens"
     with pytest.raises(UserError, match=line):
