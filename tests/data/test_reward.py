@@ -101,6 +101,30 @@ def test_answers_that_do_not_fit_are_left_out(caplog):
         Comparisons(lambda epoch: rows[1:], tokenizer, 3, "train")
 
 
+def test_an_answer_has_one_number_in_every_epoch_and_its_prompt_ends_where_it_does(reviews):
+    """The numbers of the batches, as those who look something up by them find it."""
+    examples = reviews.train_examples
+    prompt = len(reviews.tokenizer.encode("Write a positive sentence about a film.\n"))
+    for epoch, index in ((0, 0), (3, 7), (8, 1)):
+        batch = examples.batch(epoch, np.arange(index, index + 4))
+        assert set(batch.prompt_lengths.tolist()) == {prompt}
+        for place, number, exists in zip(
+            batch[2].flatten(), batch.numbers.flatten(), batch.mask.flatten(), strict=True
+        ):
+            if exists:
+                row = batch.tokens[place, : batch.lengths[place]]
+                assert row.tolist() == examples.answers[number].tokens.tolist()
+    texts = [answer.tokens.tobytes() for answer in examples.answers]
+    assert len(set(texts)) == len(texts)
+
+
+def test_an_answer_that_does_not_fit_has_no_number():
+    rows = [{"prompt": "p", "responses": [" b" * 20, " c", " a", " c"], "ranking": [1, 3, 2, 3]}]
+    examples = Comparisons(lambda epoch: rows, Tokenizer.gpt2(), 10, "train")
+    batch = examples.batch(0, np.array([0]))
+    assert (batch.numbers.tolist(), len(examples.answers)) == ([[0, 1, 0]], 2)
+
+
 def test_a_batch_of_nothing_has_no_prompt(reviews):
     batch = reviews.validation_examples.batch(0, np.array([], dtype=np.int64))
     assert (len(batch.mask), batch.tokens.shape, batch.lengths.tolist()) == (0, (1, 1), [1])

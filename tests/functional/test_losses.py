@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from gpt_modules.functional import (
     clipped_value_loss,
+    dpo_losses,
     explained_variance,
     ppo_clip_loss,
     ranking_loss,
@@ -98,6 +99,46 @@ def test_pairs_name_their_prompt():
     )
     assert margins.tolist() == [2.0, -5.0]
     assert prompt.tolist() == [0, 1]
+
+
+# Direct preference optimisation
+
+
+def test_dpo_by_hand():
+    """Three answers, two of which tie; a second prompt of two. -log sigmoid(m) = softplus(-m)."""
+    logprobs = torch.tensor([[-10.0, -20.0, -5.0], [-1.0, -2.0, 0.0]])
+    reference = torch.tensor([[-12.0, -21.0, -8.0], [-1.0, -5.0, 0.0]])
+    ranks, mask = torch.tensor([[1, 2, 2], [2, 1, 0]]), torch.tensor([[True] * 3, [True, True, False]])
+    losses, counted, rewards = dpo_losses(logprobs, reference, ranks, mask, beta=0.5)
+    assert rewards.tolist() == [[1.0, 0.5, 1.5], [0.0, 1.5, 0.0]]
+    assert losses.tolist() == pytest.approx([(softplus(-0.5) + softplus(0.5)) / 2, softplus(-1.5)])
+    assert counted.tolist() == [True, True]
+
+
+def test_the_gradient_of_dpo_is_the_papers():
+    """Below eq. 7: -beta sigma(r_l - r_w) (grad log pi(y_w) - grad log pi(y_l)), largest where the order is wrong."""
+    logprobs, reference, beta = torch.tensor([[-3.0, -1.0]], requires_grad=True), torch.tensor([[-2.0, -4.0]]), 0.7
+    losses, _, rewards = dpo_losses(logprobs, reference, torch.tensor([[1, 2]]), torch.ones(1, 2).bool(), beta)
+    losses.sum().backward()
+    weight = beta * torch.sigmoid(rewards[0, 1] - rewards[0, 0]).item()
+    assert logprobs.grad.tolist() == [pytest.approx([-weight, weight])]
+    assert not rewards.requires_grad
+
+
+def test_dpo_is_blind_to_what_a_prompts_answers_share():
+    """What the partition function of a prompt, in the reward, or a constant of both models would add."""
+    logprobs, reference = torch.randn(4, 3).double(), torch.randn(4, 3).double()
+    ranks, mask = torch.tensor([[1, 2, 3]] * 4), torch.ones(4, 3, dtype=torch.bool)
+    shifted = dpo_losses(logprobs + torch.randn(4, 1), reference, ranks, mask, 0.3)
+    torch.testing.assert_close(shifted.losses, dpo_losses(logprobs, reference, ranks, mask, 0.3).losses)
+
+
+def test_a_policy_that_is_its_reference_loses_ln_2_and_a_large_beta_only_widens():
+    logprobs, ranks, mask = torch.randn(2, 3), torch.tensor([[1, 2, 3]] * 2), torch.ones(2, 3, dtype=torch.bool)
+    for beta in (0.01, 1.0, 100.0):
+        found = dpo_losses(logprobs, logprobs, ranks, mask, beta)
+        assert found.losses.tolist() == pytest.approx([math.log(2)] * 2)
+        assert found.rewards.abs().max() == 0.0
 
 
 # Policy
