@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gpt_modules.data.finetuning import FinetuningDataModule
     from gpt_modules.data.loader import BatchLoader
     from gpt_modules.data.maml import EpisodicDataModule
+    from gpt_modules.data.mixed import PretrainingText
     from gpt_modules.data.ppo import PPODataModule
     from gpt_modules.data.pretraining import PretrainingDataModule
     from gpt_modules.data.reward import RewardDataModule
@@ -32,6 +33,7 @@ __all__ = [
     "PPODataModule",
     "PackedBatch",
     "PretrainingDataModule",
+    "PretrainingText",
     "PromptBatch",
     "RankingBatch",
     "Review",
@@ -55,6 +57,7 @@ _HOMES = {
     "PPODataModule": "ppo",
     "PackedBatch": "batches",
     "PretrainingDataModule": "pretraining",
+    "PretrainingText": "mixed",
     "PromptBatch": "batches",
     "RankingBatch": "batches",
     "Review": "builtin.reviews",

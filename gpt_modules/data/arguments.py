@@ -70,6 +70,11 @@ class IdleArgument(UserError):
         self.found = f"{value!r:.60} beside {beside}, where it has no effect"
         super().__init__(f"{name}: found {self.found}, expected {expected or repr(default)}")
 
+    def below(self, outer: str) -> "IdleArgument":
+        """The same of the arguments that the argument `outer` holds."""
+        self.name, self.other, self.args = f"{outer}.{self.name}", f"{outer}.{self.other}", (f"{outer}.{self}",)
+        return self
+
 
 def expect_default(owner: Callable[..., Any], other: str, beside: str, prefix: str = "", **values: Any) -> None:
     """Arguments of a class that have no effect `beside` what the argument `other` says: nobody is to believe that they

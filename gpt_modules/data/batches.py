@@ -37,6 +37,13 @@ class PackedBatch(NamedTuple):
     segments: Int[Tensor, "B T"]
 
 
+class MixedBatch(NamedTuple):
+    """Demonstrations and windows of pretraining text beside them (SFT); None: this batch of this process has none."""
+
+    demonstrations: TokenBatch | PackedBatch
+    pretraining: TokenBatch | PackedBatch | None
+
+
 class RankingBatch(NamedTuple):
     """P prompts with up to K ranked answers each (reward model, DPO), one row of tokens an answer.
 

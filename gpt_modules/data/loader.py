@@ -7,6 +7,7 @@ trained place) nor injects a sampler of its own.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -145,15 +146,21 @@ class BatchLoader(Generic[BatchT]):
         batch = self.examples.batch(epoch, own[own >= 0])
         return _pinned(batch) if torch.cuda.is_available() else batch
 
+    def examples_before(self, epoch: int, index: int) -> int:
+        """Examples of all ranks that come before batch `index` in this epoch."""
+        begun = self._begun
+        if begun is not None and begun.epoch == epoch:
+            return begun.examples + (index - begun.batches) * self.size
+        return index * self.size
+
     def state(self) -> dict[str, int]:
         """The place in the data, counted in examples so that it survives another number of ranks or batch size.
 
         `size` is the global batch by which the epoch was put in order, `batches` what the Trainer counts.
         """
-        size, batches, examples = self.size, self.position, self.position * self.size
-        if self._begun is not None:
-            size, examples = self._begun.size, self._begun.examples + (batches - self._begun.batches) * self.size
-        return Place(self.epoch, examples, len(self.examples), size, batches)._asdict()
+        size = self.size if self._begun is None else self._begun.size
+        examples = self.examples_before(self.epoch, self.position)
+        return Place(self.epoch, examples, len(self.examples), size, self.position)._asdict()
 
     def restore(self, state: dict[str, int]) -> None:
         """The next `iter` goes on at this place; what is left of an epoch that another global batch began is cut anew,
@@ -211,6 +218,28 @@ class BatchLoader(Generic[BatchT]):
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.examples))
         return order if lengths is None else _bucketed(order, lengths, size, generator)
+
+
+class Stream(Generic[BatchT]):
+    """Examples without end: all of them in a random order, then all in another one. Which one stands at a place is a
+    function of (seed, place), in whatever batches and by however many processes it is asked for.
+    """
+
+    def __init__(self, examples: Examples[BatchT], seed: int) -> None:
+        self.examples = examples
+        self._order = lru_cache(maxsize=2)(partial(BatchLoader(examples, 1, seed)._order, size=1))
+
+    def batch(self, places: NDArray[np.int64]) -> BatchT:
+        """The batch of the examples at these places, which are at least one and in rising order; examples are of one
+        width.
+        """
+        epochs, within = np.divmod(places, len(self.examples))
+        parts: list[Any] = [
+            self.examples.batch(epoch, self._order(epoch)[within[epochs == epoch]])
+            for epoch in np.unique(epochs).tolist()
+        ]
+        joined: BatchT = type(parts[0])(*map(torch.cat, zip(*parts, strict=True)))
+        return joined
 
 
 def _bucketed(

@@ -15,6 +15,7 @@ from gpt_modules.data.arguments import expect_parted, expect_whole
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.mixed import PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, load_splits
 from gpt_modules.data.splits import Row
@@ -82,6 +83,8 @@ class PPODataModule(ResumableDataModule):
         seed: Seed of the order.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
         validation_fraction: See `validation`.
+        pretraining: Text that the policy goes on learning (PPO-ptx, `ptx` of the module), and on which is measured what
+            is left of it.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class PPODataModule(ResumableDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
         validation_fraction: float = 0.05,
+        pretraining: PretrainingText | None = None,
     ) -> None:
         super().__init__(tokenizer)
         expect_whole(1, episodes=episodes, val_batch_size=val_batch_size, max_prompt_tokens=max_prompt_tokens)
@@ -105,11 +109,17 @@ class PPODataModule(ResumableDataModule):
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
         self.train_examples: Prompts | None = None
         self.validation_examples: Prompts | None = None
+        self.pretraining = None
+        if pretraining is not None:
+            self.pretraining = pretraining.open(tokenizer, seed, cache_dir, context=128, batch_size=16)
+            self.beside = {"pretraining": self.pretraining.data}
         self._loaders: dict[tuple[int, int], BatchLoader[PromptBatch]] = {}
 
     def prepare_data(self) -> None:
         """Fills the cache of downloads, once for all processes of a machine."""
         self._rows()
+        if self.pretraining is not None:
+            self.pretraining.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Encodes."""
@@ -120,6 +130,8 @@ class PPODataModule(ResumableDataModule):
             self.train_examples = encode_prompts(train, self.tokenizer, most, "train")
             first = len(self.train_examples)
             self.validation_examples = encode_prompts(validation, self.tokenizer, most, "validation", first)
+            if self.pretraining is not None:
+                self.pretraining.setup(stage)
 
     def prompts(self, iteration: int, rank: int = 0, world: int = 1) -> PromptBatch:
         """The prompts of one rollout on one rank, a pure function: all prompts once in random order, then in another
@@ -179,11 +191,12 @@ class PPODataModule(ResumableDataModule):
         module: Any = self.trainer.lightning_module
         return module.experience_loader()
 
-    def val_dataloader(self) -> BatchLoader[PromptBatch]:
-        """The validation prompts, each once."""
+    def val_dataloader(self) -> BatchLoader[PromptBatch] | list[BatchLoader[Any]]:
+        """The validation prompts, each once; then the held-out pretraining text, if there is some."""
         assert self.validation_examples is not None, "setup comes first"
         _, world = self.sharding()
-        return self.validation_loader(self.validation_examples, self.val_batch_size or self._share(world))
+        loader = self.validation_loader(self.validation_examples, self.val_batch_size or self._share(world))
+        return loader if self.pretraining is None else [loader, self.pretraining.validation_loader(self)]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

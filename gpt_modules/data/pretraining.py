@@ -10,13 +10,12 @@ from typing import Any
 import tokenizers
 
 from gpt_modules.data.arguments import IdleArgument, expect_default, expect_parted, expect_whole
-from gpt_modules.data.batches import TokenBatch
-from gpt_modules.data.collate import isolate_documents
+from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.corpus.mixture import MixedSource, MixtureWindows, check_mixture
 from gpt_modules.data.corpus.overlap import warn_of_shared_documents
 from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
 from gpt_modules.data.corpus.streams import Corpus, tokens_fingerprint
-from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
+from gpt_modules.data.corpus.windows import IsolatedWindows, TrainingWindows, ValidationWindows
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, Source, cache_folder, has_own_splits, name_of
@@ -147,27 +146,29 @@ class PretrainingDataModule(ResumableDataModule):
         if self.train_tokens is None:
             self._open()
 
-    def train_dataloader(self) -> BatchLoader[TokenBatch]:
+    def train_dataloader(self) -> BatchLoader[TokenBatch] | BatchLoader[PackedBatch]:
         """Batches (B, context), windows without replacement."""
+        return self.training_loader(self.training_windows(), self.batch_size, self.seed)
+
+    def val_dataloader(self) -> BatchLoader[TokenBatch] | BatchLoader[PackedBatch]:
+        """Batches (B, context) that cover the validation text once."""
+        return self.validation_loader(self.validation_windows(), self.val_batch_size or self.batch_size)
+
+    def training_windows(self) -> Examples[Any]:
+        """What is trained on, documents side by side or shut off from one another."""
         assert self.train_tokens is not None, "setup comes first"
         if self.mixture is None:
-            windows: Examples[TokenBatch] = TrainingWindows(self.train_tokens, self.context, self.seed)
-            return self.training_loader(windows, self.batch_size, self.seed)
+            return self._isolated(TrainingWindows(self.train_tokens, self.context, self.seed))
         self._windows = self._mixed_windows(self.mixture)
-        return self.training_loader(self._windows, self.batch_size, self.seed)
+        return self._isolated(self._windows)
 
-    def val_dataloader(self) -> BatchLoader[TokenBatch]:
-        """Batches (B, context) that cover the validation text once."""
+    def validation_windows(self) -> Examples[Any]:
+        """What validates, the same way."""
         assert self.validation_tokens is not None, "setup comes first"
-        return self.validation_loader(
-            ValidationWindows(self.validation_tokens, self.context), self.val_batch_size or self.batch_size
-        )
+        return self._isolated(ValidationWindows(self.validation_tokens, self.context))
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Documents side by side, or shut off from one another."""
-        if self.isolate_documents and isinstance(batch, TokenBatch):
-            return isolate_documents(batch, self.tokenizer.eos_id)
-        return batch
+    def _isolated(self, windows: Examples[TokenBatch]) -> Examples[Any]:
+        return IsolatedWindows(windows, self.tokenizer.eos_id) if self.isolate_documents else windows
 
     def realised_mix(self) -> dict[str, float]:
         """What a mixture's training has seen so far, for logs; empty without a mixture or a training loader.

@@ -37,6 +37,7 @@ class ResumableDataModule(L.LightningDataModule):
         self._tokenizer: Tokenizer | None = None
         self._train_loader: BatchLoader[Any] | None = None
         self._pending: dict[str, int] | None = None
+        self.beside: dict[str, ResumableDataModule] = {}  # other data that this one reads, by their keys
         self.files: dict[str, str] = {}  # path -> digest of what was read there
 
     @property
@@ -64,7 +65,11 @@ class ResumableDataModule(L.LightningDataModule):
         digests = {name: [self.fingerprint(source, name) for source in found] for name, found in sources.items()}
         held_out = [str(getattr(self, "validation_fraction", "")), *digests["train"]]
         digests["validation"] = digests["validation"] or held_out
-        return {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in digests.items()}
+        own = {name: hashlib.sha256(json.dumps(found).encode()).hexdigest() for name, found in digests.items()}
+        for name, data in self.beside.items():
+            said = [key for key, sources in data.sources().items() if sources]
+            own |= {f"{name}.{key}": data.content[key] for key in said}
+        return own
 
     def sources(self) -> dict[str, list[Source]]:
         """The sources by their keys: what is trained on, what validates if it is named."""
@@ -148,10 +153,12 @@ class ResumableDataModule(L.LightningDataModule):
         kwargs = getattr(self.trainer, "distributed_sampler_kwargs", None) if self.trainer is not None else None
         return (int(kwargs["rank"]), int(kwargs["num_replicas"])) if kwargs else (0, 1)
 
-    def training_loader(self, examples: Examples[BatchT], batch_size: int, seed: int) -> BatchLoader[BatchT]:
+    def training_loader(
+        self, examples: Examples[Any], batch_size: int, seed: int, kind: Callable[..., BatchLoader[Any]] = BatchLoader
+    ) -> BatchLoader[Any]:
         """A shuffled loader whose place this module saves; it goes on where the last one, or a checkpoint, stopped."""
         rank, world = self.sharding()
-        loader = BatchLoader(examples, batch_size, seed, rank=rank, world=world)
+        loader = kind(examples, batch_size, seed, rank=rank, world=world)
         state = self._pending or (self._train_loader.state() if self._train_loader is not None else None)
         if state is not None:
             loader.restore(state)
@@ -175,8 +182,11 @@ class ResumableDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> Any:
-        """What `gpt predict` reads: the validation source, in the order of its rows to be read beside them."""
-        loader: BatchLoader[Any] = self.val_dataloader()
+        """What `gpt predict` reads: the validation source, in the order of its rows to be read beside them; of several,
+        the first.
+        """
+        loaders = self.val_dataloader()
+        loader: BatchLoader[Any] = loaders[0] if isinstance(loaders, list) else loaders
         loader.by_length = False
         return loader
 

@@ -7,12 +7,13 @@ done.
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_parted, expect_whole
+from gpt_modules.data.arguments import expect_default, expect_part, expect_parted, expect_whole
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.collate import (
     TokenExample,
@@ -23,6 +24,7 @@ from gpt_modules.data.collate import (
     truncate_example,
 )
 from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.mixed import MixedLoader, PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.chat import transcript
 from gpt_modules.data.rows.sources import REVIEWS, load_splits
@@ -110,6 +112,11 @@ class SFTDataModule(ResumableDataModule):
         seed: Seed of the order.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
         validation_fraction: See `validation`.
+        pretraining: Text to learn beside the demonstrations, and to measure what is left of it. An epoch is still that
+            of the demonstrations, and so is validation, which reads the held-out text after them.
+        pretraining_fraction: Windows of it among all rows, InstructGPT 0.1 (appendix C.3): with `packing` and windows
+            of `context` tokens also its share of the tokens read. All of a window's tokens are learnt, so its share in
+            the loss, the mean over all learnt tokens, is larger. 0: the text is measured only.
     """
 
     def __init__(
@@ -124,6 +131,8 @@ class SFTDataModule(ResumableDataModule):
         seed: int = 0,
         cache_dir: str | None = None,
         validation_fraction: float = 0.05,
+        pretraining: PretrainingText | None = None,
+        pretraining_fraction: float = 0.1,
     ) -> None:
         super().__init__(tokenizer)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
@@ -132,13 +141,24 @@ class SFTDataModule(ResumableDataModule):
         self.train_source, self.validation_source = train, validation
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
         self.packing, self.seed, self.cache_dir = packing, seed, cache_dir
-        self.validation_fraction = validation_fraction
+        self.validation_fraction, self.pretraining_fraction = validation_fraction, pretraining_fraction
+        if pretraining_fraction:
+            expect_part(pretraining_fraction=pretraining_fraction)
+        self.pretraining = None
+        if pretraining is None:
+            beside = "no pretraining text"
+            expect_default(SFTDataModule, "pretraining", beside, pretraining_fraction=pretraining_fraction)
+        else:
+            self.pretraining = pretraining.open(tokenizer, seed, cache_dir, context, val_batch_size or batch_size)
+            self.beside = {"pretraining": self.pretraining.data}
         self.train_examples: Examples[Any] | None = None
         self.validation_examples: Examples[Any] | None = None
 
     def prepare_data(self) -> None:
         """Fills the cache of downloads, once for all processes of a machine."""
         self._rows()
+        if self.pretraining is not None:
+            self.pretraining.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Encodes and packs."""
@@ -148,16 +168,22 @@ class SFTDataModule(ResumableDataModule):
             self.expect_agreement()
             self.train_examples = self._examples(train, "train")
             self.validation_examples = self._examples(validation, "validation")
+            if self.pretraining is not None:
+                self.pretraining.setup(stage)
 
     def train_dataloader(self) -> BatchLoader[Any]:
-        """Batches (B, context) if packed, else (B, longest)."""
+        """Batches (B, context) if packed, else (B, longest); `MixedBatch` where pretraining text is mixed in."""
         assert self.train_examples is not None, "setup comes first"
-        return self.training_loader(self.train_examples, self.batch_size, self.seed)
+        if self.pretraining is None or not self.pretraining_fraction:
+            return self.training_loader(self.train_examples, self.batch_size, self.seed)
+        mixed = partial(MixedLoader, beside=self.pretraining, fraction=self.pretraining_fraction)
+        return self.training_loader(self.train_examples, self.batch_size, self.seed, mixed)
 
-    def val_dataloader(self) -> BatchLoader[Any]:
-        """The same, every example once."""
+    def val_dataloader(self) -> BatchLoader[Any] | list[BatchLoader[Any]]:
+        """The demonstrations, every example once; then the held-out pretraining text, if there is some."""
         assert self.validation_examples is not None, "setup comes first"
-        return self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+        loader = self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
+        return loader if self.pretraining is None else [loader, self.pretraining.validation_loader(self)]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

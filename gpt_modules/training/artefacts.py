@@ -14,6 +14,7 @@ from torch import nn
 from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.backbone.folders.inner_rates import InnerRates
 from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
+from gpt_modules.data.mixed import TextBeside
 from gpt_modules.data.text.reading import has_tokenizer
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -105,6 +106,25 @@ def check_data(module: L.LightningModule, config: DecoderConfig) -> None:
     if longest > config.n_positions:
         expected = f"expected at most the model's n_positions = {config.n_positions}"
         raise UserError(f"data.init_args.context: found {found}, {expected}")
+    check_beside(module, config)
+
+
+def pretraining_text(module: L.LightningModule) -> TextBeside | None:
+    """The pretraining text beside the run's data; None: it has none, or is of the user's own kind."""
+    text: TextBeside | None = getattr(module.trainer.datamodule, "pretraining", None)  # type: ignore[attr-defined]
+    return text
+
+
+def check_beside(module: L.LightningModule, config: DecoderConfig) -> None:
+    """The windows of pretraining text that stand beside the run's data fit its model, too.
+
+    Raises:
+        UserError: they are longer than the model's positions.
+    """
+    text = pretraining_text(module)
+    if text is not None and text.context > config.n_positions:
+        expected = f"expected at most the model's n_positions = {config.n_positions}"
+        raise UserError(f"data.init_args.pretraining.context: found {text.context}, {expected}")
 
 
 def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, generate
-from gpt_modules.data.batches import PackedBatch, TokenBatch
+from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
 from gpt_modules.training.accumulation import StepMean
@@ -26,11 +26,22 @@ def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor
     return total, (batch.labels != -100).sum()
 
 
-def step_loss(step: StepMean, model: GPT, batch: TokenBatch | PackedBatch) -> Tensor:
+def step_loss(step: StepMean, model: GPT, batch: TokenBatch | PackedBatch | MixedBatch) -> Tensor:
     """The next-token loss of a micro-batch, in the scale of `step`. Its cells are those that rows may have: the rows
-    of unpacked examples are as wide as the longest, which differs between processes.
+    of unpacked examples are as wide as the longest, and of pretraining windows there are more or fewer, which differs
+    between processes.
     """
-    return step.add(*next_token_loss(model, batch), len(batch.inputs) * model.config.n_positions)
+    first, *beside = parts(batch)
+    total, count = next_token_loss(model, first)
+    for part in beside:
+        more, tokens = next_token_loss(model, part)
+        total, count = total + more, count + tokens
+    return step.add(total, count, len(first.inputs) * model.config.n_positions)
+
+
+def parts(batch: TokenBatch | PackedBatch | MixedBatch) -> list[TokenBatch | PackedBatch]:
+    """What a model reads of a batch, in passes of their own: demonstrations first, then pretraining windows."""
+    return [part for part in batch if part is not None] if isinstance(batch, MixedBatch) else [batch]
 
 
 class HeldOutText(HeldOut):
@@ -44,12 +55,12 @@ class HeldOutText(HeldOut):
         total, count = next_token_loss(model, batch)
         self.add(nats=total, tokens=count)
 
-    def log(self, module: L.LightningModule, stage: str) -> None:
-        """`<stage>/loss` in nats a token and `<stage>/perplexity`, its exponential."""
+    def log(self, module: L.LightningModule, stage: str, text: str = "") -> None:
+        """`<stage>/<text>loss` in nats a token and `<stage>/<text>perplexity`, its exponential."""
         sums = self.take()
         loss = sums["nats"].sum() / sums["tokens"].sum()
-        values = {f"{stage}/loss": float(loss), f"{stage}/perplexity": float(loss.exp())}
-        module.log_dict(values, prog_bar=True, sync_dist=True)  # equal on all; said, as Lightning warns otherwise
+        values = {f"{stage}/{text}loss": float(loss), f"{stage}/{text}perplexity": float(loss.exp())}
+        module.log_dict(values, prog_bar=not text, sync_dist=True)  # equal on all; said, as Lightning warns otherwise
 
 
 @torch.no_grad()

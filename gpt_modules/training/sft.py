@@ -9,11 +9,11 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, LoRAConfig
-from gpt_modules.data.batches import PackedBatch, TokenBatch
+from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import HeldOutText, continuation_rows, row_losses, step_loss
+from gpt_modules.training.language import HeldOutText, continuation_rows, parts, row_losses, step_loss
 from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
@@ -21,6 +21,9 @@ from gpt_modules.training.sharding import refuse_sharding
 
 class SFTModule(L.LightningModule):
     """Trains a pretrained GPT on prompt and response, with the loss on the response and its end-of-text token only.
+
+    Where the data has pretraining text beside the demonstrations, all tokens of its windows are learnt, too (appendix
+    C.3), and what is left of it is measured.
 
     Args:
         init_from: folder (or hub name) of the pretrained model.
@@ -61,7 +64,7 @@ class SFTModule(L.LightningModule):
         if not sample_prompts:
             expect_idle("sample_tokens", sample_tokens, [48], "there are no sample_prompts")
             expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
-        self.held_out = HeldOutText()
+        self.held_out, self.held_out_pretraining = HeldOutText(), HeldOutText()
         self.step = StepMean()
         self.model: GPT
 
@@ -84,29 +87,33 @@ class SFTModule(L.LightningModule):
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
-    def training_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> Tensor:
-        """Cross-entropy of the batch's response tokens, in the scale of `StepMean`."""
+    def training_step(self, batch: PackedBatch | TokenBatch | MixedBatch, batch_idx: int) -> Tensor:
+        """Cross-entropy of the batch's response tokens and pretraining tokens, in the scale of `StepMean`."""
         return step_loss(self.step, self.model, batch)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """`train/loss`, the mean over the step's response tokens."""
+        """`train/loss`, the mean over the tokens that the step learns."""
         self.log("train/loss", self.step.close(self), prog_bar=True)
 
-    def validation_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> None:
-        """Weighted by response tokens."""
-        self.held_out.read(self.model, batch)
+    def validation_step(self, batch: PackedBatch | TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Weighted by response tokens; the second loader has held-out pretraining text."""
+        (self.held_out_pretraining if dataloader_idx else self.held_out).read(self.model, batch)
 
-    def on_validation_epoch_end(self) -> None:
-        """`val/loss` in nats a response token and `val/perplexity`."""
-        self.held_out.log(self, "val")
+    def on_validation_epoch_end(self, stage: str = "val") -> None:
+        """`val/loss` in nats a response token and `val/perplexity`; of pretraining text `val/pretraining_loss` and
+        `val/pretraining_perplexity`.
+        """
+        self.held_out.log(self, stage)
+        if artefacts.pretraining_text(self) is not None:
+            self.held_out_pretraining.log(self, stage, "pretraining_")
 
-    def test_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PackedBatch | TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
-        self.validation_step(batch, batch_idx)
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """`test/loss` and `test/perplexity`."""
-        self.held_out.log(self, "test")
+        """The same as `test/...`."""
+        self.on_validation_epoch_end("test")
 
     def predict_step(self, batch: PackedBatch | TokenBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Nats and counted tokens of each row."""
@@ -122,9 +129,9 @@ class SFTModule(L.LightningModule):
             self.trainer.estimated_stepping_batches,
         )
 
-    def work(self, batch: PackedBatch | TokenBatch) -> tuple[int, str]:
-        """Cells of the packed rows; what packing leaves empty is a few per cent."""
-        return batch.inputs.numel(), "tokens"
+    def work(self, batch: PackedBatch | TokenBatch | MixedBatch) -> tuple[int, str]:
+        """Cells of the rows; what packing leaves empty is a few per cent."""
+        return sum(part.inputs.numel() for part in parts(batch)), "tokens"
 
     def flops_per_token(self) -> float:
         """Of a training step."""

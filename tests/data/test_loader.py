@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.corpus.windows import TrainingWindows
+from gpt_modules.data.loader import BatchLoader, Examples, Stream
 
 
 class Numbers(Examples):
@@ -262,3 +263,32 @@ def test_wrong_numbers_are_refused():
         BatchLoader(Numbers(3), 0)
     with pytest.raises(ValueError, match="rank 2, world 2"):
         BatchLoader(Numbers(3), 1, rank=2, world=2)
+
+
+def test_a_stream_has_everything_once_before_anything_twice():
+    windows = TrainingWindows(np.arange(115), 10, seed=0)
+    whole = Stream(windows, seed=3).batch(np.arange(30))
+    starts = [(row - windows.offset(n // 10)).item() // 10 for n, row in enumerate(whole.inputs[:, 0])]
+    passes = [starts[:10], starts[10:20], starts[20:]]
+    assert [sorted(one) for one in passes] == [list(range(10))] * 3
+    assert passes[0] != passes[1] != passes[2]
+    assert Stream(windows, seed=4).batch(np.arange(30)).inputs.tolist() != whole.inputs.tolist()
+
+
+@pytest.mark.parametrize("places", [[0], [9, 10], [3, 8, 19, 20, 25], [29]])
+def test_what_stands_at_a_place_of_a_stream_is_there_whoever_asks(places):
+    stream = Stream(TrainingWindows(np.arange(115), 10, seed=0), seed=3)
+    whole, some = stream.batch(np.arange(30)), stream.batch(np.array(places))
+    assert torch.equal(some.inputs, whole.inputs[places])
+    assert torch.equal(some.labels, whole.labels[places])
+
+
+@pytest.mark.parametrize("index", [0, 1, 5])
+def test_examples_before_a_batch_are_counted_through_a_change_of_its_size(index):
+    first = BatchLoader(Numbers(40), 4)
+    draw(first, 2)
+    second = BatchLoader(Numbers(40), 3)
+    second.restore(first.state())
+    assert first.examples_before(0, index) == 4 * index
+    assert second.examples_before(0, 2 + index) == 8 + 3 * index
+    assert second.examples_before(1, index) == 3 * index

@@ -79,8 +79,7 @@ def test_paragraphs_are_documents_where_the_newline_is_the_end_token(tmp_path):
     (tmp_path / "a.txt").write_text("a aa\n\na\n" * 10)
     data = ready(tmp_path, train=str(tmp_path / "a.txt"), tokenizer=str(tmp_path), context=6, isolate_documents=True)
     assert data.tokenizer.eos_id == 3
-    batch = next(iter(data.val_dataloader()))
-    packed = data.on_before_batch_transfer(batch, 0)
+    packed = next(iter(data.val_dataloader()))
     assert data.train_tokens[:8].tolist() == [3, 2, 1, 2, 3, 2, 3, 2]
     ends = packed.inputs == 3
     assert ends.any()
@@ -158,7 +157,7 @@ def test_a_mixture_with_its_own_validation_trains_on_all(tmp_path, sources):
     data = mixed(tmp_path, sources, validation=validation, isolate_documents=True)
     assert len(data.train_tokens) == 200 * 61 + 300 * 55 + 2
     assert len(data.validation_tokens) == 5 * 10 + 1
-    packed = data.on_before_batch_transfer(next(iter(data.train_dataloader())), 0)
+    packed = next(iter(data.train_dataloader()))
     opens = packed.inputs == data.tokenizer.eos_id
     assert opens.any()
     assert (packed.positions[opens] == 0).all()

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from gpt_modules.backbone import load_pretrained
-from gpt_modules.data import SFTDataModule
+from gpt_modules.data import PretrainingText, SFTDataModule
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.errors import UserError
 from gpt_modules.training import SFTModule
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.language import next_token_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
-FAST = OptimizerConfig(lr=1e-2, weight_decay=0.0)
+FAST, FLAT = OptimizerConfig(lr=1e-2, weight_decay=0.0), ScheduleConfig(shape="constant")
 
 
 @pytest.fixture
@@ -207,3 +208,108 @@ def test_matrices_decay_as_asked(fit, micro, data):
     module = SFTModule(str(micro.gpt), optimizer=OptimizerConfig(weight_decay=0.3))
     groups = fit(module, data(), max_steps=1, limit_val_batches=0).optimizers[0].param_groups
     assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+@pytest.fixture
+def text(micro):
+    return PretrainingText(train=str(micro.pretraining), context=16)
+
+
+def moved(fit, micro, source, **trainer):
+    """The gradient of the first step: plain descent moves the weights by the rate times it."""
+    module = SFTModule(str(micro.gpt), optimizer=OptimizerConfig(lr=0.1, sgd=True, weight_decay=0.0), schedule=FLAT)
+    before = load_pretrained(micro.gpt, kind="gpt").state_dict()
+    logger = fit(module, source, max_steps=1, limit_val_batches=0, callbacks=[Still()], **trainer).logger
+    return {name: (before[name] - value) / 0.1 for name, value in module.model.state_dict().items()}, logger
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_a_mixed_step_is_the_mean_over_all_tokens_of_demonstrations_and_windows(
+    model, fit, micro, data, text, accumulate
+):
+    """By hand, row by row; however many micro-batches it is read in."""
+    source = data(pretraining=text, pretraining_fraction=0.4, packing=False, batch_size=8 // accumulate)
+    found, logger = moved(fit, micro, source, accumulate_grad_batches=accumulate)
+    batches = [source.train_dataloader().batch_at(0, index) for index in range(accumulate)]
+    parts = [part for batch in batches for part in batch if part is not None]
+    assert sum(len(part.inputs) for part in parts) == 8 + 5
+    rows = [row for part in parts for row in zip(part.inputs, part.labels, strict=True)]
+    losses = [F.cross_entropy(model(inputs[None])[0], labels, reduction="none") for inputs, labels in rows]
+    counted = torch.cat(losses)[torch.cat([labels for _, labels in rows]) >= 0]
+    counted.mean().backward()
+    assert logger.values("train/loss") == [pytest.approx(counted.mean().item(), rel=1e-4)]
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(found[name], parameter.grad, atol=2e-5), name
+
+
+def test_text_that_is_only_watched_changes_nothing_and_is_measured(fit, micro, data, text):
+    def run(**settings):
+        module, source = SFTModule(str(micro.gpt), dropout=0.0, optimizer=FAST), data(**settings)
+        torch.manual_seed(0)
+        return module, source, fit(module, source, max_epochs=2).logger
+
+    plain, _, logger = run()
+    watched, source, watching = run(pretraining=text, pretraining_fraction=0.0)
+    for name, value in plain.model.state_dict().items():
+        assert torch.equal(watched.model.state_dict()[name], value), name
+    for name in ("train/loss", "val/loss", "val/perplexity"):
+        assert watching.values(name) == logger.values(name)
+    assert {name for name, _, _ in watching.points} - {name for name, _, _ in logger.points} == {
+        "val/pretraining_loss",
+        "val/pretraining_perplexity",
+    }
+    nats, tokens = zip(
+        *(next_token_loss(watched.model.eval(), batch) for batch in source.val_dataloader()[1]), strict=True
+    )
+    mean = (sum(nats) / sum(tokens)).item()
+    assert watching.values("val/pretraining_loss")[-1] == pytest.approx(mean, rel=1e-4)
+    assert watching.values("val/pretraining_perplexity")[-1] == pytest.approx(math.exp(mean), rel=1e-4)
+
+
+def test_what_is_mixed_in_is_not_forgotten(fit, micro, data, text):
+    def left(fraction):
+        module = SFTModule(str(micro.gpt), dropout=0.0, optimizer=FAST)
+        source = data(pretraining=text, pretraining_fraction=fraction)
+        return fit(module, source, max_epochs=8, check_val_every_n_epoch=8).callback_metrics["val/pretraining_loss"]
+
+    assert left(0.2) < left(0.0) - 0.5, "nats a token, of some five"
+
+
+@pytest.mark.parametrize("step", [1, 6, 8])
+def test_a_mixed_run_that_was_cut_off_is_the_one_that_was_not(fit, micro, data, text, tmp_path, step):
+    def run(name, checkpoint=None):
+        torch.manual_seed(0)
+        module, saving = SFTModule(str(micro.gpt), optimizer=FAST), ExactCheckpoint(1, keep=100)
+        return fit(
+            module,
+            data(pretraining=text, pretraining_fraction=0.3, batch_size=4),
+            callbacks=[RandomState(), saving],
+            plugins=[VerifiedCheckpointIO()],
+            default_root_dir=tmp_path / name,
+            enable_checkpointing=True,
+            ckpt_path=checkpoint,
+            max_epochs=2,
+        )
+
+    straight = run("straight")
+    losses = straight.logger.values("train/loss")
+    assert len(losses) == 12
+    saved = sorted((tmp_path / "straight" / "checkpoints").glob("*.ckpt"))
+    resumed = run("resumed", saved[step - 1])
+    assert resumed.logger.values("train/loss") == losses[step:]
+    assert resumed.logger.values("val/pretraining_loss") == straight.logger.values("val/pretraining_loss")[step // 6 :]
+    for name, value in straight.lightning_module.state_dict().items():
+        assert torch.equal(resumed.lightning_module.state_dict()[name], value), name
+
+
+def test_windows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data):
+    source = data(pretraining=PretrainingText(train=str(micro.pretraining), context=33))
+    line = r"^data\.init_args\.pretraining\.context: found 33, expected at most the model's n_positions = 32$"
+    with pytest.raises(UserError, match=line):
+        fit(SFTModule(str(micro.gpt)), source)
+
+
+def test_work_counts_what_both_read(micro, data, text):
+    source = ready(data(pretraining=text, pretraining_fraction=0.4))
+    module, batch = SFTModule(str(micro.gpt)), source.train_dataloader().batch_at(0, 0)
+    assert module.work(batch) == (8 * 32 + 5 * 16, "tokens")

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.batches import TokenBatch
-from gpt_modules.data.collate import collate_windows
+from gpt_modules.data.batches import PackedBatch, TokenBatch
+from gpt_modules.data.collate import collate_windows, isolate_documents
 from gpt_modules.data.corpus.shards import Tokens
 from gpt_modules.data.loader import Examples
 from gpt_modules.errors import UserError
@@ -48,6 +48,22 @@ class ValidationWindows(Examples[TokenBatch]):
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> TokenBatch:
         return collate_windows(windows_at(self.tokens, indices * self.context, self.context), self.context)
+
+
+class IsolatedWindows(Examples[PackedBatch]):
+    """Such windows, in which no token sees beyond its own document: see `isolate_documents`."""
+
+    def __init__(self, windows: Examples[TokenBatch], eos_id: int) -> None:
+        self.windows, self.eos_id = windows, eos_id
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def order(self, epoch: int) -> NDArray[np.int64] | None:
+        return self.windows.order(epoch)
+
+    def batch(self, epoch: int, indices: NDArray[np.int64]) -> PackedBatch:
+        return isolate_documents(self.windows.batch(epoch, indices), self.eos_id)
 
 
 def windows_at(tokens: Tokens, starts: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:

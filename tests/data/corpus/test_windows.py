@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from gpt_modules.data.corpus.mixture import MixtureWindows
 from gpt_modules.data.corpus.shards import TokenStream
-from gpt_modules.data.corpus.windows import TrainingWindows, ValidationWindows
+from gpt_modules.data.corpus.windows import IsolatedWindows, TrainingWindows, ValidationWindows
 from gpt_modules.errors import UserError
 
 
@@ -46,3 +47,14 @@ def test_shards_give_the_windows_of_one_array(kind):
     indices = np.arange(len(one))
     for epoch in range(3):
         assert many.batch(epoch, indices).inputs.equal(one.batch(epoch, indices).inputs)
+
+
+def test_isolated_windows_are_the_same_windows_in_the_same_order():
+    windows = MixtureWindows([np.arange(100) % 7, np.arange(60) % 5], [1.0, 2.0], 10, 0, ["a", "b"])
+    isolated = IsolatedWindows(windows, eos_id=3)
+    assert len(isolated) == len(windows)
+    assert (isolated.order(2) == windows.order(2)).all()
+    plain, packed = (one.batch(2, np.array([0, 4])) for one in (windows, isolated))
+    assert packed.inputs.equal(plain.inputs)
+    assert packed.labels.equal(plain.labels)
+    assert (packed.positions[packed.inputs == 3] == 0).all()
