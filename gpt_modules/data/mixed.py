@@ -42,8 +42,8 @@ class PretrainingText:
     context: int | None = None
     """Tokens a window; None: SFT's own context, 128 beside prompts."""
     batch_size: int | None = None
-    """Windows that a process reads at a time, of held-out text and of PPO's micro-batches; None: SFT's own, 16 beside
-    prompts."""
+    """Windows read at a time, counted as the data beside counts its own: of held-out text by each process (SFT), of
+    micro-batches by all of them together (PPO). None: SFT's own, 16 beside prompts."""
 
     def open(self, tokenizer: str, seed: int, cache_dir: str | None, context: int, batch_size: int) -> "TextBeside":
         """The text beside data with these settings; no file is touched.
@@ -101,9 +101,9 @@ class TextBeside:
         batch: TokenBatch | PackedBatch | None = self._stream.batch(own) if len(own) else None
         return batch
 
-    def validation_loader(self, data: ResumableDataModule) -> BatchLoader[Any]:
-        """All held-out text once, shared by the processes of the data that it stands beside."""
-        return data.validation_loader(self.data.validation_windows(), self.batch_size)
+    def validation_loader(self, data: ResumableDataModule, batch_size: int) -> BatchLoader[Any]:
+        """All held-out text once, shared by the processes of the data that it stands beside; `batch_size` of each."""
+        return data.validation_loader(self.data.validation_windows(), batch_size)
 
 
 class MixedLoader(BatchLoader[MixedBatch]):

@@ -196,7 +196,8 @@ class PPODataModule(ResumableDataModule):
         assert self.validation_examples is not None, "setup comes first"
         _, world = self.sharding()
         loader = self.validation_loader(self.validation_examples, self.val_batch_size or self._share(world))
-        return loader if self.pretraining is None else [loader, self.pretraining.validation_loader(self)]
+        text = self.pretraining
+        return loader if text is None else [loader, text.validation_loader(self, -(-text.batch_size // world))]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

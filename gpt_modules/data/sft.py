@@ -183,7 +183,8 @@ class SFTDataModule(ResumableDataModule):
         """The demonstrations, every example once; then the held-out pretraining text, if there is some."""
         assert self.validation_examples is not None, "setup comes first"
         loader = self.validation_loader(self.validation_examples, self.val_batch_size or self.batch_size)
-        return loader if self.pretraining is None else [loader, self.pretraining.validation_loader(self)]
+        text = self.pretraining
+        return loader if text is None else [loader, text.validation_loader(self, text.batch_size)]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

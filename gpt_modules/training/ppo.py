@@ -10,20 +10,22 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, RewardModel
-from gpt_modules.data.batches import PromptBatch
-from gpt_modules.errors import expect
+from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
+from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import adaptive_kl_coef
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
+from gpt_modules.training.language import HeldOutText
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.answers import predictions, side_by_side
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
+from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps, ptx_loss
 from gpt_modules.training.rl.rewards import RewardSource, reward_sources
 from gpt_modules.training.rl.rollout import (
     Scored,
@@ -33,7 +35,15 @@ from gpt_modules.training.rl.rollout import (
     score_responses,
     value_responses,
 )
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, Sampling, SamplingConfig, Shaping
+from gpt_modules.training.rl.settings import (
+    ClipConfig,
+    CriticConfig,
+    KLConfig,
+    PtxConfig,
+    Sampling,
+    SamplingConfig,
+    Shaping,
+)
 from gpt_modules.training.rl.shaping import (
     Rollout,
     over_processes,
@@ -73,6 +83,7 @@ class PPOModule(L.LightningModule):
         kl: the penalty.
         clip: the trust region.
         critic: the value function.
+        ptx: pretraining text that the policy goes on learning.
         gamma: discount. InstructGPT: none.
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: score of a response that did not end, in place of the reward's; None trusts the reward.
@@ -101,6 +112,7 @@ class PPOModule(L.LightningModule):
         kl: KLConfig = KLConfig(),
         clip: ClipConfig = ClipConfig(),
         critic: CriticConfig = CriticConfig(),
+        ptx: PtxConfig = PtxConfig(),
         gamma: float = 1.0,
         lam: float = 0.95,
         missing_eos_score: float | None = -1.0,
@@ -126,10 +138,10 @@ class PPOModule(L.LightningModule):
         self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
-        self.critic_config = typed(CriticConfig, critic)
+        self.critic_config, self.ptx_config = typed(CriticConfig, critic), typed(PtxConfig, ptx)
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
-        refuse_idle(self, kl=self.kl_config, clip=self.clip_config)
+        refuse_idle(self, kl=self.kl_config, clip=self.clip_config, ptx=self.ptx_config)
         if not self.clip_config.value_coef:
             reason = "clip.value_coef is 0, so the critic does not learn"
             expect_idle("critic.lr", self.critic_config.lr, [None], reason)
@@ -140,6 +152,7 @@ class PPOModule(L.LightningModule):
         expect(not taken, "monitors", taken, "names that no metric of PPO has")
         spread = [SPREAD] if any(source.ensemble for source in self.reward_sources) else []
         self.held_out = HeldOut(*MEASURED, *spread, *self.monitor_sources)
+        self.held_out_pretraining = HeldOutText()
         self.rollout: Rollout | None = None
         self.frontier: list[tuple[float, float]] = []
         self._experience: ExperienceLoader | None = None
@@ -170,6 +183,7 @@ class PPOModule(L.LightningModule):
         if self.frozen.opened:
             return
         artefacts.check_vocabulary(self, self.policy.config)
+        artefacts.check_beside(self, self.policy.config)
         tokenizer, init_from = artefacts.datamodule_tokenizer(self), self.hparams["init_from"]
         for folder in sorted({self.frozen.reference_folder, self.critic_folder} - {init_from}):
             check_tokenizer(folder, tokenizer)
@@ -187,14 +201,31 @@ class PPOModule(L.LightningModule):
 
     def experience_loader(self) -> ExperienceLoader:
         """What the datamodule hands to the Trainer."""
-        hparams, trainer = self.hparams, self.trainer
-        parts = Parts(hparams["ppo_epochs"], hparams["minibatches"], trainer.accumulate_grad_batches)
-        episodes = trainer.datamodule.episodes  # type: ignore[attr-defined]
-        self._experience = ExperienceLoader(
-            self, parts, episodes, hparams["seed"], self.global_rank, trainer.world_size
-        )
+        hparams, place = self.hparams, (self.global_rank, self.trainer.world_size)
+        parts = Parts(hparams["ppo_epochs"], hparams["minibatches"], self._accumulate)
+        episodes = self.trainer.datamodule.episodes  # type: ignore[attr-defined]
+        ptx = self._ptx_steps(episodes // parts.minibatches, *place)
+        self._experience = ExperienceLoader(self, parts, episodes, hparams["seed"], *place, ptx)
+        self.trainer.accumulate_grad_batches = self._experience.parts.micro_batches
         self._restore_experience()
         return self._experience
+
+    def _ptx_steps(self, episodes: int, rank: int, world: int) -> PtxSteps | None:
+        """The pretraining text of optimizer steps of so many episodes; None: it is not learnt."""
+        text, ptx = artefacts.pretraining_text(self), self.ptx_config
+        if not ptx.coef:
+            return None
+        if text is None:
+            raise UserError(f"model.init_args.ptx.coef: found {ptx.coef}, expected 0 or data with `pretraining` text")
+        return PtxSteps(text, ptx.windows * episodes, rank, world)
+
+    def setup(self, stage: str) -> None:
+        """What the recipe accumulates; micro-batches of pretraining text are added to it while a fit lasts."""
+        self._accumulate = self.trainer.accumulate_grad_batches
+
+    def teardown(self, stage: str) -> None:
+        """The Trainer's own again."""
+        self.trainer.accumulate_grad_batches = self._accumulate
 
     def _restore_experience(self) -> None:
         """Once both are there: the loader, and what a checkpoint held of it."""
@@ -244,11 +275,14 @@ class PPOModule(L.LightningModule):
 
     # --- update ---
 
-    def training_step(self, batch: Experience, batch_idx: int) -> Tensor:
-        """Clipped policy loss plus the clipped value loss, over response tokens."""
+    def training_step(self, batch: Experience | PtxBatch, batch_idx: int) -> Tensor:
+        """Clipped policy loss plus the clipped value loss, over response tokens; or the loss of pretraining text."""
         assert self.rollout is not None
-        rollout = self.rollout.take(batch.rows)
-        loss, shares = update_loss(self._outputs(rollout), rollout, self.clip_config, batch.normaliser)
+        if isinstance(batch, PtxBatch):
+            loss, shares = ptx_loss(self.policy, batch, self.ptx_config.coef)
+        else:
+            rollout = self.rollout.take(batch.rows)
+            loss, shares = update_loss(self._outputs(rollout), rollout, self.clip_config, batch.normaliser)
         self.step.add(shares)
         self.log_dict(self.watch.shown, prog_bar=True, logger=False)
         return loss
@@ -275,16 +309,22 @@ class PPOModule(L.LightningModule):
         optimizer = optimizers.build(groups, config)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 
-    def work(self, batch: Experience) -> tuple[float, str]:
-        """Episodes: each is visited once an epoch, and counts a share each time."""
-        return len(batch.rows) / self.hparams["ppo_epochs"], "episodes"
+    def work(self, batch: Experience | PtxBatch) -> tuple[float, str]:
+        """Episodes: each is visited once an epoch, and counts a share each time; pretraining text is none."""
+        episodes = 0 if isinstance(batch, PtxBatch) else len(batch.rows)
+        return episodes / self.hparams["ppo_epochs"], "episodes"
 
     # --- validation ---
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def validation_step(
+        self, batch: PromptBatch | TokenBatch | PackedBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Sample answers to held-out prompts with the same noise each time; score them with the reward and the
-        monitors.
+        monitors. The second loader has held-out pretraining text.
         """
+        if not isinstance(batch, PromptBatch):
+            self.held_out_pretraining.read(self.policy, batch)
+            return
         if not len(batch.lengths):
             return
         scored = self._score(batch, VALIDATION)
@@ -293,7 +333,9 @@ class PPOModule(L.LightningModule):
         self.held_out.add(**measured, **monitored)
 
     def on_validation_epoch_end(self) -> None:
-        """Means over the held-out prompts, and the reward-against-KL figure."""
+        """Means over the held-out prompts, and the reward-against-KL figure; of pretraining text
+        `val/pretraining_perplexity`, whose rise is the alignment tax.
+        """
         values = self._log_means("val")
         if not self.trainer.sanity_checking and self.trainer.state.fn == "fit":
             self.frontier.append((values["val/kl"], values["val/score"]))
@@ -302,9 +344,9 @@ class PPOModule(L.LightningModule):
             kl, score = zip(*self.frontier, strict=True)
             writer.add_figure("val/score_against_kl", frontier_figure(list(kl), list(score)), self.global_step)
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
+    def test_step(self, batch: PromptBatch | TokenBatch | PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
-        self.validation_step(batch, batch_idx)
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """The same means as `test/...`."""
@@ -317,6 +359,8 @@ class PPOModule(L.LightningModule):
         if (temperature := self.sampling_config.eval_temperature) is not None:
             values[f"{stage}/temperature"] = float(temperature)
         self.log_dict(values, sync_dist=True)  # equal on all processes; said, as Lightning warns otherwise
+        if artefacts.pretraining_text(self) is not None:
+            self.held_out_pretraining.log(self, stage, "pretraining_")
         return values
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
@@ -333,7 +377,7 @@ class PPOModule(L.LightningModule):
 
     def sample_rows(self) -> list[dict[str, str]]:
         """Held-out prompts, the reference's answer, the policy's answer with the same noise, and their scores."""
-        batch = next(iter(self.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
+        batch = next(iter(self.trainer.datamodule.predict_dataloader()))  # type: ignore[attr-defined]
         batch = PromptBatch(*(field[: self.hparams["sample_prompts"]].to(self.device) for field in batch))
         if not len(batch.lengths):
             return []

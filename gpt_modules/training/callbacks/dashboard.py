@@ -89,6 +89,7 @@ PPO_LAYOUT = {
         "clip fraction": _chart("policy/clip_fraction", "value/clip_fraction"),
         "ratio": _chart("policy/ratio"),
         "loss": _chart("loss/policy"),
+        "pretraining text, nats a token": _chart("loss/ptx", "val/pretraining_loss"),
     },
     "3 critic": {
         "explained variance": _chart("value/explained_variance"),

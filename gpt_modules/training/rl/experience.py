@@ -1,7 +1,6 @@
 """The loader over an iteration's rollout: epochs of minibatches in a seeded order, resumable in the middle."""
 
 from collections.abc import Iterator
-from math import prod
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.documents import Count, Positive, typed
+from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps
 from gpt_modules.training.rl.shaping import Rollout
 
 
@@ -41,23 +41,33 @@ class Owner(Protocol):
 
 
 class Parts(NamedTuple):
-    """How a rollout is cut: passes over it, optimizer steps of a pass, micro-batches of a step on each process."""
+    """How a rollout is cut: passes over it, optimizer steps of a pass, micro-batches of a step on each process; and
+    micro-batches of pretraining text before those.
+    """
 
     epochs: int
     minibatches: int
     accumulate: int
+    ptx: int = 0
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step, of either kind."""
+        return self.accumulate + self.ptx
 
 
 class Place(NamedTuple):
     """What a checkpoint says of the loader, see `ExperienceLoader.state`."""
 
     position: Count
-    parts: tuple[Positive, Positive, Positive]
+    parts: tuple[Positive, Positive, Positive, Count]
     rollout: list[Any] | None
 
 
 class ExperienceLoader:
-    """Yields `epochs x minibatches x accumulate` micro-batches of the owner's current rollout.
+    """Yields `epochs x minibatches` optimizer steps of the owner's current rollout, each in its micro-batches: first
+    those of pretraining text, if there is some, then those of experience. The last one brings the processes' gradients
+    together, and only experience has a gradient for all that learns.
 
     Which episodes make a minibatch is a function of (seed, iteration), the same for any number of processes: each takes
     every `world`-th of them.
@@ -67,38 +77,49 @@ class ExperienceLoader:
     it. Iteration is lazy, as Lightning calls `iter` before the rollout exists.
     """
 
-    def __init__(self, owner: Owner, parts: Parts, episodes: int, seed: int, rank: int, world: int) -> None:
+    def __init__(
+        self, owner: Owner, parts: Parts, episodes: int, seed: int, rank: int, world: int, ptx: PtxSteps | None = None
+    ) -> None:
         least = parts.minibatches * parts.accumulate * world
         if episodes < least:
             raise UserError(
                 f"data.init_args.episodes: found {episodes}, expected at least minibatches x accumulate_grad_batches x "
                 f"processes = {least}"
             )
-        self.owner, self.parts, self.seed, self.rank, self.world = owner, parts, seed, rank, world
+        self.owner, self.seed, self.rank, self.world = owner, seed, rank, world
+        self.ptx, self.parts = ptx, parts._replace(ptx=0 if ptx is None else ptx.micro_batches)
         self.position = 0
         self._resumed = False
 
     def __len__(self) -> int:
-        return self.parts.epochs * self.parts.minibatches * self.parts.accumulate
+        return self.parts.epochs * self.parts.minibatches * self.parts.micro_batches
 
-    def __iter__(self) -> Iterator[Experience]:
+    def __iter__(self) -> Iterator[Experience | PtxBatch]:
         resumed, self._resumed = self._resumed, False
         start, rollout = (self.position, self.owner.rollout) if resumed else (0, self.owner.collect())
         assert rollout is not None
-        plan, accumulate = self._plan(len(rollout.tokens)), self.parts.accumulate
-        tokens = rollout.mask.sum(1).cpu()
+        plan, tokens = self._plan(len(rollout.tokens)), rollout.mask.sum(1).cpu()
         for index in range(start, len(self)):
             self.position = index + 1
-            first = index // accumulate * accumulate
-            counted = sum(int(tokens[rows].sum()) for rows in plan[first : first + accumulate])
-            yield Experience(plan[index][self.rank :: self.world], counted / (accumulate * self.world))
+            step, part = divmod(index, self.parts.micro_batches)
+            if self.ptx is not None and part < self.parts.ptx:
+                number = self.owner.iteration * self.parts.epochs * self.parts.minibatches + step
+                yield PtxBatch(self.ptx.batch(number, part), self._share(self.ptx.tokens))
+            else:
+                counted = sum(int(tokens[rows].sum()) for rows in plan[step])
+                rows = plan[step][part - self.parts.ptx]
+                yield Experience(rows[self.rank :: self.world], self._share(counted))
 
-    def _plan(self, episodes: int) -> list[Tensor]:
-        """Row numbers of each micro-batch of all processes together."""
+    def _share(self, counted: int) -> float:
+        """The normaliser of a step's tokens: Lightning divides by micro-batches, and averages over processes."""
+        return counted / (self.parts.micro_batches * self.world)
+
+    def _plan(self, episodes: int) -> list[tuple[Tensor, ...]]:
+        """Row numbers of all processes together, by step and micro-batch."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.owner.iteration)
         orders = [torch.randperm(episodes, generator=generator) for _ in range(self.parts.epochs)]
         minibatches = [rows for order in orders for rows in order.tensor_split(self.parts.minibatches)]
-        return [rows for minibatch in minibatches for rows in minibatch.tensor_split(self.parts.accumulate)]
+        return [minibatch.tensor_split(self.parts.accumulate) for minibatch in minibatches]
 
     def state(self) -> dict[str, Any]:
         """The place and, inside an iteration, its rollout."""
@@ -118,10 +139,10 @@ class ExperienceLoader:
         if found.rollout is None:
             return
         if found.parts != self.parts:
-            then, now = (" x ".join(map(str, parts)) for parts in (found.parts, self.parts))
+            then, now = (" x ".join(map(str, parts[:3])) + f" + {parts[3]}" for parts in (found.parts, self.parts))
             raise UserError(
-                f"--ckpt_path: found ppo_epochs x minibatches x accumulate_grad_batches = {now}, expected {then} as "
-                "the checkpoint was written inside an iteration; change them from one between iterations"
+                f"--ckpt_path: found ppo_epochs x minibatches x accumulate_grad_batches + ptx's = {now}, expected "
+                f"{then} as the checkpoint was written inside an iteration; change them from one between iterations"
             )
         self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in found.rollout))
         self.position, self._resumed = found.position, True
@@ -143,7 +164,8 @@ def read_place(state: object) -> Place:
         UserError: it did not; with the key.
     """
     place: Place = typed(Place, state, "ppo: experience")
-    last = prod(place.parts) - 1 if place.rollout is not None else 0
+    epochs, minibatches, *micro_batches = place.parts
+    last = epochs * minibatches * sum(micro_batches) - 1 if place.rollout is not None else 0
     fits = (place.rollout is not None) <= place.position <= last
     expect(fits, "ppo: experience.position", place.position, f"1 to {last}" if last else "0 where there is no rollout")
     if place.rollout is not None:

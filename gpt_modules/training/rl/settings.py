@@ -79,6 +79,30 @@ class CriticConfig:
             expect_number("critic.lr", self.lr, "[0, inf)")
 
 
+@dataclass(frozen=True)
+class PtxConfig:
+    """Pretraining text beside the experience of each optimizer step, PPO-ptx; the text is the data's `pretraining`.
+
+    Args:
+        coef: weight of the mean cross-entropy, nats a pretraining token, beside the policy's loss, a mean over response
+            tokens of whitened advantages times ratios. InstructGPT's gamma is 27.8 on a scale that it does not tell:
+            equation 2 has log-probabilities of whole texts and scores that are not whitened. 0: the text is measured,
+            not learnt.
+        windows: of pretraining text for every episode of a step; InstructGPT 8.
+    """
+
+    coef: float = 0.0
+    windows: int = 8
+
+    def __post_init__(self) -> None:
+        expect_number("ptx.coef", self.coef, "[0, inf)")
+        expect_number("ptx.windows", self.windows, "[1, inf)", whole=True)
+
+    def idle(self) -> dict[str, str]:
+        """How much text nobody learns from."""
+        return {} if self.coef else {"windows": "ptx.coef is 0, so no text is learnt"}
+
+
 class Sampling(NamedTuple):
     """How responses are drawn.
 

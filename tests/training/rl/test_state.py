@@ -10,7 +10,7 @@ STATE = {"iteration": -1, "kl_coef": 0.0, "frontier": [], "frozen": {}, "experie
 
 def test_it_is_read_as_it_was_written():
     written = {"kl_coef": 0.25, "frontier": [[0.5, 1.5]], "frozen": {"runs/reward": "ab", "f": None}}
-    place = {"position": 0, "parts": [2, 2, 1], "rollout": None}
+    place = {"position": 0, "parts": [2, 2, 1, 0], "rollout": None}
     for iteration, experience in ((-1, None), (-1, place), (3, place)):
         found = read_state({"ppo": {"iteration": iteration, **written, "experience": experience}, "epoch": 4})
         assert found == (iteration, 0.25, [(0.5, 1.5)], written["frozen"], experience)
@@ -24,7 +24,10 @@ def test_it_is_read_as_it_was_written():
         ({"iteration": 0.5}, "ppo.iteration: found 0.5, expected a whole number"),
         ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
         ({"iteration": 0}, "ppo: experience: found None, expected a mapping of keys"),
-        ({"experience": {"position": 3, "parts": [1, 1, 1], "rollout": None}}, "ppo: experience.position: found 3, "),
+        (
+            {"experience": {"position": 3, "parts": [1, 1, 1, 0], "rollout": None}},
+            "ppo: experience.position: found 3, ",
+        ),
     ],
 )
 def test_a_state_that_is_none_of_ppos_is_told(changes, line):
