@@ -2,7 +2,8 @@
 
 Plain gradient descent without clipping, for it moves weights by exactly the rate times the gradient: Adam would forgive
 a gradient of half the size. The data are uneven on purpose: texts and answers of unequal length, a last accumulation
-window that is short, and 9 validation rows, of which the second process has none in the last batch.
+window that is short, windows of pretraining text of which one process has more, and 9 validation rows, of which the
+second process has none in the last batch.
 """
 
 import json
@@ -78,6 +79,11 @@ def uneven(micro, tmp_path_factory):
             given |= {"model__config": None}
         if word == "ppo":
             given |= {"model__rewards": dry(micro.reward), "model__whiten_rewards": True}
+        if word in ("sft", "ppo"):
+            given |= {"data__pretraining": {"train": str(micro.pretraining), "context": 16, "batch_size": 3}}
+            given |= {"sft": {"data__pretraining_fraction": 0.3}, "ppo": {"model__ptx": {"coef": 0.5, "windows": 2}}}[
+                word
+            ]
         if word == "finetuning":
             given |= {"model__classifier_dropout": 0.0}
         if word == "maml":

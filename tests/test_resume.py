@@ -36,8 +36,13 @@ def digests(root, word):
 
 
 def write_recipe(micro, word, root, **changes):
+    """With pretraining text beside what a word can have it beside."""
     root.parent.mkdir(parents=True, exist_ok=True)
     path = root.with_suffix(".yaml")
+    if word in ("sft", "ppo"):
+        changes = {"data__pretraining": {"train": str(micro.pretraining), "context": 16, "batch_size": 4}, **changes}
+    if word == "ppo":
+        changes = {"model__ptx": {"coef": 0.5, "windows": 2}, **changes}
     path.write_text(json.dumps(micro.recipe(word, root, **changes)))
     return path
 

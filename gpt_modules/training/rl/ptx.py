@@ -62,4 +62,5 @@ def ptx_loss(model: GPT, batch: PtxBatch, coef: float) -> tuple[Float[Tensor, ""
     """`coef` times the share of a micro-batch in the step's mean cross-entropy, nats a token; with its statistics."""
     total, _ = next_token_loss(model, batch.windows)
     mean = total / batch.normaliser
-    return coef * mean, {"train/loss": coef * mean, "loss/ptx": mean}
+    loss = coef * mean
+    return loss, {"train/loss": loss, "loss/ptx": mean}

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, Shaping
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, PtxConfig, Shaping
 
 # What each field takes at its edges; all else of NASTY is refused.
 TAKEN = {
@@ -18,6 +18,7 @@ TAKEN = {
     "clip.value": {0.5, 1e30, math.inf},
     "clip.value_coef": {0.0, 0.5, 1e30},
     "critic.lr": {None, 0.0, 0.5, 1.0, 1e30},
+    "ptx.coef": {0.0, 0.5, 1.0, 1e30},
     "gamma": {0.0, 0.5, 1.0},
     "lam": {0.0, 0.5, 1.0},
     "missing_eos_score": {None, 0.0, 0.5, 1.0, 1e30, -1.0},
@@ -26,9 +27,10 @@ NASTY = [0.0, 0.5, 1.0, 1e30, -1.0, math.inf, -math.inf, math.nan]
 
 
 def fields():
-    for kind, prefix in ((KLConfig, "kl."), (ClipConfig, "clip."), (CriticConfig, "critic."), (Shaping, "")):
+    groups = {"kl.": KLConfig, "clip.": ClipConfig, "critic.": CriticConfig, "ptx.": PtxConfig, "": Shaping}
+    for prefix, kind in groups.items():
         for field in dataclasses.fields(kind):
-            if field.type in (float, int, float | None, int | None):
+            if field.type in (float, float | None):
                 yield kind, field.name, prefix + field.name
 
 
@@ -49,12 +51,18 @@ def test_a_coefficient_of_zero_cannot_be_steered():
         KLConfig(coef=0.0, target=6.0)
 
 
+def test_a_step_with_text_has_some():
+    with pytest.raises(UserError, match=r"^ptx\.windows: found 0, expected a whole number in \[1, inf\)$"):
+        PtxConfig(coef=1.0, windows=0)
+
+
 def test_the_defaults_are_published_ones():
     """Stiennon et al. 2020: beta 0.05, lambda 0.95, no discount; the code of Ziegler et al. 2019: a horizon of 10000
     episodes, both clips 0.2, a value loss that weighs 0.1, whitened advantages; but not its whitened rewards.
     """
     assert KLConfig() == KLConfig(coef=0.05, target=None, horizon=10_000)
     assert ClipConfig() == ClipConfig(ratio=0.2, value=0.2, value_coef=0.1)
+    assert PtxConfig() == PtxConfig(coef=0.0, windows=8), "appendix C.4: 8 times as many as episodes"
     assert Shaping() == Shaping(1.0, 0.95, missing_eos_score=-1.0, whiten_rewards=False, whiten_advantages=True)
 
 
