@@ -90,7 +90,8 @@ class Epoch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "word", ["finetuning", "reward", "reward with LoRA", "sft", "sft with LoRA", "pretraining", "maml", "reptile", "dpo"]
+    "word",
+    ["finetuning", "reward", "reward with LoRA", "sft", "sft with LoRA", "pretraining", "maml", "reptile", "dpo"],
 )
 def test_a_step_of_any_procedure_is_that_of_one_batch_and_so_is_the_last_of_an_epoch(procedure, fit, word):
     """Five examples, two a step: the last has one, and would count half as a mean over two micro-batches."""
