@@ -60,10 +60,11 @@ class RewardModel(nn.Module):
     bias: Tensor
     scale: Tensor
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, decoder: Decoder | None = None) -> None:
+        """Args: decoder: another model's trunk of this configuration, to stand on; left out: a new one."""
         super().__init__()
         self.config = config
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config) if decoder is None else decoder
         self.head = ScalarHead(config.n_embd)
         self.register_buffer("bias", torch.tensor(0.0, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(1.0, dtype=torch.float32))

@@ -13,6 +13,7 @@ from gpt_modules.functional.adaptation import (
 )
 from gpt_modules.functional.advantages import generalized_advantage_estimation
 from gpt_modules.functional.best_of_n import best_of_n_kl, best_of_n_mean
+from gpt_modules.functional.diversity import distinct_ngrams, repeated_ngrams
 from gpt_modules.functional.ensembles import Combination, combine_ensemble, ensemble_spread
 from gpt_modules.functional.kl import adaptive_kl_coef, kl_estimate, kl_shaped_rewards
 from gpt_modules.functional.logprobs import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
@@ -50,6 +51,7 @@ __all__ = [
     "clipped_value_loss",
     "combine_ensemble",
     "deviation_correlation",
+    "distinct_ngrams",
     "dpo_losses",
     "ensemble_spread",
     "entropy",
@@ -73,6 +75,7 @@ __all__ = [
     "ranking_loss",
     "ranking_losses",
     "ranking_pairs",
+    "repeated_ngrams",
     "response_positions",
     "row_deviations",
     "row_mean_weights",

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.muon import MuonAdamW
+from gpt_modules.training.tf_adam import EpsilonHatAdamW
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class OptimizerConfig:
             Where low-rank updates learn, the matrices are their factors.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
         eps: added to the root of the second moment; RLHF codes use 1e-5.
+        eps_hat: add it to the root of the uncorrected moment, as TensorFlow's Adam does and with it the codes of
+            Ziegler et al. 2019: shorter steps at first, see `EpsilonHatAdamW`.
         weight_decay: decoupled decay of tensors with two or more dimensions; biases and gains are never decayed
             (GPT-1, section 4.1). Plain gradient descent takes it as a penalty.
         sgd: plain gradient descent, without momentum: what a meta-learned initialisation was made to be fine-tuned by,
@@ -42,6 +45,7 @@ class OptimizerConfig:
     muon_lr: float | None = None
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
+    eps_hat: bool = False
     weight_decay: float = 0.1
     sgd: bool = False
 
@@ -58,7 +62,7 @@ class OptimizerConfig:
 
     def idle(self) -> dict[str, str]:
         """Moments, where there are none."""
-        return dict.fromkeys(("betas", "eps"), "sgd has no moments") if self.sgd else {}
+        return dict.fromkeys(("betas", "eps", "eps_hat"), "sgd has no moments") if self.sgd else {}
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,9 @@ def keep_settings(optimizer: Optimizer) -> None:
         part.register_load_state_dict_pre_hook(_accumulated)
 
 
-_ACCUMULATES = {"AdamW": {"step", "exp_avg", "exp_avg_sq"}, "Muon": {"momentum_buffer"}, "SGD": {"momentum_buffer"}}
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+_MOMENTUM = {"momentum_buffer"}
+_ACCUMULATES = {"AdamW": _ADAMW, "EpsilonHatAdamW": _ADAMW, "Muon": _MOMENTUM, "SGD": _MOMENTUM}
 
 
 def _accumulated(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -206,7 +212,8 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
     muon = _muon(list(matrices.values()), config) if config.muon_lr else None
     if muon is not None and not kept:  # low-rank updates of matrices, and nothing else
         return muon
-    adamw = torch.optim.AdamW(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    kind = EpsilonHatAdamW if config.eps_hat else torch.optim.AdamW
+    adamw = kind(kept, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     # Fused AdamW can unscale fp16 gradients itself, and for that Lightning refuses to clip under any mixed precision.
     # Without the mark gradients are unscaled before the clip, which is what clipping needs.
     adamw._step_supports_amp_scaling = False

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, RewardModel
 from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
@@ -20,17 +22,20 @@ from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.language import HeldOutText
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import HeldOut
+from gpt_modules.training.processes import HeldOut, gathered, joined
 from gpt_modules.training.rl.answers import predictions, side_by_side
+from gpt_modules.training.rl.average import Average
+from gpt_modules.training.rl.early_stop import StepsTaken
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
-from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
+from gpt_modules.training.rl.gradients import clip_gradients, drop_gradients, grad_norm, named_groups, touch
+from gpt_modules.training.rl.models import check_fit, critic_folder, on_trunk, open_critic, shared_critic
 from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps, ptx_loss
 from gpt_modules.training.rl.rewards import RewardSource, reward_sources
 from gpt_modules.training.rl.rollout import (
     Scored,
     inference,
-    response_logprobs,
+    response_outputs,
     response_values,
     score_responses,
     value_responses,
@@ -38,6 +43,8 @@ from gpt_modules.training.rl.rollout import (
 from gpt_modules.training.rl.settings import (
     ClipConfig,
     CriticConfig,
+    EarlyStop,
+    EMAConfig,
     KLConfig,
     PtxConfig,
     Sampling,
@@ -46,6 +53,7 @@ from gpt_modules.training.rl.settings import (
 )
 from gpt_modules.training.rl.shaping import (
     Rollout,
+    diversity,
     over_processes,
     response_statistics,
     rollout_statistics,
@@ -57,8 +65,9 @@ from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch
 from gpt_modules.training.sharding import refuse_sharding
 
-MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended")  # of a held-out response
+MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended", "repetition")  # of a held-out response
 SPREAD = "reward_spread"  # too, where an ensemble rewards
+_NO_ANSWER = (torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool))  # of a process without rows
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 
 
@@ -84,6 +93,8 @@ class PPOModule(L.LightningModule):
         clip: the trust region.
         critic: the value function.
         ptx: pretraining text that the policy goes on learning.
+        ema: an average of the policy's weights; None: none is kept.
+        early_stop: when the rest of an iteration's steps is left out.
         gamma: discount. InstructGPT: none.
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: score of a response that did not end, in place of the reward's; None trusts the reward.
@@ -95,8 +106,6 @@ class PPOModule(L.LightningModule):
         sample_prompts: how many held-out prompts the sample table shows.
         seed: of sampling and of the minibatch order.
     """
-
-    also_exports = ("critic",)
 
     def __init__(
         self,
@@ -113,6 +122,8 @@ class PPOModule(L.LightningModule):
         clip: ClipConfig = ClipConfig(),
         critic: CriticConfig = CriticConfig(),
         ptx: PtxConfig = PtxConfig(),
+        ema: EMAConfig | None = None,
+        early_stop: EarlyStop = EarlyStop(),
         gamma: float = 1.0,
         lam: float = 0.95,
         missing_eos_score: float | None = -1.0,
@@ -139,27 +150,38 @@ class PPOModule(L.LightningModule):
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
         self.critic_config, self.ptx_config = typed(CriticConfig, critic), typed(PtxConfig, ptx)
+        self.ema_config = None if ema is None else typed(EMAConfig, ema)
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
         refuse_idle(self, kl=self.kl_config, clip=self.clip_config, ptx=self.ptx_config)
         if not self.clip_config.value_coef:
-            reason = "clip.value_coef is 0, so the critic does not learn"
-            expect_idle("critic.lr", self.critic_config.lr, [None], reason)
+            for name in ("lr", "warmup", "max_norm"):
+                found, default = getattr(self.critic_config, name), getattr(CriticConfig(), name)
+                expect_idle(f"critic.{name}", found, [default], "clip.value_coef is 0, so the critic does not learn")
         self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
         taken = sorted({"score_std", "temperature", SPREAD, *MEASURED} & self.monitor_sources.keys())
         expect(not taken, "monitors", taken, "names that no metric of PPO has")
         spread = [SPREAD] if any(source.ensemble for source in self.reward_sources) else []
-        self.held_out = HeldOut(*MEASURED, *spread, *self.monitor_sources)
-        self.held_out_pretraining = HeldOutText()
+        measured = [*MEASURED, *spread, *self.monitor_sources]
+        self.held_out = HeldOut(*(prefix + name for prefix in self._prefixes for name in measured))
+        self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {prefix: [] for prefix in self._prefixes}
+        self.held_out_pretraining = {prefix: HeldOutText() for prefix in self._prefixes}
         self.rollout: Rollout | None = None
         self.frontier: list[tuple[float, float]] = []
         self._experience: ExperienceLoader | None = None
         self._cut_off: dict[str, Any] | None = None
         self.watch, self.step = RolloutWatch(max_new_tokens, missing_eos_score), StepStatistics()
+        self.steps = StepsTaken(typed(EarlyStop, early_stop))
+        self.average: Average | None = None
         self.policy: GPT
         self.critic: RewardModel
+
+    @property
+    def _prefixes(self) -> list[str]:
+        """Of the metrics of a validation, one for each model that answers."""
+        return ["", "ema/"] if self.ema_config is not None and self.ema_config.export == "beside" else [""]
 
     # --- models ---
 
@@ -170,12 +192,18 @@ class PPOModule(L.LightningModule):
             return
         init_from = self.hparams["init_from"]
         self.policy = artefacts.open_gpt(None, init_from, **artefacts.dropout_changes(0.0))
-        self.critic_folder = critic_folder(self.critic_config.init_from, self.reward_sources, init_from)
-        self.critic = open_critic(self.critic_folder, self.reward_sources)
+        self.average = None if self.ema_config is None else Average(self.policy, self.ema_config.decay)
+        told, shared = self.critic_config.init_from, self.critic_config.shared_trunk
+        self.critic_folder = critic_folder(told, [] if shared else self.reward_sources, init_from)
+        if shared:
+            self.critic = shared_critic(self.policy, told, self.reward_sources)
+        else:
+            self.critic = open_critic(self.critic_folder, self.reward_sources)
         reference = self.hparams["reference_from"]
         self.frozen = Frozen(init_from if reference is None else reference, self.reward_sources, self.monitor_sources)
         if self.hparams["compile"]:
-            for decoder in (self.policy.decoder, self.critic.decoder, self.frozen.reference.decoder):
+            models = (self.policy, self.critic, self.frozen.reference)
+            for decoder in dict.fromkeys(model.decoder for model in models):
                 decoder.compile_blocks()
 
     def on_fit_start(self) -> None:
@@ -193,6 +221,8 @@ class PPOModule(L.LightningModule):
         config = self.sampling_config
         self.sampling = Sampling(most, temperature, config.ends(tokenizer), config.truncate_after)
         check_fit(self.policy.config, readers, longest, most, int(self.sampling.ends != (tokenizer.eos_id,)))
+        if self.average is not None:
+            self.average.to(self.device)
 
     # A validation of its own has no fit.
     on_validation_start = on_test_start = on_predict_start = on_fit_start
@@ -239,8 +269,9 @@ class PPOModule(L.LightningModule):
         if draw == VALIDATION:
             sampling = sampling._replace(draw=self.sampling_config.eval_temperature)
         with inference(self):
+            frozen, policy = self.frozen, policy or self.policy
             return score_responses(
-                policy or self.policy, self.frozen.reference, self.frozen.reward, prompts, sampling, key, rows
+                policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, self.critic
             )
 
     def collect(self) -> Rollout:
@@ -249,6 +280,7 @@ class PPOModule(L.LightningModule):
         """
         started = time.perf_counter()
         self.iteration += 1
+        self.steps.begin()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         own = data.prompts(self.iteration, self.global_rank, self.trainer.world_size)
         prompts = PromptBatch(*(field.to(self.device) for field in own))
@@ -270,7 +302,7 @@ class PPOModule(L.LightningModule):
 
     def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
         config = self.kl_config
-        if config.target is not None:
+        if config.target is not None and not self.warming_up:
             self.kl_coef = adaptive_kl_coef(self.kl_coef, kl, config.target, config.horizon, episodes)
 
     # --- update ---
@@ -278,6 +310,8 @@ class PPOModule(L.LightningModule):
     def training_step(self, batch: Experience | PtxBatch, batch_idx: int) -> Tensor:
         """Clipped policy loss plus the clipped value loss, over response tokens; or the loss of pretraining text."""
         assert self.rollout is not None
+        if self.steps.stopped:
+            return touch(self.parameters())
         if isinstance(batch, PtxBatch):
             loss, shares = ptx_loss(self.policy, batch, self.ptx_config.coef)
         else:
@@ -289,22 +323,59 @@ class PPOModule(L.LightningModule):
 
     def _outputs(self, rollout: Rollout) -> Outputs:
         tokens, prompt_lengths, responses, _ = rollout[:4]
-        logprobs, entropy = response_logprobs(
-            self.policy, tokens, prompt_lengths, responses, self.hparams["temperature"]
+        logprobs, entropy, values = response_outputs(
+            self.policy, self.critic, tokens, prompt_lengths, responses, self.hparams["temperature"]
         )
-        return Outputs(logprobs, entropy, response_values(self.critic, tokens, prompt_lengths, responses.shape[1]))
+        if values is None:
+            values = response_values(self.critic, tokens, prompt_lengths, responses.shape[1])
+        return Outputs(logprobs, entropy, values)
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
+    @property
+    def warming_up(self) -> bool:
+        """Whether the critic alone learns in this iteration."""
+        return self.iteration < self.critic_config.warmup
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The step's statistics: what its micro-batches and its processes have of them, together."""
-        self.log_dict(self.step.close(self.trainer.strategy))
+        stopped, statistics = self.steps.stopped, {}
+        if not stopped:
+            statistics = self.step.close(self.trainer.strategy)
+            stopped = not self.steps.takes(statistics, self.iteration)
+        if stopped or self.warming_up:
+            drop_gradients(self.parameters() if stopped else self.policy.parameters())
+        norms = {f"{name}/grad_norm": grad_norm(parameters) for name, parameters in named_groups(optimizer).items()}
+        self.log_dict(statistics | norms)
+        if self.steps.bounded and self.trainer.is_last_batch and self.logger is not None:
+            self.logger.log_metrics({"update/steps": float(self.steps.taken)}, step=self.global_step)
+
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Lightning's, and the average of where it leads; a step that is left out leads nowhere."""
+        super().optimizer_step(*arguments, **named)
+        if self.average is not None and not self.steps.stopped:
+            self.average.update(self.policy)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """The critic's gradient apart where it has a norm of its own; else the Trainer's clipping of all as one."""
+        if self.critic_config.max_norm is None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            groups = named_groups(optimizer)
+            clip_gradients(groups["policy"], gradient_clip_val, gradient_clip_algorithm)
+            clip_gradients(groups["value"], self.critic_config.max_norm, "norm")
 
     def configure_optimizers(self) -> Any:
-        """One AdamW, a group for the policy and one for the critic."""
+        """One AdamW, a group for the policy and one for the critic: its head, where it stands on the policy's trunk."""
         config = self.optimizer_config
         value_lr = config.lr if self.critic_config.lr is None else self.critic_config.lr
+        critic = self.critic.head if self.critic_config.shared_trunk else self.critic
         groups = [
             *optimizers.parameter_groups([self.policy], config.weight_decay, lr=config.lr, name="policy"),
-            *optimizers.parameter_groups([self.critic], config.weight_decay, lr=value_lr, name="value"),
+            *optimizers.parameter_groups([critic], config.weight_decay, lr=value_lr, name="value"),
         ]
         optimizer = optimizers.build(groups, config)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
@@ -316,6 +387,13 @@ class PPOModule(L.LightningModule):
 
     # --- validation ---
 
+    def answering(self) -> dict[str, GPT]:
+        """Whose answers a validation is of, and a table shows. The first is the one that `export` holds."""
+        if self.ema_config is None or self.average is None:
+            return {"policy": self.policy}
+        average = {"average": self.average.model(self.policy)}
+        return average if self.ema_config.export == "instead" else {"policy": self.policy} | average
+
     def validation_step(
         self, batch: PromptBatch | TokenBatch | PackedBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -323,14 +401,19 @@ class PPOModule(L.LightningModule):
         monitors. The second loader has held-out pretraining text.
         """
         if not isinstance(batch, PromptBatch):
-            self.held_out_pretraining.read(self.policy, batch)
+            for prefix, model in zip(self._prefixes, self.answering().values(), strict=True):
+                self.held_out_pretraining[prefix].read(model, batch)
             return
         if not len(batch.lengths):
             return
-        scored = self._score(batch, VALIDATION)
-        monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
-        measured = response_statistics(scored, self.kl_coef, self.shaping)
-        self.held_out.add(**measured, **monitored)
+        columns: dict[str, Tensor] = {}
+        for prefix, model in zip(self._prefixes, self.answering().values(), strict=True):
+            scored = self._score(batch, VALIDATION, model)
+            measured = response_statistics(scored, self.kl_coef, self.shaping)
+            measured |= {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
+            columns |= {prefix + name: values for name, values in measured.items()}
+            self._answers[prefix].append((scored.responses.cpu(), scored.mask.cpu()))
+        self.held_out.add(**columns)
 
     def on_validation_epoch_end(self) -> None:
         """Means over the held-out prompts, and the reward-against-KL figure; of pretraining text
@@ -355,19 +438,25 @@ class PPOModule(L.LightningModule):
     def _log_means(self, stage: str) -> dict[str, float]:
         columns = self.held_out.take()
         values = {f"{stage}/{name}": float(column.mean()) for name, column in columns.items()}
-        values[f"{stage}/score_std"] = float(columns["score"].std(unbiased=False))
         if (temperature := self.sampling_config.eval_temperature) is not None:
             values[f"{stage}/temperature"] = float(temperature)
+        for prefix, answers in self._answers.items():
+            values[f"{stage}/{prefix}score_std"] = float(columns[f"{prefix}score"].std(unbiased=False))
+            responses, mask = gathered([joined(parts) for parts in zip(_NO_ANSWER, *answers, strict=True)])
+            values |= {f"{stage}/{prefix}{name}": float(value) for name, value in diversity(responses, mask).items()}
+            answers.clear()
         self.log_dict(values, sync_dist=True)  # equal on all processes; said, as Lightning warns otherwise
         if artefacts.pretraining_text(self) is not None:
-            self.held_out_pretraining.log(self, stage, "pretraining_")
+            for prefix, text in self.held_out_pretraining.items():
+                text.log(self, stage, f"{prefix}pretraining_")
         return values
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Prompt, response and score of each row."""
         if not len(batch.lengths):
             return []
-        return predictions(self._score(batch, VALIDATION), artefacts.datamodule_tokenizer(self))
+        exported, *_ = self.answering().values()
+        return predictions(self._score(batch, VALIDATION, exported), artefacts.datamodule_tokenizer(self))
 
     def on_train_start(self) -> None:
         """A PPO run opens as a dashboard in TensorBoard's custom scalars."""
@@ -376,12 +465,14 @@ class PPOModule(L.LightningModule):
             writer.add_custom_scalars(PPO_LAYOUT)
 
     def sample_rows(self) -> list[dict[str, str]]:
-        """Held-out prompts, the reference's answer, the policy's answer with the same noise, and their scores."""
+        """Held-out prompts, the reference's answer, with the same noise the policy's and its average's, and their
+        scores.
+        """
         batch = next(iter(self.trainer.datamodule.predict_dataloader()))  # type: ignore[attr-defined]
         batch = PromptBatch(*(field[: self.hparams["sample_prompts"]].to(self.device) for field in batch))
         if not len(batch.lengths):
             return []
-        models = {"reference": self.frozen.reference, "policy": self.policy}
+        models = {"reference": self.frozen.reference, **self.answering()}
         answers = {name: self._score(batch, VALIDATION, model) for name, model in models.items()}
         return side_by_side(answers, artefacts.datamodule_tokenizer(self))
 
@@ -390,7 +481,9 @@ class PPOModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What is neither weights nor optimizer: the place of the run, and inside an iteration its experience."""
         experience = None if self._experience is None else self._experience.state()
-        state = State(self.iteration, self.kl_coef, self.frontier, self.frozen.digests, experience)
+        steps = (self.steps.taken, self.steps.stopped)
+        average = None if self.average is None else self.average.state()
+        state = State(self.iteration, self.kl_coef, self.frontier, self.frozen.digests, experience, steps, average)
         checkpoint["ppo"] = state._asdict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -398,6 +491,10 @@ class PPOModule(L.LightningModule):
         state = read_state(checkpoint)
         self.iteration, self.frozen.recorded = state.iteration, state.frozen
         self.frontier = state.frontier
+        self.steps.taken, self.steps.stopped = state.steps
+        if self.average is not None:
+            expect(state.average is not None, "model.init_args.ema", "an average", "none, as the checkpoint has none")
+            self.average.restore(state.average or {})
         if self.kl_config.target is not None:
             self.kl_coef = state.kl_coef
         self._cut_off = state.experience
@@ -409,6 +506,17 @@ class PPOModule(L.LightningModule):
         return set() if self.kl_config.target is None else {"kl.coef"}
 
     def export(self, folder: Path) -> None:
-        """Write the policy; the critic goes beside it, for a later run that begins from it."""
-        artefacts.export(self, self.policy, folder)
-        artefacts.export(self, self.critic, folder.with_name(folder.name + "-critic"))
+        """Write the policy, or its average; the critic goes beside it, for a later run that begins from it: on the
+        trunk that is written, where both share one.
+        """
+        first, *others = self.answering().values()
+        critic = on_trunk(first, self.critic.head) if self.critic_config.shared_trunk else self.critic
+        artefacts.export(self, first, folder)
+        beside: list[GPT | RewardModel] = [critic, *others]
+        for name, model in zip(self.also_exports, beside, strict=True):
+            artefacts.export(self, model, folder.with_name(f"{folder.name}-{name}"))
+
+    @property
+    def also_exports(self) -> list[str]:
+        """Folders beside `export`, by the ends of their names."""
+        return ["critic", *(prefix.rstrip("/") for prefix in self._prefixes[1:])]

@@ -20,7 +20,7 @@ def gathered(columns: Sequence[Tensor]) -> list[Tensor]:
         return list(columns)
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, [column.cpu() for column in columns])
-    return [_joined(parts).to(own.device) for own, parts in zip(columns, zip(*everyone, strict=True), strict=True)]
+    return [joined(parts).to(own.device) for own, parts in zip(columns, zip(*everyone, strict=True), strict=True)]
 
 
 def in_order(numbers: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
@@ -30,7 +30,8 @@ def in_order(numbers: Tensor, columns: Sequence[Tensor]) -> list[Tensor]:
     return [column[order] for column in rows]
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Rows one after another; two-dimensional ones filled up with 0 on the right to the widest."""
     if parts[0].ndim != 2:
         return torch.cat(list(parts))
     width = max(part.shape[1] for part in parts)

@@ -199,7 +199,7 @@ def best_of_n(world: World) -> None:
     found: dict[str, list[torch.Tensor]] = {name: [] for name in (*scorers, "ended")}
     with torch.no_grad():
         for draw in range(world.size.draws):
-            sequences, _, _ = sample(model, batch, Sampling(NEW_TOKENS, 1.0, (end,)), (world.seed, draw))
+            sequences, *_ = sample(model, batch, Sampling(NEW_TOKENS, 1.0, (end,)), (world.seed, draw))
             found["ended"].append(sequences.ended)
             for name, scorer in scorers.items():
                 found[name].append(scorer(sequences).totals)

@@ -28,9 +28,19 @@ from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl.experience import Experience
 from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.rewards import RewardSource
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig
 
 FLAT = ScheduleConfig(shape="constant")
+# What holds exactly, holds for each of these.
+VARIANTS = {
+    "plain": {},
+    "shared": {"critic": CriticConfig(shared_trunk=True, lr=1e-2)},
+    "warmup": {"critic": CriticConfig(warmup=1, max_norm=0.1)},
+    "shared-warmup": {"critic": CriticConfig(shared_trunk=True, warmup=1)},
+    "average": {"ema": EMAConfig(0.9, "instead")},
+    "two": {"ema": EMAConfig(0.9), "early_stop": EarlyStop(kl=0.02, ratio=1.5)},
+}
+each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
 def adam(lr):
@@ -63,9 +73,10 @@ class AtStart(L.Callback):
         self.reward = [weights(model) for model in module.frozen.reward.models().values()]
 
 
-def test_the_first_minibatch_has_ratio_one(fit, ppo):
+@each_variant
+def test_the_first_minibatch_has_ratio_one(fit, ppo, variant):
     """Although the folder stores dropout 0.3, and at a temperature that is not 1."""
-    trainer = fit(*ppo(episodes=16, minibatches=4, temperature=0.5))
+    trainer = fit(*ppo(episodes=16, minibatches=4, temperature=0.5, **variant))
     first = {name: trainer.logger.values(f"policy/{name}")[0] for name in ("ratio", "approx_kl", "clip_fraction")}
     assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7)
@@ -73,11 +84,12 @@ def test_the_first_minibatch_has_ratio_one(fit, ppo):
     assert trainer.logger.values("value/clip_fraction")[0] == 0.0
 
 
-def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo):
+@each_variant
+def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo, variant):
     """At ratio 1 the policy's loss is minus the mean of whitened advantages, 0, and the entropy is the sampler's. The
     critic still says what it said: its loss is half the squared distance to the returns (Schulman et al. 2017).
     """
-    module, data = ppo(temperature=0.5)
+    module, data = ppo(temperature=0.5, **variant)
     logger = fit(module, data, limit_val_batches=0).logger
     assert logger.values("policy/entropy") == pytest.approx(logger.values("objective/entropy"), abs=1e-5)
     assert logger.values("loss/policy") == pytest.approx([0.0], abs=1e-5)
@@ -86,11 +98,14 @@ def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo
     assert logger.values("loss/value") == pytest.approx([0.5 * squares.mean().item()], rel=1e-4)
 
 
-def test_kl_is_zero_at_the_first_iteration_and_not_afterwards(fit, ppo):
-    trainer = fit(*ppo(optimizer=adam(1e-2)), max_epochs=2)
-    first, second = trainer.logger.values("objective/kl")
-    assert first == 0.0
-    assert abs(second) > 1e-4
+@each_variant
+def test_kl_is_zero_until_the_policy_has_learnt_and_not_afterwards(fit, ppo, variant):
+    module, data = ppo(optimizer=adam(1e-2), **variant)
+    trainer = fit(module, data, max_epochs=3)
+    still = 1 + module.critic_config.warmup
+    kl = trainer.logger.values("objective/kl")
+    assert kl[:still] == [0.0] * still
+    assert abs(kl[still]) > 1e-4
 
 
 @pytest.fixture
@@ -322,12 +337,13 @@ class Gradients(L.Callback):
         self.steps.append([p.grad.clone() for p in module.parameters()])
 
 
-def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo):
+@each_variant
+def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo, variant):
     """Answers differ in length, so a mean of micro-batch means is none over tokens; nor are the statistics."""
     found, logged = [], []
     for accumulate in (1, 2):
         seen = Gradients()
-        module, data = ppo(minibatches=2, episodes=16, temperature=2.0, max_new_tokens=16)
+        module, data = ppo(minibatches=2, episodes=16, temperature=2.0, max_new_tokens=16, **variant)
         trainer = fit(module, data, callbacks=[seen], accumulate_grad_batches=accumulate)
         found.append(seen.steps)
         measured = sorted(
@@ -526,18 +542,19 @@ def alone(fit, ppo):
     return start
 
 
-def test_two_processes_collect_what_one_collects(alone, monkeypatch):
+@pytest.mark.parametrize("variant", [VARIANTS["plain"], VARIANTS["shared"]], ids=["plain", "shared"])
+def test_two_processes_collect_what_one_collects(alone, monkeypatch, variant):
     """Each answers every second prompt and takes every second row of a minibatch; together they are the one process:
     its rollout, its KL, its rows, and its normaliser for a mean over both. Their coefficient follows the KL and counts
     the episodes of both: 8 of 80 episodes, at a tenth more than the target.
     """
-    module, _ = alone(minibatches=2, temperature=2.0, seed=5)
+    module, _ = alone(minibatches=2, temperature=2.0, seed=5, **variant)
     shaken(module.policy, 3)
     gathered = {}
 
     def gather(columns):
         gathered[module.global_rank] = columns
-        return [processes._joined(parts) for parts in zip(*(gathered[rank] for rank in sorted(gathered)), strict=True)]
+        return [processes.joined(parts) for parts in zip(*(gathered[rank] for rank in sorted(gathered)), strict=True)]
 
     def collect(rank, world):
         monkeypatch.setattr(L.Trainer, "global_rank", rank)
@@ -563,22 +580,26 @@ def test_two_processes_collect_what_one_collects(alone, monkeypatch):
         assert [2 * share.normaliser for share in shares] == [whole.normaliser] * 2
 
 
+@each_variant
 @pytest.mark.parametrize("apart", [False, True])
-def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart):
+def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart, variant):
     """Rollout, place, coefficient and frontier are those of the run that was not cut off, to the bit; whatever the
-    reference is.
+    reference is. So are the average, the steps that were left out, and what is exported.
     """
     ends = []
     for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
         kl = KLConfig(coef=0.1, target=1.0, horizon=100)
         held_to = reference if apart else None
-        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), kl=kl, reference_from=held_to)
+        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), kl=kl, reference_from=held_to, **variant)
         callbacks = [ExactCheckpoint(3, keep=100)]
         trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
         assert trainer.global_step == 8
-        ends.append((weights(module), module.kl_coef, module.iteration, module.frontier))
-    assert distance(ends[0][0], ends[1][0]) == 0.0
-    assert ends[0][1:] == ends[1][1:]
+        exported = [weights(model) for model in module.answering().values()]
+        taken = (module.steps.taken, module.steps.stopped)
+        ends.append((weights(module), *exported, module.kl_coef, module.iteration, module.frontier, taken))
+    models = 1 + len(exported)
+    assert [distance(one, other) for one, other in zip(ends[0][:models], ends[1][:models], strict=True)] == [0] * models
+    assert ends[0][models:] == ends[1][models:]
 
 
 def test_a_checkpoint_saved_by_hand_before_any_fit_is_the_beginning(fit, ppo, tmp_path):

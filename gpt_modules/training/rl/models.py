@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
-from gpt_modules.backbone import DecoderConfig, RewardModel
+from gpt_modules.backbone import GPT, DecoderConfig, RewardModel
+from gpt_modules.backbone.heads import ScalarHead
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts
@@ -33,6 +35,34 @@ def open_critic(folder: str, sources: Sequence[RewardSource]) -> RewardModel:
     weight = next((source.weight for source in sources if folder in source.folders), 1.0)
     critic.scale.mul_(weight)
     return critic.fold_scale()
+
+
+def shared_critic(policy: GPT, folder: str | None, sources: Sequence[RewardSource]) -> RewardModel:
+    """A critic whose trunk is the policy's own, under a head of zeros (Ziegler et al. 2019, code) or that of a folder.
+
+    Raises:
+        UserError: the folder's head has learnt to read another trunk.
+    """
+    if folder is None:
+        head = ScalarHead(policy.config.n_embd)
+        nn.init.zeros_(head.linear.weight)
+    else:
+        stored = open_critic(folder, sources)
+        theirs, own = stored.decoder.state_dict(), policy.decoder.state_dict()
+        if theirs.keys() != own.keys() or not all(torch.equal(value, own[name]) for name, value in theirs.items()):
+            raise UserError(
+                f"critic.init_from: {folder}: found a head on another trunk than the policy's, expected the folder "
+                "that was exported beside it; leave it out for a head of zeros"
+            )
+        head = stored.head
+    return on_trunk(policy, head.to(policy.head_weight.device, policy.head_weight.dtype))
+
+
+def on_trunk(policy: GPT, head: ScalarHead) -> RewardModel:
+    """The model whose trunk is the policy's, not a copy of it, under this head."""
+    model = RewardModel(policy.config, policy.decoder)
+    model.head = head
+    return model.to(policy.head_weight.device)
 
 
 def check_fit(

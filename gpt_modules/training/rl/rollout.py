@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import lightning.pytorch as L
 import numpy as np
@@ -28,6 +28,8 @@ class Scored(NamedTuple):
     entropy: (B, R) of the policy's distribution, nats.
     scores: (B,) of the reward.
     spreads: (B, E) how far the members of each of its ensembles lie apart.
+    sampled: (B, R) log-probabilities as the sampler had them.
+    values: (B, R) of a critic on the policy's trunk, which the same pass gives; None: the critic has its own.
     """
 
     sequences: Sequences
@@ -38,6 +40,8 @@ class Scored(NamedTuple):
     entropy: Float[Tensor, "B R"]
     scores: Float[Tensor, "B"]
     spreads: Float[Tensor, "B E"]
+    sampled: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"] | None = None
 
     @property
     def ended(self) -> Bool[Tensor, "B"]:
@@ -89,9 +93,9 @@ def reached_end(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"], sampli
 
 def sample(
     policy: GPT, prompts: PromptBatch, sampling: Sampling, key: Sequence[int]
-) -> tuple[Sequences, Tensor, Tensor]:
-    """Draw one response a prompt from the policy itself: no top-k, no top-p. Returns sequences, responses (B, R) and
-    mask (B, R).
+) -> tuple[Sequences, Tensor, Tensor, Tensor]:
+    """Draw one response a prompt from the policy itself: no top-k, no top-p. Returns sequences, responses (B, R), mask
+    (B, R) and the log-probabilities (B, R) that they were drawn with.
     """
     columns = torch.arange(prompts.tokens.shape[1], device=prompts.tokens.device)
     drawn = generate(
@@ -105,7 +109,7 @@ def sample(
     )
     longest = int(drawn.mask.sum(1).max())
     responses, mask = drawn.tokens[:, :longest], drawn.mask[:, :longest]
-    return assemble(prompts, responses, mask, reached_end(responses, mask, sampling)), responses, mask
+    return assemble(prompts, responses, mask, reached_end(responses, mask, sampling)), responses, mask, drawn.logprobs[:, :longest]
 
 
 def response_logprobs(
@@ -114,9 +118,29 @@ def response_logprobs(
     """Log-probabilities of the response tokens and the entropies there; logits are formed at response positions
     only.
     """
-    states = gather_responses(model.hidden(tokens), prompt_lengths, responses.shape[1])
-    logprobs, entropy = linear_logprobs(states, model.head_weight, responses, temperature)
+    logprobs, entropy, _ = response_outputs(model, None, tokens, prompt_lengths, responses, temperature)
     return logprobs, entropy
+
+
+def response_outputs(
+    policy: GPT,
+    critic: RewardModel | None,
+    tokens: Tensor,
+    prompt_lengths: Tensor,
+    responses: Tensor,
+    temperature: float,
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"], Float[Tensor, "B R"] | None]:
+    """As `response_logprobs`; third, what a critic that stands on the policy's trunk says of the same states, None for
+    any other.
+    """
+    states = gather_responses(policy.hidden(tokens), prompt_lengths, responses.shape[1])
+    logprobs, entropy = linear_logprobs(states, policy.head_weight, responses, temperature)
+    return logprobs, entropy, critic.head(states) if shares_trunk(critic, policy) else None
+
+
+def shares_trunk(critic: RewardModel | None, policy: GPT) -> TypeGuard[RewardModel]:
+    """Whether one pass of the policy's trunk serves both."""
+    return critic is not None and critic.decoder is policy.decoder
 
 
 def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, width: int) -> Float[Tensor, "B R"]:
@@ -141,28 +165,35 @@ def score_responses(
     sampling: Sampling,
     key: Sequence[int],
     rows: int,
+    critic: RewardModel | None = None,
 ) -> Scored:
     """Sample, then take log-probabilities from the training forward: the sampler's differ by its rounding.
 
     Args:
         key: whole numbers, 0 or more, that name this draw; see `noise`.
         rows: of a forward pass.
+        critic: asked for its values, too, where it stands on the policy's trunk.
     """
-    sequences, responses, mask = sample(policy, prompts, sampling, key)
+    sequences, responses, mask, sampled = sample(policy, prompts, sampling, key)
 
-    def logprobs(tokens: Tensor, lengths: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-        own, entropy = response_logprobs(policy, tokens, lengths, chosen, sampling.temperature)
+    def outputs(tokens: Tensor, lengths: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+        own, entropy, values = response_outputs(policy, critic, tokens, lengths, chosen, sampling.temperature)
         theirs, _ = response_logprobs(reference, tokens, lengths, chosen, sampling.temperature)
-        return own, theirs, entropy
+        return own, theirs, entropy, *([] if values is None else [values])
 
-    own, theirs, entropy = in_pieces(logprobs, rows, sequences.tokens, sequences.prompt_lengths, responses)
+    own, theirs, entropy, *valued = in_pieces(outputs, rows, sequences.tokens, sequences.prompt_lengths, responses)
+    values = torch.where(mask, valued[0], 0.0) if valued else None
     scores, spreads = in_pieces(lambda *piece: reward(Sequences(*piece)), rows, *sequences)
-    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads)
+    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, sampled, values)
 
 
 @torch.no_grad()
 def value_responses(critic: RewardModel, scored: Scored, rows: int) -> Float[Tensor, "B R"]:
-    """The critic's values of the states before the response tokens; 0 where there is none."""
+    """The critic's values of the states before the response tokens; 0 where there is none. What the policy's pass gave
+    is not computed again.
+    """
+    if scored.values is not None:
+        return scored.values
     width = scored.responses.shape[1]
     tokens, prompt_lengths, *_ = scored.sequences
     (values,) = in_pieces(lambda t, n: (response_values(critic, t, n, width),), rows, tokens, prompt_lengths)

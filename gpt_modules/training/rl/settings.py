@@ -4,7 +4,7 @@ Each refuses, in one line that names the field, a value that makes no sense.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
@@ -24,7 +24,7 @@ class KLConfig:
 
     coef: float = 0.05
     target: float | None = None
-    horizon: float = 10_000
+    horizon: float = 10_000.0
 
     def __post_init__(self) -> None:
         expect_number("kl.coef", self.coef, "[0, inf)")
@@ -67,16 +67,66 @@ class CriticConfig:
     """The value function.
 
     Args:
-        init_from: folder it begins from; None: the first reward model, or the policy's with a head of zeros.
+        init_from: folder it begins from; None: the first reward model, or the policy's with a head of zeros. With a
+            shared trunk the head alone is read, of a folder whose trunk is the policy's; None: a head of zeros.
         lr: its peak rate; None: the policy's. InstructGPT: 9e-6 (Ouyang et al. 2022, appendix C.4).
+        shared_trunk: a head on the policy's own trunk, which the value loss moves too (Ziegler et al. 2019, code):
+            one forward pass in place of two and about half the memory; `lr` and `max_norm` are then the head's.
+        warmup: iterations in which the critic alone learns. The policy keeps its weights to the bit, and begins at the
+            place that the schedule has come to; an adaptive KL coefficient waits with it.
+        max_norm: largest norm of its gradient, clipped apart from the policy's; None: both are clipped as one by
+            `trainer.gradient_clip_val`, and a large gradient of the critic shrinks the policy's.
     """
 
     init_from: str | None = None
     lr: float | None = None
+    shared_trunk: bool = False
+    warmup: int = 0
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.lr is not None:
             expect_number("critic.lr", self.lr, "[0, inf)")
+        expect_number("critic.warmup", self.warmup, "[0, inf)", whole=True)
+        if self.max_norm is not None:
+            expect_number("critic.max_norm", self.max_norm, "(0, inf)")
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """An average of the policy's weights (Ouyang et al. 2022, appendix C.4).
+
+    Args:
+        decay: of the average at each optimizer step; 0.992 there.
+        export: `beside` writes it to `export-ema` and logs what it says as `val/ema/...`; `instead` writes it to
+            `export`, in place of the last weights, and `val/...` is of it.
+    """
+
+    decay: float = 0.992
+    export: Literal["beside", "instead"] = "beside"
+
+    def __post_init__(self) -> None:
+        expect_number("ema.decay", self.decay, "[0, 1)")
+
+
+@dataclass(frozen=True)
+class EarlyStop:
+    """How far a minibatch may find the policy from the one that sampled it. Beyond, neither its step nor the rest of
+    the iteration's are taken.
+
+    Args:
+        kl: largest `policy/approx_kl`, nats a token; None: no bound.
+        ratio: largest mean ratio, `policy/ratio`; None: no bound.
+    """
+
+    kl: float | None = None
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl is not None:
+            expect_number("early_stop.kl", self.kl, "(0, inf)")
+        if self.ratio is not None:
+            expect_number("early_stop.ratio", self.ratio, "(1, inf)")
 
 
 @dataclass(frozen=True)

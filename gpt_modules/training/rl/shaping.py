@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from gpt_modules.functional import (
+    distinct_ngrams,
     explained_variance,
     generalized_advantage_estimation,
     kl_estimate,
     kl_shaped_rewards,
     masked_mean,
     masked_whiten,
+    repeated_ngrams,
 )
 from gpt_modules.training.processes import in_order
 from gpt_modules.training.rl.rollout import Scored
@@ -56,10 +58,10 @@ def over_processes(
     Whitening, statistics and the minibatches are of all episodes, so every process holds them all: numbers a token, a
     few megabytes beside the models. It is what makes one device and eight take the same step.
     """
-    fields, form = tree_flatten(scored)
-    *fields, values = in_order(numbers, [*fields, values])
-    whole: Scored = tree_unflatten(fields, form)
-    return whole, values
+    fields, form = tree_flatten(scored._replace(values=values))
+    whole: Scored = tree_unflatten(in_order(numbers, fields), form)
+    assert whole.values is not None
+    return whole, whole.values
 
 
 def optimised_scores(scored: Scored, shaping: Shaping) -> Float[Tensor, "B"]:
@@ -101,6 +103,7 @@ def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dic
         "kl": kl,
         "length": scored.mask.sum(1).float(),
         "ended": scored.ended.float(),
+        "repetition": repeated_ngrams(scored.responses, scored.mask),
         **({"reward_spread": scored.spreads.sum(1)} if scored.spreads.shape[1] else {}),
     }
 
@@ -108,11 +111,29 @@ def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dic
 def rollout_statistics(scored: Scored, rollout: Rollout, kl_coef: float, shaping: Shaping) -> dict[str, Tensor]:
     """What a run is watched by: means over all responses, or over all response tokens."""
     responses, mask = response_statistics(scored, kl_coef, shaping), scored.mask
-    rooms = dict.fromkeys(("length", "ended"), "response")
+    rooms = dict.fromkeys(("length", "ended", "repetition"), "response")
     return {
         **{f"{rooms.get(name, 'objective')}/{name}": values.double().mean() for name, values in responses.items()},
         "objective/score_std": scored.scores.std(unbiased=False),
         "objective/entropy": masked_mean(scored.entropy, mask),
         "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
         "value/returns": masked_mean(rollout.returns, mask),
+        **{f"response/{name}": value for name, value in diversity(scored.responses, mask).items()},
+        **sampler_agreement(scored),
     }
+
+
+def diversity(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> dict[str, Float[Tensor, ""]]:
+    """What no mean over responses tells: how their lengths spread, and how many words they have between them."""
+    lengths = mask.sum(1).double()
+    spread = {f"length_p{percent}": lengths.quantile(percent / 100) for percent in (10, 50, 90)}
+    return spread | {f"distinct_{n}": distinct_ngrams(responses, mask, n) for n in (1, 2)}
+
+
+def sampler_agreement(scored: Scored) -> dict[str, Float[Tensor, ""]]:
+    """How far the sampler lies from the training forward, whose log-probabilities the update begins with: KL(sampler ‖
+    policy) in nats a token, by the estimate that is never negative, and the largest difference of a probability.
+    """
+    sampled, own, mask = scored.sampled, scored.logprobs, scored.mask
+    apart = torch.where(mask, sampled.exp() - own.exp(), 0.0).abs()
+    return {"sampler/kl": masked_mean(kl_estimate(sampled, own, "k3"), mask), "sampler/max_prob_error": apart.max()}

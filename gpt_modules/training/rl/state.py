@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.documents import typed
+from gpt_modules.storage.documents import Count, typed
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.rl.experience import read_place
 
@@ -17,6 +17,8 @@ class State(NamedTuple):
     frontier: KL and score of each validation.
     frozen: SHA-256 of what the run reads and never trains.
     experience: `ExperienceLoader.state`; None before any fit, which makes the loader.
+    steps: optimizer steps taken in this iteration, and whether the rest are left out.
+    average: `Average.state`; None in a run that keeps none.
     """
 
     iteration: int
@@ -24,6 +26,8 @@ class State(NamedTuple):
     frontier: list[tuple[float, float]]
     frozen: dict[str, str | None]
     experience: dict[str, Any] | None
+    steps: tuple[Count, bool]
+    average: dict[str, Any] | None
 
 
 def read_state(checkpoint: Mapping[str, Any]) -> State:

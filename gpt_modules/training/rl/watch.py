@@ -8,6 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 log = logging.getLogger(__name__)
 
 FEW_END = 0.05  # of a rollout's responses
+SAMPLER_KL = 1e-3  # nats a token; NeMo-RL's bound
 
 
 class RolloutWatch:
@@ -19,13 +20,14 @@ class RolloutWatch:
     def __init__(self, max_new_tokens: int, missing_eos_score: float | None) -> None:
         self.max_new_tokens, self.missing_eos_score = max_new_tokens, missing_eos_score
         self.shown: dict[str, float] = {}
-        self._told_endless = False
+        self._told_endless = self._told_sampler = False
 
     def look(self, numbers: Mapping[str, float], episodes: int) -> None:
         """The numbers of a rollout of so many episodes, as they are logged."""
         self.shown = {"score": numbers["objective/score"], "kl": numbers["objective/kl"]}
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._warn_of_endless(numbers["response/ended"], episodes)
+            self._warn_of_sampler(numbers["sampler/kl"], numbers["sampler/max_prob_error"])
 
     def _warn_of_endless(self, ended: float, episodes: int) -> None:
         """Once: where (nearly) no response ends, the reward has no say."""
@@ -36,4 +38,15 @@ class RolloutWatch:
             "missing_eos_score: %d of %d responses ended; the others score %s, whatever the reward says. Expected more "
             "than max_new_tokens: %d, a model that ends its answers, or null here, which trusts the reward",
             *(round(ended * episodes), episodes, self.missing_eos_score, self.max_new_tokens),
+        )
+
+    def _warn_of_sampler(self, kl: float, error: float) -> None:
+        """Once: answers drawn from another distribution than the one that is trained are off-policy."""
+        if kl <= SAMPLER_KL or self._told_sampler:
+            return
+        self._told_sampler = True
+        log.warning(
+            "sampler/kl: found %.2g nats a token between sampler and policy (a probability differs by up to %.2g), "
+            "expected at most %g: half precision, or a sampler that does not draw from the policy",
+            *(kl, error, SAMPLER_KL),
         )

@@ -210,7 +210,7 @@ def test_padding_changes_nothing(policy, reference, critic, prompts, sampling, s
 def test_an_answer_does_not_depend_on_the_answers_beside_it(policy, prompts, sampling, scored, rows):
     """On the rows that another process has, or on the batch that validation came in: a row's number draws its noise."""
     few = PromptBatch(*(field[rows] for field in prompts))
-    _, responses, mask = sample(policy, few, sampling, KEY)
+    _, responses, mask, _ = sample(policy, few, sampling, KEY)
     for row, number in enumerate(rows):
         answer = scored.responses[number][scored.mask[number]].tolist()
         assert responses[row][mask[row]].tolist() == answer
@@ -218,9 +218,9 @@ def test_an_answer_does_not_depend_on_the_answers_beside_it(policy, prompts, sam
 
 def test_an_answer_is_drawn_anew_with_another_number_or_another_key(policy, prompts, sampling, scored):
     same = prompts._replace(tokens=prompts.tokens[:1].repeat(32, 1), lengths=prompts.lengths[:1].repeat(32))
-    _, responses, _ = sample(policy, same, sampling, KEY)
+    _, responses, _, _ = sample(policy, same, sampling, KEY)
     assert len({tuple(row) for row in responses.tolist()}) > 16
-    _, others, _ = sample(policy, prompts, sampling, (0, 2))
+    _, others, _, _ = sample(policy, prompts, sampling, (0, 2))
     differ = (others[:, :1] != scored.responses[:, :1]).sum()
     assert differ > 8
 

@@ -7,7 +7,15 @@ import re
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, KLConfig, PtxConfig, Shaping
+from gpt_modules.training.rl.settings import (
+    ClipConfig,
+    CriticConfig,
+    EarlyStop,
+    EMAConfig,
+    KLConfig,
+    PtxConfig,
+    Shaping,
+)
 
 # What each field takes at its edges; all else of NASTY is refused.
 TAKEN = {
@@ -19,6 +27,10 @@ TAKEN = {
     "clip.value_coef": {0.0, 0.5, 1e30},
     "critic.lr": {None, 0.0, 0.5, 1.0, 1e30},
     "ptx.coef": {0.0, 0.5, 1.0, 1e30},
+    "critic.max_norm": {None, 0.5, 1.0, 1e30},
+    "ema.decay": {0.0, 0.5},
+    "early_stop.kl": {None, 0.5, 1.0, 1e30},
+    "early_stop.ratio": {None, 1e30},
     "gamma": {0.0, 0.5, 1.0},
     "lam": {0.0, 0.5, 1.0},
     "missing_eos_score": {None, 0.0, 0.5, 1.0, 1e30, -1.0},
@@ -27,8 +39,8 @@ NASTY = [0.0, 0.5, 1.0, 1e30, -1.0, math.inf, -math.inf, math.nan]
 
 
 def fields():
-    groups = {"kl.": KLConfig, "clip.": ClipConfig, "critic.": CriticConfig, "ptx.": PtxConfig, "": Shaping}
-    for prefix, kind in groups.items():
+    groups = {"kl.": KLConfig, "clip.": ClipConfig, "critic.": CriticConfig, "ptx.": PtxConfig, "ema.": EMAConfig}
+    for prefix, kind in {**groups, "early_stop.": EarlyStop, "": Shaping}.items():
         for field in dataclasses.fields(kind):
             if field.type in (float, float | None):
                 yield kind, field.name, prefix + field.name
@@ -63,6 +75,7 @@ def test_the_defaults_are_published_ones():
     assert KLConfig() == KLConfig(coef=0.05, target=None, horizon=10_000)
     assert ClipConfig() == ClipConfig(ratio=0.2, value=0.2, value_coef=0.1)
     assert PtxConfig() == PtxConfig(coef=0.0, windows=8), "appendix C.4: 8 times as many as episodes"
+    assert EMAConfig().decay == 0.992
     assert Shaping() == Shaping(1.0, 0.95, missing_eos_score=-1.0, whiten_rewards=False, whiten_advantages=True)
 
 
@@ -71,3 +84,9 @@ def test_a_setting_that_nothing_follows_says_why():
     assert KLConfig().idle() == {"horizon": "there is no target, so the coefficient is fixed"}
     assert ClipConfig().idle() == {}
     assert ClipConfig(value_coef=0.0).idle() == {"value": "value_coef is 0, so the critic does not learn"}
+
+
+@pytest.mark.parametrize("value", [-1, True])
+def test_a_warmup_is_a_number_of_iterations(value):
+    with pytest.raises(UserError, match=rf"^critic\.warmup: found {value}, expected a whole number in \[0, inf\)"):
+        CriticConfig(warmup=value)

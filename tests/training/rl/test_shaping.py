@@ -1,5 +1,7 @@
 """From scores to advantages, on rollouts small enough to be worked by hand."""
 
+import math
+
 import pytest
 import torch
 
@@ -18,6 +20,8 @@ PLAIN = {"whiten_rewards": False, "whiten_advantages": False}
 # Three answers of 3, 1 and 2 tokens; the second did not end. Their KLs are 0.5, -1 and 0.25 nats.
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool()
 KL = torch.tensor([[0.5, -0.25, 0.25], [-1.0, 9.0, 9.0], [0.0, 0.25, 9.0]])
+# The sampler's probabilities are the policy's but for the first: half of it; and whatever where nothing counts.
+SAMPLED = torch.where(MASK, KL - 7.0, 50.0) - torch.tensor([[2.0, 1.0, 1.0], [1.0] * 3, [1.0] * 3]).log()
 VALUES = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.0, 0.0], [-1.0, 1.0, 0.0]])
 
 
@@ -30,7 +34,7 @@ def scored():
     entropy = torch.where(MASK, 0.5, 100.0)
     sequences = Sequences(tokens, torch.ones(3, dtype=torch.long), lengths + 1, ended, torch.arange(3))
     logprobs = (KL - 7.0, torch.full((3, 3), -7.0))
-    return Scored(sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0))
+    return Scored(sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0), SAMPLED)
 
 
 def test_a_missing_end_replaces_the_score_and_the_score_lands_on_the_last_token(scored):
@@ -127,6 +131,16 @@ def test_statistics_of_a_rollout_by_hand(scored):
             "response/ended": 2 / 3,
             "value/explained_variance": 1 - unexplained.item(),
             "value/returns": returns.mean().item(),
+            # The ids are 1 2 3, 5, 9 10: all different, 3 pairs; in threes and fours none is said twice.
+            "response/repetition": 0.0,
+            "response/distinct_1": 1.0,
+            "response/distinct_2": 3 / 6,
+            "response/length_p10": 1.2,
+            "response/length_p50": 2.0,
+            "response/length_p90": 2.8,
+            # Once half the probability: d = -log 2, and exp(-d) - 1 + d = 1 - log 2, of six tokens.
+            "sampler/kl": (1 - math.log(2)) / 6,
+            "sampler/max_prob_error": 0.5 * math.exp(0.5 - 7),
         }
     )
 

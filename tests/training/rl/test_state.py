@@ -5,15 +5,29 @@ import pytest
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.state import read_state
 
-STATE = {"iteration": -1, "kl_coef": 0.0, "frontier": [], "frozen": {}, "experience": None}
+STATE = {
+    "iteration": -1,
+    "kl_coef": 0.0,
+    "frontier": [],
+    "frozen": {},
+    "experience": None,
+    "steps": [0, False],
+    "average": None,
+}
 
 
 def test_it_is_read_as_it_was_written():
-    written = {"kl_coef": 0.25, "frontier": [[0.5, 1.5]], "frozen": {"runs/reward": "ab", "f": None}}
+    written = {
+        "steps": [3, True],
+        "average": None,
+        "kl_coef": 0.25,
+        "frontier": [[0.5, 1.5]],
+        "frozen": {"runs/reward": "ab", "f": None},
+    }
     place = {"position": 0, "parts": [2, 2, 1, 0], "rollout": None}
     for iteration, experience in ((-1, None), (-1, place), (3, place)):
         found = read_state({"ppo": {"iteration": iteration, **written, "experience": experience}, "epoch": 4})
-        assert found == (iteration, 0.25, [(0.5, 1.5)], written["frozen"], experience)
+        assert found == (iteration, 0.25, [(0.5, 1.5)], written["frozen"], experience, (3, True), None)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +37,8 @@ def test_it_is_read_as_it_was_written():
         ({"iteration": -2}, "ppo: iteration: found -2, expected a whole number in [-1, inf)"),
         ({"iteration": 0.5}, "ppo.iteration: found 0.5, expected a whole number"),
         ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
+        ({"steps": [-1, False]}, "ppo.steps[1]: found -1, expected a whole number from 0"),
+        ({"average": []}, "ppo.average: found [], expected "),
         ({"iteration": 0}, "ppo: experience: found None, expected a mapping of keys"),
         (
             {"experience": {"position": 3, "parts": [1, 1, 1, 0], "rollout": None}},
