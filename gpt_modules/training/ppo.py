@@ -62,7 +62,7 @@ from gpt_modules.training.rl.shaping import (
 from gpt_modules.training.rl.state import State, read_state
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
-from gpt_modules.training.rl.watch import RolloutWatch
+from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
 from gpt_modules.training.sharding import refuse_sharding
 
 MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended", "repetition")  # of a held-out response
@@ -337,14 +337,19 @@ class PPOModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The step's statistics: what its micro-batches and its processes have of them, together."""
-        stopped, statistics = self.steps.stopped, {}
-        if not stopped:
+        if self.warming_up:
+            drop_gradients(self.policy.parameters())
+        if self.steps.stopped:
+            results = self.trainer._results
+            assert results is not None
+            results.reset(fx="on_before_optimizer_step")  # or Lightning tells the last step's again
+        else:
+            norms = {f"{name}/grad_norm": grad_norm(of) for name, of in named_groups(optimizer).items()}
             statistics = self.step.close(self.trainer.strategy)
-            stopped = not self.steps.takes(statistics, self.iteration)
-        if stopped or self.warming_up:
-            drop_gradients(self.parameters() if stopped else self.policy.parameters())
-        norms = {f"{name}/grad_norm": grad_norm(parameters) for name, parameters in named_groups(optimizer).items()}
-        self.log_dict(statistics | norms)
+            self.log_dict(statistics | norms)
+            self.steps.look(statistics, self.iteration)
+        if self.steps.stopped:
+            drop_gradients(self.parameters())
         if self.steps.bounded and self.trainer.is_last_batch and self.logger is not None:
             self.logger.log_metrics({"update/steps": float(self.steps.taken)}, step=self.global_step)
 
@@ -377,6 +382,7 @@ class PPOModule(L.LightningModule):
             *optimizers.parameter_groups([self.policy], config.weight_decay, lr=config.lr, name="policy"),
             *optimizers.parameter_groups([critic], config.weight_decay, lr=value_lr, name="value"),
         ]
+        warn_of_idle_policy(self.critic_config.warmup, self.trainer.max_epochs)
         optimizer = optimizers.build(groups, config)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 

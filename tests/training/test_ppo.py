@@ -1,6 +1,7 @@
 """PPO from end to end on a micro model: what must hold exactly, and that reward rises."""
 
 import inspect
+import itertools
 import math
 import random
 import re
@@ -25,8 +26,10 @@ from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import VALIDATION
+from gpt_modules.training.rl import rollout as rollout_module
 from gpt_modules.training.rl.experience import Experience
 from gpt_modules.training.rl.frozen import REFERENCE
+from gpt_modules.training.rl.gradients import grad_norm, named_groups
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig
 
@@ -308,6 +311,261 @@ def test_the_coefficient_and_the_iteration_are_restored(fit, ppo, tmp_path):
     trainer = fit(again, data, max_epochs=3, ckpt_path=tmp_path / "x.ckpt")
     assert trainer.logger.values("objective/iteration") == [2.0]
     assert trainer.logger.values("objective/kl_coef") == pytest.approx([0.1 * (1 - 0.2 * 8 / 100) ** 2])
+
+
+def test_a_shared_trunk_is_trained_once_and_its_head_at_its_own_rate(fit, ppo, tmp_path):
+    """Of the value loss alone the trunk moves too (Ziegler et al. 2019, code); a checkpoint holds the trunk once."""
+    shared = CriticConfig(shared_trunk=True, lr=1e-2)
+    module, data = ppo(critic=shared, optimizer=adam(1e-3), schedule=FLAT)
+    trainer = fit(module, data)
+    groups = named_groups(trainer.optimizers[0])
+    assert {id(p) for p in groups["policy"]} == {id(p) for p in module.policy.parameters()}
+    assert {id(p) for p in groups["value"]} == {id(p) for p in module.critic.head.parameters()}
+    rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+    assert rates == {"policy": 1e-3, "value": 1e-2}
+    assert module.critic.head.linear.weight.abs().max() > 0
+    trainer.save_checkpoint(tmp_path / "shared.ckpt")
+    fit(*ppo(), default_root_dir=tmp_path / "apart").save_checkpoint(tmp_path / "apart.ckpt")
+    sizes = [(tmp_path / f"{name}.ckpt").stat().st_size for name in ("shared", "apart")]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_a_shared_trunk_goes_on_in_a_later_run(fit, ppo, tmp_path):
+    """Its head begins as it ended, on the policy that was exported with it; on another it is refused."""
+    shared = CriticConfig(shared_trunk=True, lr=1e-2)
+    module, data = ppo(critic=shared, optimizer=adam(1e-2))
+    fit(module, data)
+    module.export(tmp_path / "export")
+    export, beside = str(tmp_path / "export"), str(tmp_path / "export-critic")
+    later = CriticConfig(shared_trunk=True, init_from=beside)
+    start = AtStart()
+    fit(*ppo(init_from=export, critic=later), callbacks=[start])
+    assert torch.equal(start.critic["head.linear.weight"], weights(load_pretrained(beside))["head.linear.weight"])
+    assert distance(start.policy, weights(module.policy)) == 0.0
+    start = AtStart()
+    fit(*ppo(critic=CriticConfig(init_from=beside)), callbacks=[start])  # and as a critic of its own
+    assert distance(start.critic, weights(load_pretrained(beside, kind="reward"))) == 0.0
+    with pytest.raises(UserError, match=r"critic\.init_from: .*export-critic: found a head on another trunk"):
+        fit(*ppo(critic=later))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_while_it_warms_up_the_critic_learns_alone(fit, ppo, shared):
+    """The policy keeps every bit, though matrices would decay, and its Adam begins with the iteration after. The
+    schedule runs on; a coefficient that follows the KL waits.
+    """
+    decaying = OptimizerConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.25)
+    kl = KLConfig(coef=0.1, target=1.0, horizon=100)
+
+    class Ends(L.Callback):
+        def __init__(self):
+            self.policies, self.critics, self.rates = [], [], []
+
+        def on_train_epoch_end(self, trainer, module):
+            self.policies.append(weights(module.policy))
+            self.critics.append(weights(module.critic.head))
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    ends = Ends()
+    module, data = ppo(critic=CriticConfig(warmup=2, shared_trunk=shared), optimizer=decaying, minibatches=2, kl=kl)
+    trainer = fit(module, data, max_epochs=3, callbacks=[ends], limit_val_batches=0)
+    start = weights(module.frozen.reference)
+    assert [distance(policy, start) == 0.0 for policy in ends.policies] == [True, True, False]
+    assert distance(ends.critics[0], ends.critics[1]) > 0
+    assert ends.rates == pytest.approx([1e-2 * (1 - done / 6) for done in (2, 4, 6)])
+    assert trainer.logger.values("objective/kl_coef") == pytest.approx([0.1, 0.1, 0.1])
+    assert module.kl_coef == pytest.approx(0.1 * (1 - 0.2 * 8 / 100))
+    norms = trainer.logger.values("policy/grad_norm")
+    assert norms[:4] == [0.0] * 4
+    assert min(norms[4:]) > 0
+    assert min(trainer.logger.values("value/grad_norm")) > 0
+    steps = {group["name"]: trainer.optimizers[0].state[group["params"][0]]["step"].item()
+             for group in trainer.optimizers[0].param_groups}  # fmt: skip
+    assert steps == {"policy": 2.0, "value": 6.0}
+
+
+def test_a_warmup_that_the_run_does_not_end_is_told(fit, ppo, caplog):
+    fit(*ppo(critic=CriticConfig(warmup=2)), max_epochs=2)
+    (line,) = [message for message in caplog.messages if message.startswith("critic.warmup")]
+    assert line.startswith("critic.warmup: 2 iterations in a run of 2: the policy never learns")
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [
+        ({"gradient_clip_val": 0.01}, {"policy": 0.01, "value": 0.02}),
+        ({}, {"policy": None, "value": 0.02}),
+        ({"gradient_clip_val": 1e-5, "gradient_clip_algorithm": "value"}, {"policy": "value", "value": 0.02}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_critics_gradient_has_a_norm_of_its_own(fit, ppo, clip, expected, accumulate):
+    """The policy's is clipped to the Trainer's by itself; what is logged is what was before."""
+    clipped, before = {}, {}
+
+    class Clipped(L.Callback):
+        def on_before_zero_grad(self, trainer, module, optimizer):
+            for name, parameters in named_groups(optimizer).items():
+                if parameters[0].grad is not None:
+                    clipped[name] = grad_norm(parameters).item()
+                    clipped[f"{name} largest"] = max(p.grad.abs().max().item() for p in parameters)
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            before.update({name: grad_norm(parameters).item() for name, parameters in named_groups(optimizer).items()})
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.on_before_zero_grad(trainer, module, trainer.optimizers[0])
+
+    settings = {"critic": CriticConfig(max_norm=0.02), "missing_eos_score": -30.0, "episodes": 16}
+    trainer = fit(*ppo(**settings), callbacks=[Clipped()], accumulate_grad_batches=accumulate, **clip)
+    assert min(before.values()) > 0.02
+    for name, norm in before.items():
+        assert trainer.logger.values(f"{name}/grad_norm") == pytest.approx([norm])
+    assert clipped["value"] == pytest.approx(0.02, rel=1e-3)
+    if expected["policy"] == "value":
+        assert clipped["policy largest"] == pytest.approx(1e-5)
+    else:
+        assert clipped["policy"] == pytest.approx(expected["policy"] or before["policy"], rel=1e-3)
+
+
+def test_without_one_both_are_clipped_as_one(fit, ppo):
+    class Clipped(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            self.norm = grad_norm(module.parameters()).item()
+
+    clipped = Clipped()
+    fit(*ppo(missing_eos_score=-30.0), callbacks=[clipped], gradient_clip_val=0.05)
+    assert clipped.norm == pytest.approx(0.05, rel=1e-3)
+
+
+def test_the_average_is_that_of_the_steps_taken(fit, ppo):
+    """Against the sum over the weights that the run had, and with a step of weight 1 the policy itself."""
+    seen = []
+
+    class Steps(L.Callback):
+        def on_train_start(self, trainer, module):
+            seen.append(weights(module.policy))
+
+        def on_train_batch_end(self, trainer, module, *_):
+            seen.append(weights(module.policy))
+
+    module, data = ppo(ema=EMAConfig(0.5), optimizer=adam(1e-2), minibatches=3, ppo_epochs=2, episodes=12)
+    fit(module, data, callbacks=[Steps()])
+    expected, *later = seen
+    for step in later:
+        expected = {name: 0.5 * expected[name] + 0.5 * value for name, value in step.items()}
+    assert len(later) == 6
+    assert distance(expected, weights(module.answering()["average"])) < 1e-5
+    latest, data = ppo(ema=EMAConfig(0.0), optimizer=adam(1e-2))
+    fit(latest, data)
+    assert distance(weights(latest.policy), weights(latest.answering()["average"])) == 0.0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_number_that_is_logged_is_of_the_weights_that_are_exported(fit, ppo, tmp_path, shared):
+    """`val/...` of `export`, be it the policy or its average, and `val/ema/...` of `export-ema`: a run that begins from
+    the folder says the same before its first step. The table says whose answers it shows.
+    """
+    found = {}
+    names = ("score", "kl", "length", "repetition", "distinct_2", "score_std")
+    for way in ("beside", "instead"):
+        usual = {"optimizer": adam(3e-2), "schedule": FLAT, "critic": CriticConfig(shared_trunk=shared)}
+        module, data = ppo(ema=EMAConfig(0.9, way), **usual)
+        trainer = fit(module, data, max_epochs=2)
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        module.export(tmp_path / way)
+        folders = {"": tmp_path / way, "ema/": tmp_path / f"{way}-ema"}
+        assert [path.exists() for path in folders.values()] == [True, way == "beside"]
+        assert module.also_exports == (["critic", "ema"] if way == "beside" else ["critic"])
+        for prefix, folder in folders.items():
+            if not folder.exists():
+                assert not [name for name in metrics if name.startswith(f"val/{prefix or '-'}")]
+                continue
+            again, prompts = ppo(init_from=str(folder), reference_from=module.hparams["init_from"])
+            trainer = fit(again, prompts, limit_train_batches=0)
+            (fresh,) = trainer.validate(again, prompts, verbose=False)
+            found[way, prefix] = [metrics[f"val/{prefix}{name}"] for name in names]
+            assert found[way, prefix] == pytest.approx([fresh[f"val/{name}"] for name in names], abs=1e-5)
+        if shared:
+            trunk = weights(load_pretrained(tmp_path / f"{way}-critic", kind="reward").decoder)
+            assert distance(trunk, weights(load_pretrained(tmp_path / way, kind="gpt").decoder)) == 0.0
+        assert [name for name in module.sample_rows()[0] if "score" not in name][2:] == list(module.answering())
+    assert found["beside", "ema/"] == found["instead", ""] != found["beside", ""]
+
+
+def test_an_average_in_half_precision_keeps_its_digits(fit, ppo):
+    """Steps that bf16 would round away move it."""
+    module, data = ppo(ema=EMAConfig(0.999), optimizer=adam(1e-2), minibatches=2)
+    start = {name: value.float() for name, value in weights(load_pretrained(module.hparams["init_from"])).items()}
+    fit(module, data, precision="bf16-true")
+    moved = module.average.state()
+    assert {value.dtype for value in moved.values()} == {torch.float32}
+    assert distance(moved, {name: value.bfloat16().float() for name, value in start.items()}) > 0
+    assert module.answering()["average"].head_weight.dtype == torch.bfloat16
+
+
+def test_a_run_with_an_average_does_not_go_on_without_one(fit, ppo, tmp_path):
+    fit(*ppo()).save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"^model\.init_args\.ema: found 'an average', expected none, as"):
+        fit(*ppo(ema=EMAConfig()), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_rest_of_an_iteration_is_left_out_in_its_place(fit, ppo, accumulate):
+    """Weights, moments and average keep every bit from the step that went too far to the iteration's end; steps,
+    schedule, validation and the next rollout come as they would have come.
+    """
+
+    class Ends(L.Callback):
+        def __init__(self):
+            self.models, self.counts, self.rates = [], [], []
+
+        def on_train_batch_end(self, trainer, module, batch, index, *_):
+            if trainer.global_step > len(self.rates):
+                self.models.append(
+                    {**weights(module), **{f"a{n}": v.clone() for n, v in module.average.state().items()}}
+                )
+                state = trainer.optimizers[0].state
+                self.counts.append(state[next(module.policy.parameters())]["step"].item())
+                self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    ends, bound = Ends(), EarlyStop(kl=1e-4)
+    module, data = ppo(early_stop=bound, ema=EMAConfig(0.9), optimizer=adam(1e-2), minibatches=2, ppo_epochs=2)
+    trainer = fit(module, data, callbacks=[ends], max_epochs=2, accumulate_grad_batches=accumulate)
+    taken = trainer.logger.values("update/steps")
+    assert trainer.global_step == 8 == len(ends.models)
+    assert all(1 <= steps < 4 for steps in taken)
+    still = [distance(one, other) == 0.0 for one, other in itertools.pairwise(ends.models)]
+    first, second = map(int, taken)
+    assert still == [False] * (first - 1) + [True] * (4 - first) + [False] * second + [True] * (4 - second)
+    assert ends.counts[-1] == first + second
+    assert ends.rates == pytest.approx([1e-2 * (1 - done / 8) for done in range(1, 9)])
+    assert len(trainer.logger.values("val/score")) == 2
+    losses = trainer.logger.values("train/loss")
+    assert len(losses) == first + second + 2, "the step that went too far was measured"
+
+
+def test_without_a_bound_no_steps_are_told(fit, ppo):
+    assert not fit(*ppo(optimizer=adam(1e-1), ppo_epochs=4)).logger.values("update/steps")
+
+
+def test_a_rollout_tells_how_far_its_sampler_is(fit, ppo, caplog):
+    logger = fit(*ppo(temperature=0.5, optimizer=adam(1e-2)), max_epochs=2).logger
+    assert max(logger.values("sampler/kl")) < 1e-6
+    assert max(logger.values("sampler/max_prob_error")) < 1e-4
+    assert not [message for message in caplog.messages if "sampler/kl" in message]
+
+
+def test_a_sampler_of_another_temperature_is_told(fit, ppo, caplog, monkeypatch):
+    """Mistakes of this kind are silent elsewhere: the KL is off, and nothing else shows it."""
+    draw = rollout_module.generate
+    monkeypatch.setattr(
+        rollout_module, "generate", lambda *given, **named: draw(*given, **named | {"temperature": 1.3})
+    )
+    logger = fit(*ppo(), limit_val_batches=0).logger
+    assert logger.values("sampler/kl")[0] > 1e-3
+    assert [message for message in caplog.messages if message.startswith("sampler/kl: found ")]
 
 
 def test_more_ppo_epochs_move_the_policy_further(fit, ppo):

@@ -37,9 +37,9 @@ class StepsTaken:
         """Of the next iteration."""
         self.taken, self.stopped = 0, False
 
-    def takes(self, statistics: Mapping[str, Tensor], iteration: int) -> bool:
-        """Whether the step is taken whose minibatch has these statistics, of all processes: all decide alike. Reading
-        them waits for the device, so they are read where there is a bound.
+    def look(self, statistics: Mapping[str, Tensor], iteration: int) -> None:
+        """Count the step whose minibatch has these statistics, or stop before it. They are of all processes, which
+        decide alike. Reading them waits for the device, so they are read where there is a bound.
         """
         measured = {"kl": "policy/approx_kl", "ratio": "policy/ratio"}
         for name, tag in measured.items():
@@ -48,7 +48,6 @@ class StepsTaken:
                 self.stopped = True
                 self._tell(f"{tag} {float(statistics[tag]):.3g} > early_stop.{name} {bound:g}", iteration)
         self.taken += not self.stopped
-        return not self.stopped
 
     def _tell(self, found: str, iteration: int) -> None:
         """Once; what follows is in `update/steps`."""

@@ -50,3 +50,10 @@ class RolloutWatch:
             "expected at most %g: half precision, or a sampler that does not draw from the policy",
             *(kl, error, SAMPLER_KL),
         )
+
+
+def warn_of_idle_policy(warmup: int, iterations: int | None) -> None:
+    """A warm-up of the critic that the run does not end is told before its first step."""
+    if iterations is not None and 0 < iterations <= warmup and getattr(rank_zero_only, "rank", 0) == 0:
+        message = "critic.warmup: %d iterations in a run of %d: the policy never learns; expected fewer"
+        log.warning(message, warmup, iterations)

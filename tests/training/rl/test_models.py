@@ -7,7 +7,7 @@ from gpt_modules.backbone import LabellingModel, RewardModel, load_pretrained, s
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
-from gpt_modules.training.rl.models import check_fit, critic_folder, open_critic
+from gpt_modules.training.rl.models import check_fit, critic_folder, on_trunk, open_critic, shared_critic
 from gpt_modules.training.rl.rewards import RewardSource
 
 TOKENS, LENGTHS = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]), torch.tensor([4, 2])
@@ -89,3 +89,23 @@ def test_every_model_knows_every_token_that_the_policy_may_say(micro):
     assert str(refused.value) == (
         "runs/reward: found a vocabulary of 49, expected at least the policy's 50: it reads what the policy says"
     )
+
+
+def test_a_shared_trunk_is_the_policys_own(micro):
+    """Under a head of zeros it says zero, and what moves the policy moves it."""
+    policy = load_pretrained(micro.gpt, kind="gpt")
+    critic = shared_critic(policy, None, [FUNCTION])
+    assert critic.decoder is policy.decoder
+    assert torch.equal(critic.token_values(TOKENS), torch.zeros(2, 4))
+    assert len(list(critic.parameters())) == len(list(policy.parameters())) + 2
+
+
+def test_a_head_goes_on_with_the_trunk_that_it_was_exported_with(micro, tmp_path):
+    policy = load_pretrained(micro.gpt, kind="gpt")
+    head = load_pretrained(micro.reward, kind="reward").head
+    save_pretrained(tmp_path / "critic", on_trunk(policy, head))
+    critic = shared_critic(policy, str(tmp_path / "critic"), [FUNCTION])
+    assert critic.decoder is policy.decoder
+    assert torch.equal(critic.head.linear.weight, head.linear.weight)
+    with pytest.raises(UserError, match=r"^critic\.init_from: .*/reward: found a head on another trunk than"):
+        shared_critic(policy, str(micro.reward), [FUNCTION])

@@ -8,6 +8,7 @@ import torch
 
 from gpt_modules.backbone import generate, load_pretrained
 from gpt_modules.data.batches import PromptBatch
+from gpt_modules.training.rl.models import on_trunk
 from gpt_modules.training.rl.rewards import Scores
 from gpt_modules.training.rl.rollout import (
     assemble,
@@ -277,6 +278,29 @@ def test_values_are_the_critics_before_each_token(scored, critic):
             before = critic.token_values(row[None])[0, start - 1 : -1]
         assert torch.allclose(values[i, :count], before, atol=1e-4)
         assert not values[i, count:].any()
+
+
+def test_a_critic_on_the_policys_trunk_values_in_the_same_pass(policy, reference, critic, prompts, sampling):
+    """What it would say alone, without another pass of the trunk."""
+    alone = on_trunk(policy, critic.head)
+    passes = []
+    trunk = policy.decoder.register_forward_hook(lambda *_: passes.append(1))
+    found = score_responses(policy, reference, last_token_score, prompts, sampling, KEY, 32, alone)
+    with_values = len(passes)
+    assert value_responses(alone, found, rows=5) is found.values
+    score_responses(policy, reference, last_token_score, prompts, sampling, KEY, 32)
+    assert len(passes) == 2 * with_values, "no more of them than without a critic"
+    trunk.remove()
+    expected = value_responses(alone, found._replace(values=None), rows=5)
+    torch.testing.assert_close(found.values, expected, rtol=0, atol=1e-5)
+    assert found.values.abs().max() > 0.1
+
+
+def test_the_samplers_own_logprobs_are_kept(policy, scored):
+    """They are those of the training forward, but for rounding: nothing lies between the two."""
+    apart = torch.where(scored.mask, scored.sampled - scored.logprobs, 0.0)
+    assert 0 < apart.abs().max() < 1e-4
+    assert not scored.sampled[~scored.mask].any()
 
 
 def test_nothing_scored_has_a_gradient(scored, critic):

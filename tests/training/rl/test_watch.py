@@ -32,3 +32,13 @@ def test_a_rollout_in_which_nothing_ends_is_told_once_by_one_process(caplog, mon
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == told
     assert all("1 of 40 responses ended; the others score -1.0" in line for line in lines)
+
+
+@pytest.mark.parametrize(("kl", "told"), [(2e-3, 1), (1e-3, 0), (0.0, 0)])
+def test_a_sampler_that_draws_from_another_distribution_is_told_once(caplog, kl, told):
+    watch = RolloutWatch(8, None)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            watch.look({**numbers(1.0), "sampler/kl": kl, "sampler/max_prob_error": 0.25}, 40)
+    begins = "sampler/kl: found 0.002 nats a token between sampler and policy (a probability differs by up to 0.25)"
+    assert [message.startswith(begins) for message in caplog.messages] == [True] * told
