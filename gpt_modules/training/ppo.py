@@ -270,9 +270,7 @@ class PPOModule(L.LightningModule):
             sampling = sampling._replace(draw=self.sampling_config.eval_temperature)
         with inference(self):
             frozen, policy = self.frozen, policy or self.policy
-            return score_responses(
-                policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, self.critic
-            )
+            return score_responses(policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, self.critic)
 
     def collect(self) -> Rollout:
         """The next iteration's rollout. The experience loader asks for it when an epoch's first batch is asked of it,

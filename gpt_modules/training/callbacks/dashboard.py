@@ -77,7 +77,7 @@ DPO_LAYOUT = REWARD_LAYOUT | {
 }
 PPO_LAYOUT = {
     "1 objective": {
-        "score": _chart("objective/score", "val/score"),
+        "score": _chart("objective/score", "val/score", "val/ema/score"),
         "score as optimised: a missing end has its own": _chart("objective/optimised_score", "val/optimised_score"),
         "KL to the reference, nats a sequence": _chart("objective/kl", "val/kl"),
         "reward: the optimised score less the penalty": _chart("objective/reward", "val/reward"),
@@ -90,6 +90,9 @@ PPO_LAYOUT = {
         "ratio": _chart("policy/ratio"),
         "loss": _chart("loss/policy"),
         "pretraining text, nats a token": _chart("loss/ptx", "val/pretraining_loss"),
+        "norm of the gradient": _chart("policy/grad_norm", "value/grad_norm"),
+        "steps taken of an iteration": _chart("update/steps"),
+        "KL between sampler and policy, nats a token": _chart("sampler/kl"),
     },
     "3 critic": {
         "explained variance": _chart("value/explained_variance"),
@@ -98,6 +101,9 @@ PPO_LAYOUT = {
     "4 responses": {
         "length": _chart("response/length", "val/length"),
         "ended": _chart("response/ended", "val/ended"),
+        "length, quantiles": _chart("response/length_p10", "response/length_p50", "response/length_p90"),
+        "n-grams that an answer repeats": _chart("response/repetition", "val/repetition"),
+        "different n-grams by tokens": _chart("response/distinct_1", "response/distinct_2"),
     },
     "5 speed": {
         "episodes per second": _chart("perf/episodes_per_s"),

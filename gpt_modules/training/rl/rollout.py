@@ -109,7 +109,8 @@ def sample(
     )
     longest = int(drawn.mask.sum(1).max())
     responses, mask = drawn.tokens[:, :longest], drawn.mask[:, :longest]
-    return assemble(prompts, responses, mask, reached_end(responses, mask, sampling)), responses, mask, drawn.logprobs[:, :longest]
+    sequences = assemble(prompts, responses, mask, reached_end(responses, mask, sampling))
+    return sequences, responses, mask, drawn.logprobs[:, :longest]
 
 
 def response_logprobs(

@@ -154,9 +154,9 @@ def test_drawing_stops_where_a_response_of_full_length_is_cut(policy, prompts, s
     those without one invalid. The same noise gives the same tokens, to the bit.
     """
     stops = (sampling.ends[0], 17)
-    _, whole, everywhere = sample(policy, prompts, sampling._replace(ends=()), KEY)
+    _, whole, everywhere, _ = sample(policy, prompts, sampling._replace(ends=()), KEY)
     assert everywhere.all()
-    sequences, responses, mask = sample(policy, prompts, sampling._replace(ends=stops, truncate_after=after), KEY)
+    sequences, responses, mask, _ = sample(policy, prompts, sampling._replace(ends=stops, truncate_after=after), KEY)
     early = 0
     for row, said in enumerate(whole.tolist()):
         cut = next((place for place in range(after, len(said)) if said[place] in stops), None)
