@@ -14,6 +14,7 @@ FIGURES = {
     "sft": 3,
     "reward": 3,
     "ppo": 4,
+    "dpo": 3,
     "maml": 4,
     "feedback": 2,
 }
