@@ -38,7 +38,7 @@ _PRINT_ONLY = ("recipes", "generate", "chat")
 LONGEST_LINE = 390
 HELP = f"""usage: gpt COMMAND [...]
 
-The GPT lineage as PyTorch Lightning components: pretraining, SFT, reward model, PPO and MAML from YAML recipes.
+The GPT lineage as PyTorch Lightning components: pretraining, SFT, reward model, PPO, DPO and MAML from YAML recipes.
 
 commands:
 {chr(10).join(f"  {name:<10}{text}" for name, text in COMMANDS.items())}

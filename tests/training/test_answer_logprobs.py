@@ -9,6 +9,7 @@ from conftest import shaken, write_rows
 
 from gpt_modules.backbone import GPT, load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.functional import token_logprobs
 from gpt_modules.training import DPOModule, answer_logprobs
@@ -161,3 +162,15 @@ def test_a_reference_that_cannot_read_the_answers_is_refused(read, micro, tmp_pa
     (tmp_path / "reference" / "tokenizer.json").write_text(micro.tokenizer.to_json())
     with pytest.raises(UserError, match=line):
         read(micro.gpt, reference_from=str(tmp_path / "reference"))
+
+
+def test_a_reference_that_reads_other_tokens_is_refused(read, micro, tmp_path):
+    other = Tokenizer.train(["another text of other words, again and again"] * 9, micro.vocab_size)
+    save_pretrained(tmp_path / "reference", GPT(micro.config()), tokenizer_json=other.to_json())
+    with pytest.raises(UserError, match=r"reference/tokenizer\.json: differs from the policy's tokenizer"):
+        read(micro.gpt, reference_from=str(tmp_path / "reference"))
+
+
+def test_a_reward_model_is_no_reference(read, micro):
+    with pytest.raises(UserError, match=r"reward: found a model of kind 'reward', expected 'gpt'"):
+        read(micro.gpt, reference_from=str(micro.reward))

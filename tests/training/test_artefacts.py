@@ -52,6 +52,7 @@ def test_a_row_that_the_model_cannot_read_is_named_before_the_first_step(procedu
         "pretraining": "16",
         "finetuning": r"32 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
         "reward": r"128 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
+        "dpo": r"128 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
     }.get(word, "32")
     line = rf"data\.init_args\.context: found {found}, expected at most the model's n_positions = 8"
     assert re.fullmatch(line, str(caught.value))
