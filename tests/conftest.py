@@ -40,6 +40,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+SHARED_TRUNK = {
+    "model__critic": {"shared_trunk": True, "warmup": 1, "max_norm": 0.5},
+    "model__ema": {"decay": 0.9},
+    "model__early_stop": {"kl": 1e-3},
+}
+
+
 @dataclass(frozen=True)
 class Micro:
     """Folders and files of a world in which a training step takes milliseconds.
@@ -77,8 +84,10 @@ class Micro:
         """A recipe of some thirty steps that logs each of them and saves every second one.
 
         Args:
+            word: or `ppo-shared`, which is `ppo` with all that a shared trunk, an average and an early stop carry.
             changes: `section__key=value`, laid over the sections `trainer`, `model`, `data`, `checkpoint` and `export`.
         """
+        word, _, variant = word.partition("-")
         trainer = {"accelerator": "cpu", "devices": 1, "log_every_n_steps": 1, "limit_val_batches": 2, "max_epochs": 3}
         recipe: dict[str, Any] = {
             "seed_everything": 0,
@@ -91,6 +100,8 @@ class Micro:
             },
         }
         recipe["export"]["mode"] = "max" if word in ("reward", "dpo", "ppo") else "min"
+        if variant:
+            changes = {**SHARED_TRUNK, **changes}
         for place, value in changes.items():
             section, _, key = place.partition("__")
             recipe[section][key] = value

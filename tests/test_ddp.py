@@ -106,13 +106,15 @@ def runs(micro, gpt, uneven, tmp_path_factory):
         if word in made:
             return made[word]
         trainer = {"max_epochs": 2, "gradient_clip_val": None, "limit_val_batches": 1.0, "accumulate_grad_batches": 2}
-        trainer |= {} if word == "ppo" else {"limit_train_batches": 3}
-        changes = {f"trainer__{name}": value for name, value in trainer.items()} | uneven(word)
+        kind, _, variant = word.partition("-")
+        trainer |= {} if kind == "ppo" else {"limit_train_batches": 3}
+        changes = {f"trainer__{name}": value for name, value in trainer.items()} | uneven(kind)
+        changes |= {"model__early_stop": {"kl": 1e-9}} if variant else {}
         size = "tasks" if word == "maml" else "batch_size"  # of each process; PPO says episodes, of all of them
         made[word] = roots = []
         for ranks in (1, 2):
             root = folder / f"{word}-{ranks}"
-            recipe = micro.recipe(word, root, **changes, **({} if word == "ppo" else {f"data__{size}": 8 // ranks}))
+            recipe = micro.recipe(word, root, **changes, **({} if kind == "ppo" else {f"data__{size}": 8 // ranks}))
             recipe["checkpoint"]["keep"] = 100
             recipe["trainer"] |= {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
             root.with_suffix(".yaml").write_text(json.dumps(recipe))
@@ -125,11 +127,11 @@ def runs(micro, gpt, uneven, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", [*WORDS, "ppo-shared"])
 def test_two_processes_log_what_one_logs(runs, word):
     one, two = map(points, runs(word))
     assert {tag: list(steps) for tag, steps in one.items()} == {tag: list(steps) for tag, steps in two.items()}
-    assert {"train/loss", "val/score" if word == "ppo" else "val/loss"} <= set(one)
+    assert {"train/loss", "val/score" if word.startswith("ppo") else "val/loss"} <= set(one)
     if word in ("reward", "dpo"):
         kinds = {tag.partition("/")[2].partition("/")[0] for tag in one if tag.count("/") == 2}
         assert {f"accuracy_{kind}" for kind in ("round", "labeler", "margin", "length")} <= kinds
@@ -154,7 +156,7 @@ def apart(one, two):
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", [*WORDS, "ppo-shared"])
 def test_two_processes_learn_what_one_learns(runs, word):
     one, two = runs(word)
     assert apart(weights(one, 4), weights(two, 4)) < 2e-6

@@ -24,6 +24,7 @@ EXPORTS = {
     "sft": ["export"],
     "reward": ["export"],
     "ppo": ["export", "export-critic"],
+    "ppo-shared": ["export", "export-critic", "export-ema"],
     "maml": ["export"],
     "dpo": ["export"],
 }
@@ -39,9 +40,9 @@ def write_recipe(micro, word, root, **changes):
     """With pretraining text beside what a word can have it beside."""
     root.parent.mkdir(parents=True, exist_ok=True)
     path = root.with_suffix(".yaml")
-    if word in ("sft", "ppo"):
+    if word in ("sft", "ppo", "ppo-shared"):
         changes = {"data__pretraining": {"train": str(micro.pretraining), "context": 16, "batch_size": 4}, **changes}
-    if word == "ppo":
+    if word.startswith("ppo"):
         changes = {"model__ptx": {"coef": 0.5, "windows": 2}, **changes}
     path.write_text(json.dumps(micro.recipe(word, root, **changes)))
     return path
@@ -114,7 +115,7 @@ def signal_when(gpt, condition, words, number=signal.SIGKILL, delay=0.0, **optio
     return gpt.wait()
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", [*WORDS, "ppo-shared"])
 def test_killed_and_resumed(word, micro, gpt, straight, tmp_path, elsewhere):
     """At moments drawn at random, in training, validation or rollout, and while a checkpoint is being written."""
     root, rng, options = tmp_path / "run", random.Random(word), {"TMPDIR": str(elsewhere)}
