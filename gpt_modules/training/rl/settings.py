@@ -97,7 +97,7 @@ class EMAConfig:
     """An average of the policy's weights (Ouyang et al. 2022, appendix C.4).
 
     Args:
-        decay: of the average at each optimizer step; 0.992 there.
+        decay: of the average at each optimizer step; 0.992 there, which does not say of what step.
         export: `beside` writes it to `export-ema` and logs what it says as `val/ema/...`; `instead` writes it to
             `export`, in place of the last weights, and `val/...` is of it.
     """
