@@ -81,9 +81,8 @@ def uneven(micro, tmp_path_factory):
             given |= {"model__rewards": dry(micro.reward), "model__whiten_rewards": True}
         if word in ("sft", "ppo"):
             given |= {"data__pretraining": {"train": str(micro.pretraining), "context": 16, "batch_size": 3}}
-            given |= {"sft": {"data__pretraining_fraction": 0.3}, "ppo": {"model__ptx": {"coef": 0.5, "windows": 2}}}[
-                word
-            ]
+            more = {"sft": {"data__pretraining_fraction": 0.3}, "ppo": {"model__ptx": {"coef": 0.5, "windows": 2}}}
+            given |= more[word]
         if word == "finetuning":
             given |= {"model__classifier_dropout": 0.0}
         if word == "maml":
