@@ -32,13 +32,14 @@ from gpt_modules.functional.losses import (
 )
 from gpt_modules.functional.masking import masked_mean, masked_whiten, token_mean
 from gpt_modules.functional.preferences import deviation_correlation, group_means, row_deviations, untied_pairs
-from gpt_modules.functional.responses import gather_responses, response_positions
+from gpt_modules.functional.responses import Counted, gather_responses, response_positions
 from gpt_modules.functional.sampling import filter_logits
 from gpt_modules.functional.soft_labels import expected_score, row_mean_weights, soft_targets
 
 __all__ = [
     "Algorithm",
     "Combination",
+    "Counted",
     "MetaGradient",
     "Parameters",
     "PolicyLoss",

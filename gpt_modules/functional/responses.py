@@ -1,7 +1,9 @@
 """Which positions of a right-padded row (prompt, then response) speak about the response."""
 
+from typing import NamedTuple
+
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 
@@ -29,3 +31,30 @@ def gather_responses(
     rows = torch.arange(batch, device=hidden.device).unsqueeze(1) * width
     # index_select, for its backward adds whole rows where that of advanced indexing adds single elements.
     return hidden.flatten(0, 1).index_select(0, (rows + positions).flatten()).view(batch, R, *hidden.shape[2:])
+
+
+class Counted(NamedTuple):
+    """The N response tokens that count, of all rows one after another: nothing else needs a head.
+
+    cells: (N,) where they stand in the flattened mask (B, R).
+    states: (N,) where the states that predict them stand in the flattened rows (B, T).
+    """
+
+    cells: Int[Tensor, "N"]
+    states: Int[Tensor, "N"]
+
+    @classmethod
+    def of(cls, prompt_lengths: Int[Tensor, "B"], mask: Bool[Tensor, "B R"], width: int) -> "Counted":
+        """Those that `mask` counts, in rows of `width`. Waits for the device once."""
+        positions = response_positions(prompt_lengths, mask.shape[1])
+        starts = torch.arange(len(mask), device=mask.device).unsqueeze(1) * width
+        cells = mask.flatten().nonzero()[:, 0]
+        return cls(cells, (starts + positions).flatten().index_select(0, cells))
+
+    def gather(self, hidden: Shaped[Tensor, "B T *C"]) -> Shaped[Tensor, "N *C"]:
+        """The states; differentiable."""
+        return hidden.flatten(0, 1).index_select(0, self.states)
+
+    def spread(self, values: Float[Tensor, "N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+        """Numbers a token back in their cells, 0 in the others; differentiable."""
+        return values.new_zeros(mask.numel()).index_copy(0, self.cells, values).view(mask.shape)

@@ -320,12 +320,12 @@ class PPOModule(L.LightningModule):
         return loss
 
     def _outputs(self, rollout: Rollout) -> Outputs:
-        tokens, prompt_lengths, responses, _ = rollout[:4]
+        tokens, prompt_lengths, responses, mask = rollout[:4]
         logprobs, entropy, values = response_outputs(
-            self.policy, self.critic, tokens, prompt_lengths, responses, self.hparams["temperature"]
+            self.policy, self.critic, tokens, prompt_lengths, responses, mask, self.hparams["temperature"]
         )
         if values is None:
-            values = response_values(self.critic, tokens, prompt_lengths, responses.shape[1])
+            values = response_values(self.critic, tokens, prompt_lengths, mask)
         return Outputs(logprobs, entropy, values)
 
     @property

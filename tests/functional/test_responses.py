@@ -1,6 +1,6 @@
 import torch
 
-from gpt_modules.functional import gather_responses, response_positions
+from gpt_modules.functional import Counted, gather_responses, response_positions
 
 
 def test_first_response_token_is_predicted_at_the_prompts_last_position():
@@ -33,3 +33,27 @@ def test_padding_the_rows_further_changes_nothing():
     hidden, lengths = torch.randn(2, 6), torch.tensor([1, 3])
     wider = torch.nn.functional.pad(hidden, (0, 4), value=torch.nan)
     assert torch.equal(gather_responses(wider, lengths, 4), gather_responses(hidden, lengths, 4))
+
+
+def test_states_and_cells_that_count_against_a_literal():
+    """Prompts of 2 and 1 tokens in rows of 5; answers of 1 and 3."""
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    counted = Counted.of(torch.tensor([2, 1]), mask, 5)
+    assert counted.cells.tolist() == [0, 3, 4, 5]
+    assert counted.states.tolist() == [1, 5, 6, 7]
+    assert counted.gather(torch.arange(10).view(2, 5)).tolist() == [1, 5, 6, 7]
+    assert counted.spread(torch.tensor([1.0, 2.0, 3.0, 4.0]), mask).tolist() == [[1, 0, 0], [2, 3, 4]]
+
+
+def test_gradients_reach_what_counts_and_nothing_else():
+    hidden, mask = torch.randn(2, 5, 3, requires_grad=True), torch.tensor([[True, False], [True, True]])
+    counted = Counted.of(torch.tensor([2, 3]), mask, 5)
+    weights = torch.tensor([[1.0, 7.0], [2.0, 3.0]])
+    (counted.spread(counted.gather(hidden).sum(1), mask) * weights).sum().backward()
+    assert hidden.grad[..., 0].tolist() == [[0, 1, 0, 0, 0], [0, 0, 2, 3, 0]]
+
+
+def test_no_token_counts():
+    mask = torch.zeros(2, 3, dtype=torch.bool)
+    counted = Counted.of(torch.tensor([1, 1]), mask, 4)
+    assert counted.spread(counted.gather(torch.randn(2, 4)), mask).tolist() == [[0.0] * 3] * 2

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from gpt_modules.errors import UserError, expect
@@ -98,7 +99,8 @@ class ExperienceLoader:
         resumed, self._resumed = self._resumed, False
         start, rollout = (self.position, self.owner.rollout) if resumed else (0, self.owner.collect())
         assert rollout is not None
-        plan, tokens = self._plan(len(rollout.tokens)), rollout.mask.sum(1).cpu()
+        tokens = rollout.mask.sum(1).cpu()
+        plan = self._plan(tokens + rollout.prompt_lengths.cpu())
         for index in range(start, len(self)):
             self.position = index + 1
             step, part = divmod(index, self.parts.micro_batches)
@@ -114,12 +116,15 @@ class ExperienceLoader:
         """The normaliser of a step's tokens: Lightning divides by micro-batches, and averages over processes."""
         return counted / (self.parts.micro_batches * self.world)
 
-    def _plan(self, episodes: int) -> list[tuple[Tensor, ...]]:
-        """Row numbers of all processes together, by step and micro-batch."""
+    def _plan(self, lengths: Int[Tensor, "E"]) -> list[tuple[Tensor, ...]]:
+        """Row numbers of all processes together, by step and micro-batch. Within a step, which is the same however its
+        rows are cut, those of like length are together: no row is padded to one that is much longer.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.owner.iteration)
-        orders = [torch.randperm(episodes, generator=generator) for _ in range(self.parts.epochs)]
+        orders = [torch.randperm(len(lengths), generator=generator) for _ in range(self.parts.epochs)]
         minibatches = [rows for order in orders for rows in order.tensor_split(self.parts.minibatches)]
-        return [minibatch.tensor_split(self.parts.accumulate) for minibatch in minibatches]
+        sorted_ = [rows[lengths[rows].argsort(stable=True)] for rows in minibatches]
+        return [minibatch.tensor_split(self.parts.accumulate) for minibatch in sorted_]
 
     def state(self) -> dict[str, Any]:
         """The place and, inside an iteration, its rollout."""

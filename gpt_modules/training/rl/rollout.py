@@ -13,7 +13,7 @@ from torch import Tensor
 from gpt_modules.backbone import GPT, RewardModel, generate
 from gpt_modules.backbone.decoding.generation import ends_of, is_end
 from gpt_modules.data.batches import PromptBatch
-from gpt_modules.functional import gather_responses, kl_estimate, linear_logprobs
+from gpt_modules.functional import Counted, kl_estimate, linear_logprobs
 from gpt_modules.training.rl.rewards import Scores
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Sampling
@@ -53,12 +53,17 @@ class Scored(NamedTuple):
         return (kl_estimate(self.logprobs, self.ref_logprobs) * self.mask).sum(1)
 
 
+def autocast_type(module: L.LightningModule) -> torch.dtype | None:
+    """What the run's products are cast to; None: nothing is."""
+    return {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(module.trainer.precision))
+
+
 @contextmanager
 def inference(module: L.LightningModule) -> Iterator[None]:
     """The run's precision with cached casts: without gradients every decode step may reuse the same bf16 weights."""
     training = module.training
     module.eval()
-    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(str(module.trainer.precision))
+    half = autocast_type(module)
     with torch.no_grad(), torch.autocast(module.device.type, dtype=half, enabled=half is not None):
         yield
     module.train(training)
@@ -106,6 +111,7 @@ def sample(
         ends_after=sampling.truncate_after,
         temperature=sampling.temperature if sampling.draw is None else sampling.draw,
         generator=noise(key, prompts.numbers),
+        cache_bytes=sampling.cache_bytes,
     )
     longest = int(drawn.mask.sum(1).max())
     responses, mask = drawn.tokens[:, :longest], drawn.mask[:, :longest]
@@ -114,12 +120,12 @@ def sample(
 
 
 def response_logprobs(
-    model: GPT, tokens: Tensor, prompt_lengths: Tensor, responses: Tensor, temperature: float
+    model: GPT, tokens: Tensor, prompt_lengths: Tensor, responses: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
-    """Log-probabilities of the response tokens and the entropies there; logits are formed at response positions
-    only.
+    """Log-probabilities of the response tokens that count and the entropies there, 0 elsewhere; logits are formed for
+    these alone.
     """
-    logprobs, entropy, _ = response_outputs(model, None, tokens, prompt_lengths, responses, temperature)
+    logprobs, entropy, _ = response_outputs(model, None, tokens, prompt_lengths, responses, mask, temperature)
     return logprobs, entropy
 
 
@@ -129,14 +135,18 @@ def response_outputs(
     tokens: Tensor,
     prompt_lengths: Tensor,
     responses: Tensor,
+    mask: Tensor,
     temperature: float,
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"], Float[Tensor, "B R"] | None]:
     """As `response_logprobs`; third, what a critic that stands on the policy's trunk says of the same states, None for
     any other.
     """
-    states = gather_responses(policy.hidden(tokens), prompt_lengths, responses.shape[1])
-    logprobs, entropy = linear_logprobs(states, policy.head_weight, responses, temperature)
-    return logprobs, entropy, critic.head(states) if shares_trunk(critic, policy) else None
+    counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
+    states = counted.gather(policy.hidden(tokens))
+    chosen = responses.flatten().index_select(0, counted.cells)
+    logprobs, entropy = linear_logprobs(states, policy.head_weight, chosen, temperature)
+    values = counted.spread(critic.head(states), mask) if shares_trunk(critic, policy) else None
+    return counted.spread(logprobs, mask), counted.spread(entropy, mask), values
 
 
 def shares_trunk(critic: RewardModel | None, policy: GPT) -> TypeGuard[RewardModel]:
@@ -144,17 +154,23 @@ def shares_trunk(critic: RewardModel | None, policy: GPT) -> TypeGuard[RewardMod
     return critic is not None and critic.decoder is policy.decoder
 
 
-def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, width: int) -> Float[Tensor, "B R"]:
-    """The critic's value of the state before each response token."""
-    return gather_responses(critic.token_values(tokens), prompt_lengths, width)
+def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
+    """The critic's value of the state before each response token that counts, 0 elsewhere."""
+    counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
+    return counted.spread(counted.gather(critic.token_values(tokens)), mask)
 
 
-def in_pieces(function: Callable[..., tuple[Tensor, ...]], size: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Apply a function to `size` rows at a time and join the results: bounds the memory of a forward over a whole
-    iteration.
+def in_pieces(
+    function: Callable[..., tuple[Tensor, ...]], size: int, sequences: Sequences, *others: Tensor
+) -> tuple[Tensor, ...]:
+    """Apply a function to the sequences and what else there is a row, `size` rows at a time, and join the results in
+    the rows' own order: bounds the memory of a forward over a whole iteration. Rows of like length are together, and no
+    piece is wider than its longest row.
     """
-    pieces = [function(*piece) for piece in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)]
-    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+    order = sequences.lengths.argsort(stable=True)
+    pieces = [function(sequences.take(rows), *(tensor[rows] for tensor in others)) for rows in torch.split(order, size)]
+    back = order.argsort()
+    return tuple(torch.cat(parts)[back] for parts in zip(*pieces, strict=True))
 
 
 @torch.no_grad()
@@ -177,14 +193,15 @@ def score_responses(
     """
     sequences, responses, mask, sampled = sample(policy, prompts, sampling, key)
 
-    def outputs(tokens: Tensor, lengths: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
-        own, entropy, values = response_outputs(policy, critic, tokens, lengths, chosen, sampling.temperature)
-        theirs, _ = response_logprobs(reference, tokens, lengths, chosen, sampling.temperature)
+    def outputs(part: Sequences, chosen: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+        text = (part.tokens, part.prompt_lengths, chosen, counts, sampling.temperature)
+        own, entropy, values = response_outputs(policy, critic, *text)
+        theirs, _ = response_logprobs(reference, *text)
         return own, theirs, entropy, *([] if values is None else [values])
 
-    own, theirs, entropy, *valued = in_pieces(outputs, rows, sequences.tokens, sequences.prompt_lengths, responses)
-    values = torch.where(mask, valued[0], 0.0) if valued else None
-    scores, spreads = in_pieces(lambda *piece: reward(Sequences(*piece)), rows, *sequences)
+    own, theirs, entropy, *valued = in_pieces(outputs, rows, sequences, responses, mask)
+    values = valued[0] if valued else None
+    scores, spreads = in_pieces(reward, rows, sequences)
     return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, sampled, values)
 
 
@@ -195,7 +212,9 @@ def value_responses(critic: RewardModel, scored: Scored, rows: int) -> Float[Ten
     """
     if scored.values is not None:
         return scored.values
-    width = scored.responses.shape[1]
-    tokens, prompt_lengths, *_ = scored.sequences
-    (values,) = in_pieces(lambda t, n: (response_values(critic, t, n, width),), rows, tokens, prompt_lengths)
-    return torch.where(scored.mask, values, 0.0)
+
+    def of(part: Sequences, counts: Tensor) -> tuple[Tensor]:
+        return (response_values(critic, part.tokens, part.prompt_lengths, counts),)
+
+    (values,) = in_pieces(of, rows, scored.sequences, scored.mask)
+    return values

@@ -24,6 +24,11 @@ class Sequences(NamedTuple):
     ended: Bool[Tensor, "B"]
     rows: Int[Tensor, "B"]
 
+    def take(self, rows: Int[Tensor, "N"]) -> "Sequences":
+        """These rows, no wider than the longest of them."""
+        tokens, *others = (field[rows] for field in self)
+        return Sequences(tokens[:, : int(self.lengths[rows].max())], *others)
+
     def ids(self) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of prompts and of responses."""
         rows = zip(self.tokens.tolist(), self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True)

@@ -46,8 +46,11 @@ class Rollout(NamedTuple):
     returns: Float[Tensor, "B R"]
 
     def take(self, rows: Int[Tensor, "N"]) -> "Rollout":
-        """These rows of it."""
-        return Rollout(*(field[rows.to(field.device)] for field in self))
+        """These rows of it, no wider than their longest text and their longest response. Waits for the device."""
+        tokens, prompt_lengths, *cells = (field[rows.to(field.device)] for field in self)
+        counts = self.mask.sum(1)[rows.to(self.mask.device)]
+        width, longest = torch.stack([(prompt_lengths + counts).max(), counts.max()]).tolist()
+        return Rollout(tokens[:, :width], prompt_lengths, *(cell[:, :longest] for cell in cells))
 
 
 def over_processes(

@@ -47,12 +47,15 @@ def test_every_episode_once_an_epoch(accumulate):
     assert seen[:half] != seen[half:]
 
 
-def test_fields_of_a_row_stay_together():
+@pytest.mark.parametrize("world", [1, 2])
+def test_micro_batches_hold_rows_of_like_length(world):
+    """Those of a minibatch in order of their length, on each process: what is padded is least."""
     whole = rollout()
-    for batch in loader():
-        taken = whole.take(batch.rows)
-        for row, number in enumerate(batch.rows.tolist()):
-            assert all(torch.equal(part[row], field[number]) for part, field in zip(taken, whole, strict=True))
+    lengths = whole.prompt_lengths + whole.mask.sum(1)
+    for rank in range(world):
+        batches = list(loader(epochs=1, minibatches=1, accumulate=3, rank=rank, world=world))
+        found = [length for batch in batches for length in lengths[batch.rows].tolist()]
+        assert found == sorted(found)
 
 
 def test_the_order_is_a_function_of_seed_and_iteration():

@@ -8,6 +8,8 @@ import torch
 
 from gpt_modules.backbone import generate, load_pretrained
 from gpt_modules.data.batches import PromptBatch
+from gpt_modules.functional import linear_logprobs
+from gpt_modules.training.rl import rollout as rollout_module
 from gpt_modules.training.rl.models import on_trunk
 from gpt_modules.training.rl.rewards import Scores
 from gpt_modules.training.rl.rollout import (
@@ -15,6 +17,7 @@ from gpt_modules.training.rl.rollout import (
     in_pieces,
     inference,
     noise,
+    response_logprobs,
     sample,
     score_responses,
     value_responses,
@@ -265,10 +268,43 @@ def test_inference_has_the_runs_precision_and_leaves_the_module_as_it_was(precis
     assert module.layer(torch.ones(1, 2)).dtype == torch.float32
 
 
-def test_pieces_join_to_the_whole():
-    values = torch.arange(20.0).view(10, 2)
-    (halved,) = in_pieces(lambda piece: (piece / 2,), 3, values)
+@pytest.mark.parametrize("size", [1, 3, 10, 64])
+def test_pieces_join_to_the_whole(size):
+    """In the rows' own order; a piece is as wide as its longest row, and none is wider than one before it must be."""
+    lengths, seen = torch.tensor([3, 9, 4, 4, 9, 2, 5, 9, 2, 6]), []
+    values, tokens = torch.arange(20.0).view(10, 2), torch.arange(100).view(10, 10)
+
+    def halves(part, own):
+        seen.append((part.tokens.shape, part.lengths.tolist()))
+        return own / 2, part.tokens[:, 0]
+
+    halved, first = in_pieces(
+        halves, size, Sequences(tokens, lengths - 1, lengths, lengths > 3, torch.arange(10)), values
+    )
     assert torch.equal(halved, values / 2)
+    assert torch.equal(first, tokens[:, 0])
+    assert [shape for shape, _ in seen] == [(len(own), max(own)) for _, own in seen]
+    assert [n for _, own in seen for n in own] == sorted(lengths.tolist())
+
+
+def test_only_tokens_that_count_meet_the_head(policy, prompts, sampling, scored, monkeypatch):
+    """Not one logit more; what stands in the other cells is never read, nor answered."""
+    rows = []
+
+    def counting(hidden, *rest):
+        rows.append(len(hidden))
+        return linear_logprobs(hidden, *rest)
+
+    monkeypatch.setattr(rollout_module, "linear_logprobs", counting)
+    dirty = torch.where(scored.mask, scored.responses, 10**9)
+    text = (scored.sequences.tokens, scored.sequences.prompt_lengths, dirty, scored.mask, TEMPERATURE)
+    with torch.no_grad():
+        logprobs, entropy = response_logprobs(policy, *text)
+    assert rows == [int(scored.mask.sum())]
+    assert scored.mask.float().mean() < 0.9
+    assert torch.allclose(logprobs[scored.mask], scored.logprobs[scored.mask], atol=1e-4)
+    assert not logprobs[~scored.mask].any()
+    assert not entropy[~scored.mask].any()
 
 
 def test_values_are_the_critics_before_each_token(scored, critic):

@@ -9,6 +9,7 @@ from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Shaping
 from gpt_modules.training.rl.shaping import (
+    Rollout,
     optimised_scores,
     over_processes,
     response_statistics,
@@ -86,6 +87,22 @@ def test_the_rollout_is_what_was_scored(scored):
     assert torch.equal(rollout.responses, scored.responses)
     assert torch.equal(rollout.logprobs, scored.logprobs)
     assert torch.equal(rollout.values, VALUES)
+
+
+@pytest.mark.parametrize("rows", [[0], [1, 0], [2], [0, 1, 2]])
+def test_rows_that_are_taken_are_no_wider_than_they_must_be_and_whole(rows):
+    """Texts of 3, 5 and 9 tokens, of which 1, 2 and 4 answer."""
+    counts = torch.tensor([1, 2, 4])
+    mask = torch.arange(6) < counts[:, None]
+    cells = torch.arange(18.0).view(3, 6)
+    whole = Rollout(torch.arange(36).view(3, 12), torch.tensor([2, 3, 5]), cells.long(), mask, *[cells] * 4)
+    taken = whole.take(torch.tensor(rows))
+    longest = max(rows)
+    assert taken.tokens.tolist() == whole.tokens[rows, : [3, 5, 9][longest]].tolist()
+    assert taken.prompt_lengths.tolist() == whole.prompt_lengths[rows].tolist()
+    assert all(cell.shape == (len(rows), [1, 2, 4][longest]) for cell in taken[2:])
+    pairs = zip(taken[2:], whole[2:], strict=True)
+    assert all(torch.equal(cell[taken.mask], field[rows][mask[rows]]) for cell, field in pairs)
 
 
 def test_nothing_shaped_has_a_gradient(scored):
