@@ -102,6 +102,8 @@ class PPOModule(L.LightningModule):
         optimizer: AdamW's settings; the RLHF codes use eps 1e-5.
         schedule: rate over the run; Ziegler et al.: linear to 0.
         score_rows: rows of a forward pass while a rollout is scored.
+        cache_gb: gigabytes of keys and values while responses are sampled; rows beyond it wait their turn.
+        recompute: recompute activations of policy and critic in the backward pass instead of storing them.
         compile: compile each block with `torch.compile`.
         sample_prompts: how many held-out prompts the sample table shows.
         seed: of sampling and of the minibatch order.
@@ -131,6 +133,8 @@ class PPOModule(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0),
         schedule: ScheduleConfig = ScheduleConfig(shape="linear", final=0.0),
         score_rows: int = 64,
+        cache_gb: float = 4.0,
+        recompute: bool = False,
         compile: bool = False,
         sample_prompts: int = 8,
         seed: int = 0,
@@ -146,6 +150,7 @@ class PPOModule(L.LightningModule):
         self.sampling_config = typed(SamplingConfig, sampling)
         after = self.sampling_config.truncate_after
         expect(after < max_new_tokens, "sampling.truncate_after", after, f"less than max_new_tokens: {max_new_tokens}")
+        expect_number("cache_gb", cache_gb, "(0, inf)")
         self.reward_sources = reward_sources(rewards)
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
@@ -201,6 +206,8 @@ class PPOModule(L.LightningModule):
             self.critic = open_critic(self.critic_folder, self.reward_sources)
         reference = self.hparams["reference_from"]
         self.frozen = Frozen(init_from if reference is None else reference, self.reward_sources, self.monitor_sources)
+        for decoder in (self.policy.decoder, self.critic.decoder):
+            decoder.recompute = self.hparams["recompute"]
         if self.hparams["compile"]:
             models = (self.policy, self.critic, self.frozen.reference)
             for decoder in dict.fromkeys(model.decoder for model in models):
@@ -219,7 +226,8 @@ class PPOModule(L.LightningModule):
         longest = self.trainer.datamodule.longest_prompt  # type: ignore[attr-defined]
         most, temperature = self.hparams["max_new_tokens"], self.hparams["temperature"]
         config = self.sampling_config
-        self.sampling = Sampling(most, temperature, config.ends(tokenizer), config.truncate_after)
+        room = 1e9 * self.hparams["cache_gb"]
+        self.sampling = Sampling(most, temperature, config.ends(tokenizer), config.truncate_after, cache_bytes=room)
         check_fit(self.policy.config, readers, longest, most, int(self.sampling.ends != (tokenizer.eos_id,)))
         if self.average is not None:
             self.average.to(self.device)

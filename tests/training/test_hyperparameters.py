@@ -55,6 +55,9 @@ def test_activations_are_recomputed_where_it_is_asked_for(fit, procedure):
         module, data = procedure("pretraining", recompute=asked)
         fit(module, data, limit_train_batches=0, limit_val_batches=0)
         assert module.model.decoder.recompute == asked
+        module, data = procedure("ppo", recompute=asked)
+        fit(module, data, limit_train_batches=0, limit_val_batches=0)
+        assert module.policy.decoder.recompute == module.critic.decoder.recompute == asked
 
 
 @pytest.mark.parametrize("kind", [ScheduleConfig, KLConfig, ClipConfig])

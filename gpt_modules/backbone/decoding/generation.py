@@ -8,6 +8,7 @@ How one step is made, and made fast, is in `step.py`.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
@@ -56,6 +57,7 @@ def generate(
     top_p: float | None = None,
     generator: Noise = None,
     compile: bool = False,
+    cache_bytes: float = math.inf,
 ) -> Generation:
     """Continue each prompt by up to `max_new_tokens` tokens, or until it says `eos_id` (or one of them).
 
@@ -66,6 +68,8 @@ def generate(
         generator: the source of randomness; the same state gives the same tokens. Or one a row: then a row says the
             same in whatever batch it stands.
         compile: `torch.compile` the step: half a minute to start, so for long runs of one shape.
+        cache_bytes: how much the keys and values of the rows at work may take, less than one row's counts as one row's.
+            Rows beyond it wait their turn, the shorter prompts first; what a row says does not depend on that.
 
     Dropout is off meanwhile, whatever mode the model is in. Raises `UserError` for an empty prompt, a token outside the
     vocabulary, a prompt that with `max_new_tokens` exceeds `n_positions`, or a rule that is no distribution's.
@@ -75,13 +79,31 @@ def generate(
     tokens, lengths = left_padded(prompts, model.head_weight.device)
     check_prompts(model, tokens, lengths, max_new_tokens)
     uniforms = _uniforms(len(lengths), max_new_tokens, generator, tokens.device)
-    mask = real_tokens(tokens, lengths)
+    turns = _turns(model, lengths, max_new_tokens, cache_bytes)
     with inference(model), lend_merged(model), input_major(model, max_new_tokens) as head:
         static = compile or can_capture(model)
-        cache = new_cache(model, len(lengths), tokens.shape[1] + max_new_tokens, static)
-        step = DecodeStep(model, cache, rule, head)
-        written = _Transcript(len(uniforms), tokens, ends_of(eos_id, tokens.device), ends_after)
-        return _decode(step, tokens, mask, uniforms, written, compile)
+
+        def turn(rows: Int[Tensor, "K"]) -> Generation:
+            own = [lengths[row] for row in rows.tolist()]
+            part = tokens[rows, tokens.shape[1] - max(own) :]
+            cache = new_cache(model, len(own), max(own) + max_new_tokens, static)
+            step = DecodeStep(model, cache, rule, head)
+            written = _Transcript(len(uniforms), part, ends_of(eos_id, tokens.device), ends_after)
+            return _decode(step, part, real_tokens(part, own), uniforms[:, :, rows], written, compile)
+
+        drawn = [turn(rows.to(tokens.device)) for rows in turns]
+    back = torch.cat(turns).argsort().to(tokens.device)
+    return Generation(*(torch.cat(parts)[back] for parts in zip(*drawn, strict=True)))
+
+
+def _turns(model: GPT, lengths: list[int], new_tokens: int, cache_bytes: float) -> list[Int[Tensor, "_"]]:
+    """Row numbers of those that speak at once; all in one turn, and in their order, where there is room."""
+    one = new_cache(model, 1, max(lengths) + new_tokens, static=False).nbytes
+    most = max(1, int(min(cache_bytes / one, len(lengths))))
+    if most == len(lengths):
+        return [torch.arange(len(lengths))]
+    order = torch.tensor(lengths).argsort(stable=True)
+    return list(order.tensor_split(-(-len(lengths) // most)))
 
 
 def noise_of(key: str) -> torch.Generator:

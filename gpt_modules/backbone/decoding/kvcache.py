@@ -51,6 +51,11 @@ class KVCache:
         self.keys = [allocate(shape, device=device, dtype=dtype) for shape in shapes]
         self.values = [allocate(shape, device=device, dtype=dtype) for shape in shapes]
 
+    @property
+    def nbytes(self) -> int:
+        """Of all keys and values that there is room for."""
+        return sum(storage.nbytes for storage in (*self.keys, *self.values))
+
     def reserve(
         self, width: int, attention_mask: Bool[Tensor, "B T"] | None
     ) -> tuple[Int[Tensor, "B T"], dict[Attention, Float[Tensor, "#B 1 R _"] | None]]:

@@ -30,7 +30,7 @@ NOT_COUNTED = (
     *(f"trainer.{key}" for key in ("benchmark", "logger", "profiler", "log_every_n_steps", "model_registry")),
     *(f"trainer.{key}" for key in ("enable_progress_bar", "enable_model_summary", "enable_autolog_hparams")),
     *("config", "checkpoint", "samples", "throughput", "progress", "ckpt_path", "weights_only"),
-    *("model.init_args.compile", "model.init_args.recompute"),
+    *("model.init_args.compile", "model.init_args.recompute", "model.init_args.cache_gb"),
     *("data.init_args.cache_dir", "data.init_args.num_workers"),
 )
 """Keys, each with all below it."""

@@ -3,6 +3,7 @@
 Each refuses, in one line that names the field, a value that makes no sense.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -168,6 +169,7 @@ class Sampling(NamedTuple):
     ends: tuple[int, ...]
     truncate_after: int = 0
     draw: float | None = None
+    cache_bytes: float = math.inf
 
 
 @dataclass(frozen=True)

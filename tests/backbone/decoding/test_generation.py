@@ -1,6 +1,8 @@
 """Cached decoding against full forwards and `transformers`; what is reported; what may not change an answer."""
 
+import math
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -103,6 +105,35 @@ def test_with_a_generator_of_its_own_a_row_says_the_same_in_any_batch() -> None:
     assert torch.equal(whole.tokens[[3, 1]], other.tokens)
     with pytest.raises(ValueError, match="generator: found 1, expected one, or one for each of 4 prompts"):
         generate(model, PROMPTS, max_new_tokens=1, eos_id=None, generator=[seeded()])
+
+
+@pytest.mark.parametrize(("rows", "turns"), [(5.0, [5]), (4.9, [3, 2]), (2.0, [2, 2, 1]), (0.5, [1] * 5)])
+@pytest.mark.parametrize("generator", ["one", "a row"])
+def test_rows_that_wait_for_room_in_the_cache_say_the_same(
+    rows: float, turns: list[int], generator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In their places; no turn has more rows than there is room for, nor is as wide as what it does not hold."""
+    model, prompts, sizes = make().double(), [*PROMPTS, PROMPTS[0]], []
+
+    def draw(cache_bytes: float) -> Generation:
+        noise = seeded() if generator == "one" else [seeded(n) for n in range(5)]
+        settings = {"max_new_tokens": 15, "eos_id": 4, "generator": noise}
+        return generate(model, prompts, **settings, cache_bytes=cache_bytes)  # type: ignore[arg-type]
+
+    whole, decode = draw(math.inf), generation._decode
+
+    def counting(step: Any, tokens: Tensor, *rest: Any) -> Generation:
+        sizes.append(tokens.shape)
+        return decode(step, tokens, *rest)
+
+    monkeypatch.setattr(generation, "_decode", counting)
+    found = draw(rows * generation.new_cache(model, 1, 6 + 15, static=False).nbytes)
+    assert torch.equal(found.tokens, whole.tokens)
+    assert torch.equal(found.mask, whole.mask)
+    torch.testing.assert_close(found.logprobs, whole.logprobs)
+    assert [count for count, _ in sizes] == turns
+    if turns == [1] * 5:
+        assert [width for _, width in sizes] == [1, 1, 3, 4, 6]
 
 
 def test_a_temperature_near_0_is_greedy() -> None:

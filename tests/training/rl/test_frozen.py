@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpt_modules.backbone import model_digest
+from gpt_modules.backbone import load_pretrained, model_digest
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
 from gpt_modules.training.rl.rewards import RewardSource
@@ -26,11 +26,11 @@ class Owner(L.LightningModule):
 
     trainer = None  # Lightning's property, as a plain attribute
 
-    def __init__(self, tokenizer, convert=lambda model: model):
+    def __init__(self, tokenizer, convert=lambda model: model, precision="32-true"):
         super().__init__()
-        precision = types.SimpleNamespace(convert_module=convert)
+        plugin = types.SimpleNamespace(convert_module=convert)
         data = types.SimpleNamespace(tokenizer=tokenizer, columns=dict, column=list)
-        self.trainer = types.SimpleNamespace(precision_plugin=precision, datamodule=data)
+        self.trainer = types.SimpleNamespace(precision_plugin=plugin, datamodule=data, precision=precision)
 
 
 @pytest.fixture
@@ -68,6 +68,25 @@ def test_rewards_and_monitors_are_opened_once_the_tokenizer_is_known(micro, sour
     assert frozen.monitors["letters"](sequences).totals.item() == letters
     expected = 2.0 * model(sequences.tokens, sequences.lengths).item() + 3.0 * letters
     assert frozen.reward(sequences).totals.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("precision", "half"), [("bf16-mixed", torch.bfloat16), ("16-mixed", torch.float16), ("32-true", torch.float32)]
+)
+def test_what_autocast_casts_is_kept_in_half_and_says_the_same(micro, precision, half):
+    """Bit for bit: else the policy would not be its own reference at the start."""
+    folder, tokens = RewardSource(folder=str(micro.reward)), torch.randint(100, (3, 9))
+    frozen = Frozen(str(micro.gpt), [folder], {})
+    models = frozen.open(Owner(micro.tokenizer, precision=precision))
+    whole = load_pretrained(micro.gpt, kind="gpt").eval(), load_pretrained(micro.reward, kind="reward").eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=half, enabled=half != torch.float32):
+        for (name, model), exact in zip(models.items(), whole, strict=True):
+            assert torch.equal(model.decoder(tokens), exact.decoder(tokens)), name
+            kinds = {type(part): p.dtype for part in model.modules() for p in part.parameters(recurse=False)}
+            assert kinds.pop(nn.Linear) == half
+            assert set(kinds.values()) == {torch.float32}, "embeddings, norms, and the head of a reward"
+        lengths = torch.tensor([9, 4, 7])
+        assert torch.equal(models[str(micro.reward)](tokens, lengths), whole[1](tokens, lengths))
 
 
 def test_a_monitor_of_a_folder_is_among_the_models_that_must_fit(micro):
