@@ -36,9 +36,15 @@ class CausalSelfAttention(nn.Module):
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], mask: Mask = None, cache: KVCache | None = None
-    ) -> Float[Tensor, "B T C"]:
-        """`mask` (#B, 1, T, S) is added to the scores of every head; None means causal attention among these tokens."""
+        self,
+        x: Float[Tensor, "B T C"],
+        mask: Mask = None,
+        cache: KVCache | None = None,
+        read: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "*S C"]:
+        """`mask` (#B, 1, T, S) is added to the scores of every head; None means causal attention among these tokens.
+        `read`: as of `Decoder.forward`.
+        """
         batch, width, _ = x.shape
         query, key, value = (
             self.qkv(x).view(batch, width, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
@@ -59,7 +65,7 @@ class CausalSelfAttention(nn.Module):
                 is_causal=mask is None and width > 1,
             )
         # (B, T, H, D), or (1, B T, H, D): the same in memory
-        out: Tensor = self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, width, -1)))
+        out: Tensor = self.drop(self.proj(only(read, mixed.transpose(1, 2).reshape(batch, width, -1))))
         return out
 
 
@@ -89,15 +95,24 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Float[Tensor, "B T C"], mask: Mask = None, cache: KVCache | None = None
-    ) -> Float[Tensor, "B T C"]:
+        self,
+        x: Float[Tensor, "B T C"],
+        mask: Mask = None,
+        cache: KVCache | None = None,
+        read: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "*S C"]:
         if self.norm_first:
-            x = x + self.attn(self.ln_1(x), mask, cache)
+            x = only(read, x) + self.attn(self.ln_1(x), mask, cache, read)
             x = x + self.mlp(self.ln_2(x))
         else:
-            x = self.ln_1(x + self.attn(x, mask, cache))
+            x = self.ln_1(only(read, x) + self.attn(x, mask, cache, read))
             x = self.ln_2(x + self.mlp(x))
         return x
+
+
+def only(read: Int[Tensor, "N"] | None, x: Float[Tensor, "B T C"]) -> Float[Tensor, "*S C"]:
+    """The tokens of `x` that are read, (N, C); all of them (B, T, C) where `read` is None."""
+    return x if read is None else x.flatten(0, 1).index_select(0, read)
 
 
 class Decoder(nn.Module):
@@ -139,7 +154,8 @@ class Decoder(nn.Module):
         segments: Int[Tensor, "B T"] | None = None,
         attention_mask: Bool[Tensor, "B T"] | None = None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "B T C"]:
+        read: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "*S C"]:
         """Hidden states (B, T, C) of token ids (B, T). Right-padded rows need none of the optional arguments.
 
         Args:
@@ -147,6 +163,8 @@ class Decoder(nn.Module):
             segments: packed rows: a token sees only its own segment; 0 is padding. Give `positions` with it.
             attention_mask: True = real token; for left-padded rows. Real tokens never see the others.
             cache: holds the tokens already read, to which these are appended; the mask, if any, is of the new tokens.
+            read: places in the flattened rows (B T) of the states that are wanted, which alone are returned (N, C). In
+                the last block other tokens are keys and values only.
 
         Raises `UserError` where a row is longer than `n_positions`.
         """
@@ -159,11 +177,12 @@ class Decoder(nn.Module):
             masks = attention_masks(self.config, tokens, segments, attention_mask, self.wte.weight.dtype, fused)
             positions = self._default_positions(tokens, attention_mask) if positions is None else positions
         x: Tensor = self.drop(self.wte(tokens) + self.wpe(positions))
-        for block, kind in zip(self.blocks, self.config.layers, strict=True):
+        wanted = [*[None] * (len(self.blocks) - 1), read]
+        for block, kind, states in zip(self.blocks, self.config.layers, wanted, strict=True):
             if self.recompute and cache is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, masks[kind], use_reentrant=False)
+                x = checkpoint(block, x, masks[kind], None, states, use_reentrant=False)
             else:
-                x = block(x, masks[kind], cache)
+                x = block(x, masks[kind], cache, states)
         if self.config.norm == "pre":
             x = self.ln_f(x)
         return x

@@ -33,9 +33,10 @@ class GPT(nn.Module):
         segments: Int[Tensor, "B T"] | None = None,
         attention_mask: Bool[Tensor, "B T"] | None = None,
         cache: KVCache | None = None,
-    ) -> Float[Tensor, "B T C"]:
+        read: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "*S C"]:
         """The decoder's hidden states, without the head. Arguments as of `Decoder.forward`."""
-        out: Tensor = self.decoder(tokens, positions, segments, attention_mask, cache)
+        out: Tensor = self.decoder(tokens, positions, segments, attention_mask, cache, read)
         return out
 
     def forward(
@@ -83,18 +84,20 @@ class RewardModel(nn.Module):
         positions: Int[Tensor, "B T"] | None = None,
         segments: Int[Tensor, "B T"] | None = None,
         attention_mask: Bool[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B T"]:
-        """The raw head output at every token, without `bias` and `scale`: what a critic is trained on."""
-        out: Tensor = self.head(self.decoder(tokens, positions, segments, attention_mask))
+        read: Int[Tensor, "N"] | None = None,
+    ) -> Float[Tensor, "*S"]:
+        """The raw head output at every token, without `bias` and `scale`: what a critic is trained on. Arguments as of
+        `Decoder.forward`.
+        """
+        out: Tensor = self.head(self.decoder(tokens, positions, segments, attention_mask, read=read))
         return out
 
     def raw_scores(self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
         """The raw head output (B,) of right-padded rows (B, T), at the last of each row's `lengths` tokens: a
         difference of two is the log-odds of a preference.
         """
-        hidden = self.decoder(tokens)
-        last = hidden[torch.arange(tokens.shape[0], device=tokens.device), lengths - 1]
-        raw: Tensor = self.head(last).float()
+        last = torch.arange(len(tokens), device=tokens.device) * tokens.shape[1] + lengths - 1
+        raw: Tensor = self.head(self.decoder(tokens, read=last)).float()
         return raw
 
     def forward(self, tokens: Int[Tensor, "B T"], lengths: Int[Tensor, "B"]) -> Float[Tensor, "B"]:

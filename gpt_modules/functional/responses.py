@@ -51,10 +51,6 @@ class Counted(NamedTuple):
         cells = mask.flatten().nonzero()[:, 0]
         return cls(cells, (starts + positions).flatten().index_select(0, cells))
 
-    def gather(self, hidden: Shaped[Tensor, "B T *C"]) -> Shaped[Tensor, "N *C"]:
-        """The states; differentiable."""
-        return hidden.flatten(0, 1).index_select(0, self.states)
-
     def spread(self, values: Float[Tensor, "N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
         """Numbers a token back in their cells, 0 in the others; differentiable."""
         return values.new_zeros(mask.numel()).index_copy(0, self.cells, values).view(mask.shape)

@@ -51,6 +51,23 @@ def test_packed_segments_equal_separate_forwards(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_states_that_are_read_are_those_of_the_whole_with_their_gradients(norm: str, recompute: bool) -> None:
+    """Some twice, some never; in the last block nothing is computed for the others behind their keys and values."""
+    decoder, tokens, read, seen = make(norm), rows(3, 7), torch.tensor([20, 3, 3, 0, 11]), []
+    weights = list(decoder.parameters())
+    expected = decoder(tokens).flatten(0, 1)[read]
+    decoder.recompute = recompute
+    for block in decoder.blocks:
+        block.mlp.register_forward_hook(lambda _, inputs, output: seen.append(output[..., 0].numel()))
+    found = decoder(tokens, read=read)
+    assert seen == [21, 5]
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad(states.square().sum(), weights) for states in (found, expected))
+    torch.testing.assert_close(next(gradients), next(gradients))
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
 def test_left_right_and_no_padding_agree(norm: str) -> None:
     decoder, tokens = make(norm), rows(1, 6)
     alone = decoder(tokens)

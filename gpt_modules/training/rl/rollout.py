@@ -142,7 +142,7 @@ def response_outputs(
     any other.
     """
     counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
-    states = counted.gather(policy.hidden(tokens))
+    states = policy.hidden(tokens, read=counted.states)
     chosen = responses.flatten().index_select(0, counted.cells)
     logprobs, entropy = linear_logprobs(states, policy.head_weight, chosen, temperature)
     values = counted.spread(critic.head(states), mask) if shares_trunk(critic, policy) else None
@@ -157,7 +157,7 @@ def shares_trunk(critic: RewardModel | None, policy: GPT) -> TypeGuard[RewardMod
 def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
     """The critic's value of the state before each response token that counts, 0 elsewhere."""
     counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
-    return counted.spread(counted.gather(critic.token_values(tokens)), mask)
+    return counted.spread(critic.token_values(tokens, read=counted.states), mask)
 
 
 def in_pieces(
