@@ -65,55 +65,71 @@ def prompts(options: argparse.Namespace, tokens: int, seed: int = 0) -> torch.Te
 def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
     """What `gpt fit` runs: Lightning's loop, our guard, clipping, TensorBoard."""
     import lightning.pytorch as L
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    from gpt_modules.data import PromptBatch, Tokenizer
-    from gpt_modules.training import PPOModule
-    from gpt_modules.training.callbacks.checkpointing import RandomState
-    from gpt_modules.training.callbacks.guards import FiniteLossGuard
 
     class Ticks(L.Callback):
         def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
             trainer.should_stop = not turn.tick(EPISODES)
 
-    class RandomPrompts(L.LightningDataModule):
-        episodes, longest_prompt = EPISODES, PROMPT
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        save_models(Path(folder), options)
+        trainer(folder, [Ticks()], max_epochs=10**6).fit(module(folder), datamodule=random_prompts(folder, options))
 
-        def __init__(self, folder: str) -> None:
-            super().__init__()
-            self.tokenizer = Tokenizer.load(folder)
+
+def module(folder: str) -> Any:
+    """`PPOModule` on the saved models."""
+    from gpt_modules.training import PPOModule
+
+    return PPOModule(
+        f"{folder}/policy",
+        f"{folder}/reward",
+        max_new_tokens=RESPONSE,
+        ppo_epochs=EPOCHS,
+        minibatches=MINIBATCHES,
+        missing_eos_score=None,
+    )
+
+
+def trainer(folder: str, callbacks: list[Any], **settings: Any) -> Any:
+    """As a recipe makes it, without checkpoints, validation and bars."""
+    import lightning.pytorch as L
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.guards import FiniteLossGuard
+
+    return L.Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        logger=TensorBoardLogger(folder),
+        callbacks=[RandomState(), FiniteLossGuard(), *callbacks],
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
+
+
+def random_prompts(folder: str, options: argparse.Namespace) -> Any:
+    """A DataModule that asks the same number of tokens in every prompt."""
+    import lightning.pytorch as L
+
+    from gpt_modules.data import PromptBatch, Tokenizer
+
+    class RandomPrompts(L.LightningDataModule):
+        tokenizer, episodes, longest_prompt = Tokenizer.load(f"{folder}/policy"), EPISODES, PROMPT
 
         def prompts(self, iteration: int, rank: int, world: int) -> PromptBatch:
-            tokens = prompts(options, self.tokenizer.vocab_size, iteration)
-            return PromptBatch(tokens, torch.full((EPISODES,), PROMPT), torch.arange(EPISODES))
+            tokens, numbers = prompts(options, self.tokenizer.vocab_size, iteration), torch.arange(EPISODES)
+            return PromptBatch(tokens, torch.full((EPISODES,), PROMPT), numbers, numbers)
 
         def train_dataloader(self) -> Any:
             return self.trainer.lightning_module.experience_loader()
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory() as folder:
-        save_models(Path(folder), options)
-        module = PPOModule(
-            f"{folder}/policy",
-            f"{folder}/reward",
-            max_new_tokens=RESPONSE,
-            ppo_epochs=EPOCHS,
-            minibatches=MINIBATCHES,
-            missing_eos_score=None,
-        )
-        L.Trainer(
-            accelerator="cpu",
-            devices=1,
-            default_root_dir=folder,
-            logger=TensorBoardLogger(folder),
-            callbacks=[RandomState(), FiniteLossGuard(), Ticks()],
-            gradient_clip_val=1.0,
-            max_epochs=10**6,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        ).fit(module, datamodule=RandomPrompts(f"{folder}/policy"))
+    return RandomPrompts()
 
 
 def trl(turn: measure.Turn, options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ BENCHMARKS = {
     "finetune_throughput.py --task multiple_choice": ["ours", "transformers"],
     "evaluate_throughput.py --task choice": ["ours", "lm_eval hf, 1", "lm_eval hf, 16"],
     "generate.py --control": ["ours", "transformers", "ours, entered twice"],
+    "ppo_throughput.py --systems ours arithmetic": ["ours", "arithmetic"],
     "prepare_throughput.py": ["ours", "map", "nanogpt"],
     "gpu_pretrain.py --modes eager": ["eager"],
     "gpu_generate.py --modes graph": ["graph"],

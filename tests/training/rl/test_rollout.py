@@ -22,6 +22,7 @@ from gpt_modules.training.rl.rollout import (
     score_responses,
     value_responses,
 )
+from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Sampling
 
 TEMPERATURE = 0.5
