@@ -10,7 +10,7 @@ from gpt_modules.backbone.folders.digest import model_digest
 from gpt_modules.backbone.folders.pretrained import load_pretrained, read_config, read_extra, save_pretrained
 from gpt_modules.backbone.heads import ClassificationHead, MultipleChoiceHead, ScalarHead, SimilarityHead
 from gpt_modules.backbone.labelling import LabellingModel
-from gpt_modules.backbone.lora import LoRAConfig, add_lora, lend_merged, merge_lora, without_lora
+from gpt_modules.backbone.lora import LoRAConfig, add_lora, base_of, lend_merged, merge_lora, without_lora
 from gpt_modules.backbone.models import GPT, RewardModel
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "ScalarHead",
     "SimilarityHead",
     "add_lora",
+    "base_of",
     "beam_search",
     "generate",
     "lend_merged",

@@ -6,7 +6,7 @@ keep their names and their memory.
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
@@ -166,18 +166,30 @@ def merge_lora(model: ModelT) -> ModelT:
     with `model`, which stays as it is. The model itself where it has no LoRA.
     """
     layers = lora_layers(model)
-    if not layers:
-        return model
-    tensors = [*model.parameters(), *model.buffers()]
-    plain = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
-    for name, layer in layers.items():
+    return _rebuilt(model, {name: layer.merged_weight() for name, layer in layers.items()}) if layers else model
+
+
+def base_of(model: ModelT) -> ModelT:
+    """The model under the updates as one of its own, which shares all its memory with `model`: what learns beside it
+    does not reach it. Nobody may read it while the matrices are lent (`lend_merged`).
+    """
+    return _rebuilt(model, {name: layer.weight for name, layer in lora_layers(model).items()})
+
+
+def _rebuilt(model: ModelT, weights: Mapping[str, Tensor]) -> ModelT:
+    """A model of the same tensors, with plain layers of these weights in place of those of LoRA."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    plain = copy.deepcopy(model, shared)
+    for name, weight in weights.items():
         parent, _, child = name.rpartition(".")
-        setattr(plain.get_submodule(parent), child, _plain(layer))
+        layer = plain.get_submodule(name)
+        assert isinstance(layer, LoRALinear)
+        setattr(plain.get_submodule(parent), child, _plain(layer, weight))
     return plain
 
 
-def _plain(layer: LoRALinear) -> nn.Linear:
+def _plain(layer: LoRALinear, weight: Tensor) -> nn.Linear:
     linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    linear.weight = nn.Parameter(layer.merged_weight(), requires_grad=False)
+    linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", layer.bias)
     return linear

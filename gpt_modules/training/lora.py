@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, add_lora, merge_lora
 from gpt_modules.backbone.folders.adapter import can_adapt, save_adapter
@@ -43,8 +43,8 @@ def learn_updates(module: L.LightningModule, name: str, config: LoRAConfig, fold
     known = digest_of(decoder.config.without_dropout(), decoder.state_dict())  # dropout is the recipe's
     digest = torch.frombuffer(bytearray.fromhex(known), dtype=torch.uint8)
     add_lora(decoder, config)
-    parameters = model.named_parameters(prefix=name)
-    frozen = frozenset(key for key, parameter in parameters if not parameter.requires_grad)
+    ids = {id(parameter) for parameter in decoder.parameters() if not parameter.requires_grad}
+    frozen = frozenset(key for key, parameter in _every_name(module).items() if id(parameter) in ids)
     module.register_state_dict_post_hook(partial(_leave_out, name=name, frozen=frozen, digest=digest))  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(partial(_put_in, name=name, frozen=frozen, digest=digest, folder=folder))  # type: ignore[no-untyped-call]
     if not can_adapt(decoder.config) and getattr(rank_zero_only, "rank", 0) == 0:
@@ -105,5 +105,10 @@ def _put_in(
             "back, or begin a new run"
         )
     unexpected.extend(prefix + key for key in frozen & {key.removeprefix(prefix) for key in state})
-    own = dict(module.named_parameters())
+    own = _every_name(module)
     state.update({prefix + key: own[key].detach() for key in frozen})
+
+
+def _every_name(module: L.LightningModule) -> dict[str, nn.Parameter]:
+    """Of a trunk that two models share, under both."""
+    return dict(module.named_parameters(remove_duplicate=False))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gpt_modules.backbone import GPT, RewardModel
+from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, base_of, merge_lora
 from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
 from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import adaptive_kl_coef
@@ -21,6 +21,7 @@ from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.language import HeldOutText
+from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut, gathered, joined
 from gpt_modules.training.rl.answers import predictions, side_by_side
@@ -50,6 +51,7 @@ from gpt_modules.training.rl.settings import (
     Sampling,
     SamplingConfig,
     Shaping,
+    expect_no_dropout,
 )
 from gpt_modules.training.rl.shaping import (
     Rollout,
@@ -95,6 +97,8 @@ class PPOModule(L.LightningModule):
         ptx: pretraining text that the policy goes on learning.
         ema: an average of the policy's weights; None: none is kept.
         early_stop: when the rest of an iteration's steps is left out.
+        lora: low-rank updates learn in place of the policy, which is the reference without them, unless
+            `reference_from` names another; merged in the exported folder, with an adapter for `peft` beside it.
         gamma: discount. InstructGPT: none.
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: score of a response that did not end, in place of the reward's; None trusts the reward.
@@ -126,6 +130,7 @@ class PPOModule(L.LightningModule):
         ptx: PtxConfig = PtxConfig(),
         ema: EMAConfig | None = None,
         early_stop: EarlyStop = EarlyStop(),
+        lora: LoRAConfig | None = None,
         gamma: float = 1.0,
         lam: float = 0.95,
         missing_eos_score: float | None = -1.0,
@@ -156,6 +161,10 @@ class PPOModule(L.LightningModule):
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
         self.critic_config, self.ptx_config = typed(CriticConfig, critic), typed(PtxConfig, ptx)
         self.ema_config = None if ema is None else typed(EMAConfig, ema)
+        self.lora = None if lora is None else typed(LoRAConfig, lora)
+        expect_no_dropout("lora", self.lora)
+        if self.lora is not None and self.ema_config is not None:
+            raise UserError("ema: found beside lora, expected one of them: averaged factors are no averaged weights")
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
         refuse_idle(self, kl=self.kl_config, clip=self.clip_config, ptx=self.ptx_config)
@@ -204,14 +213,25 @@ class PPOModule(L.LightningModule):
             self.critic = shared_critic(self.policy, told, self.reward_sources)
         else:
             self.critic = open_critic(self.critic_folder, self.reward_sources)
-        reference = self.hparams["reference_from"]
-        self.frozen = Frozen(init_from if reference is None else reference, self.reward_sources, self.monitor_sources)
+        self._learn_updates()
+        named = self.hparams["reference_from"]
+        reference = init_from if named is None else named
+        base = base_of(self.policy) if self.lora is not None and reference == init_from else None
+        self.frozen = Frozen(reference, self.reward_sources, self.monitor_sources, base)
         for decoder in (self.policy.decoder, self.critic.decoder):
             decoder.recompute = self.hparams["recompute"]
         if self.hparams["compile"]:
             models = (self.policy, self.critic, self.frozen.reference)
             for decoder in dict.fromkeys(model.decoder for model in models):
                 decoder.compile_blocks()
+
+    def _learn_updates(self) -> None:
+        for name, lora, folder in (
+            ("policy", self.lora, self.hparams["init_from"]),
+            ("critic", self.critic_config.lora, self.critic_folder),
+        ):
+            if lora is not None:
+                learn_updates(self, name, lora, folder)
 
     def on_fit_start(self) -> None:
         """Open the rewards, and refuse what would fail in the middle of a run."""
@@ -519,16 +539,21 @@ class PPOModule(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write the policy, or its average; the critic goes beside it, for a later run that begins from it: on the
-        trunk that is written, where both share one.
+        trunk that is written, where both share one. Of updates, an adapter.
         """
         first, *others = self.answering().values()
-        critic = on_trunk(first, self.critic.head) if self.critic_config.shared_trunk else self.critic
-        artefacts.export(self, first, folder)
+        shared = self.critic_config.shared_trunk
+        critic = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
+        export_merged(self, first, self.lora, self.hparams["init_from"], folder)
         beside: list[GPT | RewardModel] = [critic, *others]
-        for name, model in zip(self.also_exports, beside, strict=True):
+        for name, model in zip(self._models_beside, beside, strict=True):
             artefacts.export(self, model, folder.with_name(f"{folder.name}-{name}"))
+
+    @property
+    def _models_beside(self) -> list[str]:
+        return ["critic", *(prefix.rstrip("/") for prefix in self._prefixes[1:])]
 
     @property
     def also_exports(self) -> list[str]:
         """Folders beside `export`, by the ends of their names."""
-        return ["critic", *(prefix.rstrip("/") for prefix in self._prefixes[1:])]
+        return self._models_beside if self.lora is None else [*self._models_beside, ADAPTER]

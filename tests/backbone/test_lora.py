@@ -5,7 +5,7 @@ import torch
 from conftest import shaken
 
 from gpt_modules.backbone import GPT, DecoderConfig, LoRAConfig, RewardModel, add_lora, beam_search, generate
-from gpt_modules.backbone.lora import TARGETS, LoRALinear, lend_merged, lora_layers, merge_lora, without_lora
+from gpt_modules.backbone.lora import TARGETS, LoRALinear, base_of, lend_merged, lora_layers, merge_lora, without_lora
 from gpt_modules.errors import UserError
 
 CONFIG = DecoderConfig(vocab_size=20, n_positions=96, n_layer=3, n_head=2, n_embd=16).without_dropout()
@@ -103,6 +103,23 @@ def test_merged_it_is_a_plain_model_of_the_same_function_and_shares_what_has_no_
     assert plain.decoder.blocks[0].mlp.fc.weight is model.decoder.blocks[0].mlp.fc.weight
     assert len(lora_layers(model)) == 6, "the model goes on with its updates"
     assert merge_lora(plain) is plain
+
+
+@pytest.mark.parametrize("change", [lambda model: model, lambda model: model.to(torch.bfloat16)], ids=["", "bfloat16"])
+def test_the_base_is_a_plain_model_that_shares_all_memory(change):
+    model, base = adapted()
+    found = base_of(model)
+    assert list(found.state_dict()) == list(base.state_dict())
+    change(model), change(base)
+    for name, parameter in found.named_parameters():
+        assert parameter is model.get_parameter(name), name
+    assert torch.equal(found(TOKENS), base(TOKENS))
+    settings = {"max_new_tokens": 70, "eos_id": None, "temperature": 0.0}
+    generate(model, [[1, 2]], **settings)
+    assert torch.equal(generate(found, [[1, 2]], **settings).tokens, generate(base, [[1, 2]], **settings).tokens)
+    model(TOKENS).square().mean().backward()
+    torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    assert torch.equal(found(TOKENS), base(TOKENS))
 
 
 def test_a_merge_of_nothing_changes_no_bit():

@@ -9,6 +9,7 @@ from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, Random
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.summary import RunSummary
+from gpt_modules.training.rl.settings import CriticConfig
 
 STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12, "maml": 9, "dpo": 9}
 LORA = {"lora": LoRAConfig(rank=2, dropout=0.2)}
@@ -58,6 +59,7 @@ def weights(trainer: L.Trainer):
         ("maml", {}),
         ("maml", {"accumulate_grad_batches": 2, "max_epochs": -1, "max_steps": 5}),
         ("ppo", {}),
+        ("ppo", {"model": {"lora": LoRAConfig(2), "critic": CriticConfig(lora=LoRAConfig(2))}}),
         ("ppo", {"check_val_every_n_epoch": 2}),
         ("ppo", {"accumulate_grad_batches": 2, "limit_train_batches": None}),
     ],

@@ -15,6 +15,7 @@ from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, Random
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.optimizers import OptimizerConfig
+from gpt_modules.training.rl.settings import CriticConfig
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 HEAD = {"model.head.linear.weight", "model.head.linear.bias", "model.bias", "model.scale"}
@@ -192,3 +193,72 @@ def test_an_update_that_is_not_finite_stops_the_run(begin):
     guard.on_train_batch_start = spoil
     with pytest.raises(UserError, match="the loss or its gradient is not finite"):
         begin("sft", callbacks=[guard])
+
+
+def test_a_policy_is_its_own_reference(fit, ppo):
+    """No second copy, a ratio of 1, a KL of 0 at the start; afterwards the reference is what it was, and the policy is
+    not.
+    """
+    module, data = ppo(lora=LORA, minibatches=2, temperature=0.5, optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.0))
+    logger = fit(module, data, max_epochs=2).logger
+    assert logger.values("objective/kl")[0] == 0.0
+    assert abs(logger.values("objective/kl")[1]) > 1e-4
+    assert logger.values("policy/ratio")[0] == pytest.approx(1.0, abs=1e-6)
+    assert logger.values("policy/clip_fraction")[0] == 0.0
+    reference, policy = module.frozen.reference.decoder, module.policy.decoder
+    for name, parameter in reference.named_parameters():
+        assert parameter is policy.get_parameter(name), name
+    assert not lora_layers(reference)
+
+
+@pytest.mark.parametrize("updated", ["policy", "policy and critic"])
+def test_a_run_with_a_reference_of_its_own_is_the_same_run(fit, ppo, micro, tmp_path, updated):
+    """The same folder under another name is opened a second time, and every number is the same."""
+    shutil.copytree(micro.gpt, tmp_path / "copy")
+    critic = CriticConfig(lora=LORA if "critic" in updated else None)
+
+    def run(**given):
+        torch.manual_seed(0)
+        module, data = ppo(**given, lora=LORA, critic=critic, minibatches=2, optimizer=OptimizerConfig(lr=1e-2))
+        points = fit(module, data, max_epochs=2).logger.points
+        return module, [point for point in points if not point[0].startswith("perf/")]
+
+    (shared, points), (apart, same) = run(), run(reference_from=str(tmp_path / "copy"))
+    assert points == same
+    assert apart.frozen.reference.decoder.wte.weight is not apart.policy.decoder.wte.weight
+    assert all(torch.equal(value, apart.state_dict()[name]) for name, value in shared.state_dict().items())
+
+
+def test_what_learns_in_ppo_and_what_is_written(fit, ppo, micro, tmp_path):
+    module, data = ppo(lora=LORA, critic=CriticConfig(lora=LoRAConfig(rank=1)), optimizer=OptimizerConfig(lr=1e-2))
+    trainer = fit(module, data)
+    learnt = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    factors = {f"{name}.lora_{factor}" for name in lora_layers(module) for factor in "ab"}
+    head = {"critic.head.linear.weight", "critic.head.linear.bias"}
+    assert learnt == factors | head
+    kept = learnt | {"critic.bias", "critic.scale", "policy.base_sha256", "critic.base_sha256"}
+    assert set(module.state_dict()) == kept
+    groups = trainer.optimizers[0].param_groups
+    assert [(group["name"], len(group["params"])) for group in groups] == [("policy", 16), ("value", 17), ("value", 1)]
+    module.export(tmp_path / "export")
+    assert sorted(path.name for path in tmp_path.glob("export*")) == [
+        "export",
+        *(f"export-{n}" for n in ("adapter", "critic")),
+    ]
+    assert module.also_exports == ("critic", "adapter")
+    tokens = torch.tensor([[1, 2, 3]])
+    policy, critic = (
+        load_pretrained(tmp_path / "export", "gpt").eval(),
+        load_pretrained(tmp_path / "export-critic", "reward"),
+    )
+    torch.testing.assert_close(policy(tokens), module.policy.eval()(tokens), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        critic.token_values(tokens), module.critic.eval().token_values(tokens), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("field", ["lora", "critic.lora"])
+def test_updates_with_dropout_are_refused_in_ppo(ppo, field):
+    dropping = LoRAConfig(rank=2, dropout=0.1)
+    with pytest.raises(UserError, match=rf"^{field}\.dropout: found 0\.1, expected 0: "):
+        ppo(**({"lora": dropping} if field == "lora" else {"critic": CriticConfig(lora=dropping)}))

@@ -17,7 +17,7 @@ from gpt_modules.training import RewardModule, SFTModule
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut, gathered, in_order
-from gpt_modules.training.rl.settings import KLConfig
+from gpt_modules.training.rl.settings import CriticConfig, KLConfig
 
 FLAT = ScheduleConfig(shape="constant")
 # Adam makes whole steps of the rounding in gradients that are 0, such as those of the keys' biases.
@@ -127,12 +127,12 @@ PPO = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_ppo_of_two_processes_is_ppo_of_one(fit, ppo, processes, accumulate):
+@pytest.mark.parametrize(("accumulate", "lora"), [(1, None), (2, None), (2, LoRAConfig(2))])
+def test_ppo_of_two_processes_is_ppo_of_one(fit, ppo, processes, accumulate, lora):
     """Whitened over all episodes, the same answers, minibatches, coefficient, statistics and weights."""
 
     def run(devices=1):
-        module, data = ppo(episodes=18, **PPO)
+        module, data = ppo(episodes=18, lora=lora, critic=CriticConfig(lora=lora), **PPO)
         data.val_batch_size = 4 // devices
         settings = {"devices": devices, "strategy": "ddp" if devices > 1 else "auto"}
         trainer = fit(module, data, max_epochs=2, accumulate_grad_batches=accumulate, **settings)

@@ -28,8 +28,8 @@ RECIPE, TOKENIZER, CONTENT, MOMENTS = "recipe", "tokenizer", "content", "moments
 _UNSAID = ["ckpt_path", "config*", "weights_only", "verbose", "trainer.default_root_dir", "model.class_path", "*._*"]
 # Weights of another form, or a beginning that has been.
 _FIXED = [
-    "seed_everything", "model.config*", "model.init_layers", "model.freeze", "model.lora*", "model.optimizer.sgd",
-    "model.inner.rates", "model.critic.shared_trunk",
+    "seed_everything", "model.config*", "model.init_layers", "model.freeze", "model.lora*", "model.critic.lora*",
+    "model.optimizer.sgd", "model.inner.rates", "model.critic.shared_trunk",
 ]  # fmt: skip
 _FREE = ["model.config.*_pdrop", "model.lora.dropout"]
 # Where the weights came from before the first step; whatever else is read from there is compared by its reader.

@@ -22,13 +22,20 @@ class Frozen:
 
     Args:
         reference: folder of the policy that the penalty holds to.
+        base: the model in that folder, where the run has it already: under a policy's updates.
         rewards: terms of what is optimised.
         monitors: scores that are only watched.
     """
 
-    def __init__(self, reference: str, rewards: Sequence[RewardSource], monitors: Mapping[str, RewardSource]) -> None:
+    def __init__(
+        self,
+        reference: str,
+        rewards: Sequence[RewardSource],
+        monitors: Mapping[str, RewardSource],
+        base: GPT | None = None,
+    ) -> None:
         self.reference_folder = reference
-        self.reference: GPT = artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
+        self.reference: GPT = base or artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
         self.reference.requires_grad_(False).eval()
         self.digests: dict[str, str | None] = {REFERENCE: model_digest(self.reference)}
         self.recorded: dict[str, str | None] = {}  # of a checkpoint that the run goes on from

@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
-from gpt_modules.training.hyperparameters import expect_number
+from gpt_modules.training.hyperparameters import expect_idle, expect_number, typed
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class ClipConfig:
         return {} if self.value_coef else {"value": "value_coef is 0, so the critic does not learn"}
 
 
+def expect_no_dropout(field: str, lora: LoRAConfig | None) -> None:
+    """Raises `UserError` for updates with dropout: the first ratio would not be 1, nor a value the one before."""
+    if lora is not None:
+        expect(lora.dropout == 0, f"{field}.dropout", lora.dropout, "0: reinforcement learning has no dropout")
+
+
 @dataclass(frozen=True)
 class CriticConfig:
     """The value function.
@@ -77,6 +84,7 @@ class CriticConfig:
             place that the schedule has come to; an adaptive KL coefficient waits with it.
         max_norm: largest norm of its gradient, clipped apart from the policy's; None: both are clipped as one by
             `trainer.gradient_clip_val`, and a large gradient of the critic shrinks the policy's.
+        lora: low-rank updates learn in place of its trunk, beside its head.
     """
 
     init_from: str | None = None
@@ -84,8 +92,14 @@ class CriticConfig:
     shared_trunk: bool = False
     warmup: int = 0
     max_norm: float | None = None
+    lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.lora is not None:
+            object.__setattr__(self, "lora", typed(LoRAConfig, self.lora))
+        expect_no_dropout("critic.lora", self.lora)
+        if self.shared_trunk:
+            expect_idle("critic.lora", self.lora, [None], "a shared trunk has the policy's `lora`")
         if self.lr is not None:
             expect_number("critic.lr", self.lr, "[0, inf)")
         expect_number("critic.warmup", self.warmup, "[0, inf)", whole=True)
