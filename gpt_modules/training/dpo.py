@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 from torch import Tensor
 
-from gpt_modules.backbone import GPT
+from gpt_modules.backbone import GPT, LoRAConfig
 from gpt_modules.data import RewardDataModule
 from gpt_modules.data.batches import RankingBatch
 from gpt_modules.data.reward import Comparisons
@@ -23,6 +23,7 @@ from gpt_modules.training.callbacks.dashboard import DPO_LAYOUT
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.language import continuation_rows
+from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
 from gpt_modules.training.processes import HeldOut
@@ -49,6 +50,8 @@ class DPOModule(L.LightningModule):
     Args:
         init_from: folder of the policy to begin with, the SFT model.
         reference_from: folder of the reference; left out: init_from.
+        lora: low-rank updates learn in place of the policy; merged in the exported folder, with an adapter for `peft`
+            beside it.
         beta: reward per nat, which holds the policy to the reference. The paper has 0.1, and 0.5 for summaries.
         optimizer: AdamW's settings. The paper has RMSprop at 1e-6, which is AdamW with betas of 0 and 0.99 but for the
             correction of the bias.
@@ -63,6 +66,7 @@ class DPOModule(L.LightningModule):
         self,
         init_from: str,
         reference_from: str | None = None,
+        lora: LoRAConfig | None = None,
         beta: float = 0.1,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, betas=(0.0, 0.99), weight_decay=0.0),
         schedule: ScheduleConfig = ScheduleConfig(shape="constant"),
@@ -73,6 +77,7 @@ class DPOModule(L.LightningModule):
     ) -> None:
         given = arguments(locals())
         super().__init__()
+        self.lora = None if lora is None else typed(LoRAConfig, lora)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
         self.schedule_config = typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
@@ -88,6 +93,11 @@ class DPOModule(L.LightningModule):
         self.step, self.right = StepMean(), StepAccuracy()
         self.model: GPT
 
+    @property
+    def also_exports(self) -> tuple[str, ...]:
+        """What is written beside the export."""
+        return () if self.lora is None else (ADAPTER,)
+
     def configure_model(self) -> None:
         """Open the policy."""
         refuse_sharding(self)
@@ -95,6 +105,8 @@ class DPOModule(L.LightningModule):
             return
         self.model = artefacts.open_gpt(None, self.hparams["init_from"], **artefacts.dropout_changes(0.0))
         artefacts.check_data(self, self.model.config)
+        if self.lora is not None:
+            learn_updates(self, "model", self.lora, self.hparams["init_from"])
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
 
@@ -220,4 +232,4 @@ class DPOModule(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer."""
-        artefacts.export(self, self.model, folder)
+        export_merged(self, self.model, self.lora, self.hparams["init_from"], folder)

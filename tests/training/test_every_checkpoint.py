@@ -56,6 +56,7 @@ def weights(trainer: L.Trainer):
         ("reward", {}),
         ("reward", {"model": LORA}),
         ("dpo", {}),
+        ("dpo", {"model": LORA}),
         ("maml", {}),
         ("maml", {"accumulate_grad_batches": 2, "max_epochs": -1, "max_steps": 5}),
         ("ppo", {}),

@@ -1,4 +1,4 @@
-"""LoRA in SFT and in the reward model: what learns, what a checkpoint holds, and which folders are written."""
+"""LoRA in the procedures that have it: what learns, what a checkpoint holds, and which folders are written."""
 
 import dataclasses
 import logging
@@ -19,7 +19,7 @@ from gpt_modules.training.rl.settings import CriticConfig
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 HEAD = {"model.head.linear.weight", "model.head.linear.bias", "model.bias", "model.scale"}
-WORDS = ["sft", "reward"]
+WORDS = ["sft", "reward", "dpo"]
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def begin(procedure, fit, tmp_path):
 
 @pytest.mark.parametrize("word", WORDS)
 def test_it_begins_as_its_folder_and_updates_alone_learn(procedure, micro, fit, word):
-    module, data = procedure(word, lora=LORA, dropout=0.0)
+    module, data = procedure(word, lora=LORA)
     fit(module, data, max_steps=3, limit_val_batches=0)
     folder = load_pretrained(micro.gpt, "gpt").decoder.state_dict()
     own = module.model.decoder.state_dict()
@@ -125,9 +125,9 @@ def test_updates_of_another_form_are_refused(begin, tmp_path):
 def test_the_folder_is_the_trained_model_and_the_adapter_lies_beside_it(begin, micro, tmp_path, word):
     module, _ = begin(word)
     module.export(tmp_path / "export")
-    kind = "gpt" if word == "sft" else "reward"
+    kind = "reward" if word == "reward" else "gpt"
     opened, tokens = load_pretrained(tmp_path / "export", kind).eval(), torch.tensor([[1, 2, 3]])
-    arguments = (tokens,) if word == "sft" else (tokens, torch.tensor([3]))
+    arguments = (tokens, torch.tensor([3])) if word == "reward" else (tokens,)
     torch.testing.assert_close(opened(*arguments), module.model.eval()(*arguments), atol=1e-4, rtol=1e-4)
     assert (opened.decoder.wte.weight == load_pretrained(micro.gpt).decoder.wte.weight).all()
     found = sorted(path.name for path in (tmp_path / "export-adapter").iterdir())

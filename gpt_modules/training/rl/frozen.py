@@ -37,6 +37,7 @@ class Frozen:
         self.reference_folder = reference
         self.reference: GPT = base or artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
         self.reference.requires_grad_(False).eval()
+        self._shared = base is not None
         self.digests: dict[str, str | None] = {REFERENCE: model_digest(self.reference)}
         self.recorded: dict[str, str | None] = {}  # of a checkpoint that the run goes on from
         self.reward: Reward
@@ -74,7 +75,8 @@ class Frozen:
         for reader in (reader for reader in opened.values() if reader.through_text):
             reader.check_prompts(data.prompt_tokens())
         check_unchanged(self.digests, self.recorded)
-        place(self.reference)
+        if not self._shared:  # what is shared lies where the policy does, as the policy is
+            place(self.reference)
         self.reward = reward
         return models
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gpt_modules.backbone import load_pretrained, model_digest
+from gpt_modules.backbone import LoRAConfig, add_lora, base_of, load_pretrained, model_digest
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
 from gpt_modules.training.rl.rewards import RewardSource
@@ -112,6 +112,18 @@ def test_reference_and_trunks_take_the_runs_precision_and_keep_their_digests(mic
     (reward,) = half.reward.models().values()
     assert {value.dtype for value in reward.decoder.parameters()} == {torch.bfloat16}
     assert reward.bias.dtype == torch.float32
+
+
+def test_a_reference_that_is_a_policys_base_is_left_as_the_policy_has_it(micro, sources):
+    """The same digest as of the folder, whatever precision frozen models take."""
+    policy = load_pretrained(micro.gpt, "gpt", embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    add_lora(policy.decoder, LoRAConfig(rank=2))
+    frozen, plain = Frozen(str(micro.gpt), sources, {}, base_of(policy)), Frozen(str(micro.gpt), sources, {})
+    assert frozen.digests == plain.digests
+    frozen.open(Owner(micro.tokenizer, lambda model: model.to(torch.bfloat16)))
+    assert frozen.reference.head_weight is policy.head_weight
+    assert {value.dtype for value in policy.parameters()} == {torch.float32}
+    assert {parameter.requires_grad for parameter in policy.parameters()} == {True, False}
 
 
 @pytest.mark.parametrize("which", [0, 1])
