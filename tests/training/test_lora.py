@@ -15,7 +15,7 @@ from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, Random
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.optimizers import OptimizerConfig
-from gpt_modules.training.rl.settings import CriticConfig
+from gpt_modules.training.rl.settings import CriticConfig, EMAConfig
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 HEAD = {"model.head.linear.weight", "model.head.linear.bias", "model.bias", "model.scale"}
@@ -245,7 +245,7 @@ def test_what_learns_in_ppo_and_what_is_written(fit, ppo, micro, tmp_path):
         "export",
         *(f"export-{n}" for n in ("adapter", "critic")),
     ]
-    assert module.also_exports == ("critic", "adapter")
+    assert module.also_exports == ["critic", "adapter"]
     tokens = torch.tensor([[1, 2, 3]])
     policy, critic = (
         load_pretrained(tmp_path / "export", "gpt").eval(),
@@ -262,3 +262,30 @@ def test_updates_with_dropout_are_refused_in_ppo(ppo, field):
     dropping = LoRAConfig(rank=2, dropout=0.1)
     with pytest.raises(UserError, match=rf"^{field}\.dropout: found 0\.1, expected 0: "):
         ppo(**({"lora": dropping} if field == "lora" else {"critic": CriticConfig(lora=dropping)}))
+
+
+def test_a_shared_trunk_has_the_policys_updates(fit, ppo, tmp_path):
+    """Under both names a checkpoint holds what learns, and no more."""
+    module, data = ppo(lora=LORA, critic=CriticConfig(shared_trunk=True), optimizer=OptimizerConfig(lr=1e-2))
+    trainer = fit(module, data)
+    assert module.critic.decoder is module.policy.decoder
+    assert trainer.logger.values("objective/kl")[0] == 0.0
+    assert all("lora_" in name or "head" in name or name.count(".") == 1 for name in module.state_dict())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    torch.manual_seed(1)
+    again, data = ppo(lora=LORA, critic=CriticConfig(shared_trunk=True), optimizer=OptimizerConfig(lr=1e-2))
+    fit(again, data, max_epochs=1, ckpt_path=tmp_path / "x.ckpt")
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in module.state_dict().items())
+    module.export(tmp_path / "export")
+    tokens = torch.tensor([[1, 2, 3]])
+    critic = load_pretrained(tmp_path / "export-critic", "reward").eval()
+    torch.testing.assert_close(
+        critic.token_values(tokens), module.critic.eval().token_values(tokens), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_two_settings_of_one_thing_are_refused(ppo):
+    with pytest.raises(UserError, match=r"^critic\.lora: found .*: a shared trunk has the policy's `lora`"):
+        CriticConfig(shared_trunk=True, lora=LORA)
+    with pytest.raises(UserError, match=r"^ema: found beside lora, expected one of them"):
+        ppo(lora=LORA, ema=EMAConfig())
