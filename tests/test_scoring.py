@@ -1,5 +1,6 @@
 """A user's function as a reward: found where it lies, and every mistake of it one line with the example."""
 
+import functools
 import json
 import re
 import signal
@@ -13,7 +14,7 @@ import torch
 
 from gpt_modules.cli import _exit_on_signal
 from gpt_modules.errors import UserError
-from gpt_modules.scoring import import_reward, source_digest, text_scores
+from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
 
 PROMPTS, RESPONSES = ["the film", "a story"], [" is good.", " is bad."]
 
@@ -240,3 +241,57 @@ def test_a_digest_follows_the_source(here):
     file.write_text(file.read_text().replace("float(len(r))", "-float(len(r))"))
     assert first != source_digest(import_reward("my_rewards_here.scores:politeness"))
     assert source_digest(len) is None
+
+
+def test_what_a_function_asks_for_beside_prompts_and_responses():
+    class Judge:
+        def __call__(self, prompts, responses, answer):
+            return []
+
+    def loose(*texts, ended, **others):
+        return []
+
+    assert further_arguments("m:f", lambda questions, answers: []) == {}
+    assert further_arguments("m:f", lambda *_: []) == {}
+    assert further_arguments("m:f", lambda p, r, answer, ended=None, *, level: []) == {
+        "answer": True, "ended": False, "level": True
+    }  # fmt: skip
+    assert further_arguments("m:f", Judge()) == {"answer": True}
+    assert further_arguments("m:f", functools.partial(Judge(), answer=3)) == {"answer": False}
+    assert further_arguments("m:f", loose) == {"ended": True}
+    assert further_arguments("m:f", max) in ({}, {"key": False, "default": False})
+
+
+@pytest.mark.parametrize(
+    ("function", "taken"),
+    [
+        (lambda: [], "no arguments"),
+        (lambda prompts: [], "prompts"),
+        (lambda responses, prompts: [], "responses, prompts"),
+        (lambda prompts, ended: [], "prompts, ended"),
+        (lambda *, prompts, responses: [], "prompts, responses"),
+    ],
+)
+def test_a_function_that_does_not_begin_with_prompts_and_responses_is_refused(function, taken):
+    line = f"m:f takes ({taken}), expected prompts and responses as its first two arguments"
+    with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        further_arguments("m:f", function, ["ended"])
+
+
+def test_an_argument_that_is_nothing_is_told_with_what_there_is():
+    line = "m:f asks for 'anwser', expected arguments of prompts, responses, ended, answer; did you mean answer?"
+    assert str(unknown_argument("m:f", "anwser", ["ended", "answer"])) == line
+    assert str(unknown_argument("m:f", "x", [])) == "m:f asks for 'x', expected arguments of prompts, responses"
+
+
+def test_what_it_asks_for_comes_by_name_and_the_first_failure_is_with_its_own():
+    def equal(prompts, responses, answer):
+        if None in answer:
+            raise ValueError("no answer")
+        return [float(a == r) for a, r in zip(answer, responses, strict=True)]
+
+    answers = {"answer": (RESPONSES[0], "another")}
+    assert text_scores("m:f", equal, PROMPTS, RESPONSES, answers) == [1.0, 0.0]
+    assert answers == {"answer": (RESPONSES[0], "another")}
+    with pytest.raises(UserError, match=rf"^m:f raised ValueError: no answer .*for the response {RESPONSES[1]!r} to "):
+        text_scores("m:f", equal, PROMPTS, RESPONSES, {"answer": ["a", None]})

@@ -2,9 +2,11 @@
 2017).
 """
 
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
@@ -23,14 +25,14 @@ from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, 
 from gpt_modules.training.language import HeldOutText
 from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import HeldOut, gathered, joined
+from gpt_modules.training.processes import HeldOut, gathered, in_order, joined
 from gpt_modules.training.rl.answers import predictions, side_by_side
 from gpt_modules.training.rl.average import Average
 from gpt_modules.training.rl.early_stop import StepsTaken
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.gradients import clip_gradients, drop_gradients, grad_norm, named_groups, touch
-from gpt_modules.training.rl.models import check_fit, critic_folder, on_trunk, open_critic, shared_critic
+from gpt_modules.training.rl.models import change_units, check_fit, critic_folder, on_trunk, open_critic, shared_critic
 from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps, ptx_loss
 from gpt_modules.training.rl.rewards import RewardSource, reward_sources
 from gpt_modules.training.rl.rollout import (
@@ -41,6 +43,7 @@ from gpt_modules.training.rl.rollout import (
     score_responses,
     value_responses,
 )
+from gpt_modules.training.rl.scores import Moments, ScoresConfig, expect_spread
 from gpt_modules.training.rl.settings import (
     ClipConfig,
     CriticConfig,
@@ -56,10 +59,12 @@ from gpt_modules.training.rl.settings import (
 from gpt_modules.training.rl.shaping import (
     Rollout,
     diversity,
+    expect_enough,
     over_processes,
     response_statistics,
     rollout_statistics,
     shape_rollout,
+    whitened_alone,
 )
 from gpt_modules.training.rl.state import State, read_state
 from gpt_modules.training.rl.terms import check_tokenizer
@@ -71,6 +76,7 @@ MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended", "repe
 SPREAD = "reward_spread"  # too, where an ensemble rewards
 _NO_ANSWER = (torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool))  # of a process without rows
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
+OF_REFERENCE = 2**31  # and from here, the reference's answers by which scores are normalised
 
 
 class PPOModule(L.LightningModule):
@@ -103,6 +109,8 @@ class PPOModule(L.LightningModule):
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: score of a response that did not end, in place of the reward's; None trusts the reward.
         whiten_rewards: unit variance of the shaped rewards, mean kept.
+        whiten_over: what they and the advantages are whitened over: the `rollout`, or each `minibatch` by itself.
+        scores: what is optimised of the reward's scores: normalised, clipped, less a length penalty.
         optimizer: AdamW's settings; the RLHF codes use eps 1e-5.
         schedule: rate over the run; Ziegler et al.: linear to 0.
         score_rows: rows of a forward pass while a rollout is scored.
@@ -135,6 +143,8 @@ class PPOModule(L.LightningModule):
         lam: float = 0.95,
         missing_eos_score: float | None = -1.0,
         whiten_rewards: bool = False,
+        whiten_over: Literal["rollout", "minibatch"] = "rollout",
+        scores: ScoresConfig = ScoresConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0),
         schedule: ScheduleConfig = ScheduleConfig(shape="linear", final=0.0),
         score_rows: int = 64,
@@ -172,7 +182,11 @@ class PPOModule(L.LightningModule):
             for name in ("lr", "warmup", "max_norm"):
                 found, default = getattr(self.critic_config, name), getattr(CriticConfig(), name)
                 expect_idle(f"critic.{name}", found, [default], "clip.value_coef is 0, so the critic does not learn")
-        self.shaping = Shaping(gamma, lam, missing_eos_score, whiten_rewards)
+        self.scores_config = typed(ScoresConfig, scores)
+        refuse_idle(self, scores=self.scores_config)
+        self.shaping = Shaping(
+            gamma, lam, missing_eos_score, whiten_rewards, whiten_over=whiten_over, scores=self.scores_config
+        )
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
         taken = sorted({"score_std", "temperature", SPREAD, *MEASURED} & self.monitor_sources.keys())
@@ -262,6 +276,7 @@ class PPOModule(L.LightningModule):
         hparams, place = self.hparams, (self.global_rank, self.trainer.world_size)
         parts = Parts(hparams["ppo_epochs"], hparams["minibatches"], self._accumulate)
         episodes = self.trainer.datamodule.episodes  # type: ignore[attr-defined]
+        expect_enough(self.shaping.whiten_over, episodes // parts.minibatches)
         ptx = self._ptx_steps(episodes // parts.minibatches, *place)
         self._experience = ExperienceLoader(self, parts, episodes, hparams["seed"], *place, ptx)
         self.trainer.accumulate_grad_batches = self._experience.parts.micro_batches
@@ -310,7 +325,10 @@ class PPOModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         own = data.prompts(self.iteration, self.global_rank, self.trainer.world_size)
         prompts = PromptBatch(*(field.to(self.device) for field in own))
+        self._find_gain()
         scored = self._score(prompts, VALIDATION + 1 + self.iteration)
+        if self.scores_config.normalise == "running":
+            self._normalise_by(self.shaping.moments.joined(in_order(prompts.numbers, [scored.scores])[0]))
         with inference(self):
             values = value_responses(self.critic, scored, self.hparams["score_rows"])
         scored, values = over_processes(prompts.numbers, scored, values)
@@ -325,6 +343,28 @@ class PPOModule(L.LightningModule):
         self.watch.look(numbers, len(scored.scores))
         self._adapt_kl_coef(numbers["objective/kl"], len(scored.scores))
         return self.rollout
+
+    def _find_gain(self) -> None:
+        """Before the first rollout: by what the reference's answers score (Ziegler et al. 2019, section 2.2)."""
+        config, moments = self.scores_config, self.shaping.moments
+        if moments.of != config.normalise:
+            self._normalise_by(Moments(config.normalise))
+        if config.normalise != "reference" or self.shaping.moments.seen:
+            return
+        data, found = self.trainer.datamodule, []  # type: ignore[attr-defined]
+        for number in range(math.ceil(config.samples / data.episodes)):
+            own = data.prompts(number, self.global_rank, self.trainer.world_size)
+            prompts = PromptBatch(*(field.to(self.device) for field in own))
+            scored = self._score(prompts, OF_REFERENCE + number, self.frozen.reference)
+            found += in_order(prompts.numbers, [scored.scores])
+        self._normalise_by(expect_spread(self.shaping.moments.joined(torch.cat(found)[: config.samples])))
+
+    def _normalise_by(self, moments: Moments) -> None:
+        """From now on. A critic that began as a reward model follows the first of them, and learns the rest."""
+        before, self.shaping = self.shaping.moments, replace(self.shaping, moments=moments)
+        values_scores = any(self.critic_folder in source.folders for source in self.reward_sources)
+        if values_scores and (not before.seen or not moments.seen):
+            change_units(self.critic, before, moments, len(self.reward_sources) == 1)
 
     def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
         config = self.kl_config
@@ -342,6 +382,9 @@ class PPOModule(L.LightningModule):
             loss, shares = ptx_loss(self.policy, batch, self.ptx_config.coef)
         else:
             rollout = self.rollout.take(batch.rows)
+            if self.shaping.whiten_over == "minibatch":
+                assert self._experience is not None
+                rollout = whitened_alone(self.rollout, batch.rows, self._experience.minibatch, self.shaping)
             loss, shares = update_loss(self._outputs(rollout), rollout, self.clip_config, batch.normaliser)
         self.step.add(shares)
         self.log_dict(self.watch.shown, prog_bar=True, logger=False)
@@ -418,6 +461,12 @@ class PPOModule(L.LightningModule):
         return episodes / self.hparams["ppo_epochs"], "episodes"
 
     # --- validation ---
+
+    def on_validation_epoch_start(self) -> None:
+        """What is normalised by the reference's answers is so before the first rollout, too."""
+        self._find_gain()
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def answering(self) -> dict[str, GPT]:
         """Whose answers a validation is of, and a table shows. The first is the one that `export` holds."""
@@ -515,14 +564,15 @@ class PPOModule(L.LightningModule):
         experience = None if self._experience is None else self._experience.state()
         steps = (self.steps.taken, self.steps.stopped)
         average = None if self.average is None else self.average.state()
-        state = State(self.iteration, self.kl_coef, self.frontier, self.frozen.digests, experience, steps, average)
-        checkpoint["ppo"] = state._asdict()
+        place = (self.iteration, self.kl_coef, self.frontier, self.frozen.digests, experience)
+        state = State(*place, steps, average, self.shaping.moments)
+        checkpoint["ppo"] = state._asdict() | {"moments": state.moments._asdict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it; a coefficient that was adapted goes on, a fixed one is the recipe's."""
         state = read_state(checkpoint)
         self.iteration, self.frozen.recorded = state.iteration, state.frozen
-        self.frontier = state.frontier
+        self.frontier, self.shaping = state.frontier, replace(self.shaping, moments=state.moments)
         self.steps.taken, self.steps.stopped = state.steps
         if self.average is not None:
             expect(state.average is not None, "model.init_args.ema", "an average", "none, as the checkpoint has none")

@@ -15,25 +15,25 @@ def data():
     return module
 
 
-def rows(batch):
+def rows_of(batch):
     return [tuple(row[:n]) for row, n in zip(batch.tokens.tolist(), batch.lengths.tolist(), strict=True)]
 
 
 def test_rollouts_visit_every_prompt_once_before_any_twice(data):
     iterations = len(data.train_examples) // 16
-    seen = [row for i in range(iterations) for row in rows(data.prompts(i))]
+    seen = [row for i in range(iterations) for row in rows_of(data.prompts(i))]
     assert len(seen) == len(set(seen)) == iterations * 16
-    assert rows(data.prompts(0)) != rows(data.prompts(iterations))
+    assert rows_of(data.prompts(0)) != rows_of(data.prompts(iterations))
 
 
 def test_prompts_are_a_function_of_the_iteration(data):
-    late = rows(data.prompts(700))
+    late = rows_of(data.prompts(700))
     other = PPODataModule(episodes=16)
     other.setup("fit")
-    assert rows(other.prompts(700)) == late
+    assert rows_of(other.prompts(700)) == late
     other = PPODataModule(episodes=16, seed=1)
     other.setup("fit")
-    assert rows(other.prompts(700)) != late
+    assert rows_of(other.prompts(700)) != late
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
@@ -41,8 +41,8 @@ def test_ranks_share_out_the_prompts_that_one_process_answers(data, world):
     whole = data.prompts(3)
     assert whole.numbers.tolist() == list(range(16))
     ranks = [data.prompts(3, rank, world) for rank in range(world)]
-    together = {number: row for rank in ranks for number, row in zip(rank.numbers.tolist(), rows(rank), strict=True)}
-    assert [together[number] for number in range(16)] == rows(whole)
+    together = {number: row for rank in ranks for number, row in zip(rank.numbers.tolist(), rows_of(rank), strict=True)}
+    assert [together[number] for number in range(16)] == rows_of(whole)
 
 
 def test_episodes_that_the_processes_cannot_share_are_refused(data):
@@ -62,7 +62,7 @@ def test_a_prompt_that_is_answered_twice_has_two_numbers(tmp_path):
     data = PPODataModule(str(source), str(other), cache_dir=str(tmp_path), episodes=6)
     data.setup("fit")
     batch = data.prompts(0)
-    assert len(set(rows(batch))) == 2
+    assert len(set(rows_of(batch))) == 2
     assert batch.numbers.tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -77,13 +77,13 @@ def test_the_longest_prompt_is_of_both_splits(tmp_path):
 
 def test_padding_is_no_token(data):
     batch = data.prompts(0)
-    text = data.tokenizer.decode(rows(batch)[0])
+    text = data.tokenizer.decode(rows_of(batch)[0])
     assert text.startswith("Write a positive sentence about a film.\n")
     assert int(batch.lengths.max()) == batch.tokens.shape[1]
 
 
 def test_validation_prompts_come_once(data):
-    seen = [row for batch in data.val_dataloader() for row in rows(batch)]
+    seen = [row for batch in data.val_dataloader() for row in rows_of(batch)]
     assert len(seen) == len(set(seen)) == len(data.validation_examples)
 
 
@@ -118,3 +118,29 @@ def test_a_file_of_prompts(tmp_path):
     sizes = (len(data.train_examples), len(data.validation_examples))
     assert sum(sizes) == 40
     assert 1 <= sizes[1] < 12
+
+
+def test_columns_stay_with_their_prompts(tmp_path):
+    """Those that are left out for their length among them; in the batches of any process, and of validation."""
+    rows = [
+        {"prompt": "word " * (1 + i % 5) + str(i), "answer": i, **({"rare": "x"} if i % 2 else {})} for i in range(60)
+    ]
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = PPODataModule(str(source), cache_dir=str(tmp_path), episodes=8, validation_fraction=0.2, max_prompt_tokens=4)
+    data.setup("fit")
+    kept = len(data.train_examples) + len(data.validation_examples)
+    assert 0 < kept < 60
+    assert data.columns() == {"answer": 0, "rare": sum("rare" not in row for row in data.train_examples.columns) +
+                              sum("rare" not in row for row in data.validation_examples.columns)}  # fmt: skip
+    batches = [data.prompts(i, rank, 2) for i in range(9) for rank in range(2)] + list(data.val_dataloader())
+    seen = set()
+    for batch in batches:
+        texts = [data.tokenizer.decode(row) for row in rows_of(batch)]
+        answers = data.column("answer", batch.rows.tolist())
+        assert [int(text.split()[-1]) for text in texts] == answers
+        seen |= set(answers)
+    assert len(seen) == kept
+    assert [data.tokenizer.decode(ids) for ids in data.prompt_tokens()] == [
+        rows[answer]["prompt"] for answer in data.column("answer", range(kept))
+    ]

@@ -86,6 +86,10 @@ def test_an_answer_longer_than_the_models_context(micro):
         scorer.scores(["the film"], [" good" * 200])
 
 
+def known(prompts, responses, answer, ended=None):
+    return [0.0] * len(prompts)
+
+
 def test_who_ranks_by_something_else_has_other_settings():
     one = function_scorer(f"{__name__}:length")
     known = settings_of([one], Manner())
@@ -106,6 +110,10 @@ def test_what_a_function_does_wrong_is_one_line():
         function_scorer("nowhere:f")
     with pytest.raises(UserError, match=r"--by: tests\S*broken gave 1 scores, expected one for each of 3 responses"):
         votes([task()], "judge", [function_scorer(f"{__name__}:broken")], Manner())
+    with pytest.raises(
+        UserError, match=r"^--by: \S*known asks for 'answer', expected arguments of prompts, responses$"
+    ):
+        function_scorer(f"{__name__}:known")
 
 
 def broken(prompts, answers):

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 import math
 import random
 import re
@@ -31,7 +32,8 @@ from gpt_modules.training.rl.experience import Experience
 from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.gradients import grad_norm, named_groups
 from gpt_modules.training.rl.rewards import RewardSource
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig
+from gpt_modules.training.rl.scores import ScoresConfig
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig, SamplingConfig
 
 FLAT = ScheduleConfig(shape="constant")
 # What holds exactly, holds for each of these.
@@ -1156,3 +1158,221 @@ def test_the_defaults_are_those_of_the_rlhf_codes():
     assert (module.hparams["max_new_tokens"], module.hparams["seed"]) == (24, 0)
     assert (module.schedule_config.shape, module.schedule_config.final) == ("linear", 0.0)
     assert (module.shaping.gamma, module.shaping.lam, module.shaping.missing_eos_score) == (1.0, 0.95, -1.0)
+
+
+# --- where a response ends, and what is made of its score ---
+
+
+def test_a_response_ends_at_the_recipes_stop_and_the_reward_reads_it_to_there(fit, ppo, micro, functions):
+    """No answer of 1 to 3 tokens; the last kept token is a stop, or there are eight. The function sees the cut text."""
+    stop = micro.tokenizer.encode("o")[0]
+    seen = []
+    sys.modules["toy_rewards"].watch = lambda _, responses, ended, token_ids: (
+        seen.extend(zip(responses, ended, token_ids, strict=True)) or [0.0] * len(responses)
+    )
+    stops = SamplingConfig(stop=["o", stop + 1, "<|endoftext|>"], truncate_after=3)
+    module, data = ppo(episodes=64, rewards="toy_rewards:watch", sampling=stops, optimizer=adam(0.0))
+    trainer = fit(module, data, limit_val_batches=0)
+    assert module.sampling.ends == (stop, stop + 1, micro.tokenizer.eos_id)
+    assert len({ended for _, ended, _ in seen}) == 2
+    for text, ended, ids in seen:
+        assert ended == (len(ids) > 3 and ids[-1] in module.sampling.ends)
+        assert not any(token in module.sampling.ends for token in ids[3:-1])
+        assert ended or len(ids) == 8
+        assert text == micro.tokenizer.decode(ids)
+    assert trainer.logger.values("response/ended") == [sum(ended for _, ended, _ in seen) / 64]
+    rollout = module.rollout
+    for row, (_, _, ids) in zip(rollout.responses, seen, strict=True):
+        assert row[len(ids) :].tolist() == [0] * (len(row) - len(ids))
+
+
+def test_validation_is_at_its_own_temperature_which_is_logged(fit, ppo):
+    module, data = ppo(sampling=SamplingConfig(eval_temperature=0.0), temperature=0.7)
+    trainer = fit(module, data)
+    assert trainer.callback_metrics["val/temperature"].item() == 0.0
+    batch = next(iter(data.val_dataloader()))
+    held_out, drawn = module._score(batch, VALIDATION), module._score(batch, VALIDATION + 1)
+    (tokens, starts, lengths, *_), model = held_out.sequences, module.policy.eval()
+    for row, start, length in zip(tokens, starts.tolist(), lengths.tolist(), strict=True):
+        with torch.no_grad():
+            assert torch.equal(model(row[None, :length])[0, start - 1 : -1].argmax(-1), row[start:length])
+    assert not torch.equal(held_out.sequences.tokens, drawn.sequences.tokens)
+    plain, data = ppo()
+    assert "val/temperature" not in fit(plain, data).callback_metrics
+
+
+def test_no_response_is_as_short_as_truncate_after(ppo):
+    line = r"^sampling\.truncate_after: found 8, expected less than max_new_tokens: 8$"
+    with pytest.raises(UserError, match=line):
+        ppo(sampling=SamplingConfig(truncate_after=8))
+
+
+def test_the_references_answers_score_nought_with_variance_one_and_the_critic_follows(fit, ppo):
+    """Ziegler et al. 2019, 2.2. Before the first validation; the score that is logged is the reward's own."""
+    config = ScoresConfig(normalise="reference", samples=20)
+    module, data = ppo(scores=config, missing_eos_score=None, optimizer=adam(0.0))
+    trainer = fit(module, data, max_epochs=1)
+    moments, scores = module.shaping.moments, []
+    for number in range(3):
+        scores.append(module._score(data.prompts(number), 2**31 + number, module.frozen.reference).scores)
+    whole = torch.cat(scores)[:20].double()
+    assert (moments.of, moments.seen) == ("reference", 20)
+    assert moments.mean == pytest.approx(whole.mean().item(), rel=1e-5)
+    assert moments.deviation == pytest.approx(whole.std(unbiased=False).item(), rel=1e-4)
+    for stage in ("objective", "val"):
+        score, optimised = (trainer.logger.values(f"{stage}/{name}")[-1] for name in ("score", "optimised_score"))
+        assert optimised == pytest.approx((score - moments.mean) / moments.deviation, abs=1e-4)
+        assert abs(score - optimised) > 0.1
+    scored = module._score(data.prompts(0), 1)
+    ends = scored.sequences.lengths[:, None] - 1
+    with torch.no_grad():
+        last = module.critic.eval().token_values(scored.sequences.tokens).gather(1, ends)[:, 0]
+    torch.testing.assert_close(last, moments.normalised(scored.scores), atol=1e-3, rtol=1e-3)
+    assert module.frontier[-1][1] == pytest.approx(trainer.logger.values("val/score")[-1])
+
+
+def test_running_moments_are_of_all_rollouts_so_far(fit, ppo):
+    module, data = ppo(scores=ScoresConfig(normalise="running"), missing_eos_score=None, optimizer=adam(1e-2))
+    score, seen = module._score, []
+
+    def watched(batch, draw, policy=None):
+        found = score(batch, draw, policy)
+        seen.extend([found.scores] if draw != VALIDATION else [])
+        return found
+
+    module._score = watched
+    trainer = fit(module, data, max_epochs=3)
+    whole = torch.cat(seen).double()
+    moments = module.shaping.moments
+    assert (moments.seen, len(seen)) == (24, 3)
+    assert moments.mean == pytest.approx(whole.mean().item())
+    assert moments.deviation == pytest.approx(whole.std(unbiased=False).item())
+    first = trainer.logger.values("objective/optimised_score")[0]
+    assert first == pytest.approx(0.0, abs=1e-5), "of its own moments, the present rollout among them"
+
+
+def test_a_clip_and_a_length_penalty_reach_what_is_optimised(fit, ppo):
+    module, data = ppo(scores=ScoresConfig(clip=0.5, length_penalty=0.25, free_length=2), missing_eos_score=None)
+    trainer = fit(module, data, limit_val_batches=0)
+    scored = module._score(data.prompts(0), 1)
+    expected = scored.scores.clamp(-0.5, 0.5) - 0.25 * (scored.mask.sum(1) - 2).clamp_min(0)
+    assert trainer.logger.values("objective/optimised_score") == [pytest.approx(expected.mean().item(), abs=1e-5)]
+    assert trainer.logger.values("objective/score") == [pytest.approx(scored.scores.mean().item(), abs=1e-5)]
+
+
+def test_what_normalises_nothing_is_refused(ppo):
+    with pytest.raises(
+        UserError, match=r"^scores\.samples: found 9, expected it left at 256: scores\.normalise is not r"
+    ):
+        ppo(scores=ScoresConfig(samples=9, normalise="running"))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_minibatches_that_are_whitened_by_themselves_have_their_own_mean_advantage(fit, ppo, accumulate):
+    """At ratio 1 a policy's loss is minus the mean of its advantages: 0 for each minibatch, whatever its micro-batches,
+    and not so where all are whitened together.
+    """
+
+    def losses(**how):
+        module, data = ppo(episodes=32, minibatches=2, optimizer=adam(0.0), **how)
+        return fit(module, data, limit_val_batches=0, accumulate_grad_batches=accumulate).logger.values("loss/policy")
+
+    assert losses(whiten_over="minibatch") == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert max(map(abs, losses())) > 1e-3
+    with pytest.raises(
+        UserError, match=r"^whiten_over: found 'minibatch', expected minibatches of at least 8 episodes"
+    ):
+        fit(*ppo(episodes=8, minibatches=2, whiten_over="minibatch"))
+
+
+@pytest.mark.parametrize("normalise", ["running", "reference"])
+def test_a_run_with_moments_goes_on_inside_an_iteration(fit, ppo, micro, tmp_path, normalise):
+    """Moments, critic's units, stop tokens and minibatches of their own: to the bit what was not cut off."""
+    ends = []
+    for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
+        module, data = ppo(
+            episodes=16, minibatches=2, ppo_epochs=2, optimizer=adam(1e-2),
+            scores=ScoresConfig(normalise=normalise, clip=2.0),
+            sampling=SamplingConfig(stop=["o", "<|endoftext|>"], truncate_after=2),
+            whiten_over="minibatch", whiten_rewards=True,
+        )  # fmt: skip
+        callbacks = [ExactCheckpoint(3, keep=100)]
+        trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
+        assert trainer.global_step == 8
+        ends.append((weights(module), module.shaping.moments, module.frontier))
+    assert distance(ends[0][0], ends[1][0]) == 0.0
+    assert ends[0][1:] == ends[1][1:]
+    assert ends[0][1].seen == {"running": 32, "reference": 256}[normalise]
+
+
+def test_a_resumed_run_normalises_as_its_recipe_says_now(fit, ppo, tmp_path):
+    """From running moments to the reference's: found anew, and the critic's values keep their meaning."""
+    module, data = ppo(scores=ScoresConfig(normalise="running"), optimizer=adam(0.0))
+    trainer = fit(module, data, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    other, data = ppo(scores=ScoresConfig(normalise="reference", samples=16), optimizer=adam(0.0))
+    fit(other, data, max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    before, after = module.shaping.moments, other.shaping.moments
+    assert (before.of, after.of, after.seen) == ("running", "reference", 16)
+    tokens = data.prompts(0).tokens
+    with torch.no_grad():
+        then, now = (of.critic.eval().token_values(tokens) for of in (module, other))
+    torch.testing.assert_close(
+        now * after.deviation + after.mean, then * before.deviation + before.mean, atol=1e-3, rtol=1e-3
+    )
+
+
+@pytest.fixture
+def asked(tmp_path, micro):
+    """A file of prompts, each with the answer that is wanted."""
+    rows = [{"prompt": f"the film {i}", "answer": f"{i % 7}"} for i in range(60)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "asked.jsonl")
+
+
+def test_a_function_gets_the_column_of_each_prompts_own_row(fit, ppo, functions, asked):
+    """Through shuffling, training and validation; and prompts of fit, validation and prediction alike."""
+    seen = []
+
+    def score(prompts, responses, answer):
+        seen.extend(zip(prompts, answer, strict=True))
+        return [float(a) for a in answer]
+
+    sys.modules["toy_rewards"].known = score
+    module, data = ppo(rewards="toy_rewards:known", monitors={"again": RewardSource(function="toy_rewards:known")})
+    data.train_source, data.validation_fraction = asked, 0.3
+    trainer = fit(module, data, max_epochs=3)
+    found = dict(trainer.callback_metrics)
+    rows = trainer.predict(module, data)
+    assert len(seen) > 60
+    assert len(dict(seen)) > 20
+    assert all(answer == str(int(prompt.split()[-1]) % 7) for prompt, answer in seen)
+    assert all(row["score"] == int(row["prompt"].split()[-1]) % 7 for batch in rows for row in batch)
+    assert found["val/again"] == found["val/score"]
+
+
+def test_a_column_that_is_not_there_is_refused_before_the_first_answer(fit, ppo, functions, asked):
+    sys.modules["toy_rewards"].wrong = lambda prompts, responses, anser: [0.0] * len(prompts)
+    module, data = ppo(rewards="toy_rewards:wrong")
+    data.train_source = asked
+    module._score = None
+    line = r"^rewards: toy_rewards:wrong asks for 'anser', expected .*prompt_token_ids, answer; did you mean answer\?$"
+    with pytest.raises(UserError, match=line):
+        fit(module, data)
+
+
+def test_a_reward_model_of_another_tokenizer_rewards_through_text(fit, ppo, micro, tmp_path, caplog):
+    """The critic begins as the policy, whose tokens it reads; a prompt that leaves no room is refused at the start."""
+    other = Tokenizer.train(["the film is good and this plot is bad"] * 5, 290)
+    save_pretrained(tmp_path / "foreign", shaken(RewardModel(micro.config()), 3), tokenizer_json=other.to_json())
+    module, data = ppo(rewards=str(tmp_path / "foreign"))
+    trainer = fit(module, data)
+    assert math.isfinite(trainer.callback_metrics["val/score"].item())
+    assert module.critic_folder == str(micro.gpt)
+    assert sum("its tokenizer is not the policy's" in line for line in caplog.messages) == 1
+    module, data = ppo(rewards=str(tmp_path / "foreign"))
+    rows = [{"prompt": f"{i}" + " its cast" * 4} for i in range(60)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.train_source = str(tmp_path / "odd.jsonl")
+    with pytest.raises(UserError, match=r"foreign: found \d\d of its tokens of the prompt '\d+ its cast its cast"):
+        fit(module, data)

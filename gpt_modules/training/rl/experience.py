@@ -90,6 +90,8 @@ class ExperienceLoader:
         self.owner, self.seed, self.rank, self.world = owner, seed, rank, world
         self.ptx, self.parts = ptx, parts._replace(ptx=0 if ptx is None else ptx.micro_batches)
         self.position = 0
+        self.minibatch = torch.zeros(0, dtype=torch.long)
+        """Rows of the optimizer step that the latest micro-batch is of, those of all processes."""
         self._resumed = False
 
     def __len__(self) -> int:
@@ -108,7 +110,8 @@ class ExperienceLoader:
                 number = self.owner.iteration * self.parts.epochs * self.parts.minibatches + step
                 yield PtxBatch(self.ptx.batch(number, part), self._share(self.ptx.tokens))
             else:
-                counted = sum(int(tokens[rows].sum()) for rows in plan[step])
+                self.minibatch = torch.cat(plan[step])
+                counted = int(tokens[self.minibatch].sum())
                 rows = plan[step][part - self.parts.ptx]
                 yield Experience(rows[self.rank :: self.world], self._share(counted))
 

@@ -11,6 +11,7 @@ from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.scores import Moments
 
 
 def critic_folder(told: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
@@ -63,6 +64,18 @@ def on_trunk(policy: GPT, head: ScalarHead) -> RewardModel:
     model = RewardModel(policy.config, policy.decoder)
     model.head = head
     return model.to(policy.head_weight.device)
+
+
+@torch.no_grad()
+def change_units(critic: RewardModel, before: Moments, after: Moments, alone: bool) -> None:
+    """Let a critic value in the units of scores that are normalised otherwise.
+
+    Args:
+        alone: the reward is the one that it values, so that the mean of its scores is in its values.
+    """
+    gain, mean = before.deviation / after.deviation, (before.mean - after.mean) / after.deviation
+    critic.head.linear.weight.mul_(gain)
+    critic.head.linear.bias.mul_(gain).add_(mean if alone else 0.0)
 
 
 def check_fit(

@@ -4,13 +4,14 @@ Each refuses, in one line that names the field, a value that makes no sense.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
 from gpt_modules.training.hyperparameters import expect_idle, expect_number, typed
+from gpt_modules.training.rl.scores import Moments, ScoresConfig
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,10 @@ class Shaping:
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: replaces the score of a response that did not end; None leaves it.
         whiten_rewards: scale rewards to unit variance, keeping their mean (Ziegler et al.'s code).
-        whiten_advantages: to mean 0 and variance 1 over the iteration.
+        whiten_advantages: to mean 0 and variance 1.
+        whiten_over: what both are over: the `rollout`, or each `minibatch` by itself, as Ziegler et al.'s code has it.
+        scores: what is optimised of them.
+        moments: by which they are normalised.
     """
 
     gamma: float = 1.0
@@ -251,6 +255,9 @@ class Shaping:
     missing_eos_score: float | None = -1.0
     whiten_rewards: bool = False
     whiten_advantages: bool = True
+    whiten_over: Literal["rollout", "minibatch"] = "rollout"
+    scores: ScoresConfig = field(default_factory=ScoresConfig)
+    moments: Moments = field(default_factory=Moments)
 
     def __post_init__(self) -> None:
         expect_number("gamma", self.gamma, "[0, 1]")

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from gpt_modules.errors import expect
 from gpt_modules.functional import (
     distinct_ngrams,
     explained_variance,
@@ -19,7 +20,10 @@ from gpt_modules.functional import (
 )
 from gpt_modules.training.processes import in_order
 from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.scores import optimised
 from gpt_modules.training.rl.settings import Shaping
+
+FEWEST = 8  # episodes of a minibatch that is whitened by itself, as Ziegler et al.'s code asserts
 
 
 class Rollout(NamedTuple):
@@ -32,8 +36,9 @@ class Rollout(NamedTuple):
     mask: (B, R) True where a response token stands.
     logprobs: (B, R) of the sampled tokens under the policy that sampled them.
     values: (B, R) of the critic before the update.
-    advantages: (B, R) GAE, whitened over the iteration.
+    advantages: (B, R) GAE, whitened over the iteration, or not yet.
     returns: (B, R) targets of the critic.
+    rewards: (B, R) before any whitening, the penalty taken off.
     """
 
     tokens: Int[Tensor, "B T"]
@@ -44,6 +49,7 @@ class Rollout(NamedTuple):
     values: Float[Tensor, "B R"]
     advantages: Float[Tensor, "B R"]
     returns: Float[Tensor, "B R"]
+    rewards: Float[Tensor, "B R"]
 
     def take(self, rows: Int[Tensor, "N"]) -> "Rollout":
         """These rows of it, no wider than their longest text and their longest response. Waits for the device."""
@@ -68,10 +74,9 @@ def over_processes(
 
 
 def optimised_scores(scored: Scored, shaping: Shaping) -> Float[Tensor, "B"]:
-    """The score that the policy is trained on: the reward's, or `missing_eos_score` where a response did not end."""
-    if shaping.missing_eos_score is None:
-        return scored.scores
-    return torch.where(scored.ended, scored.scores, shaping.missing_eos_score)
+    """The score that the policy is trained on, see `scores`."""
+    lengths, missing = scored.mask.sum(1), shaping.missing_eos_score
+    return optimised(scored.scores, scored.ended, lengths, shaping.scores, shaping.moments, missing)
 
 
 @torch.no_grad()
@@ -81,14 +86,47 @@ def shape_rollout(
     """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token) and GAE. Returns the rollout and the rewards."""
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs)
     rewards = kl_shaped_rewards(optimised_scores(scored, shaping), kl, scored.mask, kl_coef)
-    if shaping.whiten_rewards:
-        rewards = masked_whiten(rewards, scored.mask, shift_mean=False)
-    advantages, returns = generalized_advantage_estimation(rewards, values, scored.mask, shaping.gamma, shaping.lam)
-    if shaping.whiten_advantages:
-        advantages = masked_whiten(advantages, scored.mask)
+    advantages, returns, shaped = _advantages(rewards, values, scored.mask, shaping, shaping.whiten_over == "rollout")
     tokens, prompt_lengths, *_ = scored.sequences
-    experience = (scored.responses, scored.mask, scored.logprobs, values, advantages, returns)
-    return Rollout(tokens, prompt_lengths, *experience), rewards
+    experience = (scored.responses, scored.mask, scored.logprobs, values, advantages, returns, rewards)
+    return Rollout(tokens, prompt_lengths, *experience), shaped
+
+
+def expect_enough(whiten_over: str, episodes: int) -> None:
+    """Raises:
+    UserError: minibatches of so few episodes are to be whitened each by itself.
+    """
+    fits = whiten_over == "rollout" or episodes >= FEWEST
+    expect(fits, "whiten_over", whiten_over, f"minibatches of at least {FEWEST} episodes for it, not of {episodes}")
+
+
+@torch.no_grad()
+def whitened_alone(rollout: Rollout, rows: Int[Tensor, "N"], minibatch: Int[Tensor, "M"], shaping: Shaping) -> Rollout:
+    """These rows of a rollout, with advantages and returns whitened over the minibatch that they are of, as in Ziegler
+    et al.'s code.
+
+    Args:
+        rows: some of the minibatch's: a micro-batch, or a process's share.
+        minibatch: the rows of an optimizer step, over all its micro-batches and processes.
+    """
+    part, device = rollout.take(minibatch), rollout.rewards.device
+    advantages, returns, _ = _advantages(part.rewards, part.values, part.mask, shaping, True)
+    places = (minibatch.to(device)[None] == rows.to(device)[:, None]).int().argmax(1)
+    return part._replace(advantages=advantages, returns=returns).take(places)
+
+
+def _advantages(
+    rewards: Float[Tensor, "B R"],
+    values: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    shaping: Shaping,
+    white: bool,
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """GAE's advantages and returns, and the rewards that they are of; whitened as asked for where `white`."""
+    if white and shaping.whiten_rewards:
+        rewards = masked_whiten(rewards, mask, shift_mean=False)
+    advantages, returns = generalized_advantage_estimation(rewards, values, mask, shaping.gamma, shaping.lam)
+    return masked_whiten(advantages, mask) if white and shaping.whiten_advantages else advantages, returns, rewards
 
 
 def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dict[str, Float[Tensor, "B"]]:

@@ -7,6 +7,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.storage.documents import Count, typed
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.rl.experience import read_place
+from gpt_modules.training.rl.scores import Moments
 
 
 class State(NamedTuple):
@@ -19,6 +20,7 @@ class State(NamedTuple):
     experience: `ExperienceLoader.state`; None before any fit, which makes the loader.
     steps: optimizer steps taken in this iteration, and whether the rest are left out.
     average: `Average.state`; None in a run that keeps none.
+    moments: of the scores that were seen, by which they are normalised.
     """
 
     iteration: int
@@ -28,6 +30,7 @@ class State(NamedTuple):
     experience: dict[str, Any] | None
     steps: tuple[Count, bool]
     average: dict[str, Any] | None
+    moments: Moments
 
 
 def read_state(checkpoint: Mapping[str, Any]) -> State:
@@ -41,6 +44,7 @@ def read_state(checkpoint: Mapping[str, Any]) -> State:
     state: State = typed(State, checkpoint["ppo"], "ppo")
     expect_number("ppo: iteration", state.iteration, "[-1, inf)", whole=True)
     expect_number("ppo: kl_coef", state.kl_coef, "[0, inf)")
+    expect_number("ppo: moments.squares", state.moments.squares, "[0, inf)")
     if state.iteration != -1 or state.experience is not None:
         read_place(state.experience)
     return state

@@ -44,6 +44,8 @@ USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "conte
             {**RANKED, "scores": [7, 1]},
         ),
         ("ppo", {"prompt": "q"}, {"prompt": "q"}),
+        ("ppo", {"prompt": "q", "answer": None}, {"prompt": "q"}),
+        ("ppo", {"prompt": "q", "answer": "a", "n": [1]}, {"prompt": "q", "columns": {"answer": "a", "n": [1]}}),
     ],
 )
 def test_good_rows_come_back_bare(schema, row, expected):

@@ -13,7 +13,7 @@ EPISODES = 12
 def rollout(episodes=EPISODES, width=5):
     numbers = torch.arange(episodes)
     mask = torch.arange(width) < (1 + numbers % width)[:, None]
-    cells = torch.randn(4, episodes, width, generator=torch.Generator().manual_seed(0))
+    cells = torch.randn(5, episodes, width, generator=torch.Generator().manual_seed(0))
     return Rollout(numbers[:, None].repeat(1, width + 2), numbers + 1, numbers[:, None].repeat(1, width), mask, *cells)
 
 
@@ -34,6 +34,16 @@ def loader(epochs=2, minibatches=3, accumulate=1, seed=0, iteration=0, rank=0, w
 
 def episodes(batches):
     return [batch.rows.tolist() for batch in batches]
+
+
+@pytest.mark.parametrize(("accumulate", "world"), [(1, 1), (2, 1), (2, 2)])
+def test_a_minibatch_is_the_rows_of_a_step_over_its_micro_batches_and_processes(accumulate, world):
+    loaders = [loader(accumulate=accumulate, rank=rank, world=world) for rank in range(world)]
+    for found in zip(*loaders, strict=True):
+        minibatches = [of.minibatch.tolist() for of in loaders]
+        assert all(minibatch == minibatches[0] for minibatch in minibatches)
+        assert len(minibatches[0]) == EPISODES // 3
+        assert {row for batch in found for row in batch.rows.tolist()} <= set(minibatches[0])
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -7,8 +7,9 @@ from gpt_modules.backbone import LabellingModel, RewardModel, load_pretrained, s
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
-from gpt_modules.training.rl.models import check_fit, critic_folder, on_trunk, open_critic, shared_critic
+from gpt_modules.training.rl.models import change_units, check_fit, critic_folder, on_trunk, open_critic, shared_critic
 from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.scores import Moments
 
 TOKENS, LENGTHS = torch.tensor([[5, 6, 7, 8], [9, 3, 0, 0]]), torch.tensor([4, 2])
 FUNCTION = RewardSource(function="a.b:c")
@@ -48,6 +49,35 @@ def test_a_reward_model_values_the_last_token_as_it_adds_to_the_sum(micro, weigh
         last = critic.token_values(TOKENS).gather(1, LENGTHS[:, None] - 1)[:, 0]
         torch.testing.assert_close(last, weight * scores)
         assert (critic.bias.item(), critic.scale.item()) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_critic_that_changes_its_units_says_the_same_of_normalised_scores(micro, alone):
+    """From as they are to normalised, to normalised otherwise, and back; a part of a sum keeps its own mean."""
+    scores = load_pretrained(micro.reward, kind="reward").eval()(TOKENS, LENGTHS)
+    critic = open_critic(str(micro.reward), [RewardSource(folder=str(micro.reward))])
+
+    def last():
+        return critic.token_values(TOKENS).gather(1, LENGTHS[:, None] - 1)[:, 0]
+
+    none, first, second = Moments(), Moments("running", 4, 2.0, 36.0), Moments("reference", 2, -1.0, 8.0)
+    change_units(critic, none, first, alone)
+    torch.testing.assert_close(last(), (scores - 2.0 * alone) / 3.0)
+    change_units(critic, first, second, alone)
+    torch.testing.assert_close(last(), (scores + 1.0 * alone) / 2.0)
+    change_units(critic, second, none, alone)
+    torch.testing.assert_close(last(), scores)
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_reward_model_has_room_for_the_end_token_where_it_reads_one(micro, end):
+    policy, reward = micro.config(), load_pretrained(micro.reward, kind="reward")
+    check_fit(policy, {"reward": reward, "policy": load_pretrained(micro.gpt, kind="gpt")}, 24, 8 - end, end)
+    check_fit(policy, {"policy": load_pretrained(micro.gpt, kind="gpt")}, 24, 8, end)
+    line = r"found 8 after prompts of up to 24 tokens and before the end-of-text token, expected at most n_positions"
+    if end:
+        with pytest.raises(UserError, match=line):
+            check_fit(policy, {"reward": reward}, 24, 8, end)
 
 
 def test_a_critic_that_is_no_term_of_the_sum_has_no_weight(micro):

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.training.rl.scores import ScoresConfig
 from gpt_modules.training.rl.settings import (
     ClipConfig,
     CriticConfig,
@@ -14,6 +16,7 @@ from gpt_modules.training.rl.settings import (
     EMAConfig,
     KLConfig,
     PtxConfig,
+    SamplingConfig,
     Shaping,
 )
 
@@ -33,6 +36,9 @@ TAKEN = {
     "early_stop.ratio": {None, 1e30},
     "gamma": {0.0, 0.5, 1.0},
     "lam": {0.0, 0.5, 1.0},
+    "sampling.eval_temperature": {None, 0.0, 0.5, 1.0, 1e30},
+    "scores.clip": {None, 0.5, 1.0, 1e30},
+    "scores.length_penalty": {0.0, 0.5, 1.0, 1e30},
     "missing_eos_score": {None, 0.0, 0.5, 1.0, 1e30, -1.0},
 }
 NASTY = [0.0, 0.5, 1.0, 1e30, -1.0, math.inf, -math.inf, math.nan]
@@ -40,7 +46,8 @@ NASTY = [0.0, 0.5, 1.0, 1e30, -1.0, math.inf, -math.inf, math.nan]
 
 def fields():
     groups = {"kl.": KLConfig, "clip.": ClipConfig, "critic.": CriticConfig, "ptx.": PtxConfig, "ema.": EMAConfig}
-    for prefix, kind in {**groups, "early_stop.": EarlyStop, "": Shaping}.items():
+    others = {"early_stop.": EarlyStop, "sampling.": SamplingConfig, "scores.": ScoresConfig, "": Shaping}
+    for prefix, kind in (groups | others).items():
         for field in dataclasses.fields(kind):
             if field.type in (float, float | None):
                 yield kind, field.name, prefix + field.name
@@ -90,3 +97,42 @@ def test_a_setting_that_nothing_follows_says_why():
 def test_a_warmup_is_a_number_of_iterations(value):
     with pytest.raises(UserError, match=rf"^critic\.warmup: found {value}, expected a whole number in \[0, inf\)"):
         CriticConfig(warmup=value)
+
+
+def test_stops_are_tokens_or_texts_of_one_token_in_place_of_the_end_of_text():
+    gpt2 = Tokenizer.gpt2()
+    assert SamplingConfig().ends(gpt2) == (50256,)
+    assert SamplingConfig(stop=[".", 198, "<|endoftext|>"]).ends(gpt2) == (13, 198, 50256)
+
+
+@pytest.mark.parametrize(
+    ("stop", "line"),
+    [
+        ([], "found [], expected at least one text or token, or null"),
+        (["\n\nHuman:"], "found '\\n\\nHuman:', expected a text of one token of the policy's tokenizer, not of 4"),
+        ([""], "found '', expected a text of one token of the policy's tokenizer, not of 0"),
+        ([50257], "found 50257, expected a token, 0 to 50256"),
+        ([-1], "found -1, expected a token, 0 to 50256"),
+        ([True], "found True, expected a text of one token"),
+    ],
+)
+def test_a_stop_that_is_no_token_is_refused(stop, line):
+    with pytest.raises(UserError) as error:
+        SamplingConfig(stop=stop).ends(Tokenizer.gpt2())
+    assert str(error.value).startswith(f"sampling.stop: {line}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "least"),
+    [
+        (SamplingConfig, "sampling.truncate_after", -1, 0),
+        (ScoresConfig, "scores.samples", 1, 2),
+        (ScoresConfig, "scores.free_length", -1, 0),
+    ],
+)
+def test_whole_numbers(kind, field, value, least):
+    name = field.partition(".")[2]
+    line = rf"^{re.escape(field)}: found {value}, expected a whole number in \[{least}, inf\)$"
+    with pytest.raises(UserError, match=line):
+        kind(**{name: value})
+    assert getattr(kind(**{name: least}), name) == least

@@ -4,17 +4,21 @@ import math
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
+from gpt_modules.errors import UserError
 from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Shaping
 from gpt_modules.training.rl.shaping import (
     Rollout,
+    expect_enough,
     optimised_scores,
     over_processes,
     response_statistics,
     rollout_statistics,
     shape_rollout,
+    whitened_alone,
 )
 
 PLAIN = {"whiten_rewards": False, "whiten_advantages": False}
@@ -79,6 +83,34 @@ def test_whitened_rewards_keep_their_mean(scored):
     _, white = shape_rollout(scored, VALUES, 0.1, Shaping(whiten_rewards=True))
     counted = raw[MASK]
     torch.testing.assert_close(white[MASK], (counted - counted.mean()) / counted.std(unbiased=False) + counted.mean())
+
+
+@pytest.mark.parametrize("whiten_rewards", [False, True])
+def test_a_minibatch_that_is_whitened_by_itself_is_as_a_rollout_of_its_own(scored, whiten_rewards):
+    """Ziegler et al.'s code: of a minibatch, the rewards, then GAE, then the advantages. Whatever rows of it are asked
+    for.
+    """
+    alone = Shaping(whiten_rewards=whiten_rewards, whiten_over="minibatch")
+    whole, _ = shape_rollout(scored, VALUES, 0.1, alone)
+    minibatch = torch.tensor([2, 0])
+    of_two = tree_map(lambda field: field[minibatch], scored)
+    expected, _ = shape_rollout(of_two, VALUES[minibatch], 0.1, Shaping(whiten_rewards=whiten_rewards))
+    for rows in ([2, 0], [0], [2], []):
+        found = whitened_alone(whole, torch.tensor(rows, dtype=torch.long), minibatch, alone)
+        places = [[2, 0].index(row) for row in rows]
+        for name in ("tokens", "values", "advantages", "returns"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name)[places], msg=name)
+    plain, _ = shape_rollout(scored, VALUES, 0.1, Shaping(**PLAIN))
+    assert torch.equal(whole.advantages, plain.advantages)
+    assert torch.equal(whole.returns, plain.returns)
+
+
+def test_few_episodes_are_not_whitened_by_themselves():
+    expect_enough("rollout", 1)
+    expect_enough("minibatch", 8)
+    line = r"^whiten_over: found 'minibatch', expected minibatches of at least 8 episodes for it, not of 7$"
+    with pytest.raises(UserError, match=line):
+        expect_enough("minibatch", 7)
 
 
 def test_the_rollout_is_what_was_scored(scored):

@@ -1,10 +1,14 @@
 """What a PPO run writes down of itself, read again or refused."""
 
+import math
+
 import pytest
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.rl.scores import Moments
 from gpt_modules.training.rl.state import read_state
 
+MOMENTS = {"of": None, "seen": 0, "mean": 0.0, "squares": 0.0}
 STATE = {
     "iteration": -1,
     "kl_coef": 0.0,
@@ -13,6 +17,7 @@ STATE = {
     "experience": None,
     "steps": [0, False],
     "average": None,
+    "moments": MOMENTS,
 }
 
 
@@ -26,8 +31,11 @@ def test_it_is_read_as_it_was_written():
     }
     place = {"position": 0, "parts": [2, 2, 1, 0], "rollout": None}
     for iteration, experience in ((-1, None), (-1, place), (3, place)):
-        found = read_state({"ppo": {"iteration": iteration, **written, "experience": experience}, "epoch": 4})
-        assert found == (iteration, 0.25, [(0.5, 1.5)], written["frozen"], experience, (3, True), None)
+        moments = {"of": "running", "seen": 8, "mean": -0.5, "squares": 2.0}
+        state = {"iteration": iteration, **written, "experience": experience, "moments": moments}
+        found = read_state({"ppo": state, "epoch": 4})
+        seen = Moments("running", 8, -0.5, 2.0)
+        assert found == (iteration, 0.25, [(0.5, 1.5)], written["frozen"], experience, (3, True), None, seen)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +47,9 @@ def test_it_is_read_as_it_was_written():
         ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
         ({"steps": [-1, False]}, "ppo.steps[1]: found -1, expected a whole number from 0"),
         ({"average": []}, "ppo.average: found [], expected "),
+        ({"moments": {"of": "ever"}}, "ppo.moments.of: found 'ever', expected"),
+        ({"moments": MOMENTS | {"mean": math.nan}}, "ppo.moments.mean: found nan, expected"),
+        ({"moments": MOMENTS | {"squares": -1.0}}, "ppo: moments.squares: found -1.0, expected a number in [0, inf)"),
         ({"iteration": 0}, "ppo: experience: found None, expected a mapping of keys"),
         (
             {"experience": {"position": 3, "parts": [1, 1, 1, 0], "rollout": None}},

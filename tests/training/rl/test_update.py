@@ -11,7 +11,7 @@ from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
 
 def rollout(rows, logprobs, values, advantages, returns, mask):
     cells = torch.zeros(rows, mask.shape[1], dtype=torch.long)
-    return Rollout(cells, torch.ones(rows).long(), cells, mask, logprobs, values, advantages, returns)
+    return Rollout(cells, torch.ones(rows).long(), cells, mask, logprobs, values, advantages, returns, returns)
 
 
 def test_the_loss_is_worked_by_hand():
