@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from gpt_modules.data.splits import Row
 
 DESCRIPTION = """Votes into a store of comparisons and out of it. By people, on a page that is served until Ctrl-C; by
-models or functions (--by), from a file (--import), into a file (--export); or what the votes say of their labelers
-(--statistics). A labeler has one vote on a task."""
-WAYS = ("by", "import", "export", "statistics")
+models or functions (--by), from a file (--import), into a file (--export); the best answers as demonstrations (--best);
+or what the votes say of their labelers (--statistics). A labeler has one vote on a task."""
+WAYS = ("by", "import", "export", "best", "statistics")
 READ = {
     "page": ("round", "port", "host", "labelers", "overlap", "flags"),
     "by": ("name", "temperature", "margin", "seed", "round", "device"),
     "import": ("name", "flags"),
     "export": ("round",),
+    "best": ("name", "round"),
     "statistics": ("round",),
 }
 PORT = 7861
@@ -47,7 +48,7 @@ def main(words: list[str]) -> None:
     if way == "import":
         _import(options)
         return
-    ways = {"page": _page, "by": _by, "export": _export, "statistics": _statistics}
+    ways = {"page": _page, "by": _by, "export": _export, "best": _best, "statistics": _statistics}
     with Desk.open(options.store, writing=way in ("page", "by")) as store:
         store.check()
         ways[way](store, options)
@@ -96,7 +97,7 @@ def _parser() -> Arguments:
         "--name",
         type=utf8_text,
         metavar="NAME",
-        help="of the labeler (default: the scores; whom a row names, or its file)",
+        help="of the labeler (default: the scores; whom a row names, or its file; with --best the only one)",
     )
     heat = number(lambda value: 0 <= value <= 1e6, "a number from 0 to a million")
     parser.add_argument("--temperature", type=heat, default=0.0,
@@ -108,6 +109,8 @@ def _parser() -> Arguments:
     parser.add_argument("--import", nargs="+", metavar="FILE", help="rows with prompt, responses and ranking; prompt, "
                         "chosen and rejected; prompt, responses and best; or hh-rlhf's transcripts")  # fmt: skip
     parser.add_argument("--export", type=path_name, metavar="FILE", help="a JSONL file, a row for each vote")
+    parser.add_argument("--best", type=path_name, metavar="FILE", help="a JSONL file of demonstrations for SFT: each "
+                        "prompt with the answer that is ranked best, of those that were not cut off")  # fmt: skip
     parser.add_argument("--statistics", nargs="?", const=Path(), type=path_name, metavar="FILE",
                         help="agreement as a table, and as JSON in FILE")  # fmt: skip
     add_device(parser)
@@ -242,23 +245,44 @@ def _beside(path: Path) -> str:
 def _export(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.feedback.exchange import exported
 
-    if options.export.exists():
-        raise UserError(f"--export: found {options.export}, which is there already, expected a new file")
-    lines = [
-        json.dumps(row, ensure_ascii=False) + "\n" for row in exported(store.rankings(options.round), store.kind_of)
-    ]
-    if not lines:
+    _expect_new("--export", options.export)
+    rows = list(exported(store.rankings(options.round), store.kind_of))
+    if not rows:
         raise UserError(f"{store.path}: found no vote, expected at least one")
-    replace_durably(options.export, "".join(lines))
-    _say(f"{options.export}: {len(lines)} votes")
+    _write(options.export, rows)
+    _say(f"{options.export}: {len(rows)} votes")
+
+
+def _best(store: ComparisonStore, options: Namespace) -> None:
+    from gpt_modules.feedback.best import best_answers, of_one_labeler
+
+    _expect_new("--best", options.best)
+    rankings = of_one_labeler(store.rankings(options.round), options.name, store.path)
+    rows = list(best_answers(rankings))
+    if not rows:
+        raise UserError(f"{store.path}: found {len(rankings)} prompts whose answers were all cut off, expected answers "
+                        "that came to their end: gpt compare with more --max-new-tokens samples them")  # fmt: skip
+    _write(options.best, rows)
+    left = len(rankings) - len(rows)
+    _say(f"{options.best}: {len(rows)} prompts with the answer that {rankings[0].labeler} ranks best"
+         + (f"; {left} more are left out, whose answers were all cut off" if left else ""))  # fmt: skip
+
+
+def _expect_new(option: str, path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{option}: found {path}, which is there already, expected a new file")
+
+
+def _write(path: Path, rows: "Sequence[Row]") -> None:
+    replace_durably(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _statistics(store: ComparisonStore, options: Namespace) -> None:
     from gpt_modules.feedback.agreement import statistics
     from gpt_modules.feedback.table import json_of, table_of
 
-    if options.statistics.exists() and options.statistics != Path():
-        raise UserError(f"--statistics: found {options.statistics}, which is there already, expected a new file")
+    if options.statistics != Path():
+        _expect_new("--statistics", options.statistics)
     rankings = list(store.rankings(options.round))
     if not rankings:
         raise UserError(f"{store.path}: found no vote, expected at least one")

@@ -109,3 +109,24 @@ def test_two_at_once_double_nothing(run, micro, tmp_path):
     both = [subprocess.Popen(words, cwd=Path(__file__).parents[2]) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert [prompt for _, prompt, _ in tasks(tmp_path / "c.db")] == [f"the film {i}" for i in range(10)]
+
+
+def test_from_prompts_to_the_best_of_n_answers_to_fine_tuning(run, micro, tmp_path, gpt):
+    """What is exported trains: rejection sampling from a folder, by a reward model."""
+    run("--k", "4")
+    recipe = tmp_path / "sft.yaml"
+    recipe.write_text(json.dumps(micro.recipe("sft", tmp_path / "sft", data__train=str(tmp_path / "best.jsonl"),
+                                              data__validation=str(micro.sft), trainer__max_epochs=1)))  # fmt: skip
+    commands = [
+        ["label", tmp_path / "c.db", "--by", micro.reward, "--device", "cpu"],
+        ["label", tmp_path / "c.db", "--best", tmp_path / "best.jsonl"],
+        ["fit", "--config", recipe],
+    ]
+    for words in commands:
+        ended = gpt.run(*words)
+        assert ended.status == 0, ended.stderr
+    rows = [json.loads(line) for line in (tmp_path / "best.jsonl").read_text().splitlines()]
+    answers = {prompt: answers for _, prompt, answers in tasks(tmp_path / "c.db")}
+    assert rows
+    for row in rows:
+        assert row["response"] in {answer.text for answer in answers[row["prompt"]] if answer.ended}

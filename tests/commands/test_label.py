@@ -175,6 +175,8 @@ def test_statistics_as_a_table_and_as_json(run, tmp_path):
         (["--by", "my_scores:nothing"], "--by: 'my_scores:nothing' is not in my_scores, expected"),
         (["--statistics"], "c.db: found no vote, expected at least one"),
         (["--export", "x"], "c.db: found no vote, expected at least one"),
+        (["--best", "x"], "c.db: found no vote, expected at least one"),
+        (["--best", "x", "--margin", "1"], "--margin: found 1.0 with --best, which does not read it"),
     ],
 )
 def test_a_mistake_gets_one_line(run, words, line):
@@ -291,3 +293,42 @@ def test_a_name_is_in_place_of_whom_the_rows_name(run, tmp_path):
 def test_what_was_not_measured_is_not_shown(run):
     run("--by", "my_scores:length", "--round", "1")
     assert "nan" not in run("--statistics")
+
+
+def read(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_best_answers_are_demonstrations(run):
+    run("--by", "my_scores:length", "--round", "1")
+    assert run("--best", "sft.jsonl") == "sft.jsonl: 5 prompts with the answer that my_scores:length ranks best\n"
+    assert read("sft.jsonl") == [{"prompt": f"the film {i}", "response": " a bad story."} for i in range(5)]
+    with pytest.raises(UserError, match=r"^--best: found sft.jsonl, which is there already, expected a new file$"):
+        run("--best", "sft.jsonl")
+    run("--by", "my_scores:length*-1", "--name", "short")
+    line = r"^--name: found none, expected one of the labelers my_scores:length, short: they may think another answer b"
+    with pytest.raises(UserError, match=line):
+        run("--best", "other.jsonl")
+    assert not Path("other.jsonl").exists()
+    run("--best", "other.jsonl", "--name", "short", "--round", "2")
+    assert read("other.jsonl") == [{"prompt": f"the film {i}", "response": f" {i}"} for i in range(5)]
+
+
+def test_what_was_cut_off_is_no_demonstration(run):
+    with ComparisonStore.create(Path("cut.db")) as store:
+        number = store.round_of("first")
+        for i, ends in enumerate([(True, False), (False, False), (None, True)]):
+            answers = [
+                Answer(text, Source("m"), ended) for text, ended in zip((" so", " a longer one"), ends, strict=True)
+            ]
+            store.add_task(number, f"the film {i}", answers)
+        cut = store.round_of("second")
+        store.add_task(cut, "its cast", [Answer(text, Source("m"), False) for text in (" one", " more")])
+    run("--by", "my_scores:length", store="cut.db")
+    said = run("--best", "whole.jsonl", store="cut.db")
+    assert "2 prompts with the answer that my_scores:length ranks best; 2 more are left out, whose answers" in said
+    assert [row["response"] for row in read("whole.jsonl")] == [" so", " a longer one"]
+    with pytest.raises(
+        UserError, match=r"cut\.db: found 1 prompts whose answers were all cut off, expected answers that"
+    ):
+        run("--best", "none.jsonl", "--round", "2", store="cut.db")
