@@ -1280,7 +1280,7 @@ def test_minibatches_that_are_whitened_by_themselves_have_their_own_mean_advanta
     assert losses(whiten_over="minibatch") == pytest.approx([0.0, 0.0], abs=1e-5)
     assert max(map(abs, losses())) > 1e-3
     with pytest.raises(
-        UserError, match=r"^whiten_over: found 'minibatch', expected minibatches of at least 8 episodes"
+        UserError, match=r"^model\.init_args\.whiten_over: found 'minibatch', expected minibatches of at least 8 "
     ):
         fit(*ppo(episodes=8, minibatches=2, whiten_over="minibatch"))
 

@@ -225,13 +225,14 @@ class SamplingConfig:
 
 
 def _token(stop: str | int, tokenizer: Tokenizer) -> int:
+    field, of = "model.init_args.sampling.stop", "of the policy's tokenizer"
     if isinstance(stop, int) and not isinstance(stop, bool):
-        expect(0 <= stop < tokenizer.vocab_size, "sampling.stop", stop, f"a token, 0 to {tokenizer.vocab_size - 1}")
+        expect(0 <= stop < tokenizer.vocab_size, field, stop, f"a token {of}, 0 to {tokenizer.vocab_size - 1}")
         return stop
     if stop == tokenizer.eos:
         return tokenizer.eos_id
     ids = tokenizer.encode(stop) if isinstance(stop, str) else []
-    expect(len(ids) == 1, "sampling.stop", stop, f"a text of one token of the policy's tokenizer, not of {len(ids)}")
+    expect(len(ids) == 1, field, stop, f"a text of one token {of}, not of {len(ids)}")
     return ids[0]
 
 

@@ -97,7 +97,8 @@ def expect_enough(whiten_over: str, episodes: int) -> None:
     UserError: minibatches of so few episodes are to be whitened each by itself.
     """
     fits = whiten_over == "rollout" or episodes >= FEWEST
-    expect(fits, "whiten_over", whiten_over, f"minibatches of at least {FEWEST} episodes for it, not of {episodes}")
+    expected = f"minibatches of at least {FEWEST} episodes for it, not of {episodes}"
+    expect(fits, "model.init_args.whiten_over", whiten_over, expected)
 
 
 @torch.no_grad()

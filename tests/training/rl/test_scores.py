@@ -65,7 +65,7 @@ def test_before_any_score_they_are_as_they_are_and_equal_ones_are_zero():
 
 
 def test_equal_scores_of_the_reference_have_no_gain():
-    line = r"^scores\.normalise: found '4 answers of the reference that all score 7', expected scores that differ, or n"
+    line = r"^model\.init_args\.scores\.normalise: found '4 answers of the reference that all score 7', expected scores"
     with pytest.raises(UserError, match=line):
         expect_spread(Moments("reference").joined(torch.full((4,), 7.0)))
     assert expect_spread(SEEN) == SEEN

@@ -111,15 +111,16 @@ def test_stops_are_tokens_or_texts_of_one_token_in_place_of_the_end_of_text():
         ([], "found [], expected at least one text or token, or null"),
         (["\n\nHuman:"], "found '\\n\\nHuman:', expected a text of one token of the policy's tokenizer, not of 4"),
         ([""], "found '', expected a text of one token of the policy's tokenizer, not of 0"),
-        ([50257], "found 50257, expected a token, 0 to 50256"),
-        ([-1], "found -1, expected a token, 0 to 50256"),
+        ([50257], "found 50257, expected a token of the policy's tokenizer, 0 to 50256"),
+        ([-1], "found -1, expected a token of the policy's tokenizer, 0 to 50256"),
         ([True], "found True, expected a text of one token"),
     ],
 )
 def test_a_stop_that_is_no_token_is_refused(stop, line):
     with pytest.raises(UserError) as error:
         SamplingConfig(stop=stop).ends(Tokenizer.gpt2())
-    assert str(error.value).startswith(f"sampling.stop: {line}")
+    place = "model.init_args." if stop else ""
+    assert str(error.value).startswith(f"{place}sampling.stop: {line}")
 
 
 @pytest.mark.parametrize(

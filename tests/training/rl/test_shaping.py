@@ -108,7 +108,7 @@ def test_a_minibatch_that_is_whitened_by_itself_is_as_a_rollout_of_its_own(score
 def test_few_episodes_are_not_whitened_by_themselves():
     expect_enough("rollout", 1)
     expect_enough("minibatch", 8)
-    line = r"^whiten_over: found 'minibatch', expected minibatches of at least 8 episodes for it, not of 7$"
+    line = r"^model\.init_args\.whiten_over: found 'minibatch', expected minibatches of at least 8 .*not of 7$"
     with pytest.raises(UserError, match=line):
         expect_enough("minibatch", 7)
 
