@@ -1121,6 +1121,7 @@ TAKEN = {
     "gamma": {0, 1e-38},
     "lam": {0, 1e-38},
     "missing_eos_score": {0, -1, 1e-38},
+    "cache_gb": {1e-38},
 }
 
 
