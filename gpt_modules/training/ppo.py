@@ -231,7 +231,8 @@ class PPOModule(L.LightningModule):
         named = self.hparams["reference_from"]
         reference = init_from if named is None else named
         base = base_of(self.policy) if self.lora is not None and reference == init_from else None
-        self.frozen = Frozen(reference, self.reward_sources, self.monitor_sources, base)
+        trunks = {self.critic_folder: base_of(self.critic.decoder)} if self.critic_config.lora is not None else {}
+        self.frozen = Frozen(reference, self.reward_sources, self.monitor_sources, base, trunks)
         for decoder in (self.policy.decoder, self.critic.decoder):
             decoder.recompute = self.hparams["recompute"]
         if self.hparams["compile"]:

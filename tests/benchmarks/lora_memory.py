@@ -35,7 +35,8 @@ def counted(case: str, shape: str) -> tuple[float, float]:
     word, _, rest = case.partition(" ")
     config, lora = DecoderConfig(**SHAPES[shape]), LoRAConfig(rank=RANK)
     trained = {"sft": [GPT], "reward": [RewardModel], "ppo": [GPT, RewardModel]}[word]
-    frozen = {"sft": 0, "reward": 0, "ppo": 1 if "lora" in rest else 2}[word]  # the reward model, and the reference
+    shares = len(rest.split())  # the reference with the policy, the reward model with the critic
+    frozen = 2 - shares if word == "ppo" else 0
     total, size, updates = 4 * frozen * config.n_params(), config.n_params(), 0
     for kind in trained:
         with torch.device("meta"):

@@ -229,6 +229,25 @@ def test_a_run_with_a_reference_of_its_own_is_the_same_run(fit, ppo, micro, tmp_
     assert all(torch.equal(value, apart.state_dict()[name]) for name, value in shared.state_dict().items())
 
 
+def test_a_reward_model_shares_the_trunk_under_a_critics_updates(fit, ppo, micro, tmp_path):
+    """And scores as one of its own does, to the last bit of a run."""
+    shutil.copytree(micro.reward, tmp_path / "copy")
+
+    def run(folder):
+        torch.manual_seed(0)
+        module, data = ppo(critic=CriticConfig(init_from=folder, lora=LORA), optimizer=OptimizerConfig(lr=1e-2))
+        points = fit(module, data, max_epochs=2).logger.points
+        (reward,) = module.frozen.reward.models().values()
+        return module, reward, [point for point in points if not point[0].startswith("perf/")]
+
+    (shared, reward, points), (apart, own, same) = run(None), run(str(tmp_path / "copy"))
+    assert points == same
+    for name, parameter in reward.decoder.named_parameters():
+        assert parameter is shared.critic.decoder.get_parameter(name), name
+    assert reward.head.linear.weight is not shared.critic.head.linear.weight
+    assert own.decoder.wte.weight is not apart.critic.decoder.wte.weight
+
+
 def test_what_learns_in_ppo_and_what_is_written(fit, ppo, micro, tmp_path):
     module, data = ppo(lora=LORA, critic=CriticConfig(lora=LoRAConfig(rank=1)), optimizer=OptimizerConfig(lr=1e-2))
     trainer = fit(module, data)

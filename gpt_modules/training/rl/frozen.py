@@ -6,7 +6,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
-from gpt_modules.backbone import GPT, model_digest
+from gpt_modules.backbone import GPT, Decoder, model_digest
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.rollout import autocast_type
@@ -23,6 +23,7 @@ class Frozen:
     Args:
         reference: folder of the policy that the penalty holds to.
         base: the model in that folder, where the run has it already: under a policy's updates.
+        trunks: of folders of reward models, those that the run has already: under a critic's updates.
         rewards: terms of what is optimised.
         monitors: scores that are only watched.
     """
@@ -33,11 +34,12 @@ class Frozen:
         rewards: Sequence[RewardSource],
         monitors: Mapping[str, RewardSource],
         base: GPT | None = None,
+        trunks: Mapping[str, Decoder] | None = None,
     ) -> None:
         self.reference_folder = reference
         self.reference: GPT = base or artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
         self.reference.requires_grad_(False).eval()
-        self._shared = base is not None
+        self._shared, self._trunks = base is not None, trunks or {}
         self.digests: dict[str, str | None] = {REFERENCE: model_digest(self.reference)}
         self.recorded: dict[str, str | None] = {}  # of a checkpoint that the run goes on from
         self.reward: Reward
@@ -75,6 +77,8 @@ class Frozen:
         for reader in (reader for reader in opened.values() if reader.through_text):
             reader.check_prompts(data.prompt_tokens())
         check_unchanged(self.digests, self.recorded)
+        for folder in opened.keys() & self._trunks.keys():  # the copy that was read, to know it, is let go
+            opened[folder].model.decoder = self._trunks[folder].eval()
         if not self._shared:  # what is shared lies where the policy does, as the policy is
             place(self.reference)
         self.reward = reward

@@ -85,7 +85,8 @@ class CriticConfig:
             place that the schedule has come to; an adaptive KL coefficient waits with it.
         max_norm: largest norm of its gradient, clipped apart from the policy's; None: both are clipped as one by
             `trainer.gradient_clip_val`, and a large gradient of the critic shrinks the policy's.
-        lora: low-rank updates learn in place of its trunk, beside its head.
+        lora: low-rank updates learn in place of its trunk, beside its head; a reward model of the same folder shares
+            that trunk.
     """
 
     init_from: str | None = None
