@@ -32,7 +32,7 @@ from gpt_modules.functional.losses import (
 )
 from gpt_modules.functional.masking import masked_mean, masked_whiten, token_mean
 from gpt_modules.functional.preferences import deviation_correlation, group_means, row_deviations, untied_pairs
-from gpt_modules.functional.responses import Counted, gather_responses, response_positions
+from gpt_modules.functional.responses import Counted, response_positions
 from gpt_modules.functional.sampling import filter_logits
 from gpt_modules.functional.soft_labels import expected_score, row_mean_weights, soft_targets
 
@@ -60,7 +60,6 @@ __all__ = [
     "expected_score",
     "explained_variance",
     "filter_logits",
-    "gather_responses",
     "generalized_advantage_estimation",
     "group_means",
     "inner_gradient",

@@ -18,7 +18,8 @@ _CPU_CHUNK_ELEMENTS = 2**24
 _ACCELERATOR_CHUNK_ELEMENTS = 2**27
 # Logits of a block that the softmax walks over several times: 1 MiB, what a core's own cache holds.
 _CPU_BLOCK_ELEMENTS = 2**18
-# Chunks that `linear_logprobs` keeps for the backward pass: 256 MiB on a CPU, a fraction of a decoder's activations.
+# Chunks that `linear_logprobs` keeps for the backward pass: 256 MiB of float32 on a CPU, on an accelerator 1 GiB of
+# bfloat16; a fraction of a decoder's activations.
 _KEPT_CHUNKS = 4
 
 
@@ -186,17 +187,16 @@ def _slopes_(
     """
     logprobs, totals = (torch.empty_like(tokens, dtype=logits.dtype) for _ in range(2))
     size = max(1, _CPU_BLOCK_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else max(1, len(logits))
-    shifted = torch.empty_like(logits[:size])
+    shifted = None if entropies is None else torch.empty_like(logits[:size])
     for start in range(0, len(logits), size):
         block, token = logits[start : start + size], tokens[start : start + size, None]
-        of_block = shifted[: len(block)]
         largest, target = block.amax(1, keepdim=True), block.gather(1, token)
-        torch.sub(block, largest, out=of_block)
-        total = torch.exp(of_block, out=block).sum(1, keepdim=True)
+        below = torch.sub(block, largest, out=block if shifted is None else shifted[: len(block)])
+        total = torch.exp(below, out=block).sum(1, keepdim=True)
         normaliser = largest + total.log()
         logprobs[start : start + size], totals[start : start + size] = (target - normaliser)[:, 0], total[:, 0]
         if entropies is not None:
-            mean = torch.linalg.vecdot(block, of_block) / total[:, 0]
+            mean = torch.linalg.vecdot(block, below) / total[:, 0]
             entropies[start : start + size] = total[:, 0].log() - mean
         block.scatter_add_(1, token, -total)
     return logprobs, totals

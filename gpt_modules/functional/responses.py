@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -16,21 +16,6 @@ def response_positions(prompt_lengths: Int[Tensor, "B"], R: int) -> Int[Tensor, 
     """
     steps = torch.arange(R, device=prompt_lengths.device, dtype=prompt_lengths.dtype)
     return prompt_lengths.unsqueeze(1) - 1 + steps
-
-
-def gather_responses(
-    hidden: Shaped[Tensor, "B T *C"], prompt_lengths: Int[Tensor, "B"], R: int
-) -> Shaped[Tensor, "B {R} *C"]:
-    """The R states of each row that predict its response, from `hidden` (B, T, C) or (B, T); differentiable.
-
-    Responses shorter than R read the row's last state in their missing cells: finite, and for the response mask to
-    drop.
-    """
-    batch, width = hidden.shape[:2]
-    positions = response_positions(prompt_lengths, R).clamp(max=width - 1)
-    rows = torch.arange(batch, device=hidden.device).unsqueeze(1) * width
-    # index_select, for its backward adds whole rows where that of advanced indexing adds single elements.
-    return hidden.flatten(0, 1).index_select(0, (rows + positions).flatten()).view(batch, R, *hidden.shape[2:])
 
 
 class Counted(NamedTuple):

@@ -35,8 +35,8 @@ def answer_logprobs(
     places = torch.arange(1, tokens.shape[1], device=tokens.device)
     counted = (places >= prompt_lengths.unsqueeze(1)) & (places < lengths.unsqueeze(1))
     row, column = counted.nonzero(as_tuple=True)
-    hidden = model.hidden(tokens[:, :-1]).flatten(0, 1)  # of the state at each column, which predicts the next token
-    states = hidden.index_select(0, row * counted.shape[1] + column)
+    # The state at each column predicts the next token.
+    states = model.hidden(tokens[:, :-1], read=row * counted.shape[1] + column)
     logprobs, _ = linear_logprobs(states, model.head_weight, tokens[row, column + 1])
     cells = torch.zeros(counted.shape, dtype=logprobs.dtype, device=logprobs.device)
     return cells.index_put((row, column), logprobs).sum(1)

@@ -1,6 +1,6 @@
 import torch
 
-from gpt_modules.functional import Counted, gather_responses, response_positions
+from gpt_modules.functional import Counted, response_positions
 
 
 def test_first_response_token_is_predicted_at_the_prompts_last_position():
@@ -10,29 +10,9 @@ def test_first_response_token_is_predicted_at_the_prompts_last_position():
 def test_states_predict_the_tokens_of_the_response():
     # Rows of prompt, response, padding; "state i" is the token that follows position i.
     tokens = torch.tensor([[11, 12, 21, 22, 23, 0], [11, 12, 13, 14, 21, 22]])
-    following = tokens.roll(-1, dims=1)
-    gathered = gather_responses(following, torch.tensor([2, 4]), 3)
-    assert gathered[0].tolist() == [21, 22, 23]
-    assert gathered[1, :2].tolist() == [21, 22]
-
-
-def test_gathers_vectors_and_clamps_to_the_last_state():
-    hidden = torch.randn(2, 4, 5)
-    gathered = gather_responses(hidden, torch.tensor([2, 4]), 3)
-    expected = torch.stack([hidden[0, [1, 2, 3]], hidden[1, [3, 3, 3]]])
-    assert torch.equal(gathered, expected)
-
-
-def test_gradient_reaches_the_gathered_states_once_each():
-    hidden = torch.randn(2, 4, 5, requires_grad=True)
-    gather_responses(hidden, torch.tensor([2, 4]), 3).sum().backward()
-    assert hidden.grad.sum(2).tolist() == [[0, 5, 5, 5], [0, 0, 0, 15]]
-
-
-def test_padding_the_rows_further_changes_nothing():
-    hidden, lengths = torch.randn(2, 6), torch.tensor([1, 3])
-    wider = torch.nn.functional.pad(hidden, (0, 4), value=torch.nan)
-    assert torch.equal(gather_responses(wider, lengths, 4), gather_responses(hidden, lengths, 4))
+    following, mask = tokens.roll(-1, dims=1), torch.tensor([[True, True, True], [True, True, False]])
+    counted = Counted.of(torch.tensor([2, 4]), mask, 6)
+    assert following.flatten()[counted.states].tolist() == [21, 22, 23, 21, 22]
 
 
 def test_states_and_cells_that_count_against_a_literal():
