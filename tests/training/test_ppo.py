@@ -570,6 +570,19 @@ def test_a_sampler_of_another_temperature_is_told(fit, ppo, caplog, monkeypatch)
     assert [message for message in caplog.messages if message.startswith("sampler/kl: found ")]
 
 
+def test_neither_a_small_cache_nor_recomputed_activations_change_a_run(fit, ppo):
+    """One row at a time, and every block's activations twice: the same answers, and the same weights bit for bit."""
+
+    def run(**memory):
+        module, data = ppo(episodes=8, optimizer=adam(1e-2), minibatches=2, **memory)
+        fit(module, data, limit_val_batches=0)
+        return module.rollout, weights(module)
+
+    (rollout, learnt), (in_turns, same) = run(), run(cache_gb=1e-9, recompute=True)
+    assert torch.equal(rollout.responses, in_turns.responses)
+    assert all(torch.equal(value, same[name]) for name, value in learnt.items())
+
+
 def test_more_ppo_epochs_move_the_policy_further(fit, ppo):
     moved = []
     for epochs in (1, 2, 4):
