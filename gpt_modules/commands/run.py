@@ -58,11 +58,12 @@ def make_plans(pipeline: Pipeline, overlays: Sequence[str] = (), allowed: Sequen
     """
     check_start(pipeline)
     check_board(pipeline)
-    plans = []
+    plans: list[Plan] = []
     for step in steps_of(pipeline):
         try:
             plan = _plan(step, pipeline, overlays, allowed)
             plan.check()
+            _check_beside(plan, plans)
         except UserError as error:
             raise UserError(f"stage {step.name}: {error}") from error
         plans.append(plan)
@@ -72,6 +73,17 @@ def make_plans(pipeline: Pipeline, overlays: Sequence[str] = (), allowed: Sequen
         else:
             plan.refuse_foreign()
     return plans
+
+
+def _check_beside(plan: Plan, earlier: Sequence[Plan]) -> None:
+    """What it is fed with beside an export is made there."""
+    makers = {maker.step.folder / name: maker for maker in earlier for name in maker.beside}
+    for key, paths in plan.step.sources.items():
+        for path in paths:
+            stage = next((maker.step for maker in earlier if maker.step.folder == path.parent), None)
+            if stage is not None and path != stage.artefact and path not in makers:
+                expected = "a stage whose recipe makes it: PPO makes a critic, and an ema with export beside"
+                raise UserError(f"feeds.{key}: found {path.name} of {stage.name}, expected {expected}")
 
 
 def _plan(step: Step, pipeline: Pipeline, overlays: Sequence[str], allowed: Sequence[str]) -> Plan:

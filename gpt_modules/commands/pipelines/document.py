@@ -36,8 +36,8 @@ Recipe = Annotated[str, Rule(lambda name: name and name.isprintable(), "the path
 Reference = Annotated[
     str,
     Rule(
-        re.compile(r"[^@]+(@(last|0|[1-9]\d{0,5}))?").fullmatch,
-        "a stage, or a stage and its round: NAME, NAME@last or NAME@2",
+        re.compile(r"[^@/]+(/(critic|ema))?(@(last|0|[1-9]\d{0,5}))?").fullmatch,
+        "a stage, or a stage and its round: NAME, NAME@last or NAME@2; NAME/critic or NAME/ema is what PPO exports beside",
     ),
 ]
 References = Annotated[list[Reference], Rule(bool, "at least one stage")]
@@ -54,7 +54,8 @@ class Stage:
         config: a recipe, or several of which later ones win: paths, files beside the pipeline's, or names.
         command: in place of a recipe, in rounds: `compare` or `label`, on the pipeline's store of comparisons.
         feeds: recipe key, or option of the command -> the stage, or several, whose outcome it is set to: a recipe's
-            exported folder; the votes of all rounds up to that of a `label`.
+            exported folder, or with `/critic` or `/ema` after a stage of PPO the one beside it; the votes of all rounds
+            up to that of a `label`.
         set: recipe key, or option of the command -> value, as on the command line. Of `label`, also `enough`: how many
             of the round's tasks must be ranked, where people do it (left out: all).
         metrics: that the closing table shows: of a recipe, validation metrics before and after.

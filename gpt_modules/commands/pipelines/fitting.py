@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_modules.commands.pipelines.document import ROOT_KEY, Pipeline
 from gpt_modules.commands.pipelines.plan import Plan, check_kind, check_made
-from gpt_modules.commands.pipelines.steps import Step
+from gpt_modules.commands.pipelines.steps import EXPORT, Step
 from gpt_modules.errors import UserError
 from gpt_modules.storage.summary import read_summary
 
@@ -47,6 +47,14 @@ class FitPlan(Plan):
     @property
     def made_from(self) -> Mapping[str, Any]:
         return self.recipe
+
+    @property
+    def beside(self) -> list[str]:
+        model = self.recipe.get("model", {})
+        if not str(model.get("class_path")).endswith("PPOModule"):
+            return []
+        average = (model.get("init_args") or {}).get("ema") or {}
+        return [f"{EXPORT}-critic", *([f"{EXPORT}-ema"] if average.get("export") == "beside" else [])]
 
     def check(self) -> None:
         self._check_folder()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_modules.commands.pipelines.document import STORE, Stage
 from gpt_modules.commands.pipelines.provenance import ORIGIN_FILE, Origin, changes, origin_of, read_origin, write_origin
-from gpt_modules.commands.pipelines.steps import EXPORT, VOTES, Step, check_model
+from gpt_modules.commands.pipelines.steps import BESIDE, EXPORT, VOTES, Step, check_model
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import CONFIG_FILE
 from gpt_modules.storage.paths import is_there, path_of
@@ -43,6 +43,11 @@ class Plan(ABC):
     @abstractmethod
     def made_from(self) -> Mapping[str, Any]:
         """Key -> value of all that decides the outcome."""
+
+    @property
+    def beside(self) -> list[str]:
+        """Folders that it makes beside its outcome."""
+        return []
 
     @abstractmethod
     def check(self) -> None:
@@ -108,7 +113,8 @@ class Plan(ABC):
     def begin(self) -> None:
         """Write down what it is made from, and clear away an attempt that left nothing to go on from."""
         self.refuse_foreign()
-        shutil.rmtree(self.step.folder / EXPORT, ignore_errors=True)
+        for name in (EXPORT, *(f"{EXPORT}-{beside}" for beside in BESIDE)):
+            shutil.rmtree(self.step.folder / name, ignore_errors=True)
         write_origin(self.step.folder, self.origin())
 
     def check_sources(self) -> None:

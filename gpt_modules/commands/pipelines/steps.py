@@ -13,6 +13,8 @@ from gpt_modules.storage.paths import is_there, lies_in_folder, path_of
 
 VOTES = "votes.jsonl"
 EXPORT = "export"
+BESIDE = ("critic", "ema")
+"""What PPO exports beside its policy."""
 REWARD = "reward"
 """What `label` may be fed with: a reward model that is measured by the round's votes."""
 
@@ -128,6 +130,12 @@ class _Unrolling:
 
     def _outcome(self, reference: str, turn: int | None, place: str) -> list[Path]:
         """What a reference means in a round: one path, or none where `start` does not say."""
+        name, at_round, number = reference.partition("@")
+        name, _, beside = name.partition("/")
+        exports = self._exports(f"{name}{at_round}{number}", turn, place)
+        return [path.with_name(f"{path.name}-{beside}") if beside else path for path in exports]
+
+    def _exports(self, reference: str, turn: int | None, place: str) -> list[Path]:
         name, at_round, number = reference.partition("@")
         if at_round:
             if turn is None or name not in [stage.name for stage in self.pipeline.round]:

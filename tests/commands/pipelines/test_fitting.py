@@ -8,6 +8,7 @@ import pytest
 from gpt_modules.commands.pipelines.document import Pipeline, Stage
 from gpt_modules.commands.pipelines.fitting import FitPlan, fit_words
 from gpt_modules.commands.pipelines.steps import steps_of
+from gpt_modules.commands.run import make_plans
 from gpt_modules.errors import UserError
 
 
@@ -37,3 +38,30 @@ def test_a_policy_is_no_reward_before_the_first_step(micro, tmp_path, monkeypatc
         pipeline = Pipeline(Path("runs"), [Stage("ppo", "ppo.yaml")])
         with pytest.raises(UserError, match=rf"^model.init_args.{key}: {folder}: found a model of kind"):
             FitPlan(steps_of(pipeline)[0], pipeline).check()
+
+
+@pytest.mark.parametrize(
+    ("changes", "made"),
+    [
+        ({}, ["export-critic"]),
+        ({"model__ema": {"export": "beside"}}, ["export-critic", "export-ema"]),
+        ({"model__ema": {"decay": 0.9}}, ["export-critic", "export-ema"]),
+        ({"model__ema": {"export": "instead"}}, ["export-critic"]),
+    ],
+    ids=str,
+)
+def test_a_stage_is_fed_with_what_its_source_makes_beside_an_export(micro, tmp_path, monkeypatch, changes, made):
+    """And refused before the first step where the recipe makes none."""
+    monkeypatch.chdir(tmp_path)
+    Path("ppo.yaml").write_text(json.dumps(micro.recipe("ppo", tmp_path / "unused", **changes)))
+    first = Stage("ppo", "ppo.yaml")
+    for beside in ("critic", "ema"):
+        key = "model.init_args.critic.init_from" if beside == "critic" else "model.init_args.init_from"
+        pipeline = Pipeline(Path("runs"), [first, Stage("again", "ppo.yaml", None, {key: f"ppo/{beside}"})])
+        if f"export-{beside}" in made:
+            earlier, plan = make_plans(pipeline)
+            assert earlier.beside == made
+            assert f"--{key}=runs/ppo/export-{beside}" in plan.fit_words
+            continue
+        with pytest.raises(UserError, match=rf"^stage again: feeds\.{key}: found export-ema of ppo, expected a stage"):
+            make_plans(pipeline)

@@ -56,6 +56,16 @@ def test_the_newest_policy_the_votes_of_the_round_and_the_first_model():
     ]
 
 
+def test_what_ppo_exports_beside_its_policy_is_named_after_it():
+    """Of an earlier stage, of a round, and of the folder that the rounds begin with."""
+    feeds = {"init": "ppo/ema@last", "critic": "ppo/critic@last", "rewards": "reward"}
+    pipeline = read(REWARD | {"feeds": {}}, PPO | {"feeds": feeds}, start={"ppo": "made/export"}, rounds=2)
+    assert sources(pipeline, "ppo") == [
+        {"init": [f"{of}-ema"], "critic": [f"{of}-critic"], "rewards": [f"runs/round-{n}/reward/export"]}
+        for n, of in ((1, "made/export"), (2, "runs/round-1/ppo/export"))
+    ]
+
+
 def test_the_policy_of_a_given_round_is_that_of_the_round_before_until_then():
     """And one that is meant twice answers once."""
     compare = {**COMPARE, "feeds": {"model": ["ppo@last", "ppo@1", "ppo@0"]}}
