@@ -24,6 +24,7 @@ from gpt_modules.training import PPOModule, processes
 from gpt_modules.training import ppo as ppo_module
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
+from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import VALIDATION
@@ -349,6 +350,13 @@ def test_a_shared_trunk_goes_on_in_a_later_run(fit, ppo, tmp_path):
     assert distance(start.critic, weights(load_pretrained(beside, kind="reward"))) == 0.0
     with pytest.raises(UserError, match=r"critic\.init_from: .*export-critic: found a head on another trunk"):
         fit(*ppo(critic=later))
+
+
+def test_a_run_goes_on_with_the_form_of_critic_that_it_began_with(fit, ppo, tmp_path):
+    fit(*ppo(), callbacks=[Resumption()]).save_checkpoint(tmp_path / "x.ckpt")
+    shared = ppo(critic=CriticConfig(shared_trunk=True))
+    with pytest.raises(UserError, match=r"model\.critic\.shared_trunk: found True, expected the checkpoint's False"):
+        fit(*shared, callbacks=[Resumption()], max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -37,7 +37,7 @@ Reference = Annotated[
     str,
     Rule(
         re.compile(r"[^@/]+(/(critic|ema))?(@(last|0|[1-9]\d{0,5}))?").fullmatch,
-        "a stage, or a stage and its round: NAME, NAME@last or NAME@2; NAME/critic or NAME/ema is what PPO exports beside",
+        "a stage, or a stage and its round: NAME, NAME@last or NAME@2; NAME/critic, NAME/ema: what PPO exports beside",
     ),
 ]
 References = Annotated[list[Reference], Rule(bool, "at least one stage")]
