@@ -20,7 +20,7 @@ from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class PPODataModule(ResumableDataModule):
             for reward functions that ask for them by name.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
-        episodes: Prompts a rollout, over all processes: one device and eight take the same steps.
+        episodes: Answers a rollout, over all processes: one device and eight take the same steps.
+        answers: Of them to each prompt, every one with its own noise; RLOO and GRPO measure them by one another.
         val_batch_size: Prompts a validation batch of one process; None: its share of `episodes`.
         max_prompt_tokens: Longer prompts are left out; None: all are kept.
         seed: Seed of the order.
@@ -93,6 +94,7 @@ class PPODataModule(ResumableDataModule):
         validation: str | list[str] | None = None,
         tokenizer: str = "gpt2",
         episodes: int = 64,
+        answers: int = 1,
         val_batch_size: int | None = None,
         max_prompt_tokens: int | None = None,
         seed: int = 0,
@@ -101,11 +103,14 @@ class PPODataModule(ResumableDataModule):
         pretraining: PretrainingText | None = None,
     ) -> None:
         super().__init__(tokenizer)
-        expect_whole(1, episodes=episodes, val_batch_size=val_batch_size, max_prompt_tokens=max_prompt_tokens)
+        sizes = {"episodes": episodes, "answers": answers, "val_batch_size": val_batch_size}
+        expect_whole(1, **sizes, max_prompt_tokens=max_prompt_tokens)
         expect_whole(0, None, seed=seed)
         expect_parted(PPODataModule, train, validation, train == REVIEWS, validation_fraction)
         self.train_source, self.validation_source = train, validation
-        self.episodes, self.val_batch_size, self.max_prompt_tokens = episodes, val_batch_size, max_prompt_tokens
+        expect(episodes % answers == 0, "episodes", episodes, f"a multiple of answers: {answers}")
+        self.episodes, self.answers = episodes, answers
+        self.val_batch_size, self.max_prompt_tokens = val_batch_size, max_prompt_tokens
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
         self.train_examples: Prompts | None = None
         self.validation_examples: Prompts | None = None
@@ -113,7 +118,7 @@ class PPODataModule(ResumableDataModule):
         if pretraining is not None:
             self.pretraining = pretraining.open(tokenizer, seed, cache_dir, context=128, batch_size=16)
             self.beside = {"pretraining": self.pretraining.data}
-        self._loaders: dict[tuple[int, int], BatchLoader[PromptBatch]] = {}
+        self._loader: BatchLoader[PromptBatch] | None = None
 
     def prepare_data(self) -> None:
         """Fills the cache of downloads, once for all processes of a machine."""
@@ -135,21 +140,23 @@ class PPODataModule(ResumableDataModule):
 
     def prompts(self, iteration: int, rank: int = 0, world: int = 1) -> PromptBatch:
         """The prompts of one rollout on one rank, a pure function: all prompts once in random order, then in another
-        order.
+        order. A prompt stands there once for each of its answers, and a row's number tells its place among all of them:
+        those of one prompt follow one another.
 
         Args:
             iteration: From 0.
             rank: This process.
-            world: Processes; together they answer the prompts that one would answer alone.
+            world: Processes; together they give the answers that one would give alone.
         """
         assert self.train_examples is not None, "setup comes first"
-        if (rank, world) not in self._loaders:
-            loader = BatchLoader(self.train_examples, self._share(world), self.seed, rank=rank, world=world)
-            self._loaders[rank, world] = loader
-        loader = self._loaders[rank, world]
-        batch = loader.batch_at(*divmod(iteration, len(loader)))
-        # By their place in the rollout, as a prompt that stands in it twice is answered twice, each time by its own.
-        return batch._replace(numbers=rank + world * torch.arange(len(batch.lengths)))
+        self._share(world)
+        if self._loader is None:
+            self._loader = BatchLoader(self.train_examples, self.episodes // self.answers, self.seed)
+        asked = self._loader.batch_at(*divmod(iteration, len(self._loader)))
+        numbers = torch.arange(rank, self.episodes, world)
+        rows = numbers // self.answers
+        tokens, lengths = asked.tokens[rows], asked.lengths[rows]
+        return PromptBatch(tokens[:, : int(lengths.max())], lengths, numbers, asked.rows[rows])
 
     @property
     def longest_prompt(self) -> int:

@@ -11,7 +11,11 @@ from gpt_modules.functional.adaptation import (
     over_tasks,
     sgd_step,
 )
-from gpt_modules.functional.advantages import generalized_advantage_estimation
+from gpt_modules.functional.advantages import (
+    generalized_advantage_estimation,
+    group_relative_advantages,
+    leave_one_out_advantages,
+)
 from gpt_modules.functional.best_of_n import best_of_n_kl, best_of_n_mean
 from gpt_modules.functional.diversity import distinct_ngrams, repeated_ngrams
 from gpt_modules.functional.ensembles import Combination, combine_ensemble, ensemble_spread
@@ -24,13 +28,14 @@ from gpt_modules.functional.losses import (
     clipped_value_loss,
     dpo_losses,
     explained_variance,
+    kl_loss,
     ppo_clip_loss,
     ranking_loss,
     ranking_losses,
     ranking_pairs,
     supervised_scores,
 )
-from gpt_modules.functional.masking import masked_mean, masked_whiten, token_mean
+from gpt_modules.functional.masking import masked_mean, masked_whiten, sequence_mean, token_mean
 from gpt_modules.functional.preferences import deviation_correlation, group_means, row_deviations, untied_pairs
 from gpt_modules.functional.responses import Counted, response_positions
 from gpt_modules.functional.sampling import filter_logits
@@ -62,9 +67,12 @@ __all__ = [
     "filter_logits",
     "generalized_advantage_estimation",
     "group_means",
+    "group_relative_advantages",
     "inner_gradient",
     "kl_estimate",
+    "kl_loss",
     "kl_shaped_rewards",
+    "leave_one_out_advantages",
     "linear_cross_entropy",
     "linear_logprobs",
     "masked_mean",
@@ -79,6 +87,7 @@ __all__ = [
     "response_positions",
     "row_deviations",
     "row_mean_weights",
+    "sequence_mean",
     "sgd_step",
     "soft_targets",
     "supervised_scores",

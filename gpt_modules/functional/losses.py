@@ -5,14 +5,15 @@ whether they are healthy.
 number of counted tokens of the whole batch, the shares of its micro-batches (or ranks) add up to them exactly.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from gpt_modules.functional.masking import masked_mean, token_mean
+from gpt_modules.functional.kl import kl_estimate
+from gpt_modules.functional.masking import masked_mean, sequence_mean, token_mean
 from gpt_modules.functional.preferences import untied_pairs
 
 # exp(20) is 5e8: one broken token must not overflow the loss of a batch.
@@ -111,21 +112,43 @@ def ppo_clip_loss(
     mask: Bool[Tensor, "B R"],
     clip: float = 0.2,
     normaliser: float | Tensor | None = None,
+    clip_high: float | None = None,
+    sequences: float | Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate objective, as a loss per counted token.
 
-    loss = E[ max(-Â ρ, -Â clip(ρ, 1-ε, 1+ε)) ],   ρ = π(a|s) / π_old(a|s)
+    loss = E[ max(-Â ρ, -Â clip(ρ, 1-ε, 1+ε_high)) ],   ρ = π(a|s) / π_old(a|s)
 
-    The log-ratio is limited to ±20 before the exponential. Source: Schulman et al. 2017, "Proximal Policy Optimization
-    Algorithms", eq. 7.
+    `clip_high`: ε_high; None: ε. `sequences`: E is the mean over answers of each answer's own mean, divided as
+    `sequence_mean` divides; None: the mean over tokens, as always of the statistics. The log-ratio is limited to ±20
+    before the exponential. Source: Schulman et al. 2017, "Proximal Policy Optimization Algorithms", eq. 7; the upper
+    limit of its own Yu et al. 2025, "DAPO", eq. 10; the mean over answers Shao et al. 2024, "DeepSeekMath", eq. 3.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT)
     ratio = log_ratio.exp()
-    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    loss = token_mean(torch.maximum(unclipped, clipped), mask, normaliser)
+    limited = ratio.clamp(1.0 - clip, 1.0 + (clip if clip_high is None else clip_high))
+    unclipped, clipped = -advantages * ratio, -advantages * limited
+    loss = _answers_mean(torch.maximum(unclipped, clipped), mask, normaliser, sequences)
     with torch.no_grad():
         statistics = (0.5 * log_ratio.square(), (clipped > unclipped).float(), ratio)
         return PolicyLoss(loss, *(token_mean(values, mask, normaliser) for values in statistics))
+
+
+def kl_loss(
+    logprobs: Float[Tensor, "B R"],
+    ref_logprobs: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    kind: Literal["k2", "k3"],
+    normaliser: float | Tensor | None = None,
+    sequences: float | Tensor | None = None,
+) -> Float[Tensor, ""]:
+    """The distance to the reference as a loss per counted token, nats: `kl_estimate` of this kind, whose mean is that
+    of `ppo_clip_loss`.
+
+    k3 is what GRPO has (Shao et al. 2024, "DeepSeekMath", eq. 4); its value is the KL's, its gradient that of the
+    reverse, KL(π_ref ‖ π). The gradient of k2 is the KL's own. Either holds at π = π_old.
+    """
+    return _answers_mean(kl_estimate(logprobs, ref_logprobs, kind), mask, normaliser, sequences)
 
 
 def clipped_value_loss(
@@ -178,6 +201,17 @@ def explained_variance(
     """
     unexplained, total = (_variance(x, mask) for x in (returns - values, returns))
     return torch.where(total > 0, 1.0 - unexplained / total, 0.0)
+
+
+def _answers_mean(
+    values: Float[Tensor, "B R"],
+    mask: Bool[Tensor, "B R"],
+    normaliser: float | Tensor | None,
+    sequences: float | Tensor | None,
+) -> Float[Tensor, ""]:
+    if sequences is None:
+        return token_mean(values, mask, normaliser)
+    return sequence_mean(values, mask, sequences)
 
 
 def _variance(values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, ""]:

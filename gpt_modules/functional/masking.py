@@ -49,3 +49,17 @@ def token_mean(
     if normaliser is None:
         return masked_mean(values, mask)
     return torch.where(mask, values, 0.0).sum() / normaliser
+
+
+def sequence_mean(
+    values: Float[Tensor, "B R"], mask: Bool[Tensor, "B R"], normaliser: float | Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean over rows of each row's mean of its counted values: a long row weighs as much as a short one, and a token of
+    it less.
+
+    mean = 1/B Σᵢ 1/|oᵢ| Σₜ xᵢₜ;   a row where nothing counts adds 0.
+
+    Given the number of rows of the *whole* batch as `normaliser`, each part of it returns its share, as in
+    `token_mean`. Source: Shao et al. 2024, "DeepSeekMath", eq. 3.
+    """
+    return masked_mean(values, mask, dim=1).sum() / (len(values) if normaliser is None else normaliser)

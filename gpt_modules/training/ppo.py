@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, base_of, merge_lora
@@ -18,7 +18,7 @@ from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
 from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import adaptive_kl_coef
 from gpt_modules.training import artefacts, optimizers
-from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
+from gpt_modules.training.callbacks.dashboard import ppo_layout
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
@@ -29,6 +29,7 @@ from gpt_modules.training.processes import HeldOut, gathered, in_order, joined
 from gpt_modules.training.rl.answers import predictions, side_by_side
 from gpt_modules.training.rl.average import Average
 from gpt_modules.training.rl.early_stop import StepsTaken
+from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.gradients import clip_gradients, drop_gradients, grad_norm, named_groups, touch
@@ -66,9 +67,9 @@ from gpt_modules.training.rl.shaping import (
     shape_rollout,
     whitened_alone,
 )
-from gpt_modules.training.rl.state import State, read_state
+from gpt_modules.training.rl.state import State, expect_same_models, expect_same_penalty, read_state
 from gpt_modules.training.rl.terms import check_tokenizer
-from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
+from gpt_modules.training.rl.update import Outputs, Penalty, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
 from gpt_modules.training.sharding import refuse_sharding
 
@@ -100,6 +101,7 @@ class PPOModule(L.LightningModule):
         kl: the penalty.
         clip: the trust region.
         critic: the value function.
+        estimator: what makes advantages of scores: GAE by a critic, RLOO or GRPO without one.
         ptx: pretraining text that the policy goes on learning.
         ema: an average of the policy's weights; None: none is kept.
         early_stop: when the rest of an iteration's steps is left out.
@@ -135,6 +137,7 @@ class PPOModule(L.LightningModule):
         kl: KLConfig = KLConfig(),
         clip: ClipConfig = ClipConfig(),
         critic: CriticConfig = CriticConfig(),
+        estimator: EstimatorConfig = EstimatorConfig(),
         ptx: PtxConfig = PtxConfig(),
         ema: EMAConfig | None = None,
         early_stop: EarlyStop = EarlyStop(),
@@ -170,6 +173,7 @@ class PPOModule(L.LightningModule):
         self.monitor_sources = {name: typed(RewardSource, source) for name, source in (monitors or {}).items()}
         self.kl_config, self.clip_config = typed(KLConfig, kl), typed(ClipConfig, clip)
         self.critic_config, self.ptx_config = typed(CriticConfig, critic), typed(PtxConfig, ptx)
+        self.estimator = typed(EstimatorConfig, estimator)
         self.ema_config = None if ema is None else typed(EMAConfig, ema)
         self.lora = None if lora is None else typed(LoRAConfig, lora)
         expect_no_dropout("lora", self.lora)
@@ -177,7 +181,8 @@ class PPOModule(L.LightningModule):
             raise UserError("ema: found beside lora, expected one of them: averaged factors are no averaged weights")
         self.optimizer_config, self.schedule_config = typed(OptimizerConfig, optimizer), typed(ScheduleConfig, schedule)
         refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
-        refuse_idle(self, kl=self.kl_config, clip=self.clip_config, ptx=self.ptx_config)
+        refuse_idle(self, kl=self.kl_config, clip=self.clip_config, ptx=self.ptx_config, estimator=self.estimator)
+        self.estimator.refuse_of_a_critic(given, PPOModule)
         if not self.clip_config.value_coef:
             for name in ("lr", "warmup", "max_norm"):
                 found, default = getattr(self.critic_config, name), getattr(CriticConfig(), name)
@@ -185,7 +190,13 @@ class PPOModule(L.LightningModule):
         self.scores_config = typed(ScoresConfig, scores)
         refuse_idle(self, scores=self.scores_config)
         self.shaping = Shaping(
-            gamma, lam, missing_eos_score, whiten_rewards, whiten_over=whiten_over, scores=self.scores_config
+            gamma,
+            lam,
+            missing_eos_score,
+            whiten_rewards,
+            whiten_over=whiten_over,
+            scores=self.scores_config,
+            estimator=self.estimator,
         )
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
@@ -204,7 +215,7 @@ class PPOModule(L.LightningModule):
         self.steps = StepsTaken(typed(EarlyStop, early_stop))
         self.average: Average | None = None
         self.policy: GPT
-        self.critic: RewardModel
+        self.critic: RewardModel | None
 
     @property
     def _prefixes(self) -> list[str]:
@@ -214,39 +225,41 @@ class PPOModule(L.LightningModule):
     # --- models ---
 
     def configure_model(self) -> None:
-        """Policy, critic and the frozen reference; dropout is off in all of them, or the first ratio would not be 1."""
+        """Policy, critic if any, and the frozen reference, all without dropout, or the first ratio would not be 1."""
         refuse_sharding(self)
         if hasattr(self, "policy"):
             return
         init_from = self.hparams["init_from"]
         self.policy = artefacts.open_gpt(None, init_from, **artefacts.dropout_changes(0.0))
         self.average = None if self.ema_config is None else Average(self.policy, self.ema_config.decay)
-        told, shared = self.critic_config.init_from, self.critic_config.shared_trunk
-        self.critic_folder = critic_folder(told, [] if shared else self.reward_sources, init_from)
-        if shared:
-            self.critic = shared_critic(self.policy, told, self.reward_sources)
-        else:
-            self.critic = open_critic(self.critic_folder, self.reward_sources)
+        self.critic = self._open_critic() if self.estimator.has_critic else None
         self._learn_updates()
         named = self.hparams["reference_from"]
         reference = init_from if named is None else named
         base = base_of(self.policy) if self.lora is not None and reference == init_from else None
-        trunks = {self.critic_folder: base_of(self.critic.decoder)} if self.critic_config.lora is not None else {}
+        trunks = {}
+        if self.critic is not None and self.critic_config.lora is not None:
+            trunks = {self.critic_folder: base_of(self.critic.decoder)}
         self.frozen = Frozen(reference, self.reward_sources, self.monitor_sources, base, trunks)
-        for decoder in (self.policy.decoder, self.critic.decoder):
-            decoder.recompute = self.hparams["recompute"]
+        learners = (self.policy,) if self.critic is None else (self.policy, self.critic)
+        for model in learners:
+            model.decoder.recompute = self.hparams["recompute"]
         if self.hparams["compile"]:
-            models = (self.policy, self.critic, self.frozen.reference)
-            for decoder in dict.fromkeys(model.decoder for model in models):
+            for decoder in dict.fromkeys(model.decoder for model in (*learners, self.frozen.reference)):
                 decoder.compile_blocks()
 
+    def _open_critic(self) -> RewardModel:
+        told, shared = self.critic_config.init_from, self.critic_config.shared_trunk
+        self.critic_folder = critic_folder(told, [] if shared else self.reward_sources, self.hparams["init_from"])
+        if shared:
+            return shared_critic(self.policy, told, self.reward_sources)
+        return open_critic(self.critic_folder, self.reward_sources)
+
     def _learn_updates(self) -> None:
-        for name, lora, folder in (
-            ("policy", self.lora, self.hparams["init_from"]),
-            ("critic", self.critic_config.lora, self.critic_folder),
-        ):
-            if lora is not None:
-                learn_updates(self, name, lora, folder)
+        if self.lora is not None:
+            learn_updates(self, "policy", self.lora, self.hparams["init_from"])
+        if self.critic_config.lora is not None:
+            learn_updates(self, "critic", self.critic_config.lora, self.critic_folder)
 
     def on_fit_start(self) -> None:
         """Open the rewards, and refuse what would fail in the middle of a run."""
@@ -255,15 +268,18 @@ class PPOModule(L.LightningModule):
         artefacts.check_vocabulary(self, self.policy.config)
         artefacts.check_beside(self, self.policy.config)
         tokenizer, init_from = artefacts.datamodule_tokenizer(self), self.hparams["init_from"]
-        for folder in sorted({self.frozen.reference_folder, self.critic_folder} - {init_from}):
+        critic = {} if self.critic is None else {self.critic_folder: self.critic}
+        for folder in sorted({self.frozen.reference_folder, *critic} - {init_from}):
             check_tokenizer(folder, tokenizer)
-        readers = {init_from: self.policy, self.critic_folder: self.critic, **self.frozen.open(self)}
-        longest = self.trainer.datamodule.longest_prompt  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.estimator.expect_answers(data.answers)
+        readers = {init_from: self.policy, **critic, **self.frozen.open(self)}
         most, temperature = self.hparams["max_new_tokens"], self.hparams["temperature"]
         config = self.sampling_config
         room = 1e9 * self.hparams["cache_gb"]
         self.sampling = Sampling(most, temperature, config.ends(tokenizer), config.truncate_after, cache_bytes=room)
-        check_fit(self.policy.config, readers, longest, most, int(self.sampling.ends != (tokenizer.eos_id,)))
+        marks = int(self.sampling.ends != (tokenizer.eos_id,))
+        check_fit(self.policy.config, readers, data.longest_prompt, most, marks)
         if self.average is not None:
             self.average.to(self.device)
 
@@ -330,11 +346,11 @@ class PPOModule(L.LightningModule):
         scored = self._score(prompts, VALIDATION + 1 + self.iteration)
         if self.scores_config.normalise == "running":
             self._normalise_by(self.shaping.moments.joined(in_order(prompts.numbers, [scored.scores])[0]))
-        with inference(self):
-            values = value_responses(self.critic, scored, self.hparams["score_rows"])
-        scored, values = over_processes(prompts.numbers, scored, values)
-        self.rollout, _ = shape_rollout(scored, values, self.kl_coef, self.shaping)
-        statistics = rollout_statistics(scored, self.rollout, self.kl_coef, self.shaping)
+        scored, values = over_processes(prompts.numbers, scored, self._values(scored))
+        self.rollout, _ = shape_rollout(scored, values, self.reward_kl_coef, self.shaping, data.answers)
+        if self.kl_config.loss is not None:
+            self.rollout = self.rollout._replace(ref_logprobs=scored.ref_logprobs)
+        statistics = rollout_statistics(scored, self.rollout, self.reward_kl_coef, self.shaping)
         numbers = {name: float(value) for name, value in statistics.items()}
         numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
         # Reading them waited for the device, so the clock stops when the rollout is complete.
@@ -363,9 +379,21 @@ class PPOModule(L.LightningModule):
     def _normalise_by(self, moments: Moments) -> None:
         """From now on. A critic that began as a reward model follows the first of them, and learns the rest."""
         before, self.shaping = self.shaping.moments, replace(self.shaping, moments=moments)
-        values_scores = any(self.critic_folder in source.folders for source in self.reward_sources)
-        if values_scores and (not before.seen or not moments.seen):
+        if self.critic is None or (before.seen and moments.seen):
+            return
+        if any(self.critic_folder in source.folders for source in self.reward_sources):
             change_units(self.critic, before, moments, len(self.reward_sources) == 1)
+
+    def _values(self, scored: Scored) -> Tensor | None:
+        if self.critic is None:
+            return None
+        with inference(self):
+            return value_responses(self.critic, scored, self.hparams["score_rows"])
+
+    @property
+    def reward_kl_coef(self) -> float:
+        """The penalty's weight in the reward: 0 where it stands in the loss."""
+        return self.kl_coef if self.kl_config.loss is None else 0.0
 
     def _adapt_kl_coef(self, kl: float, episodes: int) -> None:
         config = self.kl_config
@@ -375,18 +403,21 @@ class PPOModule(L.LightningModule):
     # --- update ---
 
     def training_step(self, batch: Experience | PtxBatch, batch_idx: int) -> Tensor:
-        """Clipped policy loss plus the clipped value loss, over response tokens; or the loss of pretraining text."""
+        """The losses of the estimator and of the critic, if any; or the loss of pretraining text."""
         assert self.rollout is not None
         if self.steps.stopped:
             return touch(self.parameters())
         if isinstance(batch, PtxBatch):
             loss, shares = ptx_loss(self.policy, batch, self.ptx_config.coef)
         else:
-            rollout = self.rollout.take(batch.rows)
+            rollout, kind = self.rollout.take(batch.rows), self.kl_config.loss
             if self.shaping.whiten_over == "minibatch":
                 assert self._experience is not None
                 rollout = whitened_alone(self.rollout, batch.rows, self._experience.minibatch, self.shaping)
-            loss, shares = update_loss(self._outputs(rollout), rollout, self.clip_config, batch.normaliser)
+            sequences = batch.sequences if self.estimator.averages_answers else None
+            penalty = None if kind is None else Penalty(kind, self.kl_coef)
+            outputs = self._outputs(rollout)
+            loss, shares = update_loss(outputs, rollout, self.clip_config, batch.normaliser, sequences, penalty)
         self.step.add(shares)
         self.log_dict(self.watch.shown, prog_bar=True, logger=False)
         return loss
@@ -396,7 +427,7 @@ class PPOModule(L.LightningModule):
         logprobs, entropy, values = response_outputs(
             self.policy, self.critic, tokens, prompt_lengths, responses, mask, self.hparams["temperature"]
         )
-        if values is None:
+        if values is None and self.critic is not None:
             values = response_values(self.critic, tokens, prompt_lengths, mask)
         return Outputs(logprobs, entropy, values)
 
@@ -444,13 +475,18 @@ class PPOModule(L.LightningModule):
             clip_gradients(groups["value"], self.critic_config.max_norm, "norm")
 
     def configure_optimizers(self) -> Any:
-        """One AdamW, a group for the policy and one for the critic: its head, where it stands on the policy's trunk."""
+        """One AdamW, a group for the policy and one for the critic, if any: its head, where it stands on the policy's
+        trunk.
+        """
         config = self.optimizer_config
-        value_lr = config.lr if self.critic_config.lr is None else self.critic_config.lr
-        critic = self.critic.head if self.critic_config.shared_trunk else self.critic
+        rates = {"policy": config.lr, "value": config.lr if self.critic_config.lr is None else self.critic_config.lr}
+        learners: dict[str, nn.Module] = {"policy": self.policy}
+        if self.critic is not None:
+            learners["value"] = self.critic.head if self.critic_config.shared_trunk else self.critic
         groups = [
-            *optimizers.parameter_groups([self.policy], config.weight_decay, lr=config.lr, name="policy"),
-            *optimizers.parameter_groups([critic], config.weight_decay, lr=value_lr, name="value"),
+            group
+            for name, model in learners.items()
+            for group in optimizers.parameter_groups([model], config.weight_decay, lr=rates[name], name=name)
         ]
         warn_of_idle_policy(self.critic_config.warmup, self.trainer.max_epochs)
         optimizer = optimizers.build(groups, config)
@@ -491,7 +527,7 @@ class PPOModule(L.LightningModule):
         columns: dict[str, Tensor] = {}
         for prefix, model in zip(self._prefixes, self.answering().values(), strict=True):
             scored = self._score(batch, VALIDATION, model)
-            measured = response_statistics(scored, self.kl_coef, self.shaping)
+            measured = response_statistics(scored, self.reward_kl_coef, self.shaping)
             measured |= {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
             columns |= {prefix + name: values for name, values in measured.items()}
             self._answers[prefix].append((scored.responses.cpu(), scored.mask.cpu()))
@@ -544,7 +580,7 @@ class PPOModule(L.LightningModule):
         """A PPO run opens as a dashboard in TensorBoard's custom scalars."""
         writer = tensorboard(self.trainer)
         if writer is not None:
-            writer.add_custom_scalars(PPO_LAYOUT)
+            writer.add_custom_scalars(ppo_layout(self.estimator.has_critic))
 
     def sample_rows(self) -> list[dict[str, str]]:
         """Held-out prompts, the reference's answer, with the same noise the policy's and its average's, and their
@@ -572,6 +608,8 @@ class PPOModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore it; a coefficient that was adapted goes on, a fixed one is the recipe's."""
         state = read_state(checkpoint)
+        expect_same_models(checkpoint["state_dict"], self.estimator.has_critic)
+        expect_same_penalty(state.experience, self.kl_config.loss)
         self.iteration, self.frozen.recorded = state.iteration, state.frozen
         self.frontier, self.shaping = state.frontier, replace(self.shaping, moments=state.moments)
         self.steps.taken, self.steps.stopped = state.steps
@@ -589,22 +627,24 @@ class PPOModule(L.LightningModule):
         return set() if self.kl_config.target is None else {"kl.coef"}
 
     def export(self, folder: Path) -> None:
-        """Write the policy, or its average; the critic goes beside it, for a later run that begins from it: on the
-        trunk that is written, where both share one. Of updates, an adapter.
+        """Write the policy, or its average; the critic, if any, goes beside it, for a later run that begins from it: on
+        the trunk that is written, where both share one. Of updates, an adapter.
         """
-        first, *others = self.answering().values()
-        shared = self.critic_config.shared_trunk
-        critic = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
+        first, *averages = self.answering().values()
         export_merged(self, first, self.lora, self.hparams["init_from"], folder)
-        beside: list[GPT | RewardModel] = [critic, *others]
-        for name, model in zip(self._models_beside, beside, strict=True):
+        beside: dict[str, GPT | RewardModel] = dict(zip(self._averages_beside, averages, strict=True))
+        if self.critic is not None:
+            shared = self.critic_config.shared_trunk
+            beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
+        for name, model in beside.items():
             artefacts.export(self, model, folder.with_name(f"{folder.name}-{name}"))
 
     @property
-    def _models_beside(self) -> list[str]:
-        return ["critic", *(prefix.rstrip("/") for prefix in self._prefixes[1:])]
+    def _averages_beside(self) -> list[str]:
+        return [prefix.rstrip("/") for prefix in self._prefixes[1:]]
 
     @property
     def also_exports(self) -> list[str]:
         """Folders beside `export`, by the ends of their names."""
-        return self._models_beside if self.lora is None else [*self._models_beside, ADAPTER]
+        critic = ["critic"] if self.estimator.has_critic else []
+        return [*critic, *self._averages_beside, *([] if self.lora is None else [ADAPTER])]

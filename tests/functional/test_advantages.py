@@ -1,7 +1,14 @@
+import itertools
+from functools import partial
+
 import pytest
 import torch
 
-from gpt_modules.functional import generalized_advantage_estimation
+from gpt_modules.functional import (
+    generalized_advantage_estimation,
+    group_relative_advantages,
+    leave_one_out_advantages,
+)
 
 
 def prefix_mask(lengths: list[int], width: int) -> torch.Tensor:
@@ -89,3 +96,75 @@ def test_targets_carry_no_gradient_and_inputs_stay():
     assert not returns.requires_grad
     assert torch.equal(rewards, before[0])
     assert torch.equal(values, before[1])
+
+
+# Of answers to the same prompt
+
+GROUPS = [leave_one_out_advantages, group_relative_advantages, partial(group_relative_advantages, divide_by_std=False)]
+
+
+def test_leave_one_out_is_the_distance_to_the_mean_of_the_others():
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, -3.0]])
+    expected = [[1 - 8 / 2, 2 - 7 / 2, 6 - 3 / 2], [1.5, 1.5, -3.0]]
+    torch.testing.assert_close(leave_one_out_advantages(rewards), torch.tensor(expected))
+
+
+def test_group_relative_is_in_deviations_of_the_sample():
+    """Of 1, 2 and 6 the mean is 3, and the squares of the differences sum to 14 over 2 degrees of freedom."""
+    rewards = torch.tensor([[1.0, 2.0, 6.0]])
+    expected = torch.tensor([[-2.0, -1.0, 3.0]])
+    torch.testing.assert_close(group_relative_advantages(rewards, divide_by_std=False), expected)
+    torch.testing.assert_close(group_relative_advantages(rewards), expected / (7**0.5 + 1e-4))
+    torch.testing.assert_close(group_relative_advantages(rewards, eps=1.0), expected / (7**0.5 + 1.0))
+
+
+@pytest.mark.parametrize("advantages", GROUPS)
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_answers_that_score_the_same_have_no_advantage_at_all(advantages, size):
+    """Not that of a rounded mean: 0.1 is no number of base 2, and three of them do not sum to 0.3."""
+    rewards = torch.tensor([0.1, -1e6 / 3, 1e30, 0.0])[:, None].repeat(1, size)
+    assert torch.equal(advantages(rewards), torch.zeros(4, size))
+
+
+@pytest.mark.parametrize("advantages", GROUPS)
+def test_a_prompts_own_reward_is_no_advantage_of_its_answers(advantages):
+    """Prompts differ in how much their answers score: a constant of each takes and gives nothing, in any order; and
+    what is better than the mean of its prompt is above 0, whatever the other prompts have.
+    """
+    rewards = torch.randn(5, 4).double()
+    found = advantages(rewards)
+    torch.testing.assert_close(found.sum(1), torch.zeros(5).double())
+    torch.testing.assert_close(advantages(rewards + 100 * torch.randn(5, 1)), found)
+    torch.testing.assert_close(advantages(rewards[:, [2, 0, 3, 1]]), found[:, [2, 0, 3, 1]])
+    torch.testing.assert_close(advantages(rewards[1:3]), found[1:3])
+    assert torch.equal(found > 0, rewards > rewards.mean(1, keepdim=True))
+
+
+def test_only_the_division_makes_a_groups_scale_none_of_its_advantage():
+    rewards = torch.randn(3, 4).double()
+    torch.testing.assert_close(group_relative_advantages(9 * rewards, eps=0), group_relative_advantages(rewards, eps=0))
+    for advantages in GROUPS[::2]:
+        torch.testing.assert_close(advantages(9 * rewards), 9 * advantages(rewards))
+
+
+def test_a_baseline_of_the_others_leaves_the_policy_gradient_unbiased():
+    """Over all K-tuples of answers of a policy with three, weighted by their probabilities: E[1/K sum A grad log pi] is
+    the gradient of the expected reward, where one of a mean with the own score is smaller by 1/K (Kool et al. 2019).
+    """
+    logits, reward = torch.tensor([0.3, -1.0, 0.5]).double().requires_grad_(), torch.tensor([1.0, -2.0, 5.0]).double()
+    logprobs = logits.log_softmax(0)
+    (gradient,) = torch.autograd.grad((logprobs.exp() * reward).sum(), logits, retain_graph=True)
+    drawn = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    weights = logprobs.detach()[drawn].sum(1, keepdim=True).exp()
+    for advantages, share in zip(GROUPS[::2], (1.0, 2 / 3), strict=True):
+        surrogate = (weights * advantages(reward[drawn]) * logprobs[drawn]).sum() / 3
+        (found,) = torch.autograd.grad(surrogate, logits, retain_graph=True)
+        torch.testing.assert_close(found, share * gradient)
+
+
+@pytest.mark.parametrize("advantages", GROUPS)
+def test_advantages_of_a_group_carry_no_gradient_and_rewards_stay(advantages):
+    rewards = torch.randn(2, 3, requires_grad=True)
+    before = rewards.detach().clone()
+    assert not advantages(rewards).requires_grad
+    assert torch.equal(rewards, before)

@@ -9,6 +9,7 @@ from gpt_modules.functional import (
     clipped_value_loss,
     dpo_losses,
     explained_variance,
+    kl_loss,
     ppo_clip_loss,
     ranking_loss,
     ranking_pairs,
@@ -165,6 +166,49 @@ def test_clipping_by_hand():
     assert stats.approx_kl.item() == pytest.approx(sum(math.log(r) ** 2 for r in ratios[0].tolist()) / 12)
     stats.loss.backward()
     assert (logprobs.grad == 0).tolist() == [[True, False, False, True, False, False]]
+
+
+def test_the_upper_limit_of_a_ratio_may_be_its_own():
+    """A gain is followed up to 1.28, a loss down to 0.8; the other way nothing is limited."""
+    ratios, advantages = row(1.5, 1.5, 0.5, 0.5, 1.25, 0.9), row(1.0, -1.0, 1.0, -1.0, 2.0, 2.0)
+    stats = ppo_clip_loss(ratios.log(), torch.zeros(1, 6), advantages, ratios > 0, clip_high=0.28)
+    assert stats.loss.item() == pytest.approx((-1.28 + 1.5 - 0.5 + 0.8 - 2.5 - 1.8) / 6)
+    assert stats.clip_fraction.item() == pytest.approx(2 / 6)
+
+
+def test_a_mean_over_answers_is_that_of_the_policy_loss_alone():
+    """An answer of three tokens, and one of one: a half is of each. The statistics stay means over tokens."""
+    ratios, mask = torch.tensor([[1.5, 1.0, 0.5], [1.2, 9.0, 9.0]]), torch.tensor([[1, 1, 1], [1, 0, 0]]).bool()
+    advantages = torch.tensor([[-1.0, -1.0, -1.0], [2.0, 2.0, 2.0]])
+    stats = ppo_clip_loss(ratios.log(), torch.zeros(2, 3), advantages, mask, sequences=2.0)
+    assert stats.loss.item() == pytest.approx(((1.5 + 1.0 + 0.8) / 3 - 2.4) / 2)
+    assert stats.ratio_mean.item() == pytest.approx(4.2 / 4)
+    assert stats.clip_fraction.item() == pytest.approx(1 / 4)
+
+
+def test_the_distance_to_the_reference_by_hand():
+    """0.5 nats likelier than the reference has it, 1 nat less likely, and the first again as an answer of its own."""
+    difference, mask = torch.tensor([[0.5, -1.0], [0.5, torch.nan]]), torch.tensor([[1, 1], [1, 0]]).bool()
+    one, other = {"k2": (0.125, 0.5), "k3": (math.exp(-0.5) - 0.5, math.e - 2)}, torch.zeros(2, 2)
+    for kind, (likelier, less) in one.items():
+        by_token, by_answer = (kl_loss(difference, other, mask, kind, **given) for given in ({}, {"sequences": 2.0}))
+        assert by_token.item() == pytest.approx((2 * likelier + less) / 3)
+        assert by_answer.item() == pytest.approx(((likelier + less) / 2 + likelier) / 2)
+        assert kl_loss(difference, other, mask, kind, normaliser=6.0).item() == pytest.approx(by_token.item() / 2)
+
+
+@pytest.mark.parametrize("kind", ["k2", "k3"])
+def test_only_k2_has_the_gradient_of_the_kl(kind):
+    """Over four draws of a policy that says three tokens with 1/2, 1/4, 1/4, which is their expectation; k3 has that of
+    the reversed one.
+    """
+    logits, drawn = torch.tensor([0.5, 0.25, 0.25]).double().log().requires_grad_(), torch.tensor([[0, 0, 1, 2]])
+    own, theirs = logits.log_softmax(0), torch.tensor([0.1, 0.7, 0.2]).double().log()
+    pairs = {"k2": (own, theirs), "k3": (theirs, own)}[kind]
+    (expected,) = torch.autograd.grad((pairs[0].exp() * (pairs[0] - pairs[1])).sum(), logits, retain_graph=True)
+    loss = kl_loss(own[drawn], theirs[drawn], torch.ones(1, 4, dtype=torch.bool), kind)
+    (found,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(found, expected)
 
 
 def test_only_the_policy_loss_has_a_gradient():

@@ -1,8 +1,9 @@
 import math
 
+import pytest
 import torch
 
-from gpt_modules.functional import masked_mean, masked_whiten, token_mean
+from gpt_modules.functional import masked_mean, masked_whiten, sequence_mean, token_mean
 
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
@@ -63,3 +64,18 @@ def test_whitening_nothing_or_a_constant_is_finite():
     values = torch.full((2, 3), 2.0)
     assert torch.count_nonzero(masked_whiten(values, torch.zeros(2, 3, dtype=torch.bool))) == 0
     assert torch.count_nonzero(masked_whiten(values, MASK)) == 0
+
+
+def test_a_mean_of_rows_weighs_each_row_the_same():
+    """Whatever its length is; a row of nothing is one of them, and adds nothing."""
+    values = torch.tensor([[1.0, 2.0, 6.0], [5.0, torch.nan, torch.inf], [9.0, 9.0, 9.0], [4.0, 8.0, torch.nan]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]]).bool()
+    assert sequence_mean(values, mask).item() == pytest.approx((3 + 5 + 0 + 6) / 4)
+    parts = [sequence_mean(values[i], mask[i], 4) for i in (slice(0, 1), slice(1, 4))]
+    assert sum(parts).item() == pytest.approx(14 / 4)
+
+
+def test_a_mean_of_rows_has_a_gradient_at_what_counts_alone():
+    values, mask = torch.randn(2, 3).requires_grad_(), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    sequence_mean(values, mask).backward()
+    assert values.grad.tolist() == [[0.25, 0.25, 0.0], [0.5, 0.0, 0.0]]

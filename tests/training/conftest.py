@@ -72,13 +72,14 @@ def fit(tmp_path: Path) -> Callable[..., L.Trainer]:
 
 @pytest.fixture
 def ppo(micro: Any, tmp_path: Path) -> Callable[..., tuple[PPOModule, PPODataModule]]:
-    """ppo(episodes=8, **module arguments): a module and its prompts, not yet run."""
+    """ppo(episodes=8, answers=1, **module arguments): a module and its prompts, not yet run."""
 
-    def build(episodes: int = 8, **arguments: Any) -> tuple[PPOModule, PPODataModule]:
+    def build(episodes: int = 8, answers: int = 1, **arguments: Any) -> tuple[PPOModule, PPODataModule]:
         given = {"init_from": str(micro.gpt), "rewards": str(micro.reward), "max_new_tokens": 8, "ppo_epochs": 1}
         module = PPOModule(**{**given, **arguments})
         cache = str(tmp_path / "cache")
-        return module, PPODataModule(str(micro.prompts), tokenizer=str(micro.gpt), episodes=episodes, cache_dir=cache)
+        sizes = {"episodes": episodes, "answers": answers}
+        return module, PPODataModule(str(micro.prompts), tokenizer=str(micro.gpt), cache_dir=cache, **sizes)
 
     return build
 

@@ -706,7 +706,7 @@ def test_samples_show_both_models_on_the_same_prompts(fit, ppo):
 def test_a_checkpoint_built_in_python_is_plain_data(fit, ppo, tmp_path):
     fit(*ppo(kl=KLConfig(target=6.0))).save_checkpoint(tmp_path / "x.ckpt")
     stored = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    assert stored["hyper_parameters"]["kl"] == {"coef": 0.05, "target": 6.0, "horizon": 10_000}
+    assert stored["hyper_parameters"]["kl"] == {"coef": 0.05, "target": 6.0, "horizon": 10_000, "loss": None}
     assert typed(KLConfig, stored["hyper_parameters"]["kl"]) == KLConfig(target=6.0)
 
 
@@ -968,7 +968,7 @@ def test_a_rollout_is_logged_at_the_step_that_it_precedes_and_shown_beside_the_p
 
 def test_work_is_in_episodes_each_of_which_counts_once_an_iteration(ppo):
     module, _ = ppo(ppo_epochs=4)
-    assert module.work(Experience(torch.arange(6), 1.0)) == (1.5, "episodes")
+    assert module.work(Experience(torch.arange(6), 1.0, 1.0)) == (1.5, "episodes")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

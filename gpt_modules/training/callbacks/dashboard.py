@@ -93,6 +93,7 @@ PPO_LAYOUT = {
         "norm of the gradient": _chart("policy/grad_norm", "value/grad_norm"),
         "steps taken of an iteration": _chart("update/steps"),
         "KL between sampler and policy, nats a token": _chart("sampler/kl"),
+        "distance to the reference in the loss, nats": _chart("loss/kl"),
     },
     "3 critic": {
         "explained variance": _chart("value/explained_variance"),
@@ -110,3 +111,8 @@ PPO_LAYOUT = {
         "seconds of a rollout": _chart("perf/rollout_seconds"),
     },
 }
+
+
+def ppo_layout(has_critic: bool) -> dict[str, Any]:
+    """The rooms of `PPO_LAYOUT`, without an empty one where no critic is trained."""
+    return {room: charts for room, charts in PPO_LAYOUT.items() if has_critic or room != "3 critic"}

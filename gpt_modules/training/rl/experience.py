@@ -20,10 +20,12 @@ class Experience(NamedTuple):
     rows: (N,) of the owner's rollout, this process's share.
     normaliser: what a sum over the micro-batch's tokens is divided by, so that the micro-batches of all processes
         average to the mean over the whole minibatch's tokens.
+    sequences: the same of a sum over its rows.
     """
 
     rows: Tensor
     normaliser: float
+    sequences: float
 
 
 @runtime_checkable
@@ -62,7 +64,7 @@ class Place(NamedTuple):
 
     position: Count
     parts: tuple[Positive, Positive, Positive, Count]
-    rollout: list[Any] | None
+    rollout: dict[str, Any] | None
 
 
 class ExperienceLoader:
@@ -112,8 +114,8 @@ class ExperienceLoader:
             else:
                 self.minibatch = torch.cat(plan[step])
                 counted = int(tokens[self.minibatch].sum())
-                rows = plan[step][part - self.parts.ptx]
-                yield Experience(rows[self.rank :: self.world], self._share(counted))
+                rows = plan[step][part - self.parts.ptx][self.rank :: self.world]
+                yield Experience(rows, self._share(counted), self._share(len(self.minibatch)))
 
     def _share(self, counted: int) -> float:
         """The normaliser of a step's tokens: Lightning divides by micro-batches, and averages over processes."""
@@ -134,7 +136,7 @@ class ExperienceLoader:
         inside = 0 < self.position < len(self)
         if not inside or self.owner.rollout is None:
             return {"position": 0, "parts": list(self.parts), "rollout": None}
-        rollout = [field.cpu() for field in self.owner.rollout]
+        rollout = {name: field.cpu() for name, field in self.owner.rollout.present().items()}
         return {"position": self.position, "parts": list(self.parts), "rollout": rollout}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ class ExperienceLoader:
                 f"--ckpt_path: found ppo_epochs x minibatches x accumulate_grad_batches + ptx's = {now}, expected "
                 f"{then} as the checkpoint was written inside an iteration; change them from one between iterations"
             )
-        self.owner.rollout = Rollout(*(field.to(self.owner.device) for field in found.rollout))
+        self.owner.rollout = Rollout(**{name: field.to(self.owner.device) for name, field in found.rollout.items()})
         self.position, self._resumed = found.position, True
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,10 +183,14 @@ def read_place(state: object) -> Place:
     return place
 
 
-def _check_rollout(fields: list[Any]) -> None:
-    shapes = [tuple(field.shape) if isinstance(field, Tensor) else type(field).__name__ for field in fields]
-    fits = len(shapes) == len(Rollout._fields) and all(isinstance(shape, tuple) and shape for shape in shapes)
-    fits = fits and len({shape[0] for shape in shapes}) == 1 and len(set(shapes[2:])) == 1
-    expect(fits, "ppo: experience.rollout", shapes, f"{', '.join(Rollout._fields)} of as many episodes")
-    for name, field in zip(Rollout._fields, fields, strict=True):
+def _check_rollout(fields: dict[str, Any]) -> None:
+    needed = set(Rollout._fields) - set(Rollout._field_defaults)
+    named = needed <= fields.keys() <= set(Rollout._fields)
+    expect(named, "ppo: experience.rollout", sorted(fields), f"at least {', '.join(sorted(needed))}")
+    shapes = {name: tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for name, x in fields.items()}
+    fits = all(isinstance(shape, tuple) and shape for shape in shapes.values())
+    fits = fits and len({shape[0] for shape in shapes.values()}) == 1
+    fits = fits and len({shape for name, shape in shapes.items() if name not in ("tokens", "prompt_lengths")}) == 1
+    expect(fits, "ppo: experience.rollout", shapes, "tensors of as many episodes, and of as many response tokens")
+    for name, field in fields.items():
         expect(bool(field.isfinite().all()), f"ppo: experience.rollout.{name}", "NaN or infinity", "finite numbers")

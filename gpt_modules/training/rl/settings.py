@@ -11,6 +11,7 @@ from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
 from gpt_modules.training.hyperparameters import expect_idle, expect_number, typed
+from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.scores import Moments, ScoresConfig
 
 
@@ -23,11 +24,14 @@ class KLConfig:
         target: nats a sequence that an adaptive coefficient steers to (Ziegler et al. 2019, section 2.2: 6); None
             keeps it fixed.
         horizon: episodes over which the adaptive coefficient reacts; a rollout of more of them reacts as one of these.
+        loss: the penalty is no part of the reward but a term of the loss: `k3`, GRPO's own (Shao et al. 2024, eq. 4),
+            or `k2`, whose gradient is the KL's. It weighs a mean over tokens, where the reward's is a sum over them.
     """
 
     coef: float = 0.05
     target: float | None = None
     horizon: float = 10_000.0
+    loss: Literal["k2", "k3"] | None = None
 
     def __post_init__(self) -> None:
         expect_number("kl.coef", self.coef, "[0, inf)")
@@ -35,10 +39,12 @@ class KLConfig:
         if self.target is not None:
             expect_number("kl.target", self.target, "(0, inf)")
             expect(self.coef > 0, "kl.coef", self.coef, "more than 0 with a target: a factor moves it")
+            expect(self.loss is None, "kl.target", self.target, "none beside kl.loss: it steers the reward's penalty")
 
     def idle(self) -> dict[str, str]:
-        """How fast a coefficient adapts that does not."""
-        return {} if self.target is not None else {"horizon": "there is no target, so the coefficient is fixed"}
+        """How fast a coefficient adapts that does not, and where a penalty stands that is none."""
+        idle = {} if self.target is not None else {"horizon": "there is no target, so the coefficient is fixed"}
+        return idle if self.coef else idle | {"loss": "kl.coef is 0, so there is no penalty"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class ClipConfig:
 
     Args:
         ratio: epsilon of the policy's clipped objective.
+        ratio_high: how far a ratio may rise above 1, where that is not as far as it may fall (Yu et al. 2025, DAPO:
+            0.28 beside 0.2); None: ratio.
         value: how far the critic may move from its old value before the loss stops pulling it on.
         value_coef: weight of the value loss in the sum.
     """
@@ -54,9 +62,12 @@ class ClipConfig:
     ratio: float = 0.2
     value: float = 0.2
     value_coef: float = 0.1
+    ratio_high: float | None = None
 
     def __post_init__(self) -> None:
         expect_number("clip.ratio", self.ratio, "(0, 1)")
+        if self.ratio_high is not None:
+            expect_number("clip.ratio_high", self.ratio_high, "(0, inf]")
         expect_number("clip.value", self.value, "(0, inf]")
         expect_number("clip.value_coef", self.value_coef, "[0, inf)")
 
@@ -246,10 +257,11 @@ class Shaping:
         lam: lambda of GAE. InstructGPT does not state it; Stiennon et al. use 0.95.
         missing_eos_score: replaces the score of a response that did not end; None leaves it.
         whiten_rewards: scale rewards to unit variance, keeping their mean (Ziegler et al.'s code).
-        whiten_advantages: to mean 0 and variance 1.
+        whiten_advantages: to mean 0 and variance 1, where a critic makes them.
         whiten_over: what both are over: the `rollout`, or each `minibatch` by itself, as Ziegler et al.'s code has it.
         scores: what is optimised of them.
         moments: by which they are normalised.
+        estimator: what makes advantages.
     """
 
     gamma: float = 1.0
@@ -260,6 +272,7 @@ class Shaping:
     whiten_over: Literal["rollout", "minibatch"] = "rollout"
     scores: ScoresConfig = field(default_factory=ScoresConfig)
     moments: Moments = field(default_factory=Moments)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
 
     def __post_init__(self) -> None:
         expect_number("gamma", self.gamma, "[0, 1]")

@@ -19,6 +19,7 @@ from gpt_modules.functional import (
     repeated_ngrams,
 )
 from gpt_modules.training.processes import in_order
+from gpt_modules.training.rl.estimators import group_advantages
 from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.scores import optimised
 from gpt_modules.training.rl.settings import Shaping
@@ -35,10 +36,12 @@ class Rollout(NamedTuple):
     responses: (B, R) ids of the response.
     mask: (B, R) True where a response token stands.
     logprobs: (B, R) of the sampled tokens under the policy that sampled them.
-    values: (B, R) of the critic before the update.
-    advantages: (B, R) GAE, whitened over the iteration, or not yet.
-    returns: (B, R) targets of the critic.
-    rewards: (B, R) before any whitening, the penalty taken off.
+    advantages: (B, R) by a critic, whitened over the iteration or not yet; else those of an answer on each of its
+        tokens.
+    values: (B, R) of the critic before the update; None without one.
+    returns: (B, R) targets of the critic; None without one.
+    ref_logprobs: (B, R) under the reference, where the loss has the distance to it; else None.
+    rewards: (B, R) before any whitening, the penalty taken off; None without a critic, for nothing is whitened.
     """
 
     tokens: Int[Tensor, "B T"]
@@ -46,30 +49,37 @@ class Rollout(NamedTuple):
     responses: Int[Tensor, "B R"]
     mask: Bool[Tensor, "B R"]
     logprobs: Float[Tensor, "B R"]
-    values: Float[Tensor, "B R"]
     advantages: Float[Tensor, "B R"]
-    returns: Float[Tensor, "B R"]
-    rewards: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"] | None = None
+    returns: Float[Tensor, "B R"] | None = None
+    ref_logprobs: Float[Tensor, "B R"] | None = None
+    rewards: Float[Tensor, "B R"] | None = None
 
     def take(self, rows: Int[Tensor, "N"]) -> "Rollout":
         """These rows of it, no wider than their longest text and their longest response. Waits for the device."""
-        tokens, prompt_lengths, *cells = (field[rows.to(field.device)] for field in self)
-        counts = self.mask.sum(1)[rows.to(self.mask.device)]
-        width, longest = torch.stack([(prompt_lengths + counts).max(), counts.max()]).tolist()
-        return Rollout(tokens[:, :width], prompt_lengths, *(cell[:, :longest] for cell in cells))
+        taken = {name: field[rows.to(field.device)] for name, field in self.present().items()}
+        tokens, prompt_lengths, counts = taken.pop("tokens"), taken.pop("prompt_lengths"), taken["mask"].sum(1)
+        lengths = torch.stack([prompt_lengths + counts, counts], 1).tolist()
+        width, longest = map(max, zip(*lengths, strict=True)) if lengths else (0, 0)
+        cells = {name: cell[:, :longest] for name, cell in taken.items()}
+        return Rollout(tokens=tokens[:, :width], prompt_lengths=prompt_lengths, **cells)
+
+    def present(self) -> dict[str, Tensor]:
+        """The fields that there are, by name."""
+        return {name: field for name, field in self._asdict().items() if field is not None}
 
 
 def over_processes(
-    numbers: Int[Tensor, "B"], scored: Scored, values: Float[Tensor, "B R"]
-) -> tuple[Scored, Float[Tensor, "E R"]]:
+    numbers: Int[Tensor, "B"], scored: Scored, values: Float[Tensor, "B R"] | None
+) -> tuple[Scored, Float[Tensor, "E R"] | None]:
     """The whole iteration's responses and values from every process's own, in the order of their numbers.
 
     Whitening, statistics and the minibatches are of all episodes, so every process holds them all: numbers a token, a
     few megabytes beside the models. It is what makes one device and eight take the same step.
     """
     fields, form = tree_flatten(scored._replace(values=values))
-    whole: Scored = tree_unflatten(in_order(numbers, fields), form)
-    assert whole.values is not None
+    found = iter(in_order(numbers, [field for field in fields if field is not None]))
+    whole: Scored = tree_unflatten([None if field is None else next(found) for field in fields], form)
     return whole, whole.values
 
 
@@ -81,15 +91,25 @@ def optimised_scores(scored: Scored, shaping: Shaping) -> Float[Tensor, "B"]:
 
 @torch.no_grad()
 def shape_rollout(
-    scored: Scored, values: Float[Tensor, "B R"], kl_coef: float, shaping: Shaping
+    scored: Scored, values: Float[Tensor, "B R"] | None, kl_coef: float, shaping: Shaping, answers: int = 1
 ) -> tuple[Rollout, Float[Tensor, "B R"]]:
-    """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token) and GAE. Returns the rollout and the rewards."""
+    """KL-shaped rewards (Ouyang et al. 2022, eq. 2, per token) and the estimator's advantages. Returns the rollout and
+    the rewards.
+
+    Args:
+        values: of the critic; None where the estimator has none.
+        kl_coef: of the penalty in the reward.
+        answers: to a prompt, which stand one after the other.
+    """
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs)
     rewards = kl_shaped_rewards(optimised_scores(scored, shaping), kl, scored.mask, kl_coef)
-    advantages, returns, shaped = _advantages(rewards, values, scored.mask, shaping, shaping.whiten_over == "rollout")
     tokens, prompt_lengths, *_ = scored.sequences
-    experience = (scored.responses, scored.mask, scored.logprobs, values, advantages, returns, rewards)
-    return Rollout(tokens, prompt_lengths, *experience), shaped
+    sampled = (tokens, prompt_lengths, scored.responses, scored.mask, scored.logprobs)
+    if values is None:
+        return Rollout(*sampled, group_advantages(rewards, scored.mask, shaping.estimator, answers)), rewards
+    white = shaping.whiten_over == "rollout"
+    advantages, returns, shaped = _advantages(rewards, values, scored.mask, shaping, white)
+    return Rollout(*sampled, advantages, values, returns, rewards=rewards), shaped
 
 
 def expect_enough(whiten_over: str, episodes: int) -> None:
@@ -110,7 +130,9 @@ def whitened_alone(rollout: Rollout, rows: Int[Tensor, "N"], minibatch: Int[Tens
         rows: some of the minibatch's: a micro-batch, or a process's share.
         minibatch: the rows of an optimizer step, over all its micro-batches and processes.
     """
-    part, device = rollout.take(minibatch), rollout.rewards.device
+    part, device = rollout.take(minibatch), rollout.tokens.device
+    assert part.rewards is not None
+    assert part.values is not None
     advantages, returns, _ = _advantages(part.rewards, part.values, part.mask, shaping, True)
     places = (minibatch.to(device)[None] == rows.to(device)[:, None]).int().argmax(1)
     return part._replace(advantages=advantages, returns=returns).take(places)
@@ -154,14 +176,21 @@ def rollout_statistics(scored: Scored, rollout: Rollout, kl_coef: float, shaping
     """What a run is watched by: means over all responses, or over all response tokens."""
     responses, mask = response_statistics(scored, kl_coef, shaping), scored.mask
     rooms = dict.fromkeys(("length", "ended", "repetition"), "response")
+    values, returns = rollout.values, rollout.returns
     return {
         **{f"{rooms.get(name, 'objective')}/{name}": values.double().mean() for name, values in responses.items()},
         "objective/score_std": scored.scores.std(unbiased=False),
         "objective/entropy": masked_mean(scored.entropy, mask),
-        "value/explained_variance": explained_variance(rollout.values, rollout.returns, mask),
-        "value/returns": masked_mean(rollout.returns, mask),
+        **({} if values is None or returns is None else _critics_statistics(values, returns, mask)),
         **{f"response/{name}": value for name, value in diversity(scored.responses, mask).items()},
         **sampler_agreement(scored),
+    }
+
+
+def _critics_statistics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {
+        "value/explained_variance": explained_variance(values, returns, mask),
+        "value/returns": masked_mean(returns, mask),
     }
 
 

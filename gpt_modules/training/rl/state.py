@@ -1,6 +1,6 @@
 """What a checkpoint says of a PPO run beside weights and optimizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from gpt_modules.errors import UserError
@@ -48,3 +48,40 @@ def read_state(checkpoint: Mapping[str, Any]) -> State:
     if state.iteration != -1 or state.experience is not None:
         read_place(state.experience)
     return state
+
+
+def expect_same_models(weights: Iterable[str], has_critic: bool) -> None:
+    """A run goes on with the models that it has trained.
+
+    Args:
+        weights: names in the checkpoint.
+        has_critic: whether the recipe's estimator has one.
+
+    Raises:
+        UserError: the checkpoint has a critic and the recipe none, or the other way round.
+    """
+    had = any(name.startswith("critic.") for name in weights)
+    if had != has_critic:
+        then, now = ("a critic" if one else "no critic" for one in (had, has_critic))
+        raise UserError(
+            f"--ckpt_path: found {then} in it, expected {now} for model.init_args.estimator.name; begin a new run "
+            "whose init_from is what this one exported"
+        )
+
+
+def expect_same_penalty(experience: Mapping[str, Any] | None, loss: str | None) -> None:
+    """A rollout in the middle of its update has what the loss needs.
+
+    Args:
+        experience: of a `State`.
+        loss: kl.loss of the recipe.
+
+    Raises:
+        UserError: the penalty was in the reward and is now in the loss, or the other way round.
+    """
+    rollout = None if experience is None else read_place(experience).rollout
+    if rollout is not None and ("ref_logprobs" in rollout) != (loss is not None):
+        raise UserError(
+            f"--ckpt_path: found kl.loss: {loss or 'null'}, expected {'null' if loss else 'k2 or k3'} as the "
+            "checkpoint was written inside an iteration; change it from one between iterations"
+        )

@@ -333,8 +333,8 @@ PPO_MUTATIONS = [
     (("ppo", "experience", "parts"), None, "ppo: experience.parts: found None, expected a list"),
     (("ppo", "experience", "position"), 99, "ppo: experience.position: found 99, expected 1 to 3"),
     (("ppo", "experience", "rollout"), None, "ppo: experience.position: found 1, expected 0 where there is no rollout"),
-    (("ppo", "experience", "rollout", 3), [], "ppo: experience.rollout: found "),
-    (("ppo", "experience", "rollout", 4), torch.zeros(2, 2), "ppo: experience.rollout: found "),
+    (("ppo", "experience", "rollout", "mask"), [], "ppo: experience.rollout: found "),
+    (("ppo", "experience", "rollout", "logprobs"), torch.zeros(2, 2), "ppo: experience.rollout: found "),
 ]
 
 

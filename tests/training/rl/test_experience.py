@@ -68,6 +68,42 @@ def test_micro_batches_hold_rows_of_like_length(world):
         assert found == sorted(found)
 
 
+def test_what_a_rollout_does_not_have_is_neither_taken_nor_stored():
+    bare = rollout()._replace(values=None, returns=None, ref_logprobs=None, rewards=None)
+    source = loader()
+    source.owner.collect = lambda: source.owner.__dict__.update(rollout=bare) or bare
+    next(iter(source))
+    stored, names = source.state()["rollout"], set(Rollout._fields) - {"values", "returns", "ref_logprobs", "rewards"}
+    assert stored.keys() == names == bare.take(torch.tensor([3, 1])).present().keys()
+    other = loader()
+    other.restore(source.state())
+    assert other.owner.rollout.present().keys() == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"advantages": None},
+            "found .*expected at least advantages, logprobs, mask, prompt_lengths, responses, tokens",
+        ),
+        ({"others": torch.zeros(EPISODES, 5)}, "found .*expected at least advantages"),
+        ({"values": torch.zeros(EPISODES, 4)}, "found .*expected tensors of as many episodes, and of as many response"),
+        ({"tokens": torch.zeros(2, 5)}, "found .*expected tensors of as many episodes"),
+        ({"returns": [0.0]}, "found .*'returns': 'list'.*expected tensors of as many episodes"),
+    ],
+)
+def test_a_rollout_of_a_checkpoint_is_one(changes, told):
+    source = loader()
+    next(iter(source))
+    state = source.state()
+    fields = state["rollout"] | changes
+    state["rollout"] = {name: field for name, field in fields.items() if field is not None}
+    with pytest.raises(UserError, match=rf"^ppo: experience\.rollout: {told}") as error:
+        loader().restore(state)
+    assert "\n" not in str(error.value)
+
+
 def test_the_order_is_a_function_of_seed_and_iteration():
     assert episodes(loader()) == episodes(loader())
     assert episodes(loader()) != episodes(loader(iteration=1))
@@ -89,6 +125,7 @@ def test_parts_average_to_the_minibatch_mean(accumulate, world, count):
         sums = [whole.logprobs[part.rows][whole.mask[part.rows]].sum() / part.normaliser for part in parts]
         mean = whole.logprobs[rows][whole.mask[rows]].mean()
         assert (sum(sums) / accumulate / world).item() == pytest.approx(mean.item(), abs=1e-5)
+        assert sum(len(part.rows) / part.sequences for part in parts) / accumulate / world == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

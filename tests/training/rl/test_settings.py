@@ -26,6 +26,7 @@ TAKEN = {
     "kl.target": {None, 0.5, 1e30},
     "kl.horizon": {0.5, 1e30},
     "clip.ratio": {0.5},
+    "clip.ratio_high": {None, 0.5, 1e30, math.inf},
     "clip.value": {0.5, 1e30, math.inf},
     "clip.value_coef": {0.0, 0.5, 1e30},
     "critic.lr": {None, 0.0, 0.5, 1.0, 1e30},
@@ -75,6 +76,13 @@ def test_a_step_with_text_has_some():
         PtxConfig(coef=1.0, windows=0)
 
 
+def test_only_a_penalty_in_the_reward_is_steered():
+    with pytest.raises(
+        UserError, match=r"^kl\.target: found 6\.0, expected none beside kl\.loss: it steers the reward"
+    ):
+        KLConfig(target=6.0, loss="k3")
+
+
 def test_the_defaults_are_published_ones():
     """Stiennon et al. 2020: beta 0.05, lambda 0.95, no discount; the code of Ziegler et al. 2019: a horizon of 10000
     episodes, both clips 0.2, a value loss that weighs 0.1, whitened advantages; but not its whitened rewards.
@@ -90,6 +98,8 @@ def test_a_setting_that_nothing_follows_says_why():
     assert KLConfig(target=6.0).idle() == {}
     assert KLConfig().idle() == {"horizon": "there is no target, so the coefficient is fixed"}
     assert ClipConfig().idle() == {}
+    assert KLConfig(coef=0.0, loss="k3").idle()["loss"] == "kl.coef is 0, so there is no penalty"
+    assert KLConfig(loss="k3").idle().keys() == {"horizon"}
     assert ClipConfig(value_coef=0.0).idle() == {"value": "value_coef is 0, so the critic does not learn"}
 
 

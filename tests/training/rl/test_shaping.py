@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Shaping
@@ -28,6 +29,10 @@ KL = torch.tensor([[0.5, -0.25, 0.25], [-1.0, 9.0, 9.0], [0.0, 0.25, 9.0]])
 # The sampler's probabilities are the policy's but for the first: half of it; and whatever where nothing counts.
 SAMPLED = torch.where(MASK, KL - 7.0, 50.0) - torch.tensor([[2.0, 1.0, 1.0], [1.0] * 3, [1.0] * 3]).log()
 VALUES = torch.tensor([[1.0, 2.0, 3.0], [0.5, 0.0, 0.0], [-1.0, 1.0, 0.0]])
+
+
+def rows_of(scored, rows):
+    return tree_map(lambda field: None if field is None else field[rows], scored)
 
 
 @pytest.fixture
@@ -78,6 +83,25 @@ def test_advantages_are_whitened_over_what_counts_and_returns_are_not(scored):
     assert torch.equal(white.returns, raw.returns)
 
 
+@pytest.mark.parametrize(("name", "first"), [("rloo", 6.0), ("grpo", 3.0 / (18**0.5 + 1e-4))])
+def test_without_a_critic_an_answer_is_measured_by_the_other_to_its_prompt(scored, name, first):
+    """The rewards of a prompt's two answers are their scores less twice their KLs: 3 and -3. Nothing is whitened, and
+    no values are made up.
+    """
+    pair = rows_of(scored, torch.tensor([0, 2]))._replace(scores=torch.tensor([4.0, -2.5]))
+    shaping = Shaping(missing_eos_score=None, estimator=EstimatorConfig(name))
+    rollout, rewards = shape_rollout(pair, None, 2.0, shaping, 2)
+    assert rewards.sum(1).tolist() == [3.0, -3.0]
+    expected = torch.where(pair.mask, torch.tensor([[first], [-first]]), 0.0)
+    torch.testing.assert_close(rollout.advantages, expected)
+    assert rollout.present().keys() == set(Rollout._fields) - {"values", "returns", "ref_logprobs", "rewards"}
+    statistics = rollout_statistics(pair, rollout, 2.0, shaping)
+    assert not [name for name in statistics if name.startswith("value/")]
+    in_order, none = over_processes(torch.tensor([1, 0]), pair, None)
+    assert none is None
+    assert torch.equal(in_order.scores, pair.scores.flip(0))
+
+
 def test_whitened_rewards_keep_their_mean(scored):
     _, raw = shape_rollout(scored, VALUES, 0.1, Shaping(**PLAIN))
     _, white = shape_rollout(scored, VALUES, 0.1, Shaping(whiten_rewards=True))
@@ -93,13 +117,13 @@ def test_a_minibatch_that_is_whitened_by_itself_is_as_a_rollout_of_its_own(score
     alone = Shaping(whiten_rewards=whiten_rewards, whiten_over="minibatch")
     whole, _ = shape_rollout(scored, VALUES, 0.1, alone)
     minibatch = torch.tensor([2, 0])
-    of_two = tree_map(lambda field: field[minibatch], scored)
+    of_two = rows_of(scored, minibatch)
     expected, _ = shape_rollout(of_two, VALUES[minibatch], 0.1, Shaping(whiten_rewards=whiten_rewards))
     for rows in ([2, 0], [0], [2], []):
         found = whitened_alone(whole, torch.tensor(rows, dtype=torch.long), minibatch, alone)
-        places = [[2, 0].index(row) for row in rows]
+        own = expected.take(torch.tensor([[2, 0].index(row) for row in rows], dtype=torch.long))
         for name in ("tokens", "values", "advantages", "returns"):
-            torch.testing.assert_close(getattr(found, name), getattr(expected, name)[places], msg=name)
+            torch.testing.assert_close(getattr(found, name), getattr(own, name), msg=name)
     plain, _ = shape_rollout(scored, VALUES, 0.1, Shaping(**PLAIN))
     assert torch.equal(whole.advantages, plain.advantages)
     assert torch.equal(whole.returns, plain.returns)
@@ -127,7 +151,8 @@ def test_rows_that_are_taken_are_no_wider_than_they_must_be_and_whole(rows):
     counts = torch.tensor([1, 2, 4])
     mask = torch.arange(6) < counts[:, None]
     cells = torch.arange(18.0).view(3, 6)
-    whole = Rollout(torch.arange(36).view(3, 12), torch.tensor([2, 3, 5]), cells.long(), mask, *[cells] * 4)
+    others = [cells] * (len(Rollout._fields) - 4)
+    whole = Rollout(torch.arange(36).view(3, 12), torch.tensor([2, 3, 5]), cells.long(), mask, *others)
     taken = whole.take(torch.tensor(rows))
     longest = max(rows)
     assert taken.tokens.tolist() == whole.tokens[rows, : [3, 5, 9][longest]].tolist()

@@ -3,10 +3,11 @@
 import math
 
 import pytest
+import torch
 
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.scores import Moments
-from gpt_modules.training.rl.state import read_state
+from gpt_modules.training.rl.state import expect_same_models, expect_same_penalty, read_state
 
 MOMENTS = {"of": None, "seen": 0, "mean": 0.0, "squares": 0.0}
 STATE = {
@@ -61,3 +62,39 @@ def test_a_state_that_is_none_of_ppos_is_told(changes, line):
     with pytest.raises(UserError) as error:
         read_state({} if changes is None else {"ppo": STATE | changes})
     assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("names", "has_critic", "line"),
+    [
+        (
+            ["policy.a", "critic.a"],
+            False,
+            "found a critic in it, expected no critic for model.init_args.estimator.name",
+        ),
+        (["policy.critic"], True, "found no critic in it, expected a critic for model.init_args.estimator.name"),
+    ],
+)
+def test_a_run_that_had_a_critic_goes_on_with_one(names, has_critic, line):
+    expect_same_models(names, not has_critic)
+    with pytest.raises(UserError) as error:
+        expect_same_models(names, has_critic)
+    assert str(error.value).startswith(f"--ckpt_path: {line}; begin a new run")
+
+
+def test_an_update_goes_on_with_the_penalty_that_its_rollout_was_made_for():
+    cells, bare = torch.zeros(2, 3), {"position": 1, "parts": [2, 2, 1, 0]}
+    rollout = {"tokens": cells, "prompt_lengths": cells[:, 0]}
+    rollout |= dict.fromkeys(("responses", "mask", "logprobs", "advantages"), cells)
+    ends = {"position": 0, "parts": [2, 2, 1, 0], "rollout": None}
+    for loss in (None, "k2", "k3"):
+        expect_same_penalty(None, loss)
+        expect_same_penalty(ends, loss)
+    expect_same_penalty(bare | {"rollout": rollout}, None)
+    expect_same_penalty(bare | {"rollout": rollout | {"ref_logprobs": cells}}, "k2")
+    for fields, loss, told in (
+        (rollout, "k3", "k3, expected null"),
+        ({"ref_logprobs": cells} | rollout, None, "null, exp"),
+    ):
+        with pytest.raises(UserError, match=rf"^--ckpt_path: found kl\.loss: {told}.* inside an iteration; change it"):
+            expect_same_penalty(bare | {"rollout": fields}, loss)

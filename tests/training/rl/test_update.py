@@ -1,17 +1,20 @@
 """A minibatch's losses, and its statistics over micro-batches and processes."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from gpt_modules.training.rl.settings import ClipConfig
 from gpt_modules.training.rl.shaping import Rollout
-from gpt_modules.training.rl.update import Outputs, StepStatistics, update_loss
+from gpt_modules.training.rl.update import Outputs, Penalty, StepStatistics, update_loss
 
 
 def rollout(rows, logprobs, values, advantages, returns, mask):
     cells = torch.zeros(rows, mask.shape[1], dtype=torch.long)
-    return Rollout(cells, torch.ones(rows).long(), cells, mask, logprobs, values, advantages, returns, returns)
+    sampled = (cells, torch.ones(rows).long(), cells, mask, logprobs)
+    return Rollout(*sampled, advantages, values, returns, rewards=returns)
 
 
 def test_the_loss_is_worked_by_hand():
@@ -35,7 +38,33 @@ def test_the_loss_is_worked_by_hand():
     assert loss is shares["train/loss"]
 
 
-def test_shares_of_micro_batches_add_up():
+def test_without_a_critic_the_loss_is_the_policys_and_the_distance_to_the_reference_where_it_is_asked_for():
+    """The token that counts is 1 nat likelier than the reference has it: k2 is a half, k3 1/e; an answer of one token
+    is a mean of its own, whatever the normaliser of tokens is.
+    """
+    cells = [torch.tensor([[x, 9.0]]) for x in (-1.0, 2.0)]
+    old = rollout(1, cells[0], None, cells[1], None, torch.tensor([[True, False]]))
+    old = old._replace(ref_logprobs=torch.tensor([[-2.0, -50.0]]))
+    outputs = Outputs(torch.tensor([[-1.0, 9.0]]), torch.tensor([[0.7, 9.0]]))
+    for penalty, distance in ((None, None), (Penalty("k2", 0.3), 0.5), (Penalty("k3", 0.3), math.exp(-1))):
+        loss, shares = update_loss(outputs, old, ClipConfig(), 4, 1.0, penalty)
+        assert loss.item() == pytest.approx(-2.0 + 0.3 * (distance or 0.0))
+        assert shares.get("loss/kl") == (None if distance is None else pytest.approx(distance))
+        assert not {"loss/value", "value/clip_fraction"} & shares.keys()
+        assert shares["policy/ratio"].item() == 0.25
+
+
+def test_clip_higher_is_the_recipes():
+    """A gain is followed further than a loss is."""
+    cells = [torch.tensor([[x]]) for x in (0.0, 1.0)]
+    old = rollout(1, cells[0], None, cells[1], None, torch.tensor([[True]]))
+    outputs = Outputs(torch.tensor([[1.5]]).log(), torch.tensor([[0.0]]))
+    for high, loss in ((None, -1.2), (0.28, -1.28), (math.inf, -1.5)):
+        assert update_loss(outputs, old, ClipConfig(0.2, ratio_high=high), 1)[0].item() == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("sequences", [None, 6.0])
+def test_shares_of_micro_batches_add_up(sequences):
     """Each by the normaliser of the whole, whatever their token counts are."""
     generator = torch.Generator().manual_seed(0)
     fields = [torch.randn(6, 5, generator=generator) for _ in range(7)]
@@ -43,7 +72,9 @@ def test_shares_of_micro_batches_add_up():
 
     def shares(rows, normaliser):
         part = rollout(len(rows), *(field[rows] for field in fields[:4]), mask[rows])
-        return update_loss(Outputs(*(field[rows] for field in fields[4:])), part, ClipConfig(), normaliser)[1]
+        part = part._replace(ref_logprobs=fields[3][rows])
+        outputs = Outputs(*(field[rows] for field in fields[4:]))
+        return update_loss(outputs, part, ClipConfig(), normaliser, sequences, Penalty("k3", 0.3))[1]
 
     whole, tokens = shares(torch.arange(6), float(mask.sum())), float(mask.sum())
     parts = [shares(rows, tokens) for rows in torch.arange(6).split((1, 2, 3))]
