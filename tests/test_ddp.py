@@ -29,6 +29,14 @@ REFUSED = [
     ("--data.context", "5000", "data.init_args.context: found 5000, expected at most the model's n_positions = "),
 ]
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
+VARIANTS = {
+    "ppo-shared": {"model__early_stop": {"kl": 1e-9}},
+    "ppo-rloo": {"model__estimator": {"name": "rloo"}, "model__whiten_rewards": False, "data__answers": 2},
+    "ppo-grpo": {
+        "model__estimator": {"name": "grpo"}, "model__whiten_rewards": False, "data__answers": 2,
+        "model__kl": {"coef": 0.1, "loss": "k3"},
+    },
+}  # fmt: skip
 RATES = {"ppo": 0.05, "reward": 0.1, "dpo": 0.1, "maml": 0.03}
 
 
@@ -105,10 +113,10 @@ def runs(micro, gpt, uneven, tmp_path_factory):
         if word in made:
             return made[word]
         trainer = {"max_epochs": 2, "gradient_clip_val": None, "limit_val_batches": 1.0, "accumulate_grad_batches": 2}
-        kind, _, variant = word.partition("-")
+        kind = word.partition("-")[0]
         trainer |= {} if kind == "ppo" else {"limit_train_batches": 3}
         changes = {f"trainer__{name}": value for name, value in trainer.items()} | uneven(kind)
-        changes |= {"model__early_stop": {"kl": 1e-9}} if variant else {}
+        changes |= VARIANTS.get(word, {})
         size = "tasks" if word == "maml" else "batch_size"  # of each process; PPO says episodes, of all of them
         made[word] = roots = []
         for ranks in (1, 2):
@@ -126,7 +134,7 @@ def runs(micro, gpt, uneven, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("word", [*WORDS, "ppo-shared"])
+@pytest.mark.parametrize("word", [*WORDS, *VARIANTS])
 def test_two_processes_log_what_one_logs(runs, word):
     one, two = map(points, runs(word))
     assert {tag: list(steps) for tag, steps in one.items()} == {tag: list(steps) for tag, steps in two.items()}
@@ -155,7 +163,7 @@ def apart(one, two):
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("word", [*WORDS, "ppo-shared"])
+@pytest.mark.parametrize("word", [*WORDS, *VARIANTS])
 def test_two_processes_learn_what_one_learns(runs, word):
     one, two = runs(word)
     assert apart(weights(one, 4), weights(two, 4)) < 2e-6

@@ -45,6 +45,35 @@ def test_ranks_share_out_the_prompts_that_one_process_answers(data, world):
     assert [together[number] for number in range(16)] == rows_of(whole)
 
 
+@pytest.mark.parametrize("answers", [2, 4])
+def test_each_prompt_stands_there_for_its_answers(data, answers):
+    """The prompts are those of a rollout of as many; on several ranks the answers to one prompt may be on any."""
+    several = PPODataModule(episodes=16 * answers, answers=answers)
+    several.setup("fit")
+    for iteration in (0, 3, 700):
+        whole = several.prompts(iteration)
+        assert whole.numbers.tolist() == list(range(16 * answers))
+        assert rows(whole) == [row for row in rows(data.prompts(iteration)) for _ in range(answers)]
+    ranks = [several.prompts(3, rank, 8) for rank in range(8)]
+    together = {number: row for rank in ranks for number, row in zip(rank.numbers.tolist(), rows(rank), strict=True)}
+    assert [together[number] for number in range(16 * answers)] == rows(several.prompts(3))
+    assert all(int(rank.lengths.max()) == rank.tokens.shape[1] for rank in ranks)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "answers", "line"),
+    [
+        (16, 3, "episodes: found 16, expected a multiple of answers: 3"),
+        (2, 4, "episodes: found 2, expected a multiple of answers: 4"),
+        (16, 0, "answers: found 0, expected at least 1"),
+    ],
+)
+def test_a_group_is_whole(episodes, answers, line):
+    with pytest.raises(UserError) as refused:
+        PPODataModule(episodes=episodes, answers=answers)
+    assert str(refused.value) == line
+
+
 def test_episodes_that_the_processes_cannot_share_are_refused(data):
     line = r"^data\.init_args\.episodes: found 16, expected a multiple of 3 processes$"
     with pytest.raises(UserError, match=line):

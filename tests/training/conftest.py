@@ -86,13 +86,13 @@ def ppo(micro: Any, tmp_path: Path) -> Callable[..., tuple[PPOModule, PPODataMod
 
 @pytest.fixture
 def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModule, L.LightningDataModule]]:
-    """procedure(word, **module arguments): a module and its data, of three batches an epoch (PPO: four), with
-    dropout.
+    """procedure(word, answers=1, **module arguments): a module and its data, of three batches an epoch (PPO: four),
+    with dropout.
     """
     folder, cache = str(micro.gpt), {"tokenizer": str(micro.gpt), "cache_dir": str(tmp_path / "cache")}
     text = str(micro.pretraining)
 
-    def data(word: str) -> L.LightningDataModule:
+    def data(word: str, answers: int) -> L.LightningDataModule:
         if word == "pretraining":
             return PretrainingDataModule(text, str(micro.labelled), context=16, batch_size=20, **cache)
         if word == "finetuning":
@@ -102,7 +102,7 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
         if word in ("reward", "dpo"):
             return RewardDataModule(str(micro.comparisons), batch_size=35, **cache)
         if word == "ppo":
-            return PPODataModule(str(micro.prompts), episodes=8, **cache)
+            return PPODataModule(str(micro.prompts), episodes=8, answers=answers, **cache)
         sizes = {"support": 4, "query": 4, "tasks": 2, "steps": 3, "validation_tasks": 4, "context": 32}
         return EpisodicDataModule([SubstitutionCipher(5)], tokenizer=str(micro.gpt), **sizes)
 
@@ -117,8 +117,8 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
                             "minibatches": 2, "kl": KLConfig(coef=0.1, target=1.0, horizon=100.0)}),
     }  # fmt: skip
 
-    def build(word: str, **arguments: Any) -> tuple[L.LightningModule, L.LightningDataModule]:
+    def build(word: str, answers: int = 1, **arguments: Any) -> tuple[L.LightningModule, L.LightningDataModule]:
         kind, usual = kinds[word]
-        return kind(**{"optimizer": FAST, **usual, **arguments}), data(word)
+        return kind(**{"optimizer": FAST, **usual, **arguments}), data(word, answers)
 
     return build

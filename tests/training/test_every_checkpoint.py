@@ -9,10 +9,13 @@ from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, Random
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.callbacks.summary import RunSummary
-from gpt_modules.training.rl.settings import CriticConfig
+from gpt_modules.training.rl.estimators import EstimatorConfig
+from gpt_modules.training.rl.settings import CriticConfig, KLConfig
 
 STEPS = {"pretraining": 9, "finetuning": 9, "sft": 9, "reward": 9, "ppo": 12, "maml": 9, "dpo": 9}
 LORA = {"lora": LoRAConfig(rank=2, dropout=0.2)}
+RLOO = {"estimator": EstimatorConfig("rloo"), "answers": 4}
+GRPO = {"estimator": EstimatorConfig("grpo"), "answers": 2, "kl": KLConfig(loss="k3")}
 MONITOR = {"reward": "val/margin", "dpo": "val/margin", "ppo": "val/score"}
 
 
@@ -62,6 +65,8 @@ def weights(trainer: L.Trainer):
         ("ppo", {}),
         ("ppo", {"model": {"lora": LoRAConfig(2), "critic": CriticConfig(lora=LoRAConfig(2))}}),
         ("ppo", {"check_val_every_n_epoch": 2}),
+        ("ppo", {"model": RLOO}),
+        ("ppo", {"model": GRPO, "accumulate_grad_batches": 2, "limit_train_batches": None}),
         ("ppo", {"accumulate_grad_batches": 2, "limit_train_batches": None}),
     ],
     ids=str,

@@ -23,12 +23,13 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import PPOModule, processes
 from gpt_modules.training import ppo as ppo_module
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
-from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT
+from gpt_modules.training.callbacks.dashboard import ppo_layout
 from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl import rollout as rollout_module
+from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.experience import Experience
 from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.gradients import grad_norm, named_groups
@@ -37,8 +38,7 @@ from gpt_modules.training.rl.scores import ScoresConfig
 from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig, SamplingConfig
 
 FLAT = ScheduleConfig(shape="constant")
-# What holds exactly, holds for each of these.
-VARIANTS = {
+WITH_A_CRITIC = {
     "plain": {},
     "shared": {"critic": CriticConfig(shared_trunk=True, lr=1e-2)},
     "warmup": {"critic": CriticConfig(warmup=1, max_norm=0.1)},
@@ -46,6 +46,17 @@ VARIANTS = {
     "average": {"ema": EMAConfig(0.9, "instead")},
     "two": {"ema": EMAConfig(0.9), "early_stop": EarlyStop(kl=0.02, ratio=1.5)},
 }
+BARE = {
+    "rloo": {"estimator": EstimatorConfig("rloo"), "answers": 4},
+    "grpo": {"estimator": EstimatorConfig("grpo"), "answers": 2, "kl": KLConfig(loss="k3")},
+    "grpo over tokens": {
+        "estimator": EstimatorConfig("grpo", False, "tokens"),
+        "answers": 2,
+        "kl": KLConfig(loss="k2"),
+    },
+}
+# What holds exactly, holds for each of these.
+VARIANTS = WITH_A_CRITIC | BARE
 each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
@@ -82,15 +93,82 @@ class AtStart(L.Callback):
 @each_variant
 def test_the_first_minibatch_has_ratio_one(fit, ppo, variant):
     """Although the folder stores dropout 0.3, and at a temperature that is not 1."""
-    trainer = fit(*ppo(episodes=16, minibatches=4, temperature=0.5, **variant))
+    module, data = ppo(episodes=16, minibatches=4, temperature=0.5, **variant)
+    trainer = fit(module, data)
     first = {name: trainer.logger.values(f"policy/{name}")[0] for name in ("ratio", "approx_kl", "clip_fraction")}
     assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7)
     assert first["clip_fraction"] == 0.0
-    assert trainer.logger.values("value/clip_fraction")[0] == 0.0
+    assert trainer.logger.values("value/clip_fraction")[:1] == ([0.0] if module.estimator.has_critic else [])
+    assert trainer.logger.values("loss/kl")[:1] == ([pytest.approx(0.0, abs=1e-7)] if module.kl_config.loss else [])
 
 
-@each_variant
+@pytest.mark.parametrize("name", BARE)
+def test_without_a_critic_the_loss_begins_at_the_mean_of_the_advantages(fit, ppo, name):
+    """By hand from the answers' scores: over tokens, or over answers, where those of each prompt sum to 0."""
+    module, data = ppo(**BARE[name], episodes=16)
+    original, seen = module._score, []
+    module._score = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    logged = fit(module, data, limit_val_batches=0).logger
+    (scored,) = seen
+    scores = torch.where(scored.ended, scored.scores, -1.0).view(-1, data.answers).double()
+    mean, deviation = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
+    by_hand = {"rloo": (scores - mean) * 4 / 3, "grpo": (scores - mean) / (deviation + 1e-4)}.get(name, scores - mean)
+    lengths = scored.mask.sum(1)
+    for row, length in enumerate(lengths.tolist()):
+        cells = module.rollout.advantages[row].double()
+        torch.testing.assert_close(cells[:length], by_hand.flatten()[row].repeat(length), rtol=1e-4, atol=1e-4)
+        assert not cells[length:].any()
+    expected = 0.0 if name == "grpo" else -((by_hand.flatten() * lengths).sum() / lengths.sum()).item()
+    assert by_hand.abs().max() > 0.5
+    assert logged.values("loss/policy") == pytest.approx([expected], abs=1e-4)
+    assert logged.values("train/loss") == pytest.approx([expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_without_a_critic_nothing_of_one_is_there(fit, ppo, tmp_path, name):
+    module, data = ppo(minibatches=2, optimizer=adam(1e-2), **BARE[name])
+    trainer = fit(module, data, max_epochs=2, callbacks=[ExactCheckpoint(3, keep=9)], enable_checkpointing=True)
+    stored = torch.load(tmp_path / "checkpoints" / "step=00000003.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == {f"policy.{key}" for key in module.policy.state_dict()}
+    assert len(stored["optimizer_states"][0]["state"]) == len(list(module.policy.parameters()))
+    assert not {"values", "returns"} & stored["ppo"]["experience"]["rollout"].keys()
+    assert {group["name"] for group in trainer.optimizers[0].param_groups} == {"policy"}
+    assert not [point for point in trainer.logger.points if "value" in point[0]]
+    module.export(tmp_path / "export")
+    assert module.also_exports == []
+    assert not (tmp_path / "export-critic").exists()
+    assert distance(weights(load_pretrained(tmp_path / "export", kind="gpt")), weights(module.policy)) == 0.0
+
+
+def test_a_checkpoint_with_a_critic_is_none_of_an_estimator_without(fit, ppo, tmp_path):
+    for name in ("plain", "rloo"):
+        fit(*ppo(**VARIANTS[name])).save_checkpoint(tmp_path / f"{name}.ckpt")
+    for name, resumed in (("plain", "rloo"), ("rloo", "plain")):
+        with pytest.raises(UserError, match=r"^--ckpt_path: found (a|no) critic in it, expected (a|no) critic for mod"):
+            fit(*ppo(**VARIANTS[resumed]), max_epochs=2, ckpt_path=tmp_path / f"{name}.ckpt")
+    trainer = fit(*ppo(**VARIANTS["grpo"]), max_epochs=2, ckpt_path=tmp_path / "rloo.ckpt")
+    assert trainer.logger.values("loss/kl"), "between iterations a run goes on by another without a critic"
+
+
+def test_a_group_of_one_is_told_before_the_first_answer(fit, ppo):
+    with pytest.raises(UserError, match=r"^data\.init_args\.answers: found 1, expected at least 2 with .*: rloo, by"):
+        fit(*ppo(estimator=EstimatorConfig("rloo")))
+
+
+def test_a_critic_may_value_several_answers_to_a_prompt(fit, ppo):
+    """Each is an episode like any other."""
+    module, data = ppo(answers=4, minibatches=2)
+    fit(module, data, limit_val_batches=0)
+    tokens, lengths, responses, mask, *_ = module.rollout
+    prompts = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    assert prompts == [prompt for prompt in prompts[::4] for _ in range(4)]
+    assert len(set(prompts)) == 2
+    answers = {tuple(row[kept].tolist()) for row, kept in zip(responses, mask, strict=True)}
+    assert len(answers) > 4, "of noise of their own"
+
+
+@pytest.mark.parametrize("variant", WITH_A_CRITIC.values(), ids=WITH_A_CRITIC)
 def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo, variant):
     """At ratio 1 the policy's loss is minus the mean of whitened advantages, 0, and the entropy is the sampler's. The
     critic still says what it said: its loss is half the squared distance to the returns (Schulman et al. 2017).
@@ -619,18 +697,19 @@ class Gradients(L.Callback):
 
 
 @each_variant
-def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo, variant):
-    """Answers differ in length, so a mean of micro-batch means is none over tokens; nor are the statistics."""
+def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo, reference, variant):
+    """Answers differ in length, so a mean of micro-batch means is none over tokens; nor are the statistics. Those to
+    one prompt are in different minibatches. The reference is another model, or the distance to it would be 0.
+    """
     found, logged = [], []
     for accumulate in (1, 2):
         seen = Gradients()
-        module, data = ppo(minibatches=2, episodes=16, temperature=2.0, max_new_tokens=16, **variant)
+        sizes = {"minibatches": 2, "episodes": 16, "temperature": 2.0, "max_new_tokens": 16}
+        module, data = ppo(**sizes, reference_from=reference, **variant)
         trainer = fit(module, data, callbacks=[seen], accumulate_grad_batches=accumulate)
         found.append(seen.steps)
-        measured = sorted(
-            {name for name, *_ in trainer.logger.points if name.startswith(("loss/", "policy/", "value/"))}
-        )
-        logged.append([trainer.logger.values(name) for name in ("train/loss", *measured)])
+        measured = sorted({key for key, *_ in trainer.logger.points if key.startswith(("loss/", "policy/", "value/"))})
+        logged.append([trainer.logger.values(key) for key in ("train/loss", *measured)])
         lengths = module.rollout.mask.sum(1)
         assert trainer.global_step == 2
     assert lengths.min() < lengths.max()
@@ -651,11 +730,12 @@ def test_dropout_stays_off_while_training(fit, ppo):
     assert states == [False]
 
 
-def test_the_reward_rises_on_a_toy_task(fit, ppo, functions):
+@pytest.mark.parametrize("name", ["plain", *BARE])
+def test_the_reward_rises_on_a_toy_task(fit, ppo, functions, name):
     module, data = ppo(
+        **{**VARIANTS[name], "kl": KLConfig(coef=0.0)},
         episodes=32,
         rewards="toy_rewards:share_of_g",
-        kl=KLConfig(coef=0.0),
         missing_eos_score=None,
         minibatches=2,
         ppo_epochs=2,
@@ -823,13 +903,13 @@ def alone(fit, ppo):
     return start
 
 
-@pytest.mark.parametrize("variant", [VARIANTS["plain"], VARIANTS["shared"]], ids=["plain", "shared"])
-def test_two_processes_collect_what_one_collects(alone, monkeypatch, variant):
+@pytest.mark.parametrize("name", ["plain", "shared", "rloo", "grpo"])
+def test_two_processes_collect_what_one_collects(alone, monkeypatch, name):
     """Each answers every second prompt and takes every second row of a minibatch; together they are the one process:
     its rollout, its KL, its rows, and its normaliser for a mean over both. Their coefficient follows the KL and counts
-    the episodes of both: 8 of 80 episodes, at a tenth more than the target.
+    the episodes of both: 8 of 80 episodes, at a tenth more than the target. Of a prompt's answers each has some.
     """
-    module, _ = alone(minibatches=2, temperature=2.0, seed=5, **variant)
+    module, _ = alone(minibatches=2, temperature=2.0, seed=5, **VARIANTS[name])
     shaken(module.policy, 3)
     gathered = {}
 
@@ -847,18 +927,22 @@ def test_two_processes_collect_what_one_collects(alone, monkeypatch, variant):
         return module.rollout, parts, module.logger.values("objective/kl")[-1], module.kl_coef
 
     rollout, parts, kl, _ = collect(0, 1)
-    module.kl_config = KLConfig(coef=0.1, target=kl / 1.1, horizon=80)
+    steered = 1.01 if name != "grpo" else 1.0  # its penalty is in the loss
+    if steered > 1:
+        module.kl_config = KLConfig(coef=0.1, target=kl / 1.1, horizon=80)
     monkeypatch.setattr(processes, "gathered", gather)
     collect(0, 2)
     ranks = [collect(rank, 2) for rank in (1, 0)]
     for found, _, own_kl, coefficient in ranks:
         assert own_kl == pytest.approx(kl, rel=1e-5)
-        assert coefficient == pytest.approx(0.1 * 1.01, rel=1e-5)
-        for field, whole in zip(found, rollout, strict=True):
+        assert coefficient == pytest.approx(0.1 * steered, rel=1e-5)
+        assert found.present().keys() == rollout.present().keys()
+        for field, whole in zip(found.present().values(), rollout.present().values(), strict=True):
             torch.testing.assert_close(field, whole, rtol=1e-3, atol=1e-3)
     for whole, *shares in zip(parts, *(parts for _, parts, _, _ in ranks), strict=True):
         assert sorted(row for share in shares for row in share.rows.tolist()) == sorted(whole.rows.tolist())
         assert [2 * share.normaliser for share in shares] == [whole.normaliser] * 2
+        assert [2 * share.sequences for share in shares] == [whole.sequences] * 2
 
 
 @each_variant
@@ -869,9 +953,9 @@ def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart,
     """
     ends = []
     for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
-        kl = KLConfig(coef=0.1, target=1.0, horizon=100)
-        held_to = reference if apart else None
-        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), kl=kl, reference_from=held_to, **variant)
+        given = {"kl": KLConfig(coef=0.1, target=1.0, horizon=100), **variant}
+        given |= {"reference_from": reference if apart else None}
+        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), **given)
         callbacks = [ExactCheckpoint(3, keep=100)]
         trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
         assert trainer.global_step == 8
@@ -922,7 +1006,7 @@ def test_a_run_is_seen_as_a_dashboard_and_as_reward_against_kl(fit, ppo, monkeyp
     trainer = fit(module, data, max_epochs=2, num_sanity_val_steps=2)
     pairs = list(zip(*(trainer.logger.values(f"val/{name}") for name in ("kl", "score")), strict=True))
     assert len(set(pairs)) == 2
-    assert writer.layouts == [PPO_LAYOUT]
+    assert writer.layouts == [ppo_layout(True)]
     assert [(tag, step) for tag, _, step in writer.figures] == [("val/score_against_kl", step) for step in (2, 4)]
     assert writer.figures[1][1] == [pytest.approx(pair) for pair in pairs]
     trainer.validate(module, data, verbose=False)
