@@ -17,7 +17,7 @@ from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.mixed import PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.sources import REVIEWS, load_splits
+from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
@@ -72,10 +72,10 @@ class PPODataModule(ResumableDataModule):
     """Prompts for reinforcement learning from human feedback (Ouyang et al. 2022, section 3.5).
 
     Args:
-        train: "reviews" (embedded; the openings of sentences), files, folders or globs of {"prompt"} rows or .txt
-            with one prompt a line, or a data set's name on the hub. Further columns, such as a reference answer, are
-            for reward functions that ask for them by name.
-        validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
+        train: "reviews" (embedded; the openings of sentences), "brackets" (made; to be closed), files, folders or globs
+            of {"prompt"} rows or .txt with one prompt a line, or a data set's name on the hub. Further columns, such as
+            a reference answer, are for reward functions that ask for them by name.
+        validation: The same; None: the source's own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
         episodes: Answers a rollout, over all processes: one device and eight take the same steps.
         answers: Of them to each prompt, every one with its own noise; RLOO and GRPO measure them by one another.
@@ -106,7 +106,7 @@ class PPODataModule(ResumableDataModule):
         sizes = {"episodes": episodes, "answers": answers, "val_batch_size": val_batch_size}
         expect_whole(1, **sizes, max_prompt_tokens=max_prompt_tokens)
         expect_whole(0, None, seed=seed)
-        expect_parted(PPODataModule, train, validation, train == REVIEWS, validation_fraction)
+        expect_parted(PPODataModule, train, validation, train in PARTED, validation_fraction)
         self.train_source, self.validation_source = train, validation
         expect(episodes % answers == 0, "episodes", episodes, f"a multiple of answers: {answers}")
         self.episodes, self.answers = episodes, answers

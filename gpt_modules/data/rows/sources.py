@@ -1,5 +1,5 @@
-"""Rows by name: embedded text (reviews, Shakespeare), generated tasks (`synthetic:2D+`), your own files (`files`) or a
-data set on the hub (`hub`), each checked (`schemas`).
+"""Rows by name: embedded text (reviews, Shakespeare), generated tasks (`synthetic:2D+`, brackets), your own files
+(`files`) or a data set on the hub (`hub`), each checked (`schemas`).
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 
-from gpt_modules.data.builtin import reviews, shakespeare, synthetic
+from gpt_modules.data.builtin import brackets, reviews, shakespeare, synthetic
 from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, refuse_twice, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, FieldError, Schema, check_row
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Source = str | Sequence[str]
 REVIEWS = "reviews"
 SHAKESPEARE = "shakespeare"
+BRACKETS = "brackets"
+PARTED = (REVIEWS, BRACKETS)  # whose rows for every procedure that reads them have a validation split of their own
 PRODUCTS, QUANTIFIERS, POSSESSIONS = LABELLED = ("products", "quantifiers", "possessions")
 _UNORDERED = ("choices", "responses")
 _SHOWN = ("text", "pair", "choices", "prompt", "response", "messages", "responses")
@@ -32,7 +34,7 @@ _SHOWN = ("text", "pair", "choices", "prompt", "response", "messages", "response
 
 def has_own_splits(source: Source) -> bool:
     """Whether a source parts itself into training and validation: what is embedded or generated does, files do not."""
-    return isinstance(source, str) and (source in (REVIEWS, SHAKESPEARE) or source.startswith(synthetic.PREFIX))
+    return isinstance(source, str) and (source in (*PARTED, SHAKESPEARE) or source.startswith(synthetic.PREFIX))
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -53,8 +55,8 @@ def load_rows(
     """All rows of a source, checked.
 
     Args:
-        source: "reviews", "shakespeare", "synthetic:TASK", a file, folder or glob (or a list of them), or a data set's
-            name on the hub, "owner/name" or "owner/name:config".
+        source: "reviews", "shakespeare", "brackets", "synthetic:TASK", a file, folder or glob (or a list of them), or a
+            data set's name on the hub, "owner/name" or "owner/name:config".
         split: Which part of what is embedded, generated or on the hub; files are taken whole.
         schema: The procedure that is to read the rows, or a check of its own for columns of any name.
         cache_dir: See `cache_folder`.
@@ -165,16 +167,16 @@ def load_splits(
     fraction: float = 0.05,
     k: int = 2,
 ) -> tuple[list[Row], list[Row]]:
-    """(training, validation) rows; without a validation source, the reviews' own or a split by hash (`split_rows`).
+    """(training, validation) rows; without a validation source, those of `PARTED` or a split by hash (`split_rows`).
 
     Raises:
         UserError: As `load_rows` and `split_rows`; or a file is given to train and to validate.
     """
-    if validation is None and train != REVIEWS:
+    if validation is None and train not in PARTED:
         return split_rows(load_rows(train, "train", schema, cache_dir=cache_dir), schema, fraction, train)
     if validation is not None:
         refuse_shared_files(train, validation)
-    held_out = load_rows(validation or REVIEWS, "validation", schema, cache_dir=cache_dir)
+    held_out = load_rows(validation or train, "validation", schema, cache_dir=cache_dir)
     rows = load_rows(train, "train", schema, cache_dir=cache_dir, k=k)
     if validation is not None:
         warn_of_shared_rows(rows, held_out, name_of(validation))
@@ -241,7 +243,7 @@ def _refuse_mistyped(item: str) -> None:
     """
     if item in LABELLED:
         raise UserError(f"{item}: found labelled rows, expected rows for this procedure")
-    own = [REVIEWS, SHAKESPEARE, *LABELLED, *(synthetic.PREFIX + task for task in synthetic.TASKS)]
+    own = [*PARTED, SHAKESPEARE, *LABELLED, *(synthetic.PREFIX + task for task in synthetic.TASKS)]
     near = [*get_close_matches(item, own, 3, LIKENESS), *near_files(item)]
     if near:
         meant = " or ".join(near)
@@ -252,10 +254,14 @@ def _own_rows(source: str, split: Split, schema: Schema | Check, check: Check) -
     """Rows of what is embedded or generated; only generated tasks have columns of their own."""
     if source == REVIEWS and not callable(schema):
         yield from _review_rows(split, schema)
+    elif source == BRACKETS and schema == "ppo":
+        yield from brackets.bracket_prompts(split)
     elif source.startswith(synthetic.PREFIX) and callable(schema):
         yield from map(check, synthetic.synthetic_items(synthetic.task_of(source), split=split))
     elif schema != "pretraining":
         raise UserError(f"{source}: found text to pretrain on, expected rows for this procedure")
+    elif source == BRACKETS:
+        yield from brackets.bracket_texts(split)
     elif source == SHAKESPEARE:
         yield {"text": shakespeare.shakespeare_text(split)}
     else:
@@ -265,6 +271,8 @@ def _own_rows(source: str, split: Split, schema: Schema | Check, check: Check) -
 def _own_fingerprint(source: str) -> str:
     if source == REVIEWS:
         return reviews.fingerprint()
+    if source == BRACKETS:
+        return f"{BRACKETS} {brackets.FORMAT_VERSION}"
     words = shakespeare.fingerprint()
     return words if source == SHAKESPEARE else f"{synthetic.FORMAT_VERSION} {synthetic.task_of(source)} {words}"
 
