@@ -22,10 +22,9 @@ from gpt_modules.training.callbacks.dashboard import ppo_layout
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import HeldOutText
 from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import HeldOut, gathered, in_order, joined
+from gpt_modules.training.processes import in_order
 from gpt_modules.training.rl.answers import predictions, side_by_side
 from gpt_modules.training.rl.average import Average
 from gpt_modules.training.rl.early_stop import StepsTaken
@@ -33,6 +32,7 @@ from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.gradients import clip_gradients, drop_gradients, grad_norm, named_groups, touch
+from gpt_modules.training.rl.held_out import HeldOutAnswers
 from gpt_modules.training.rl.models import change_units, check_fit, critic_folder, on_trunk, open_critic, shared_critic
 from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps, ptx_loss
 from gpt_modules.training.rl.rewards import RewardSource, reward_sources
@@ -59,7 +59,6 @@ from gpt_modules.training.rl.settings import (
 )
 from gpt_modules.training.rl.shaping import (
     Rollout,
-    diversity,
     expect_enough,
     over_processes,
     response_statistics,
@@ -73,9 +72,6 @@ from gpt_modules.training.rl.update import Outputs, Penalty, StepStatistics, upd
 from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
 from gpt_modules.training.sharding import refuse_sharding
 
-MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended", "repetition")  # of a held-out response
-SPREAD = "reward_spread"  # too, where an ensemble rewards
-_NO_ANSWER = (torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 0, dtype=torch.bool))  # of a process without rows
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 OF_REFERENCE = 2**31  # and from here, the reference's answers by which scores are normalised
 
@@ -200,13 +196,9 @@ class PPOModule(L.LightningModule):
         )
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
         self.kl_coef, self.iteration = float(self.kl_config.coef), -1
-        taken = sorted({"score_std", "temperature", SPREAD, *MEASURED} & self.monitor_sources.keys())
-        expect(not taken, "monitors", taken, "names that no metric of PPO has")
-        spread = [SPREAD] if any(source.ensemble for source in self.reward_sources) else []
-        measured = [*MEASURED, *spread, *self.monitor_sources]
-        self.held_out = HeldOut(*(prefix + name for prefix in self._prefixes for name in measured))
-        self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {prefix: [] for prefix in self._prefixes}
-        self.held_out_pretraining = {prefix: HeldOutText() for prefix in self._prefixes}
+        ensembles = any(source.ensemble for source in self.reward_sources)
+        prefixes = ["", "ema/"] if self.ema_config is not None and self.ema_config.export == "beside" else [""]
+        self.held_out = HeldOutAnswers(prefixes, list(self.monitor_sources), ensembles)
         self.rollout: Rollout | None = None
         self.frontier: list[tuple[float, float]] = []
         self._experience: ExperienceLoader | None = None
@@ -216,11 +208,6 @@ class PPOModule(L.LightningModule):
         self.average: Average | None = None
         self.policy: GPT
         self.critic: RewardModel | None
-
-    @property
-    def _prefixes(self) -> list[str]:
-        """Of the metrics of a validation, one for each model that answers."""
-        return ["", "ema/"] if self.ema_config is not None and self.ema_config.export == "beside" else [""]
 
     # --- models ---
 
@@ -518,20 +505,16 @@ class PPOModule(L.LightningModule):
         """Sample answers to held-out prompts with the same noise each time; score them with the reward and the
         monitors. The second loader has held-out pretraining text.
         """
+        answering = zip(self.held_out.prefixes, self.answering().values(), strict=True)
         if not isinstance(batch, PromptBatch):
-            for prefix, model in zip(self._prefixes, self.answering().values(), strict=True):
-                self.held_out_pretraining[prefix].read(model, batch)
-            return
-        if not len(batch.lengths):
-            return
-        columns: dict[str, Tensor] = {}
-        for prefix, model in zip(self._prefixes, self.answering().values(), strict=True):
-            scored = self._score(batch, VALIDATION, model)
-            measured = response_statistics(scored, self.reward_kl_coef, self.shaping)
-            measured |= {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
-            columns |= {prefix + name: values for name, values in measured.items()}
-            self._answers[prefix].append((scored.responses.cpu(), scored.mask.cpu()))
-        self.held_out.add(**columns)
+            for prefix, model in answering:
+                self.held_out.read(prefix, model, batch)
+        elif len(batch.lengths):
+            for prefix, model in answering:
+                scored = self._score(batch, VALIDATION, model)
+                measured = response_statistics(scored, self.reward_kl_coef, self.shaping)
+                monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
+                self.held_out.add(prefix, scored, **measured, **monitored)
 
     def on_validation_epoch_end(self) -> None:
         """Means over the held-out prompts, and the reward-against-KL figure; of pretraining text
@@ -554,19 +537,12 @@ class PPOModule(L.LightningModule):
         self._log_means("test")
 
     def _log_means(self, stage: str) -> dict[str, float]:
-        columns = self.held_out.take()
-        values = {f"{stage}/{name}": float(column.mean()) for name, column in columns.items()}
+        values = {f"{stage}/{name}": value for name, value in self.held_out.take().items()}
         if (temperature := self.sampling_config.eval_temperature) is not None:
             values[f"{stage}/temperature"] = float(temperature)
-        for prefix, answers in self._answers.items():
-            values[f"{stage}/{prefix}score_std"] = float(columns[f"{prefix}score"].std(unbiased=False))
-            responses, mask = gathered([joined(parts) for parts in zip(_NO_ANSWER, *answers, strict=True)])
-            values |= {f"{stage}/{prefix}{name}": float(value) for name, value in diversity(responses, mask).items()}
-            answers.clear()
         self.log_dict(values, sync_dist=True)  # equal on all processes; said, as Lightning warns otherwise
         if artefacts.pretraining_text(self) is not None:
-            for prefix, text in self.held_out_pretraining.items():
-                text.log(self, stage, f"{prefix}pretraining_")
+            self.held_out.log_text(self, stage)
         return values
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
@@ -641,7 +617,7 @@ class PPOModule(L.LightningModule):
 
     @property
     def _averages_beside(self) -> list[str]:
-        return [prefix.rstrip("/") for prefix in self._prefixes[1:]]
+        return [prefix.rstrip("/") for prefix in self.held_out.prefixes[1:]]
 
     @property
     def also_exports(self) -> list[str]:

@@ -1031,7 +1031,7 @@ def test_no_prompts_of_this_process_are_no_answers(ppo):
     nothing = PromptBatch(torch.zeros(0, 1, dtype=torch.long), *torch.zeros(3, 0, dtype=torch.long))
     module.validation_step(nothing, 0)
     assert module.predict_step(nothing, 0) == []
-    assert len(module.held_out.take()["score"]) == 0
+    assert len(module.held_out) == 0
 
 
 def test_a_rollout_is_logged_at_the_step_that_it_precedes_and_shown_beside_the_progress(fit, ppo, monkeypatch):
@@ -1249,8 +1249,12 @@ def test_every_number_of_the_constructor_is_checked(ppo, value):
 
 
 def test_a_monitor_cannot_take_the_place_of_a_metric(ppo, functions):
-    with pytest.raises(UserError, match=r"^monitors: found \['kl', 'score_std'\], expected names that no metric"):
-        ppo(monitors=dict.fromkeys(("score_std", "letters", "kl"), RewardSource(function="toy_rewards:length")))
+    names = ("score_std", "letters", "kl", "distinct_1", "ema/letters")
+    monitors = dict.fromkeys(names, RewardSource(function="toy_rewards:length"))
+    with pytest.raises(UserError, match=r"^monitors: found \['distinct_1', 'kl', 'score_std'\], expected names that"):
+        ppo(monitors=monitors)
+    with pytest.raises(UserError, match=r"^monitors: found \['distinct_1', 'ema/letters', 'kl', 'score_std'\], expec"):
+        ppo(monitors=monitors, ema=EMAConfig())
 
 
 def test_the_defaults_are_those_of_the_rlhf_codes():

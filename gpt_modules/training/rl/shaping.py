@@ -26,6 +26,8 @@ from gpt_modules.training.rl.settings import Shaping
 
 FEWEST = 8  # episodes of a minibatch that is whitened by itself, as Ziegler et al.'s code asserts
 
+DIVERSITY = ("length_p10", "length_p50", "length_p90", "distinct_1", "distinct_2")
+
 
 class Rollout(NamedTuple):
     """What the update needs of an iteration, or of a minibatch of it. R counts response tokens, the end-of-text token
@@ -197,8 +199,8 @@ def _critics_statistics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[s
 def diversity(responses: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"]) -> dict[str, Float[Tensor, ""]]:
     """What no mean over responses tells: how their lengths spread, and how many words they have between them."""
     lengths = mask.sum(1).double()
-    spread = {f"length_p{percent}": lengths.quantile(percent / 100) for percent in (10, 50, 90)}
-    return spread | {f"distinct_{n}": distinct_ngrams(responses, mask, n) for n in (1, 2)}
+    quantiles = [lengths.quantile(percent / 100) for percent in (10, 50, 90)]
+    return dict(zip(DIVERSITY, [*quantiles, *(distinct_ngrams(responses, mask, n) for n in (1, 2))], strict=True))
 
 
 def sampler_agreement(scored: Scored) -> dict[str, Float[Tensor, ""]]:
