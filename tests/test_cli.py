@@ -127,8 +127,8 @@ def test_a_run_outlives_its_readers():
 
 def test_recipes_are_listed_printed_and_copied_once(gpt, tmp_path):
     listed = gpt.run("recipes", "ppo", cwd=tmp_path)
-    files = sorted((Path(__file__).parents[1] / "recipes/ppo").iterdir())
-    assert [line.split()[0] for line in listed.stdout.splitlines()] == [f"ppo/{file.stem}" for file in files]
+    files = (Path(__file__).parents[1] / "recipes/ppo").iterdir()
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == sorted(f"ppo/{file.stem}" for file in files)
     printed = gpt.run("recipes", "ppo/tiny", cwd=tmp_path)
     assert yaml.safe_load(printed.stdout)["model"]["class_path"] == "PPOModule"
     assert gpt.run("recipes", "ppo/tiny", "--copy", "my.yaml", cwd=tmp_path).status == 0
