@@ -144,7 +144,7 @@ class ExactCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self.keep = keep
         self._requested: int | None = None
-        self._saved_step = -1
+        self._step = -1
         self._after_validation = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -157,7 +157,7 @@ class ExactCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the signals; Lightning restores the earlier handlers when the run ends."""
-        self._saved_step = trainer.global_step
+        self._step = trainer.global_step
         loop, epoch = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
         if loop.restarted_mid_epoch and epoch.processed == epoch.ready:  # type: ignore[attr-defined]
             # The checkpoint was written at an epoch's last batch: what follows is a new epoch. Lightning takes it for
@@ -174,7 +174,8 @@ class ExactCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Save when due, never inside an accumulation window; leave when asked to."""
-        if trainer.global_step == self._saved_step:
+        stepped, self._step = trainer.global_step != self._step, trainer.global_step
+        if not stepped:  # what is accumulated of the next step no checkpoint holds
             return
         last = self._is_last(trainer)  # what fails after it costs no training
         if not self._asked_to_stop(trainer) and not last and trainer.global_step % self.every_n_steps:
@@ -213,7 +214,6 @@ class ExactCheckpoint(Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of this step, then drop the oldest beyond `keep`."""
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step:08d}.ckpt")
-        self._saved_step = trainer.global_step
         if trainer.is_global_zero:
             for old in checkpoints(self.folder)[: -self.keep]:
                 trainer.strategy.remove_checkpoint(old)

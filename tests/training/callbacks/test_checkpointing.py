@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import signal
 import subprocess
 import sys
 import warnings
@@ -210,3 +211,27 @@ def test_the_last_step_of_the_last_epoch_is_kept_though_more_steps_were_allowed(
         callbacks=[ExactCheckpoint(every_n_steps=5000)],
     )
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"step={trainer.global_step:08d}.ckpt"]
+
+
+@pytest.mark.parametrize("word", ["sft", "ppo"])
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_run_that_is_told_to_stop_finishes_its_step(fit, procedure, tmp_path, word, index):
+    """Of two micro-batches: what is accumulated of a step is in no checkpoint, so that none is written inside one."""
+    checkpoint = ExactCheckpoint(1000)
+
+    class Told(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if batch_idx == index:
+                checkpoint._request_stop(signal.SIGTERM, None)
+
+    def run(*callbacks, path=None):
+        L.seed_everything(0, verbose=False)
+        settings = {"accumulate_grad_batches": 2, "enable_checkpointing": True, "max_epochs": 2, "ckpt_path": path}
+        return fit(*procedure(word), callbacks=[RandomState(), *callbacks], **settings).lightning_module.state_dict()
+
+    with pytest.raises(SystemExit, match="143"):
+        run(checkpoint, Told())
+    (saved,) = checkpoints(tmp_path / "checkpoints")
+    assert saved.stem == f"step={index // 2 + 1:08d}"
+    straight, resumed = run(ExactCheckpoint(1000)), run(ExactCheckpoint(1000), path=saved)
+    assert all(torch.equal(value, resumed[name]) for name, value in straight.items())

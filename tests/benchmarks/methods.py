@@ -1,0 +1,295 @@
+"""PPO, PPO-ptx, RLOO, GRPO, DPO and the best of n from the same SFT and reward models: what each gains at the same
+distance from the SFT model, at the same processor time, and what it forgets of the pretraining text.
+
+    python tests/benchmarks/methods.py measure --demo runs/demo --work runs/methods --seeds 0 1 2
+    python tests/benchmarks/methods.py collect --work runs/methods
+    python tests/benchmarks/methods.py draw
+
+Every policy answers the held-out prompts of `ppo/tiny` with the same noise. `score` is the reward model's, `finished`
+the same with -2 for an answer without an end (what the methods with a rollout optimise), `vader` the rules that none
+optimises.
+
+measure: what is done stays done; seeds may be measured at the same time. collect: what is measured so far, into
+`notebooks/figures/methods.json`, and as a table. draw: its figure, beside it.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+from overoptimisation import gpt
+
+FILE = Path(__file__).parents[2] / "notebooks/figures/methods.json"
+COMMAND = "python tests/benchmarks/methods.py measure --seeds 0 1 2"
+CURVES = {
+    "kl": "val/kl", "score": "val/score", "finished": "val/optimised_score", "vader": "val/vader", "ended": "val/ended",
+    "perplexity": "val/pretraining_perplexity",
+}  # fmt: skip
+TEXT = ("--data.pretraining.train", "reviews", "--data.pretraining.isolate_documents", "true")  # as pretraining/tiny
+ROLLOUTS = {
+    "PPO": ("ppo/tiny", TEXT),
+    "PPO-ptx": ("ppo/tiny-ptx", ()),
+    "RLOO": ("ppo/rloo-tiny", TEXT),
+    "GRPO": ("ppo/grpo-tiny", (*TEXT, "--model.kl.coef", 0.12, "--model.kl.loss", "null")),
+}
+"""Recipe of each method and what is said beside; the penalty is the same, in the reward, or no KL would be equal."""
+BETAS = (0.3, 0.1, 0.05)
+UNFINISHED = -2.0
+LEVELS = (2.0, 4.0, 6.0, 8.0)  # nats an answer
+SECONDS = (30.0, 60.0, 90.0)  # of a processor
+
+
+class World(NamedTuple):
+    """One seed's files.
+
+    demo: what `make demo` leaves.
+    iterations: of each method with a rollout, where they are not the recipe's.
+    draws: answers that the best of n is one of.
+    """
+
+    demo: Path
+    work: Path
+    seed: int
+    iterations: int | None = None
+    draws: int = 64
+
+    def common(self) -> list[Any]:
+        sft, reward = (self.demo / f"{word}/export" for word in ("sft", "reward"))
+        size = () if self.iterations is None else ("--data.episodes", 16, "--trainer.check_val_every_n_epoch", 1)
+        return ["--model.init_from", sft, "--model.rewards", reward, "--model.seed", self.seed, *size]
+
+
+def timed(world: World, folder: Path, *words: Any) -> None:
+    """A fit, unless it is done; leaves the processor's seconds that it took."""
+    if (folder / "seconds.json").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    root = ("--trainer.default_root_dir", folder, "--seed_everything", world.seed, "--data.seed", world.seed)
+    gpt(folder.with_suffix(".log"), "fit", *words, *root, "--checkpoint.every_n_steps", 10**6)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = {"cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
+    (folder / "seconds.json").write_text(json.dumps(spent | {"wall": time.perf_counter() - started}))
+
+
+def judged(world: World, policy: Path) -> None:
+    """The measures of `CURVES` of a finished policy: a validation of it as PPO's, against the SFT model."""
+    root = policy.parent / "judged"
+    if (root / "done").exists():
+        return
+    shutil.rmtree(root, ignore_errors=True)
+    sft = world.demo / "sft/export"
+    words = [*world.common(), *TEXT, "--model.init_from", policy, "--model.reference_from", sft]
+    log = policy.parent / "judged.log"
+    gpt(log, "validate", "--config", "recipes/ppo/tiny.yaml", *words, "--trainer.default_root_dir", root)
+    (root / "done").touch()
+
+
+def best_of_n(world: World) -> None:
+    """Scores of `draws` answers of the SFT model to each held-out prompt."""
+    path = world.work / "draws.pt"
+    if path.exists():
+        return
+    import torch
+
+    from gpt_modules import PPODataModule, load_pretrained
+    from gpt_modules.training.rl.rewards import Reward, RewardSource
+    from gpt_modules.training.rl.rollout import sample
+    from gpt_modules.training.rl.settings import Sampling
+
+    before = time.process_time()
+    data = PPODataModule("reviews", tokenizer=str(world.demo / "sft/export"), episodes=64, val_batch_size=64)
+    data.setup("fit")
+    end = data.tokenizer.eos_id
+    model = load_pretrained(world.demo / "sft/export", kind="gpt").eval()
+    sources = {
+        "score": RewardSource(folder=str(world.demo / "reward/export")),
+        "vader": RewardSource(function="gpt_modules.evaluation.sentiment:vader"),
+    }
+    scorers = {name: Reward([source], data.tokenizer, lambda model: model) for name, source in sources.items()}
+    found: dict[str, list[Any]] = {name: [] for name in (*scorers, "ended")}
+    with torch.no_grad():
+        for draw in range(world.draws):
+            columns: dict[str, list[Any]] = {name: [] for name in found}
+            for batch in data.val_dataloader():
+                sequences, *_ = sample(model, batch, Sampling(32, 1.0, (end,)), (world.seed, draw))
+                columns["ended"].append(sequences.ended)
+                for name, scorer in scorers.items():
+                    columns[name].append(scorer(sequences).totals)
+            for name, parts in columns.items():
+                found[name].append(torch.cat(parts))
+    stacked = {name: torch.stack(columns, 1) for name, columns in found.items()}
+    torch.save(stacked | {"seconds": torch.tensor(time.process_time() - before)}, path)
+
+
+def measure(world: World) -> None:
+    """All of a seed."""
+    world.work.mkdir(parents=True, exist_ok=True)
+    epochs = () if world.iterations is None else ("--trainer.max_epochs", world.iterations)
+    for name, (recipe, words) in ROLLOUTS.items():
+        timed(world, world.work / name, "--config", f"recipes/{recipe}.yaml", *world.common(), *words, *epochs)
+    few = () if world.iterations is None else ("--trainer.limit_train_batches", 2)
+    for beta in BETAS:
+        folder, sft = world.work / f"DPO-{beta}", world.demo / "sft/export"
+        words = ["--model.init_from", sft, "--model.beta", beta, "--model.sample_prompts", "null", *few]
+        timed(world, folder, "--config", "recipes/dpo/tiny.yaml", *words)
+        judged(world, folder / "export")
+    best_of_n(world)
+
+
+# --- results ---
+
+
+def curve(folder: Path, seconds: float) -> dict[str, list[float]]:
+    """What was held out, by processor seconds: as far as each validation's step is of the whole run."""
+    from gpt_modules.commands.pipelines.report import read_curve
+
+    columns = {name: dict(read_curve(folder, tag)) for name, tag in CURVES.items()}
+    steps = sorted(columns["kl"])
+    found = {name: [round(column[step], 4) for step in steps] for name, column in columns.items()}
+    last = max(steps[-1], 1)
+    return found | {"seconds": [round(seconds * step / last, 1) for step in steps]}
+
+
+def of_dpo(work: Path, sft: dict[str, float]) -> dict[str, list[float]]:
+    """A point for each beta, from the SFT model on."""
+    points = [{**sft, "seconds": 0.0}]
+    for folder in sorted(work.glob("DPO-*"), key=lambda path: -float(path.name.removeprefix("DPO-"))):
+        if folder.is_dir() and (folder / "judged/done").exists():
+            seconds = json.loads((folder / "seconds.json").read_text())["cpu"]
+            points.append({name: values[-1] for name, values in curve(folder / "judged", seconds).items()})
+            points[-1]["seconds"] = round(seconds, 1)
+    return {name: [point[name] for point in points] for name in points[0]}
+
+
+def of_best(path: Path, perplexity: float) -> dict[str, list[float]]:
+    """The best of 1, 2, 4, ... by what PPO optimises."""
+    import torch
+
+    from gpt_modules.functional import best_of_n_kl, best_of_n_mean
+
+    draws = torch.load(path, weights_only=True)
+    optimised, count = torch.where(draws["ended"], draws["score"], UNFINISHED), draws["score"].shape[1]
+    counts = [2**power for power in range(count.bit_length()) if 2**power <= count]
+    found = {"score": draws["score"], "finished": optimised, "vader": draws["vader"], "ended": draws["ended"].float()}
+    columns = {
+        name: [round(float(best_of_n_mean(optimised, values, n).mean()), 4) for n in counts]
+        for name, values in found.items()
+    }
+    kl = [round(best_of_n_kl(n), 4) for n in counts]
+    return {"kl": kl, **columns, "perplexity": [perplexity] * len(kl), "seconds": [0.0] * len(kl)}
+
+
+def collect(work: Path) -> dict[str, Any]:
+    """Everything that is measured so far."""
+    found = []
+    for seed in sorted(work.glob("seed-*")):
+        number = int(seed.name.removeprefix("seed-"))
+        done = {name: seed / name for name in ROLLOUTS if (seed / name / "seconds.json").exists()}
+        for name, folder in done.items():
+            spent = json.loads((folder / "seconds.json").read_text())["cpu"]
+            found.append({"seed": number, "method": name, **curve(folder, spent)})
+        if "PPO" in done:
+            sft = {name: found[-len(done)][name][0] for name in CURVES}
+            found.append({"seed": number, "method": "DPO", **of_dpo(seed, sft)})
+            if (seed / "draws.pt").exists():
+                best = of_best(seed / "draws.pt", sft["perplexity"])
+                found.append({"seed": number, "method": "best of n", **best})
+    return {"command": COMMAND, "curves": found}
+
+
+def at(one: dict[str, Any], axis: str, level: float, name: str) -> float | None:
+    """A curve's value where it first comes to this level of an axis, between two measured points; None: it does not."""
+    places, values = one[axis], one[name]
+    for before, after in zip(range(len(places) - 1), range(1, len(places)), strict=True):
+        low, high = places[before], places[after]
+        if low <= level <= high and high > low:
+            part = (level - low) / (high - low)
+            return float(values[before] + part * (values[after] - values[before]))
+    return None
+
+
+def spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") if values else "–"
+
+
+def table(results: dict[str, Any]) -> str:
+    """Mean and standard deviation over seeds of each method, at levels of the KL, then of the processor's time."""
+    lines = []
+    shown = {"score": "score", "finished": "finished", "vader": "VADER", "perplexity": "perplexity"}
+    methods = list(dict.fromkeys(one["method"] for one in results["curves"]))
+    for axis, levels, unit in (("kl", LEVELS, "nats"), ("seconds", SECONDS, "CPU s")):
+        lines += [f"| at | method | seeds | {' | '.join(shown.values())} | KL |", "|" + "---|" * (len(shown) + 4)]
+        for level in levels:
+            for method in methods:
+                seeds = [one for one in results["curves"] if one["method"] == method]
+                if axis == "seconds" and method in ("DPO", "best of n"):
+                    continue
+                columns = [
+                    [value for one in seeds if (value := at(one, axis, level, name)) is not None]
+                    for name in (*shown, "kl")
+                ]
+                if columns[0]:
+                    cells = " | ".join(map(spread, columns))
+                    lines.append(f"| {level:g} {unit} | {method} | {len(columns[0])} | {cells} |")
+        lines.append("")
+    lines += ["| method | CPU s | score | finished | VADER | ended | KL | perplexity |", "|" + "---|" * 8]
+    for method in methods:
+        seeds = [one for one in results["curves"] if one["method"] == method]
+        names = ("seconds", "score", "finished", "vader", "ended", "kl", "perplexity")
+        lines.append(f"| {method} | {' | '.join(spread([one[name][-1] for one in seeds]) for name in names)} |")
+    return "\n".join(lines)
+
+
+def figure(results: dict[str, Any]) -> Any:
+    """Score, VADER and the perplexity of pretraining text against the distance from the SFT model."""
+    from matplotlib import pyplot as plt
+
+    drawn, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    colors: dict[str, str] = {}
+    for one in results["curves"]:
+        method = one["method"]
+        label = None if method in colors else method
+        color = colors.setdefault(method, f"C{len(colors)}")
+        for axes, name in zip(panels, ("finished", "vader", "perplexity"), strict=True):
+            axes.plot(one["kl"], one[name], "-o", color=color, alpha=0.7, markersize=3, label=label)
+    titles = ("score, -2 without an end", "VADER", "perplexity of pretraining text")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(xlabel="KL to the SFT model, nats an answer", title=title)
+    panels[0].legend(fontsize="small")
+    return drawn
+
+
+def main() -> None:
+    """One of the three."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=("measure", "collect", "draw"))
+    parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` leaves")
+    parser.add_argument("--work", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=FILE)
+    parser.add_argument("--tiny", action="store_true", help="next to nothing, to see that it runs")
+    options = parser.parse_args()
+    if options.step == "measure":
+        import gpt_modules.commands.fit  # noqa: F401 -- every command is a fork of this
+
+        size = (2, 4) if options.tiny else (None, 64)
+        for seed in options.seeds:
+            measure(World(options.demo.resolve(), options.work.resolve() / f"seed-{seed}", seed, *size))
+    if options.step == "draw":
+        figure(json.loads(options.output.read_text())).savefig(options.output.with_suffix(".png"), dpi=110)
+        return
+    results = collect(options.work)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(results) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
