@@ -84,7 +84,8 @@ class Micro:
         """A recipe of some thirty steps that logs each of them and saves every second one.
 
         Args:
-            word: or `ppo-shared`, which is `ppo` with all that a shared trunk, an average and an early stop carry.
+            word: or one with a variant; `ppo-shared` is `ppo` with all that a shared trunk, an average and an early
+                stop carry.
             changes: `section__key=value`, laid over the sections `trainer`, `model`, `data`, `checkpoint` and `export`.
         """
         word, _, variant = word.partition("-")
@@ -100,7 +101,7 @@ class Micro:
             },
         }
         recipe["export"]["mode"] = "max" if word in ("reward", "dpo", "ppo") else "min"
-        if variant:
+        if variant == "shared":
             changes = {**SHARED_TRUNK, **changes}
         for place, value in changes.items():
             section, _, key = place.partition("__")

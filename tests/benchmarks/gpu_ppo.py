@@ -39,7 +39,7 @@ def random_prompts(options: argparse.Namespace) -> Any:
     from gpt_modules.data import PromptBatch, Tokenizer
 
     class RandomPrompts(L.LightningDataModule):
-        tokenizer, episodes, longest_prompt = Tokenizer.gpt2(), options.episodes, options.prompt
+        tokenizer, episodes, answers, longest_prompt = Tokenizer.gpt2(), options.episodes, 1, options.prompt
 
         def prompts(self, iteration: int, rank: int, world: int) -> PromptBatch:
             tokens = torch.randint(self.tokenizer.vocab_size - 1, (options.episodes, options.prompt))

@@ -120,7 +120,8 @@ def random_prompts(folder: str, options: argparse.Namespace) -> Any:
     from gpt_modules.data import PromptBatch, Tokenizer
 
     class RandomPrompts(L.LightningDataModule):
-        tokenizer, episodes, longest_prompt = Tokenizer.load(f"{folder}/policy"), EPISODES, PROMPT
+        tokenizer, episodes, answers = Tokenizer.load(f"{folder}/policy"), EPISODES, 1
+        longest_prompt = PROMPT
 
         def prompts(self, iteration: int, rank: int, world: int) -> PromptBatch:
             tokens, numbers = prompts(options, self.tokenizer.vocab_size, iteration), torch.arange(EPISODES)

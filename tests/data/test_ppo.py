@@ -53,10 +53,10 @@ def test_each_prompt_stands_there_for_its_answers(data, answers):
     for iteration in (0, 3, 700):
         whole = several.prompts(iteration)
         assert whole.numbers.tolist() == list(range(16 * answers))
-        assert rows(whole) == [row for row in rows(data.prompts(iteration)) for _ in range(answers)]
+        assert rows_of(whole) == [row for row in rows_of(data.prompts(iteration)) for _ in range(answers)]
     ranks = [several.prompts(3, rank, 8) for rank in range(8)]
-    together = {number: row for rank in ranks for number, row in zip(rank.numbers.tolist(), rows(rank), strict=True)}
-    assert [together[number] for number in range(16 * answers)] == rows(several.prompts(3))
+    together = {number: row for rank in ranks for number, row in zip(rank.numbers.tolist(), rows_of(rank), strict=True)}
+    assert [together[number] for number in range(16 * answers)] == rows_of(several.prompts(3))
     assert all(int(rank.lengths.max()) == rank.tokens.shape[1] for rank in ranks)
 
 

@@ -112,8 +112,10 @@ def test_rows_are_those_of_the_same_lines_of_json(tmp_path, procedure):
     (tmp_path / "a.jsonl").write_text("".join(lines))
     check = LabelledRow("classification", Columns()) if procedure == "finetuning" else procedure
     found, expected = (load_rows(str(tmp_path / f"a.{ending}"), "train", check) for ending in ("parquet", "jsonl"))
+    further = [row.pop("columns", {}) for row in found]
     assert found == expected
     assert len(found) == 2
+    assert [set(columns) for columns in further] == [{"when", "image"} if procedure == "ppo" else set(), set()]
 
 
 @pytest.mark.parametrize(
