@@ -15,6 +15,7 @@ measure: what is done stays done; seeds may be measured at the same time. collec
 
 import argparse
 import json
+import re
 import resource
 import shutil
 import time
@@ -80,15 +81,14 @@ def timed(world: World, folder: Path, *words: Any) -> None:
 
 def judged(world: World, policy: Path) -> None:
     """The measures of `CURVES` of a finished policy: a validation of it as PPO's, against the SFT model."""
-    root = policy.parent / "judged"
-    if (root / "done").exists():
+    found = policy.parent / "judged.json"
+    if found.exists():
         return
-    shutil.rmtree(root, ignore_errors=True)
-    sft = world.demo / "sft/export"
-    words = [*world.common(), *TEXT, "--model.init_from", policy, "--model.reference_from", sft]
-    log = policy.parent / "judged.log"
-    gpt(log, "validate", "--config", "recipes/ppo/tiny.yaml", *words, "--trainer.default_root_dir", root)
-    (root / "done").touch()
+    log = found.with_suffix(".log")
+    words = [*world.common(), *TEXT, "--model.init_from", policy, "--model.reference_from", world.demo / "sft/export"]
+    gpt(log, "validate", "--config", "recipes/ppo/tiny.yaml", *words)
+    told = dict(re.findall(r"(val/\w+)\W+(-?[\d.]+(?:e-?\d+)?)", log.read_text()))
+    found.write_text(json.dumps({name: float(told[tag]) for name, tag in CURVES.items()}))
 
 
 def best_of_n(world: World) -> None:
@@ -160,11 +160,11 @@ def curve(folder: Path, seconds: float) -> dict[str, list[float]]:
 def of_dpo(work: Path, sft: dict[str, float]) -> dict[str, list[float]]:
     """A point for each beta, from the SFT model on."""
     points = [{**sft, "seconds": 0.0}]
-    for folder in sorted(work.glob("DPO-*"), key=lambda path: -float(path.name.removeprefix("DPO-"))):
-        if folder.is_dir() and (folder / "judged/done").exists():
-            seconds = json.loads((folder / "seconds.json").read_text())["cpu"]
-            points.append({name: values[-1] for name, values in curve(folder / "judged", seconds).items()})
-            points[-1]["seconds"] = round(seconds, 1)
+    for beta in BETAS:
+        folder = work / f"DPO-{beta}"
+        if (folder / "judged.json").exists():
+            point = json.loads((folder / "judged.json").read_text())
+            points.append(point | {"seconds": round(json.loads((folder / "seconds.json").read_text())["cpu"], 1)})
     return {name: [point[name] for point in points] for name in points[0]}
 
 
