@@ -49,7 +49,8 @@ def folder(micro, tmp_path):
 
 
 def test_readme_has_a_command_for_every_procedure_that_reads_rows():
-    assert [words[2].partition("/")[0] for words in COMMANDS] == ["pretraining", "finetuning", "sft", "reward", "ppo"]
+    procedures = [words[2].partition("/")[0] for words in COMMANDS]
+    assert procedures == ["pretraining", "finetuning", "sft", "reward", "ppo", "dpo"]
 
 
 @pytest.mark.parametrize(

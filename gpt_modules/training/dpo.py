@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as L
+import torch
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, LoRAConfig
@@ -28,6 +29,8 @@ from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import refuse_sharding
+
+ROUNDING = 1e-4  # nats of a whole answer, which policy and reference read in other batches
 
 
 class State(NamedTuple):
@@ -158,11 +161,14 @@ class DPOModule(L.LightningModule):
         self.right.close(self)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
-        """Over all untied pairs; the loss over all prompts that have one."""
+        """Over all untied pairs; the loss over all prompts that have one. A policy that still is its reference lies by
+        rounding beside it, and prefers nothing.
+        """
         if not len(batch.mask):
             return
         found, logprobs = self.losses(batch, "validation")
-        self.held_out.add(batch, found.rewards)
+        moved = found.rewards.abs() > self.hparams["beta"] * ROUNDING
+        self.held_out.add(batch, torch.where(moved, found.rewards, 0.0))
         prompt, better, worse = untied_pairs(batch.ranks, batch.mask)
         self.held_out_logprobs.add(chosen_logprob=logprobs[prompt, better], rejected_logprob=logprobs[prompt, worse])
 

@@ -505,16 +505,17 @@ class PPOModule(L.LightningModule):
         """Sample answers to held-out prompts with the same noise each time; score them with the reward and the
         monitors. The second loader has held-out pretraining text.
         """
-        answering = zip(self.held_out.prefixes, self.answering().values(), strict=True)
         if not isinstance(batch, PromptBatch):
-            for prefix, model in answering:
+            for prefix, model in zip(self.held_out.prefixes, self.answering().values(), strict=True):
                 self.held_out.read(prefix, model, batch)
-        elif len(batch.lengths):
-            for prefix, model in answering:
-                scored = self._score(batch, VALIDATION, model)
-                measured = response_statistics(scored, self.reward_kl_coef, self.shaping)
-                monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
-                self.held_out.add(prefix, scored, **measured, **monitored)
+            return
+        if not len(batch.lengths):
+            return
+        for prefix, model in zip(self.held_out.prefixes, self.answering().values(), strict=True):
+            scored = self._score(batch, VALIDATION, model)
+            measured = response_statistics(scored, self.reward_kl_coef, self.shaping)
+            monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
+            self.held_out.add(prefix, scored, **measured, **monitored)
 
     def on_validation_epoch_end(self) -> None:
         """Means over the held-out prompts, and the reward-against-KL figure; of pretraining text

@@ -42,7 +42,6 @@ from gpt_modules.training.callbacks.writer import log_interval, tensorboard
 from gpt_modules.training.processes import HeldOut
 
 CALIBRATION_BINS = 10
-ROUNDING = 1e-4  # of a score, nats: log-probabilities of whole answers are sums of hundreds
 MOST = 20  # curves of a kind: more than one can tell apart
 LONGEST_NAME = 60  # characters
 SCORE_MARGINS = ("score_0_or_less", "score_1", "score_2", "score_3_or_more")
@@ -101,8 +100,7 @@ class PreferenceMetrics:
         ]
         metrics = {name: value for group in found for name, value in group.items()}
         correlation = float(deviation_correlation(answers["score"], answers["length"]))
-        # Neither the scores nor the lengths are all the same; a policy that DPO has not moved yet scores by rounding.
-        if math.isfinite(correlation) and float(answers["score"].square().mean()) > ROUNDING**2:
+        if math.isfinite(correlation):  # neither the scores nor the lengths are all the same
             metrics["length_correlation"] = correlation
         return Preferences(self._prompts.take()["loss"], pairs["margin"], metrics)
 
