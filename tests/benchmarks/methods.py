@@ -15,6 +15,7 @@ measure: what is done stays done; seeds may be measured at the same time. collec
 
 import argparse
 import json
+import math
 import re
 import resource
 import shutil
@@ -87,7 +88,8 @@ def judged(world: World, policy: Path) -> None:
     log = found.with_suffix(".log")
     words = [*world.common(), *TEXT, "--model.init_from", policy, "--model.reference_from", world.demo / "sft/export"]
     gpt(log, "validate", "--config", "recipes/ppo/tiny.yaml", *words)
-    told = dict(re.findall(r"(val/\w+)\W+(-?[\d.]+(?:e-?\d+)?)", log.read_text()))
+    told: dict[str, Any] = dict(re.findall(r"(val/\w+)[^\w-]+(-?[\d.]+(?:e-?\d+)?)", log.read_text()))
+    told["val/pretraining_perplexity"] = math.exp(float(told["val/pretraining_loss"]))  # its name is cut in the table
     found.write_text(json.dumps({name: float(told[tag]) for name, tag in CURVES.items()}))
 
 
