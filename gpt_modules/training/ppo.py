@@ -313,11 +313,12 @@ class PPOModule(L.LightningModule):
     def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored:
         """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise."""
         key, rows, sampling = (self.hparams["seed"], draw), self.hparams["score_rows"], self.sampling
-        if draw == VALIDATION:
-            sampling = sampling._replace(draw=self.sampling_config.eval_temperature)
+        critic = self.critic
+        if draw == VALIDATION:  # which asks for no values
+            critic, sampling = None, sampling._replace(draw=self.sampling_config.eval_temperature)
         with inference(self):
             frozen, policy = self.frozen, policy or self.policy
-            return score_responses(policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, self.critic)
+            return score_responses(policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, critic)
 
     def collect(self) -> Rollout:
         """The next iteration's rollout. The experience loader asks for it when an epoch's first batch is asked of it,
