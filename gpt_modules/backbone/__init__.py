@@ -12,6 +12,7 @@ from gpt_modules.backbone.heads import ClassificationHead, MultipleChoiceHead, S
 from gpt_modules.backbone.labelling import LabellingModel
 from gpt_modules.backbone.lora import LoRAConfig, add_lora, base_of, lend_merged, merge_lora, without_lora
 from gpt_modules.backbone.models import GPT, RewardModel
+from gpt_modules.backbone.rotary import RopeScaling
 
 __all__ = [
     "GPT",
@@ -28,6 +29,7 @@ __all__ = [
     "LoRAConfig",
     "MultipleChoiceHead",
     "RewardModel",
+    "RopeScaling",
     "ScalarHead",
     "SimilarityHead",
     "add_lora",

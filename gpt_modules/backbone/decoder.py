@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from gpt_modules.backbone.config import DecoderConfig
+from gpt_modules.backbone.config import GPT_FIELDS, DecoderConfig
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
 from gpt_modules.errors import UserError
@@ -120,6 +120,8 @@ class Decoder(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
+        if beyond := sorted(config.to_dict().keys() - set(GPT_FIELDS)):
+            raise UserError(f"config: {beyond[0]}: found {getattr(config, beyond[0])}, expected none: not built yet")
         self.config = config
         self.compiled = False
         self.recompute = False  # a block's activations in the backward pass, instead of storing them

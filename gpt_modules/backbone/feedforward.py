@@ -5,7 +5,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gpt_modules.backbone.config import LARGEST_SIZE
+from gpt_modules.backbone.config_rules import LARGEST_SIZE
 from gpt_modules.errors import expect
 
 

@@ -87,7 +87,7 @@ def can_fuse(config: DecoderConfig, device: torch.device, training: bool) -> boo
     Not where attention drops out, which the kernel does not know. Nor in evaluation: rows there are of any length, and
     many lengths are many compilations.
     """
-    if device.type != "cuda" or not training or config.attn_pdrop > 0.0 or config.head_size < FUSED_HEAD_SIZE:
+    if device.type != "cuda" or not training or config.attn_pdrop > 0.0 or config.head_width < FUSED_HEAD_SIZE:
         return False
     # Triton needs tensor cores, compute capability 7; ROCm devices count differently and all have what it takes.
     capable = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)

@@ -47,7 +47,7 @@ class KVCache:
         }
         # A static cache multiplies unfilled slots by weights of zero, and zero times an uninitialised NaN is NaN.
         allocate = torch.zeros if static else torch.empty
-        shapes = [(batch, config.n_head, slots[kind], config.head_size) for kind in self.kinds]
+        shapes = [(batch, config.kv_heads, slots[kind], config.head_width) for kind in self.kinds]
         self.keys = [allocate(shape, device=device, dtype=dtype) for shape in shapes]
         self.values = [allocate(shape, device=device, dtype=dtype) for shape in shapes]
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gpt_modules.backbone.config import MOST_LAYERS, Attention, DecoderConfig, Init
+from gpt_modules.backbone.config import GPT_FIELDS, Attention, DecoderConfig, Init
+from gpt_modules.backbone.config_rules import MOST_LAYERS
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.storage.json_files import shown
@@ -80,6 +81,8 @@ def family_of(config: DecoderConfig, task: Labelling | None = None) -> Family:
     Dense models without biases of queries, keys and values are GPT-Neo's with global attention throughout. GPT-Neo has
     no multiple-choice head.
     """
+    if config.to_dict().keys() - set(GPT_FIELDS):
+        return "gpt_modules"
     banded = "banded" in config.layers
     if config.qkv_bias and not banded:
         return "gpt2" if config.norm == "pre" else "openai-gpt"
@@ -90,7 +93,7 @@ def family_of(config: DecoderConfig, task: Labelling | None = None) -> Family:
 def write_decoder(config: DecoderConfig, family: Family) -> dict[str, Any]:
     """The fields of config.json that say what the decoder is."""
     values = config.to_dict()
-    fields = {theirs: values[ours] for ours, theirs in _SPELLING[family].items()}
+    fields = {theirs: values[ours] for ours, theirs in _SPELLING[family].items() if ours in values}
     if family == "gpt_neo":
         fields["attention_types"] = _to_types(config)
     return {"model_type": family, **fields, **_SAID[family], "tie_word_embeddings": True}
@@ -121,7 +124,8 @@ def read_decoder(document: Mapping[str, Any], path: Path, init: Init | None, com
     check_fields(document, _FIXED_FIELDS, path)
     spelling, values = _SPELLING[family], dict(_DEFAULTS[family])
     values |= {ours: document[theirs] for ours, theirs in spelling.items() if theirs in document}
-    if lost := [theirs for theirs in spelling.values() if complete and theirs not in document]:
+    expected = [theirs for ours, theirs in spelling.items() if ours in GPT_FIELDS]  # of the others, their defaults
+    if lost := [theirs for theirs in expected if complete and theirs not in document]:
         raise UserError(f"{path}: {lost[0]}: missing, expected every field of the decoder")
     for name in ("n_inner", "intermediate_size"):
         width = values.get("n_embd", DecoderConfig.n_embd)

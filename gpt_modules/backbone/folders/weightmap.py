@@ -96,7 +96,7 @@ def _block(config: DecoderConfig, family: Family, ours: str, theirs: str) -> Ite
         if name == "attn.qkv" and family == "gpt_neo":
             for part, module in enumerate(_NEO_PARTS):
                 # Their scores are not divided by the square root of the head's size.
-                scale = config.head_size**0.5 if part == 0 else 1.0
+                scale = config.head_width**0.5 if part == 0 else 1.0
                 yield Entry(f"{ours}.{name}.weight", f"{theirs}.{module}.weight", (width, width), False, part, scale)
             continue
         out, *inputs = shapes.get(name, (width,))
