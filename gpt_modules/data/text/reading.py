@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import AddedToken
 
+from gpt_modules.data.text.edges import reason_of, set_begin
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, WORD_END, build
 from gpt_modules.data.text.gpt2_bpe import byte_level, with_end
 from gpt_modules.data.text.vocabularies import find_vocabulary, read_vocabulary
@@ -15,10 +17,11 @@ from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.json_files import read_json
-from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, TOKENIZER_FILE
+from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, GENERATION_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
 
-SETTINGS_FILE = "tokenizer_config.json"
+SETTINGS_FILE, SPECIALS_FILE = "tokenizer_config.json", "special_tokens_map.json"
+_NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
 MOST_IDS = 1 << 24
 
 
@@ -35,7 +38,8 @@ def find_tokenizer(name: str) -> Path:
         raise UserError(f"{name[:200]!r}: found no such file or folder, expected a tokenizer")
     if get_close_matches(name, ["gpt2"], 1, LIKENESS):
         raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
-    return fetch(name, [TOKENIZER_FILE, SETTINGS_FILE, "vocab.json", "merges.txt"])
+    beside = [SETTINGS_FILE, SPECIALS_FILE, CONFIG_FILE, GENERATION_FILE, TEMPLATE_FILE]
+    return fetch(name, [TOKENIZER_FILE, *beside, "vocab.json", "merges.txt"])
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -44,14 +48,22 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def build_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a vocabulary in two files."""
+    """The tokenizer of a vocabulary in two files; special tokens and the begin token are what the settings say."""
     found = find_vocabulary(folder)
     if found is None:
         raise UserError(f"{folder}: found no {TOKENIZER_FILE} in this folder, expected one beside the weights")
     model = read_vocabulary(*found)
     backend = build(model) if model.end_of_word_suffix == WORD_END else byte_level(model)
     # Marked, never added: the weights would have no row for a new id.
-    return backend if backend.token_to_id(END_OF_TEXT) is None else with_end(backend)
+    if backend.token_to_id(END_OF_TEXT) is not None:
+        backend = with_end(backend)
+    settings = _settings(folder)
+    named = {name: token for name in _NAMED if (token := _content(settings.get(name))) is not None}
+    specials = [token for token in named.values() if backend.token_to_id(token) is not None]
+    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    if settings.get("add_bos_token") is True and named.get("bos_token") in specials:
+        set_begin(backend, named["bos_token"])
+    return backend
 
 
 def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
@@ -85,13 +97,6 @@ def _check_unaltered(path: Path) -> None:
                         "learnt with")  # fmt: skip
 
 
-def reason_of(error: BaseException) -> str:
-    """What the library says, in a line; a panic in its Rust code is no `Exception`."""
-    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
-        raise error
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-
-
 def _check_vocabulary(path: Path, backend: tokenizers.Tokenizer) -> None:
     """What the library reads without a word, and a model would learn from."""
     names = dict[int, str]()
@@ -108,20 +113,46 @@ def _check_vocabulary(path: Path, backend: tokenizers.Tokenizer) -> None:
 
 
 def end_token_of(path: Path, backend: tokenizers.Tokenizer) -> str:
-    """The end token of a vocabulary, or what the settings beside its file call so.
+    """The end token of a vocabulary: what the settings beside its file call so, else an added token whose id the
+    model's configuration gives for it, else `<|endoftext|>`, else, in GPT-1's kind, the newline.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the settings name one that the vocabulary lacks.
     """
-    if backend.token_to_id(END_OF_TEXT) is not None:
-        return END_OF_TEXT
-    beside = path.with_name(SETTINGS_FILE)
-    config: Any = read_json(beside, "transformers' tokenizer settings") if beside.is_file() else {}
-    eos = config.get("eos_token") if isinstance(config, dict) else None
-    eos = eos.get("content") if isinstance(eos, dict) else eos
-    if eos is None and backend.token_to_id(NEWLINE) is not None:
-        return NEWLINE
-    if not isinstance(eos, str) or backend.token_to_id(eos) is None:
-        where = path if path.is_file() else path.parent
+    folder = path.parent
+    eos = _content(_settings(folder).get("eos_token"))
+    if eos is not None and backend.token_to_id(eos) is None:
+        raise UserError(f"{folder / SETTINGS_FILE}: eos_token: found {eos!r:.60}, expected a token of the vocabulary")
+    usual = [end for end in (END_OF_TEXT, NEWLINE) if backend.token_to_id(end) is not None]
+    found = next((end for end in (eos, _configured_end(folder, backend), *usual) if end is not None), None)
+    if found is None:
+        where = path if path.is_file() else folder
         raise UserError(f"{where}: found no {END_OF_TEXT} and no eos_token, expected a vocabulary with an end token")
-    return eos
+    return found
+
+
+def _configured_end(folder: Path, backend: tokenizers.Tokenizer) -> str | None:
+    """The first end token in generation_config.json or config.json that is an added one: their defaults may be any."""
+    added = {i: token.content for i, token in backend.get_added_tokens_decoder().items()}
+    for name in (GENERATION_FILE, CONFIG_FILE):
+        ids = _read(folder / name).get("eos_token_id")
+        for i in ids if isinstance(ids, list) else [ids]:
+            if type(i) is int and i in added:
+                return added[i]
+    return None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What `transformers` keeps of a tokenizer beside its vocabulary."""
+    return {**_read(folder / SPECIALS_FILE), **_read(folder / SETTINGS_FILE)}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: Any = read_json(path, "settings that transformers wrote") if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _content(token: Any) -> str | None:
+    """The characters of a token in the settings, which is a string or has them as `content`."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None

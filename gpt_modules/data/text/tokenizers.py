@@ -20,7 +20,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gpt_modules.data.arguments import expect_one_of, expect_whole
-from gpt_modules.data.text.gpt1_bpe import UNKNOWN, WORD_END, build, mend, train
+from gpt_modules.data.text.edges import begin_id, keep_apart, reason_of, without_space
+from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.gpt2_bpe import byte_level, gpt2_bpe, with_end
 from gpt_modules.data.text.reading import (
     SETTINGS_FILE,
@@ -28,7 +29,6 @@ from gpt_modules.data.text.reading import (
     end_token_of,
     find_tokenizer,
     read_tokenizer,
-    reason_of,
 )
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import replace_durably, room_for
@@ -41,7 +41,12 @@ class Tokenizer:
     """A `tokenizers.Tokenizer` with a known end token.
 
     Text is data: a text that happens to contain the characters `<|endoftext|>` is encoded as those characters, never
-    as the end token. No token is added before or after a text, and nothing is padded or truncated here.
+    as the end token, nor as any other that the tokenizer calls special. `encode` adds no token before or after a text,
+    and nothing is padded or truncated here.
+
+    Some families begin a sequence with a token (`bos_id`), and some put a space before its first word. `opening` gives
+    the ids of a sequence that begins with a text; what goes on from there, such as an answer, is encoded and decoded by
+    `within`.
 
     GPT-1's kind (words that end in `</w>`) differs in two ways. Text is mended by `ftfy` before it is encoded, which
     `transformers` does not do with the same `tokenizer.json`. And `decode` gives lower-cased text in plain spacing, not
@@ -52,7 +57,7 @@ class Tokenizer:
         eos: The token that ends a document or an answer; it must be in the vocabulary.
 
     Raises:
-        UserError: The vocabulary lacks `eos`.
+        UserError: The vocabulary lacks `eos`, or a text could come to have a special token.
     """
 
     START = "_start_"
@@ -66,10 +71,14 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # as text; not stored in the JSON, so set at every construction
+        if eos != NEWLINE:  # of GPT-1's released vocabulary, in which a line is a text
+            keep_apart(backend, eos)
         self._backend = backend
         self._mends = getattr(backend.model, "end_of_word_suffix", None) == WORD_END
         self.eos = eos
         self.eos_id: int = eos_id
+        self.bos_id = begin_id(backend)
+        """The token that begins every sequence; None where the family has none (GPT-1, GPT-2, Pythia, Qwen)."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens."""
@@ -79,6 +88,19 @@ class Tokenizer:
         """The ids of many texts, on all cores; equal to `[encode(text) for text in texts]`."""
         mended = [self._mended(text) for text in texts]
         return self._encoded(lambda: self._backend.encode_batch_fast(mended, add_special_tokens=False))
+
+    def opening(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of sequences that begin with these texts: `encode_batch` behind the begin token, if there is one."""
+        begin = [] if self.bos_id is None else [self.bos_id]
+        return [[*begin, *ids] for ids in self.encode_batch(texts)]
+
+    @cached_property
+    def within(self) -> Tokenizer:
+        """The same for texts that go on another one, and for their ids: no space is put before the first word, and none
+        is taken off. Itself where there is none anyway, as in every byte-level BPE of GPT-2's kind.
+        """
+        form = without_space(self.to_json())
+        return self if form == self.to_json() else Tokenizer(tokenizers.Tokenizer.from_str(form), self.eos)
 
     def _mended(self, text: str) -> str:
         return mend(text) if self._mends else text
@@ -157,6 +179,7 @@ class Tokenizer:
         model = {name: value or None for name, value in form["model"].items() if name != "vocab"}
         matched = [token for token in form["added_tokens"] if not token["special"]]  # special ones are never, in a text
         return {
+            "begin": self.bos_id,
             "eos": self.eos_id,
             "vocabulary": self._backend.get_vocab(with_added_tokens=True),
             "model": model,
@@ -169,6 +192,17 @@ class Tokenizer:
         """The library's JSON, the content of `tokenizer.json`."""
         return self._backend.to_str()
 
+    def settings(self) -> dict[str, Any]:
+        """What `transformers` is to know beside the JSON, the content of `tokenizer_config.json`."""
+        begin = self.eos if self.bos_id is None else self._backend.id_to_token(self.bos_id)
+        unknown = getattr(self._backend.model, "unk_token", None)
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos,
+            "bos_token": begin,
+            "unk_token": self.eos if unknown is None else unknown,
+        }
+
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json` and `tokenizer_config.json` (for `transformers`) into a folder; returns the
         former's path.
@@ -179,13 +213,7 @@ class Tokenizer:
         folder = Path(folder)
         with room_for(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self.eos,
-            "bos_token": self.eos,
-            "unk_token": self.eos if self._backend.token_to_id(UNKNOWN) is None else UNKNOWN,
-        }
-        replace_durably(folder / SETTINGS_FILE, json.dumps(config, indent=2) + "\n")
+        replace_durably(folder / SETTINGS_FILE, json.dumps(self.settings(), indent=2) + "\n")
         replace_durably(folder / TOKENIZER_FILE, self.to_json())
         return folder / TOKENIZER_FILE
 
@@ -230,9 +258,9 @@ class Tokenizer:
         """Opens "gpt2" (embedded), a folder with `tokenizer.json` or the two files of a vocabulary
         (`vocabularies.VOCABULARY_FILES`), such a `tokenizer.json`, or a model's name on the hub.
 
-        The end token is `<|endoftext|>`, else what `tokenizer_config.json` says, else, for GPT-1's kind, the newline:
-        the released vocabulary has no end token, and the newline is the only separator in it. A paragraph then counts
-        as a document.
+        The end token is what `tokenizer_config.json` says, else the model's configuration, else `<|endoftext|>`, else,
+        for GPT-1's kind, the newline: the released vocabulary has no end token, and the newline is the only separator
+        in it. A paragraph then counts as a document.
 
         Raises:
             UserError: Nothing there, not a tokenizer, or no end token in it.
