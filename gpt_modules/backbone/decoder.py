@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
 from gpt_modules.backbone.config import GPT_FIELDS, DecoderConfig
+from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
 from gpt_modules.errors import UserError
@@ -49,6 +50,10 @@ class CausalSelfAttention(nn.Module):
         query, key, value = (
             self.qkv(x).view(batch, width, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
         )  # each (B, H, T, D)
+        if isinstance(cache, RowCaches):  # of unequal length: each attends alone
+            mixed = cache.attend(self.layer, query, key, value)
+            apart: Tensor = self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, width, -1)))
+            return apart
         if cache is not None:
             key, value = cache.write(self.layer, key, value)
             if len(key) < batch:  # all rows in one: a fork without room
