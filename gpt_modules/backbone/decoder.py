@@ -1,14 +1,16 @@
 """The decoder of the GPT lineage: token ids (B, T) -> hidden states (B, T, C).
 
-Read top-down: attention, MLP, block, decoder. What differs between GPT-1 and GPT-2 is where the layer norms stand and
-how the residual projections start; what differs between GPT-2 and GPT-3, which layers see a band only. Checked against
-`GPT2LMHeadModel`, `OpenAIGPTLMHeadModel` and `GPTNeoForCausalLM` of transformers in `tests/backbone`.
+Read top-down: attention, MLP, blocks, decoder. What differs between models is decided where layers are made: how
+positions are told, which norm stands where, what the MLP does, how many heads read the same keys, which layers see a
+band only. Checked against the classes of transformers, GPT-1's to Qwen3's, in `tests/backbone`.
 
 Sources: Vaswani et al. 2017; Radford et al. 2018, section 4.1; Radford et al. 2019, section 2.3; Brown et al. 2020,
-section 2.1.
+section 2.1; of today's settings, those that `DecoderConfig` names.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +19,31 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from gpt_modules.backbone.config import GPT_FIELDS, DecoderConfig
+from gpt_modules.backbone.config import Activation, DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
+from gpt_modules.backbone.rotary import Rotary, Rotation, rotate
 from gpt_modules.errors import UserError
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention in which a token sees itself and what stands before it, or of that what a mask leaves."""
+    """Multi-head attention in which a token sees itself and what stands before it, or of that what a mask leaves.
+
+    Queries of H heads, keys and values of K: each of the latter is read by H / K of the former.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.n_head = config.n_head
+        self.heads = [config.n_head, config.kv_heads, config.kv_heads]
         self.dropout = config.attn_pdrop
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd)
+        width = config.head_width
+        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.n_head * width, config.n_embd, bias=config.proj_bias)
         self.drop = nn.Dropout(config.resid_pdrop)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = norm(config, width), norm(config, width)
 
     def forward(
         self,
@@ -42,61 +51,112 @@ class CausalSelfAttention(nn.Module):
         mask: Mask = None,
         cache: KVCache | None = None,
         read: Int[Tensor, "N"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "*S C"]:
         """`mask` (#B, 1, T, S) is added to the scores of every head; None means causal attention among these tokens.
         `read`: as of `Decoder.forward`.
         """
         batch, width, _ = x.shape
-        query, key, value = (
-            self.qkv(x).view(batch, width, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)
-        )  # each (B, H, T, D)
+        query, key, value = self._turned(self.qkv(x).view(batch, width, sum(self.heads), -1), rotation)
         if isinstance(cache, RowCaches):  # of unequal length: each attends alone
             mixed = cache.attend(self.layer, query, key, value)
-            apart: Tensor = self.drop(self.proj(mixed.transpose(1, 2).reshape(batch, width, -1)))
-            return apart
-        if cache is not None:
-            key, value = cache.write(self.layer, key, value)
-            if len(key) < batch:  # all rows in one: a fork without room
-                query = query.transpose(0, 1).reshape(1, self.n_head, batch * width, -1)
-        if isinstance(mask, BlockMask):
-            mixed = banded_attention(query, key, value, mask)
         else:
-            mixed = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask is None and width > 1,
-            )
+            if cache is not None:
+                key, value = cache.write(self.layer, key, value)
+            if len(key) < batch:  # all rows in one: a fork without room
+                query = query.transpose(0, 1).reshape(1, self.heads[0], batch * width, -1)
+            mixed = self._attend(query, key, value, mask)
         # (B, T, H, D), or (1, B T, H, D): the same in memory
         out: Tensor = self.drop(self.proj(only(read, mixed.transpose(1, 2).reshape(batch, width, -1))))
         return out
 
+    def _turned(
+        self, heads: Float[Tensor, "B T _ D"], rotation: Rotation | None
+    ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B K T D"], Float[Tensor, "B K T D"]]:
+        """Queries, keys and values, each head's queries and keys normed and turned where the model has that."""
+        query, key, value = torch.split(heads, self.heads, dim=2)
+        if hasattr(self, "q_norm"):
+            query, key = self.q_norm(query), self.k_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _attend(
+        self,
+        query: Float[Tensor, "B H T D"],
+        key: Float[Tensor, "B K S D"],
+        value: Float[Tensor, "B K S D"],
+        mask: Mask,
+    ) -> Float[Tensor, "B H T D"]:
+        if isinstance(mask, BlockMask):
+            return banded_attention(query, key, value, mask)
+        grouped, width = query.shape[1] != key.shape[1], query.shape[2]
+        attend = functools.partial(
+            F.scaled_dot_product_attention,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        if grouped and width == 1:  # heads that read the same keys stand as if they were tokens: keys are read once
+            together = query.reshape(len(key), key.shape[1], -1, query.shape[3])
+            return attend(together, key, value).reshape(query.shape)
+        return attend(query, key, value, is_causal=mask is None and width > 1, enable_gqa=grouped)
+
 
 class MLP(nn.Module):
-    """Two layers, four times as wide in between, with GELU in its tanh form (Hendrycks and Gimpel 2016)."""
+    """Two layers, wider in between; of a gated one the first makes the gate and, behind it, what the gate lets pass."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.act = ACTIVATIONS[config.mlp]
+        made = 2 * config.inner_width if config.mlp == "swiglu" else config.inner_width
+        self.fc = nn.Linear(config.n_embd, made, bias=config.mlp_bias)
+        self.proj = nn.Linear(config.inner_width, config.n_embd, bias=config.mlp_bias)
         self.drop = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
-        out: Tensor = self.drop(self.proj(F.gelu(self.fc(x), approximate="tanh")))
+        out: Tensor = self.drop(self.proj(self.act(self.fc(x))))
         return out
 
 
+def swiglu(x: Float[Tensor, "*S I"]) -> Float[Tensor, "*S J"]:
+    """silu(gate) x value of the two halves (Shazeer 2020, equation 6)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "swiglu": swiglu,
+}
+
+
+class RMSNorm(nn.RMSNorm):
+    """In the wider of the types of input and weight, which torch would not take together, and back in the input's: no
+    rule of autocast is about this norm.
+    """
+
+    def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+
+def norm(config: DecoderConfig, width: int) -> nn.Module:
+    """Over the last `width` channels; of the mean square alone, or of mean and variance with a bias."""
+    kind = RMSNorm if config.norm_kind == "rms" else nn.LayerNorm
+    made: nn.Module = kind(width, eps=config.layer_norm_epsilon)
+    return made
+
+
 class Block(nn.Module):
-    """Attention, then MLP, each added to its input; layer norms before (GPT-2) or after the sums (GPT-1)."""
+    """Attention, then MLP, each added to its input, which it reads through a norm (GPT-2)."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.norm_first = config.norm == "pre"
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_1 = norm(config, config.n_embd)
         self.attn = CausalSelfAttention(config, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.ln_2 = norm(config, config.n_embd)
         self.mlp = MLP(config)
 
     def forward(
@@ -105,14 +165,33 @@ class Block(nn.Module):
         mask: Mask = None,
         cache: KVCache | None = None,
         read: Int[Tensor, "N"] | None = None,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "*S C"]:
-        if self.norm_first:
-            x = only(read, x) + self.attn(self.ln_1(x), mask, cache, read)
-            x = x + self.mlp(self.ln_2(x))
-        else:
-            x = self.ln_1(only(read, x) + self.attn(x, mask, cache, read))
-            x = self.ln_2(x + self.mlp(x))
-        return x
+        """Arguments as of `CausalSelfAttention.forward`."""
+        return self.summed(x, only(read, x), lambda states: self.attn(states, mask, cache, read, rotation))
+
+    def summed(self, x: Tensor, wanted: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        """`wanted` are the tokens of `x` that go on."""
+        x = wanted + attend(self.ln_1(x))
+        out: Tensor = x + self.mlp(self.ln_2(x))
+        return out
+
+
+class PostNormBlock(Block):
+    """The same with norms behind the sums (GPT-1)."""
+
+    def summed(self, x: Tensor, wanted: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        x = self.ln_1(wanted + attend(x))
+        out: Tensor = self.ln_2(x + self.mlp(x))
+        return out
+
+
+class ParallelBlock(Block):
+    """Attention and MLP side by side, each through a norm of its own, and added at once (GPT-NeoX)."""
+
+    def summed(self, x: Tensor, wanted: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
+        out: Tensor = wanted + attend(self.ln_1(x)) + self.mlp(self.ln_2(wanted))
+        return out
 
 
 def only(read: Int[Tensor, "N"] | None, x: Float[Tensor, "B T C"]) -> Float[Tensor, "*S C"]:
@@ -121,22 +200,29 @@ def only(read: Int[Tensor, "N"] | None, x: Float[Tensor, "B T C"]) -> Float[Tens
 
 
 class Decoder(nn.Module):
-    """Embeddings, blocks and (pre-norm only) a final layer norm. It knows no head and no loss."""
+    """Embeddings, blocks and (pre-norm only) a final norm. It knows no head and no loss."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        if beyond := sorted(config.to_dict().keys() - set(GPT_FIELDS)):
-            raise UserError(f"config: {beyond[0]}: found {getattr(config, beyond[0])}, expected none: not built yet")
         self.config = config
         self.compiled = False
         self.recompute = False  # a block's activations in the backward pass, instead of storing them
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.position_offset + config.n_positions, config.n_embd)
+        else:
+            self.rotary = Rotary(config.rotary_width, config.rope_theta, config.rope_scaling)
         self.drop = nn.Dropout(config.embd_pdrop)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        block = ParallelBlock if config.parallel_residual else Block if config.norm == "pre" else PostNormBlock
+        self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
         if config.norm == "pre":
-            self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+            self.ln_f = norm(config, config.n_embd)
         self.reset_parameters()
+
+    @property
+    def embeddings(self) -> list[nn.Module]:
+        """That of tokens and, where positions are learned, theirs."""
+        return [self.wte, *([self.wpe] if self.config.positions == "learned" else [])]
 
     def reset_parameters(self, layer: nn.Module | None = None) -> None:
         """Draw fresh weights, of all layers or of one, from torch's global generator: N(0, 0.02), biases 0, layer norms
@@ -147,7 +233,7 @@ class Decoder(nn.Module):
         """
         residual_std = 0.02 / math.sqrt(2 * self.config.n_layer) if self.config.init == "gpt2" else 0.02
         for name, module in (layer or self).named_modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.reset_parameters()
             elif isinstance(module, nn.Embedding | nn.Linear):
                 nn.init.normal_(module.weight, std=residual_std if name.endswith(".proj") else 0.02)
@@ -183,16 +269,25 @@ class Decoder(nn.Module):
             fused = can_fuse(self.config, tokens.device, self.training)
             masks = attention_masks(self.config, tokens, segments, attention_mask, self.wte.weight.dtype, fused)
             positions = self._default_positions(tokens, attention_mask) if positions is None else positions
-        x: Tensor = self.drop(self.wte(tokens) + self.wpe(positions))
+        x, rotation = self._placed(tokens, positions)
         wanted = [*[None] * (len(self.blocks) - 1), read]
         for block, kind, states in zip(self.blocks, self.config.layers, wanted, strict=True):
             if self.recompute and cache is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, masks[kind], None, states, use_reentrant=False)
+                x = checkpoint(block, x, masks[kind], None, states, rotation, use_reentrant=False)
             else:
-                x = block(x, masks[kind], cache, states)
+                x = block(x, masks[kind], cache, states, rotation)
         if self.config.norm == "pre":
             x = self.ln_f(x)
         return x
+
+    def _placed(
+        self, tokens: Int[Tensor, "B T"], positions: Int[Tensor, "*B T"]
+    ) -> tuple[Float[Tensor, "B T C"], Rotation | None]:
+        """Embedded tokens that know where they stand, or what turns their queries and keys so that they do."""
+        if self.config.positions == "rotary":
+            return self.drop(self.wte(tokens)), self.rotary(positions)
+        offset = self.config.position_offset
+        return self.drop(self.wte(tokens) + self.wpe(positions + offset if offset else positions)), None
 
     def _default_positions(
         self, tokens: Int[Tensor, "B T"], attention_mask: Bool[Tensor, "B T"] | None

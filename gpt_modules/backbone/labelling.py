@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoder import Decoder
 from gpt_modules.backbone.heads import ClassificationHead, MultipleChoiceHead, SimilarityHead
-from gpt_modules.backbone.models import GPT
+from gpt_modules.backbone.models import GPT, output_matrix
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 
@@ -32,6 +32,8 @@ class LabellingModel(nn.Module):
         super().__init__()
         self.config, self.task, self.classifier_dropout = config, task, classifier_dropout
         self.decoder = Decoder(config)
+        if not config.tied:
+            self.lm_head = output_matrix(config)
         self.head = _head(task, config.n_embd, classifier_dropout)
 
     def drop_before_head(self, classifier_dropout: float) -> None:
@@ -40,8 +42,8 @@ class LabellingModel(nn.Module):
 
     @property
     def head_weight(self) -> Float[Tensor, "V C"]:
-        """The language model's output matrix, tied to the token embedding, for the auxiliary loss."""
-        return self.decoder.wte.weight
+        """The language model's output matrix, for the auxiliary loss."""
+        return self.decoder.wte.weight if self.config.tied else self.lm_head.weight
 
     def hidden(self, tokens: Int[Tensor, "N T"]) -> Float[Tensor, "N T C"]:
         """The decoder's hidden states of right-padded rows; both losses read them."""
@@ -98,7 +100,10 @@ class LabellingModel(nn.Module):
         vocab_size = max(gpt.config.vocab_size, *(number + 1 for number in special_ids), 0)
         config = dataclasses.replace(gpt.config, vocab_size=vocab_size)
         model = cls(config, task, classifier_dropout).to(gpt.head_weight.device, gpt.head_weight.dtype)
-        _copy_trunk(gpt.decoder, model.decoder, layers, special_ids)
+        _copy_trunk(gpt.decoder, model.decoder, layers)
+        _copy_rows(gpt.decoder.wte, model.decoder.wte, special_ids)
+        if not config.tied:
+            _copy_rows(gpt.lm_head, model.lm_head, special_ids)
         return model
 
 
@@ -113,13 +118,17 @@ def _head(task: Labelling, n_embd: int, dropout: float) -> ClassificationHead | 
     return head(n_embd, task.n_outputs, dropout)
 
 
-@torch.no_grad()
-def _copy_trunk(old: Decoder, new: Decoder, layers: int, special_ids: tuple[int, ...]) -> None:
-    drawn = new.wte.weight[list(special_ids)]
-    new.wte.weight[: len(old.wte.weight)] = old.wte.weight
-    new.wte.weight[list(special_ids)] = drawn
-    new.wpe.load_state_dict(old.wpe.state_dict())
-    for layer in range(layers):
-        new.blocks[layer].load_state_dict(old.blocks[layer].state_dict())
+def _copy_trunk(old: Decoder, new: Decoder, layers: int) -> None:
+    pairs = [*zip(old.embeddings[1:], new.embeddings[1:], strict=True)]
+    pairs += [(old.blocks[layer], new.blocks[layer]) for layer in range(layers)]
     if old.config.norm == "pre" and layers == old.config.n_layer:
-        new.ln_f.load_state_dict(old.ln_f.state_dict())
+        pairs.append((old.ln_f, new.ln_f))
+    for theirs, ours in pairs:
+        ours.load_state_dict(theirs.state_dict())
+
+
+@torch.no_grad()
+def _copy_rows(old: nn.Embedding | nn.Linear, new: nn.Embedding | nn.Linear, special_ids: tuple[int, ...]) -> None:
+    drawn = new.weight[list(special_ids)]
+    new.weight[: len(old.weight)] = old.weight
+    new.weight[list(special_ids)] = drawn

@@ -117,10 +117,11 @@ def _compiled() -> Callable[..., Tensor]:
 
 
 def banded_attention(
-    query: Float[Tensor, "B H T D"], key: Float[Tensor, "B H T D"], value: Float[Tensor, "B H T D"], mask: BlockMask
+    query: Float[Tensor, "B H T D"], key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"], mask: BlockMask
 ) -> Float[Tensor, "B H T D"]:
     """Attention of the blocks that `mask` has, always compiled: as it is, FlexAttention would form all scores."""
+    grouped = query.shape[1] != key.shape[1]
     if torch.compiler.is_compiling():  # part of a compiled block, and of its graph
-        inside: Tensor = flex_attention(query, key, value, block_mask=mask)
+        inside: Tensor = flex_attention(query, key, value, block_mask=mask, enable_gqa=grouped)
         return inside
-    return _compiled()(query, key, value, block_mask=mask)
+    return _compiled()(query, key, value, block_mask=mask, enable_gqa=grouped)

@@ -13,18 +13,29 @@ from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.heads import ScalarHead
 
 
+def output_matrix(config: DecoderConfig) -> nn.Linear:
+    """One of its own, beside the token embedding and drawn as that is."""
+    matrix = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+    nn.init.normal_(matrix.weight, std=0.02)
+    return matrix
+
+
 class GPT(nn.Module):
-    """The language model: softmax(h Wᵀ) with W the token embedding (Radford et al. 2018, equation 2)."""
+    """The language model: softmax(h Wᵀ) with W the token embedding (Radford et al. 2018, equation 2), or one of its own
+    where the two are not tied.
+    """
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.decoder = Decoder(config)
+        if not config.tied:
+            self.lm_head = output_matrix(config)
 
     @property
     def head_weight(self) -> Float[Tensor, "V C"]:
-        """The output matrix, tied to the token embedding; for losses that never form all logits."""
-        return self.decoder.wte.weight
+        """The output matrix; for losses that never form all logits."""
+        return self.decoder.wte.weight if self.config.tied else self.lm_head.weight
 
     def hidden(
         self,

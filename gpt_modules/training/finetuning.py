@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_modules.backbone import DecoderConfig, LabellingModel, LoRAConfig, add_lora, merge_lora
 from gpt_modules.data.batches import IGNORE, LabelledBatch
@@ -155,7 +155,14 @@ class FinetuningModule(L.LightningModule):
         if self.hparams["freeze"] is not None:
             freeze(decoder, self.hparams["freeze"])
         if self.lora is not None or self.hparams["freeze"] is not None:
-            learn_rows(decoder.wte, self.data.tokenizer.task_ids)
+            for matrix in self._vocabulary():
+                learn_rows(matrix, self.data.tokenizer.task_ids)
+        if not self.hparams["lm_coef"] and not self.model.config.tied:  # the only loss that reads it
+            self.model.lm_head.requires_grad_(False)
+
+    def _vocabulary(self) -> list[nn.Embedding | nn.Linear]:
+        """The matrices that have a row for each token: the embedding, and an output matrix of its own."""
+        return [self.model.decoder.wte, *([] if self.model.config.tied else [self.model.lm_head])]
 
     def losses(self, batch: LabelledBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(outputs, L2, L1) as losses: what the head says, how wrong that is, and the nats a token of the text."""
@@ -235,8 +242,9 @@ class FinetuningModule(L.LightningModule):
         decoder = self.model.decoder
         rows_only = self.lora is not None or self.hparams["freeze"] is not None
         groups = groups_by_depth(decoder, self.model.head, config.lr, decay, config.weight_decay)
-        if rows_only:  # a decay would move the rows that shall stay
-            groups = [_without_decay(group) if _holds(group, decoder.wte.weight) else group for group in groups]
+        groups += optimizers.parameter_groups(self._vocabulary()[1:], config.weight_decay, lr=config.lr)
+        for matrix in self._vocabulary() if rows_only else []:  # a decay would move the rows that shall stay
+            groups = [_without_decay(group) if _holds(group, matrix.weight) else group for group in groups]
         optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
 

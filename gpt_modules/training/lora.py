@@ -28,8 +28,8 @@ ADAPTER = "adapter"
 
 
 def learn_updates(module: L.LightningModule, name: str, config: LoRAConfig, folder: str) -> None:
-    """Let low-rank updates of a procedure's model learn in place of its decoder; a scalar head learns in full. From
-    here on `module.state_dict()` holds what learns, and which base it belongs to.
+    """Let low-rank updates of a procedure's model learn in place of its decoder and output matrix; a scalar head
+    learns in full. From here on `module.state_dict()` holds what learns, and which base it belongs to.
 
     Args:
         name: of the attribute that is the model.
@@ -40,10 +40,14 @@ def learn_updates(module: L.LightningModule, name: str, config: LoRAConfig, fold
     """
     model: GPT | RewardModel = getattr(module, name)
     decoder = model.decoder
-    known = digest_of(decoder.config.without_dropout(), decoder.state_dict())  # dropout is the recipe's
+    base = dict(decoder.state_dict())
+    if isinstance(model, GPT) and not model.config.tied:
+        base["lm_head.weight"] = model.lm_head.weight
+        model.lm_head.requires_grad_(False)
+    known = digest_of(decoder.config.without_dropout(), base)  # dropout is the recipe's
     digest = torch.frombuffer(bytearray.fromhex(known), dtype=torch.uint8)
     add_lora(decoder, config)
-    ids = {id(parameter) for parameter in decoder.parameters() if not parameter.requires_grad}
+    ids = {id(parameter) for parameter in model.parameters() if not parameter.requires_grad}
     frozen = frozenset(key for key, parameter in _every_name(module).items() if id(parameter) in ids)
     module.register_state_dict_post_hook(partial(_leave_out, name=name, frozen=frozen, digest=digest))  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(partial(_put_in, name=name, frozen=frozen, digest=digest, folder=folder))  # type: ignore[no-untyped-call]

@@ -111,7 +111,7 @@ def shard(model: GPT, module: L.LightningModule) -> None:
         blocks = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.decoder.blocks:
         fully_shard(block, mesh=mesh, mp_policy=blocks)
-    # The embedding is also the head, which the loss reads after the forward pass: it stays until the backward pass.
+    # The loss reads the head, often the embedding, after the forward pass: it stays until the backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     register_fsdp_forward_method(model, "hidden")
     if model.head_weight.is_meta:
@@ -124,8 +124,13 @@ def draw(model: GPT, device: torch.device) -> None:
     """Fill shards with the numbers that a new model of one device has: every process draws a layer at a time, keeps
     its part and lets the rest go. Nothing is sent.
     """
-    layers, decoder = layers_of(model.decoder), blank_gpt(model.config).decoder
-    blank = layers_of(decoder)
+    new = blank_gpt(model.config)
+    _draw(layers_of(new.decoder), layers_of(model.decoder), new.decoder, device)
+    if not model.config.tied:
+        _draw([new.lm_head], [model.lm_head], new.decoder, device)
+
+
+def _draw(blank: list[nn.Module], layers: list[nn.Module], decoder: Decoder, device: torch.device) -> None:
     for layer in blank:  # what torch draws on construction, before `reset_parameters` draws anew
         for part in layer.to_empty(device=device).modules():
             if isinstance(part, nn.Embedding | nn.Linear):
@@ -139,7 +144,7 @@ def draw(model: GPT, device: torch.device) -> None:
 
 
 def layers_of(decoder: Decoder) -> list[nn.Module]:
-    """Embeddings, blocks and the final layer norm, in the order in which they are made."""
+    """Embeddings, blocks and the final norm, in the order in which they are made."""
     return [layer for child in decoder.children() for layer in (child if child is decoder.blocks else [child])]
 
 

@@ -21,13 +21,13 @@ def freeze(decoder: Decoder, blocks: int) -> None:
     """
     if not 0 <= blocks <= len(decoder.blocks):
         raise UserError(f"freeze: found {blocks}, expected 0 to the decoder's {len(decoder.blocks)} blocks")
-    for module in (decoder.wte, decoder.wpe, *decoder.blocks[:blocks]):
+    for module in (*decoder.embeddings, *decoder.blocks[:blocks]):
         module.requires_grad_(False)
 
 
-def learn_rows(embedding: nn.Embedding, rows: Sequence[int]) -> None:
-    """Let only these rows of an embedding learn: tokens that the pretrained model has never seen."""
-    mask = torch.zeros(embedding.num_embeddings, 1)
+def learn_rows(embedding: nn.Embedding | nn.Linear, rows: Sequence[int]) -> None:
+    """Let only these rows of an embedding or output matrix learn: tokens that the pretrained model has never seen."""
+    mask = torch.zeros(len(embedding.weight), 1)
     mask[list(rows)] = 1.0
     embedding.weight.requires_grad_(True)
 
@@ -41,11 +41,11 @@ def groups_by_depth(
     decoder: Decoder, head: nn.Module, lr: float, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Parameter groups whose rate falls by `layer_decay` with each layer below the head: lr at the head (and the final
-    layer norm), lr * layer_decay at the last block, ..., lr * layer_decay^(n_layer + 1) at the embeddings.
+    norm), lr * layer_decay at the last block, ..., lr * layer_decay^(n_layer + 1) at the embeddings.
     """
     final = [decoder.ln_f] if hasattr(decoder, "ln_f") else []
     levels: list[list[nn.Module]] = [[head, *final], *([block] for block in reversed(decoder.blocks))]
-    levels.append([decoder.wte, decoder.wpe])
+    levels.append(decoder.embeddings)
     return [
         group
         for depth, modules in enumerate(levels)

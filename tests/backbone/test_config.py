@@ -6,6 +6,9 @@ import json
 
 import pytest
 import torch
+from their_models import FAMILIES, our_config
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from gpt_modules.backbone import GPT, DecoderConfig, RopeScaling
 from gpt_modules.backbone.config import GPT_FIELDS
@@ -70,6 +73,37 @@ def test_the_sizes_of_gpt3_build_without_memory_or_chance(size: str) -> None:
 
 def test_parameters_without_biases_of_queries_keys_and_values() -> None:
     assert sum(parameter.numel() for parameter in built(BANDED).parameters()) == BANDED.n_params()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_operations_of_every_family_are_counted(family: str) -> None:
+    """Operations as torch counts them, which knows no band."""
+    config, context = our_config(family), 24
+    assert sum(parameter.numel() for parameter in built(config).parameters()) == config.n_params()
+    model, counter = GPT(config), FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(torch.ones(2, context, dtype=torch.long)).sum().backward()
+    dense = dataclasses.replace(config, attention=("dense",))
+    assert counter.get_total_flops() == 2 * context * dense.flops_per_token(context)
+
+
+# What was released has so many: tokens, layers, heads, of keys, width, of a head, between.
+_BARE = dict.fromkeys(("qkv_bias", "proj_bias", "mlp_bias"), False)
+_LLAMA = {"positions": "rotary", "norm_kind": "rms", "mlp": "swiglu", **_BARE}
+_OF = ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "head_size", "n_inner")
+RELEASED = {
+    "pythia-160m": ((50304, 12, 12, 12, 768, 64, 3072), {"positions": "rotary", "tied": False}, 162_322_944),
+    "llama-2-7b": ((32000, 32, 32, 32, 4096, 128, 11008), {**_LLAMA, "tied": False}, 6_738_415_616),
+    "smollm2-135m": ((49152, 30, 9, 3, 576, 64, 1536), _LLAMA, 134_515_008),
+    "qwen3-0.6b": ((151936, 28, 16, 8, 1024, 128, 3072), {**_LLAMA, "qk_norm": True}, 596_049_920),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_todays_decoders_have_the_parameters_that_were_released(name: str) -> None:
+    sizes, switches, count = RELEASED[name]
+    config = DecoderConfig.from_dict({**dict(zip(_OF, sizes, strict=True)), **switches})
+    assert config.n_params() == count == sum(parameter.numel() for parameter in built(config).parameters())
 
 
 def test_the_pattern_repeats_from_the_lowest_layer() -> None:

@@ -1,21 +1,35 @@
 """What a token may see, in every way of laying rows out; how weights start; names after compiling."""
 
 import math
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from their_models import FAMILIES, our_model, their_model
 from torch import Tensor
 
 from gpt_modules.backbone import Decoder, DecoderConfig
 from gpt_modules.errors import UserError
 
 VOCAB = 61
+ROTARY = {"positions": "rotary", "mlp": "gelu", "parallel_residual": True, "rope_fraction": 0.5, "tied": False}
+GROUPED = {"positions": "rotary", "n_head": 4, "n_kv_head": 2, "head_size": 6, "norm_kind": "rms", "mlp": "swiglu",
+           "qk_norm": True, "n_inner": 24, "qkv_bias": False, "proj_bias": False, "mlp_bias": False}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    "pre": {},
+    "post": {"norm": "post"},
+    "offset": {"position_offset": 2, "mlp": "relu"},
+    "parallel": ROTARY,
+    "grouped": GROUPED,
+}
+EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
-def make(norm: str = "pre", **sizes: int) -> Decoder:
-    values = {"vocab_size": VOCAB, "n_positions": 24, "n_layer": 2, "n_head": 2, "n_embd": 16, **sizes}
+def make(kind: str = "pre", **sizes: int) -> Decoder:
+    values = {"vocab_size": VOCAB, "n_positions": 24, "n_layer": 2, "n_head": 2, "n_embd": 16, **KINDS[kind], **sizes}
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig.from_dict({**values, "norm": norm})).eval()
+    decoder = Decoder(DecoderConfig.from_dict(values)).eval()
     with torch.no_grad():  # zero biases would hide a bias in the wrong place
         for parameter in decoder.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -26,9 +40,31 @@ def rows(*shape: int) -> Tensor:
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_no_token_sees_a_later_one(norm: str) -> None:
-    decoder, tokens = make(norm), rows(1, 12)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_gradients_are_those_of_transformers(family: str, transformers: ModuleType) -> None:
+    """Rows packed into one, and padded on the left, too."""
+    theirs = their_model(transformers, family)
+    ours, random = our_model(theirs, family), torch.Generator().manual_seed(1)
+    tokens = torch.randint(2, 41, (2, 30), generator=random)  # OPT's token 1, padding, does not learn
+    logits = theirs(tokens).logits
+    torch.testing.assert_close(ours(tokens), logits, atol=1e-5, rtol=0)
+    embeddings = ours.decoder.wte.weight, theirs.get_input_embeddings().weight
+    found, expected = (
+        torch.autograd.grad(output.square().sum(), weight)[0]
+        for output, weight in zip((ours(tokens), logits), embeddings, strict=True)
+    )
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-5)
+    padded = torch.nn.functional.pad(tokens, (4, 0), value=7)
+    mask = torch.arange(34)[None].expand(2, -1) >= 4
+    torch.testing.assert_close(ours(padded, attention_mask=mask)[:, 4:], logits, atol=1e-5, rtol=0)
+    positions, segments = torch.arange(30).repeat(2)[None], torch.tensor([1, 2]).repeat_interleave(30)[None]
+    packed = ours(tokens.view(1, -1), positions=positions, segments=segments)
+    torch.testing.assert_close(packed.view_as(logits), logits, atol=1e-5, rtol=0)
+
+
+@EVERY_KIND
+def test_no_token_sees_a_later_one(kind: str) -> None:
+    decoder, tokens = make(kind), rows(1, 12)
     before = decoder(tokens)
     for changed in range(12):
         other = tokens.clone()
@@ -38,9 +74,9 @@ def test_no_token_sees_a_later_one(norm: str) -> None:
         assert not same[changed:].any()
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_packed_segments_equal_separate_forwards(norm: str) -> None:
-    decoder = make(norm)
+@EVERY_KIND
+def test_packed_segments_equal_separate_forwards(kind: str) -> None:
+    decoder = make(kind)
     parts = [rows(1, 5), rows(1, 3) + 0, rows(1, 4)]
     tokens = torch.cat([*parts, torch.zeros(1, 2, dtype=torch.long)], dim=1)
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3, 0, 0]])
@@ -50,11 +86,11 @@ def test_packed_segments_equal_separate_forwards(norm: str) -> None:
     assert packed.isfinite().all()
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
+@EVERY_KIND
 @pytest.mark.parametrize("recompute", [False, True])
-def test_states_that_are_read_are_those_of_the_whole_with_their_gradients(norm: str, recompute: bool) -> None:
+def test_states_that_are_read_are_those_of_the_whole_with_their_gradients(kind: str, recompute: bool) -> None:
     """Some twice, some never; in the last block nothing is computed for the others behind their keys and values."""
-    decoder, tokens, read, seen = make(norm), rows(3, 7), torch.tensor([20, 3, 3, 0, 11]), []
+    decoder, tokens, read, seen = make(kind), rows(3, 7), torch.tensor([20, 3, 3, 0, 11]), []
     weights = list(decoder.parameters())
     expected = decoder(tokens).flatten(0, 1)[read]
     decoder.recompute = recompute
@@ -67,9 +103,9 @@ def test_states_that_are_read_are_those_of_the_whole_with_their_gradients(norm: 
     torch.testing.assert_close(next(gradients), next(gradients))
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_left_right_and_no_padding_agree(norm: str) -> None:
-    decoder, tokens = make(norm), rows(1, 6)
+@EVERY_KIND
+def test_left_right_and_no_padding_agree(kind: str) -> None:
+    decoder, tokens = make(kind), rows(1, 6)
     alone = decoder(tokens)
     padding = torch.full((1, 4), 7)
     left = torch.cat([padding, tokens], dim=1)
@@ -87,8 +123,9 @@ def test_nothing_but_padding_is_finite_with_finite_gradients() -> None:
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in decoder.parameters())
 
 
-def test_mixed_precision_stays_close() -> None:
-    decoder, tokens = make(), rows(2, 6)
+@EVERY_KIND
+def test_mixed_precision_stays_close(kind: str) -> None:
+    decoder, tokens = make(kind), rows(2, 6)
     mask = torch.arange(6)[None] >= torch.tensor([[0], [2]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = decoder(tokens, attention_mask=mask)

@@ -1,7 +1,8 @@
 """Keys and values of the tokens already read, preallocated and written in place.
 
 A dense layer keeps every token, a banded one the last `window`: slots are used in turn, token n in slot n modulo their
-number. Positions are added to the embeddings, so attention does not mind in which order it reads what is held.
+number. Positions are in what is held, added to the embeddings or as the angles of the keys, so attention does not mind
+in which order it reads.
 
 Two ways to address the same storage give the same numbers:
 
@@ -20,7 +21,7 @@ from gpt_modules.backbone.config import Attention, DecoderConfig
 
 
 class KVCache:
-    """Room for `capacity` tokens of each of `batch` rows: `keys` and `values` of each layer, (B, H, slots, D).
+    """Room for `capacity` tokens of each of `batch` rows: `keys` and `values` of each layer, (B, K, slots, D).
 
     `counts` (B,) is the number of real tokens of each row, so the position of its next one. `length` is the number of
     tokens read, padding included; a static cache does not count those read one by one.
@@ -88,8 +89,8 @@ class KVCache:
         return positions, {kind: ring.reserve_one(self.length, self.padded) for kind, ring in self.rings.items()}
 
     def write(
-        self, layer: int, key: Float[Tensor, "B H T D"], value: Float[Tensor, "B H T D"]
-    ) -> tuple[Float[Tensor, "B H S D"], Float[Tensor, "B H S D"]]:
+        self, layer: int, key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"]
+    ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
         """Store the keys and values of the tokens last reserved; returns all that attention has to read."""
         ring, width = self.rings[self.kinds[layer]], key.shape[2]
         keys, values = self.keys[layer], self.values[layer]
@@ -194,15 +195,15 @@ class _Loan(KVCache):
         return torch.cat([mask[:, :, :-width].flatten(0, 1), apart.flatten(2).flatten(0, 1)], dim=1)[None, None]
 
     def write(
-        self, layer: int, key: Float[Tensor, "B H T D"], value: Float[Tensor, "B H T D"]
-    ) -> tuple[Float[Tensor, "_ H S D"], Float[Tensor, "_ H S D"]]:
+        self, layer: int, key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"]
+    ) -> tuple[Float[Tensor, "_ K S D"], Float[Tensor, "_ K S D"]]:
         """As of `KVCache`; where rows are `folded`, all in one."""
         ring = self.lender.rings[self.lender.kinds[layer]]
         places = ring.places(ring.held(self.length))
         keys, values = self.lender.keys[layer][:, :, places], self.lender.values[layer][:, :, places]
         return self._behind(keys, key), self._behind(values, value)
 
-    def _behind(self, held: Float[Tensor, "_ H S D"], new: Float[Tensor, "B H T D"]) -> Float[Tensor, "_ H _ D"]:
+    def _behind(self, held: Float[Tensor, "_ K S D"], new: Float[Tensor, "B K T D"]) -> Float[Tensor, "_ K _ D"]:
         new = new.to(held.dtype)
         if self.folded:
             return torch.cat([held, new.transpose(0, 1).flatten(1, 2)[None]], dim=2)
@@ -280,8 +281,8 @@ class _Ring:
             self.last.remainder_(self.slots)
 
     def turn(
-        self, storage: Float[Tensor, "B H _ D"], new: Float[Tensor, "B H T D"], length: int
-    ) -> Float[Tensor, "B H _ D"]:
+        self, storage: Float[Tensor, "B K _ D"], new: Float[Tensor, "B K T D"], length: int
+    ) -> Float[Tensor, "B K _ D"]:
         """Store the last of several tokens that do not fit beside those held; returns what they read, in order."""
         held = self.held(length - new.shape[2])
         whole = torch.cat([storage[:, :, self.places(held)], new.to(storage.dtype)], dim=2) if held else new

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from their_models import FAMILIES, our_model, their_model
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, DecoderConfig, Generation, generate
@@ -68,6 +69,37 @@ def test_greedy_equals_transformers(transformers: ModuleType) -> None:
     )
     out = generate(model, PROMPTS, max_new_tokens=20, eos_id=None, temperature=0.0)
     assert torch.equal(out.tokens, answer[:, tokens.shape[1] :])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cached_decoding_of_every_family_equals_transformers(
+    family: str, transformers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Greedy, from unequal prompts; with the cache that a CUDA graph uses, too."""
+    theirs = their_model(transformers, family)
+    ours, prompts = our_model(theirs, family), PROMPTS[:1] + PROMPTS[3:]
+    expected = [
+        theirs.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=24, do_sample=False,
+            pad_token_id=0, eos_token_id=None,
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]  # fmt: skip
+    out = generate(ours, prompts, max_new_tokens=24, eos_id=None, temperature=0.0)
+    assert out.tokens.tolist() == expected
+    monkeypatch.setattr(generation, "can_capture", lambda _: True)
+    monkeypatch.setattr(generation, "accelerated", lambda step, *_: step)
+    assert torch.equal(generate(ours, prompts, max_new_tokens=24, eos_id=None, temperature=0.0).tokens, out.tokens)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_sampler_of_every_family_says_what_the_training_forward_says(family: str, transformers: ModuleType) -> None:
+    model = our_model(their_model(transformers, family), family)
+    out = generate(model, PROMPTS, max_new_tokens=40, eos_id=None, generator=seeded())
+    for row, prompt in enumerate(PROMPTS):
+        logits = model(torch.tensor([prompt + out.tokens[row].tolist()]))[0, len(prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, dim=1).gather(1, out.tokens[row, :, None])[:, 0]
+        torch.testing.assert_close(out.logprobs[row], expected, atol=1e-4, rtol=0.0)
 
 
 @pytest.mark.parametrize("steps", [10, 70])  # 70: long enough for the other layout of the weights

@@ -10,11 +10,16 @@ from gpt_modules.backbone import GPT, DecoderConfig, KVCache
 DENSE = DecoderConfig(vocab_size=31, n_positions=16, n_layer=2, n_head=2, n_embd=16).without_dropout()
 # Windows that ten tokens overflow once and several times, and one that they never fill.
 BANDED = [dataclasses.replace(DENSE, attention=("banded", "dense"), window=window) for window in (1, 3, 7, 16)]
+# Keys are turned before they are kept, in fewer heads than queries.
+TURNED = dataclasses.replace(
+    DENSE, n_head=4, n_kv_head=2, positions="rotary", norm_kind="rms", mlp="swiglu", tied=False
+)
+CONFIGS = [DENSE, *BANDED, TURNED, dataclasses.replace(TURNED, attention=("banded", "dense"), window=3)]
 TOKENS = torch.randint(31, (3, 10), generator=torch.Generator().manual_seed(0))
 MASK = torch.arange(10)[None] >= torch.tensor([[0], [3], [2]])
 
 
-@pytest.fixture(params=[DENSE, *BANDED], ids=lambda config: f"{config.attention[0]}-{config.window}")
+@pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.attention[0]}-{config.window}-{config.positions}")
 def config(request: pytest.FixtureRequest) -> DecoderConfig:
     return request.param
 
