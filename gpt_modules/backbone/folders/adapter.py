@@ -1,8 +1,9 @@
 """Low-rank updates as a folder that the library `peft` opens on the model of `transformers` that is their base.
 
-adapter_config.json and adapter_model.safetensors. Where our queries, keys and values are three matrices of theirs
-(GPT-Neo), each has its rows of B and the A that they share. Of a reward model the weights of the head are with them:
-scores differ from those of our folder by its constant and its scale, which `transformers` has no word for.
+adapter_config.json and adapter_model.safetensors. Where one of our matrices is several of theirs (queries, keys and
+values; the halves of a gated layer), each has its rows of B and the A that they share. Of a reward model the weights of
+the head are with them: scores differ from those of our folder by its constant and its scale, which `transformers` has
+no word for.
 """
 
 import json
@@ -24,7 +25,7 @@ from gpt_modules.backbone.models import GPT, RewardModel
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 
-_MODULE_OF_BLOCK = re.compile(r"\.h\.\d+\.(.+)\.weight")
+_MODULE_OF_BLOCK = re.compile(r"\.(?:h|layers)\.\d+\.(.+)\.weight")
 
 
 def can_adapt(config: DecoderConfig) -> bool:
@@ -55,7 +56,7 @@ def save_adapter(folder: Path, model: GPT | RewardModel, config: LoRAConfig, bas
         "lora_dropout": config.dropout,
         "target_modules": modules,
         "modules_to_save": ["score"] if reward else None,
-        "fan_in_fan_out": family != "gpt_neo",  # layers of GPT-1 and GPT-2 are `Conv1D`, the transpose
+        "fan_in_fan_out": family in ("gpt2", "openai-gpt"),  # whose layers are `Conv1D`, the transpose
         "bias": "none",
         "inference_mode": True,
     }
@@ -83,5 +84,4 @@ def _tensors(model: GPT | RewardModel) -> tuple[dict[str, Tensor], list[str]]:
 def _update(layer: LoRALinear, entry: Entry) -> tuple[Tensor, Tensor]:
     """A and B of one of their layers; copies, as files of weights take no tensors that share memory."""
     a, b = layer.lora_a.detach().cpu(), layer.lora_b.detach().cpu()
-    part = b if entry.part is None else b.chunk(3)[entry.part] / entry.scale
-    return a.clone(), part.clone(memory_format=torch.contiguous_format)
+    return a.clone(), entry.rows_of_theirs(b).clone(memory_format=torch.contiguous_format)

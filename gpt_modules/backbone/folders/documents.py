@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from gpt_modules.backbone.config import DecoderConfig, Init
-from gpt_modules.backbone.folders.model_families import check_fields, family_of, read_decoder, write_decoder
+from gpt_modules.backbone.folders.model_families import as_newer, check_fields, family_of, read_decoder, write_decoder
+from gpt_modules.backbone.folders.newer_families import lost_dropout
 from gpt_modules.backbone.folders.weightmap import CHOICE, SCORE, Kind
 from gpt_modules.backbone.labelling import LabellingModel
 from gpt_modules.backbone.models import GPT, RewardModel
@@ -27,7 +28,10 @@ from gpt_modules.storage.model_files import ADAPTER_CONFIG_FILE, CONFIG_FILE
 
 FORMAT_VERSION: Literal[1] = 1
 
-_CLASSES = {"gpt2": "GPT2", "openai-gpt": "OpenAIGPT", "gpt_neo": "GPTNeo"}
+_CLASSES = {
+    **{"gpt2": "GPT2", "openai-gpt": "OpenAIGPT", "gpt_neo": "GPTNeo", "gpt_neox": "GPTNeoX", "opt": "OPT"},
+    **{"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"},
+}
 # The multiple-choice head of theirs that is ours: the state at the token that the caller names, one linear layer.
 _SUMMARY_FIELDS: dict[str, tuple[Any, ...]] = {
     "summary_type": ("cls_index",),
@@ -47,6 +51,7 @@ class Ours:
 
     Args:
         kind: None in what others wrote.
+        pdrop: probabilities of dropout that the family has no word for.
         head_bias, bias, scale: of a reward model, what its file of weights does not hold.
         task, classifier_dropout: of a task model.
         sha256, inner_rates_sha256, tokenizer_sha256: of the files beside this one.
@@ -57,6 +62,7 @@ class Ours:
     format_version: Literal[1] = FORMAT_VERSION
     kind: Kind | None = None
     init: Init | None = None
+    pdrop: dict[str, Probability] = field(default_factory=dict)
     head_bias: float = 0.0
     bias: float = 0.0
     scale: float = 1.0
@@ -113,7 +119,11 @@ def kind_of(model: GPT | RewardModel | LabellingModel) -> Kind:
 
 def write_ours(model: GPT | RewardModel | LabellingModel) -> dict[str, Any]:
     """The section "gpt_modules", without what belongs to the file of weights."""
-    fields: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": kind_of(model), "init": model.config.init}
+    config = model.config
+    fields: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": kind_of(model), "init": config.init}
+    family = family_of(config, model.task if isinstance(model, LabellingModel) else None)
+    if (newer := as_newer(family)) and (lost := lost_dropout(config, newer)):
+        fields["pdrop"] = lost
     if isinstance(model, RewardModel):
         # Their classification head has no bias: ours travels here, and their output is ours less this number.
         numbers = {"head_bias": model.head.linear.bias, "bias": model.bias, "scale": model.scale}
@@ -134,7 +144,7 @@ def write_theirs(model: GPT | RewardModel | LabellingModel) -> dict[str, Any]:
     fields = write_decoder(model.config, family)
     if family == "gpt_modules":
         return {**fields, "architectures": [type(model).__name__]}
-    name, head = "ForCausalLM" if family == "gpt_neo" else "LMHeadModel", {}
+    name, head = "LMHeadModel" if family in ("gpt2", "openai-gpt") else "ForCausalLM", {}
     if isinstance(model, RewardModel):
         name, head = "ForSequenceClassification", _labels((), 1, "regression")
     elif isinstance(model, LabellingModel) and model.task.kind == "multiple_choice":
@@ -182,7 +192,7 @@ def is_language_model(folder: Path) -> bool:
 
 def decoder_of(document: ModelDocument) -> DecoderConfig:
     """The sizes. Raises `UserError`, naming the file and the field, for what this decoder cannot be."""
-    return read_decoder(document.theirs, document.path, document.ours.init, document.is_ours)
+    return read_decoder(document.theirs, document.path, document.ours.init, document.ours.pdrop, document.is_ours)
 
 
 def check_unaltered(document: ModelDocument) -> None:

@@ -1,9 +1,10 @@
 """The families of models that a folder may hold, and how each spells a `DecoderConfig` in its config.json.
 
-Three are classes of `transformers`: gpt2 (pre-norm, dense), openai-gpt (post-norm, dense) and gpt_neo (pre-norm, dense
-or banded, without biases of queries, keys and values). What none of them can be, such as GPT-3 itself, which is banded
-and has those biases, is of the family gpt_modules: a word that `transformers` does not know, so that it refuses the
-folder rather than open it without the band.
+Those that came after GPT have a file of their own (`newer_families`). Three more are classes of `transformers`: gpt2
+(pre-norm, dense), openai-gpt (post-norm, dense) and gpt_neo (pre-norm, dense or banded, without biases of queries, keys
+and values). What none of all these can be, such as GPT-3 itself, which is banded and has those biases, is of the family
+gpt_modules: a word that `transformers` does not know, so that it refuses the folder rather than open it without the
+band.
 """
 
 import dataclasses
@@ -13,16 +14,25 @@ from typing import Any, Literal, get_args
 
 from gpt_modules.backbone.config import GPT_FIELDS, Attention, DecoderConfig, Init
 from gpt_modules.backbone.config_rules import MOST_LAYERS
+from gpt_modules.backbone.folders.newer_families import (
+    NewerFamily,
+    newer_family_of,
+    newer_spelling,
+    read_newer,
+    write_newer,
+)
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.storage.json_files import shown
 
-Family = Literal["gpt2", "openai-gpt", "gpt_neo", "gpt_modules"]
+OlderFamily = Literal["gpt2", "openai-gpt", "gpt_neo", "gpt_modules"]
+Family = OlderFamily | NewerFamily
+FAMILIES: tuple[Family, ...] = (*get_args(OlderFamily)[:-1], *get_args(NewerFamily), "gpt_modules")
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(DecoderConfig))
 # Our field -> theirs.
 _GPT_FIELDS = {name: name for name in (*_FIELDS[:5], "embd_pdrop", "attn_pdrop", "resid_pdrop", "layer_norm_epsilon")}
-_SPELLING: dict[Family, dict[str, str]] = {
+_SPELLING: dict[OlderFamily, dict[str, str]] = {
     "gpt2": _GPT_FIELDS,
     "openai-gpt": _GPT_FIELDS,
     "gpt_neo": {
@@ -40,7 +50,7 @@ _SPELLING: dict[Family, dict[str, str]] = {
     "gpt_modules": {name: name for name in _FIELDS},
 }
 # Where a family says nothing and it is not our default.
-_DEFAULTS: dict[Family, dict[str, Any]] = {
+_DEFAULTS: dict[OlderFamily, dict[str, Any]] = {
     "gpt2": {},
     "openai-gpt": {"vocab_size": 40478, "n_positions": 512, "init": "gpt1"},
     "gpt_neo": {
@@ -50,7 +60,7 @@ _DEFAULTS: dict[Family, dict[str, Any]] = {
     "gpt_modules": {},
 }
 # What makes a model one of the family, whatever its sizes.
-_KIND: dict[Family, dict[str, Any]] = {
+_KIND: dict[OlderFamily, dict[str, Any]] = {
     "gpt2": {"norm": "pre"},
     "openai-gpt": {"norm": "post"},
     "gpt_neo": {"norm": "pre", "qkv_bias": False},
@@ -65,7 +75,7 @@ _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-_SAID: dict[Family, dict[str, Any]] = {
+_SAID: dict[OlderFamily, dict[str, Any]] = {
     "gpt2": {"activation_function": "gelu_new", "n_inner": None},
     "openai-gpt": {"afn": "gelu"},
     "gpt_neo": {"activation_function": "gelu_new", "intermediate_size": None},
@@ -79,41 +89,45 @@ def family_of(config: DecoderConfig, task: Labelling | None = None) -> Family:
     """The family to write a model as: the one of `transformers` that is the same function, where there is one.
 
     Dense models without biases of queries, keys and values are GPT-Neo's with global attention throughout. GPT-Neo has
-    no multiple-choice head.
+    no multiple-choice head, nor have those that came after it.
     """
+    choice = task is not None and task.kind == "multiple_choice"
     if config.to_dict().keys() - set(GPT_FIELDS):
-        return "gpt_modules"
+        return "gpt_modules" if choice else newer_family_of(config) or "gpt_modules"
     banded = "banded" in config.layers
     if config.qkv_bias and not banded:
         return "gpt2" if config.norm == "pre" else "openai-gpt"
-    choice = task is not None and task.kind == "multiple_choice"
     return "gpt_modules" if config.qkv_bias or config.norm == "post" or choice else "gpt_neo"
 
 
 def write_decoder(config: DecoderConfig, family: Family) -> dict[str, Any]:
     """The fields of config.json that say what the decoder is."""
+    if newer := as_newer(family):
+        return write_newer(config, newer)
+    older = _as_older(family)
     values = config.to_dict()
-    fields = {theirs: values[ours] for ours, theirs in _SPELLING[family].items() if ours in values}
+    fields = {theirs: values[ours] for ours, theirs in _SPELLING[older].items() if ours in values}
     if family == "gpt_neo":
         fields["attention_types"] = _to_types(config)
-    return {"model_type": family, **fields, **_SAID[family], "tie_word_embeddings": True}
+    return {"model_type": family, **fields, **_SAID[older], "tie_word_embeddings": True}
 
 
 def read_family(document: Mapping[str, Any], path: Path) -> Family:
     """Raises `UserError`, naming `path`, for a family that is none of these."""
-    family = document.get("model_type")
-    for known in get_args(Family):
-        if family == known:
-            found: Family = known
-            return found
-    raise UserError(f"{path}: model_type: found {shown(family)}, expected one of {', '.join(get_args(Family))}")
+    found = document.get("model_type")
+    family = next((known for known in FAMILIES if known == found), None)
+    if family is None:
+        raise UserError(f"{path}: model_type: found {shown(found)}, expected one of {', '.join(FAMILIES)}")
+    return family
 
 
-def read_decoder(document: Mapping[str, Any], path: Path, init: Init | None, complete: bool) -> DecoderConfig:
+def read_decoder(
+    document: Mapping[str, Any], path: Path, init: Init | None, pdrop: Mapping[str, float], complete: bool
+) -> DecoderConfig:
     """The sizes.
 
     Args:
-        init: what our section says of it.
+        init, pdrop: what our section says of the first weights and of dropout.
         complete: whether we wrote the file, and so every field: one that is missing was lost. What others leave out
             has the default of the family.
 
@@ -121,28 +135,49 @@ def read_decoder(document: Mapping[str, Any], path: Path, init: Init | None, com
         UserError: naming `path` and the field, for what this decoder cannot be.
     """
     family = read_family(document, path)
-    check_fields(document, _FIXED_FIELDS, path)
-    spelling, values = _SPELLING[family], dict(_DEFAULTS[family])
-    values |= {ours: document[theirs] for ours, theirs in spelling.items() if theirs in document}
-    expected = [theirs for ours, theirs in spelling.items() if ours in GPT_FIELDS]  # of the others, their defaults
+    newer = as_newer(family)
+    spelling = newer_spelling(newer) if newer else _SPELLING[_as_older(family)]
+    expected = [
+        theirs for ours, theirs in spelling.items() if ours in GPT_FIELDS and (ours != "window" or not newer)
+    ]  # of the others, their defaults
     if lost := [theirs for theirs in expected if complete and theirs not in document]:
         raise UserError(f"{path}: {lost[0]}: missing, expected every field of the decoder")
-    for name in ("n_inner", "intermediate_size"):
-        width = values.get("n_embd", DecoderConfig.n_embd)
-        if document.get(name) not in (None, 4 * width if isinstance(width, int) else None):
-            raise UserError(f"{path}: {name}: found {shown(document[name])}, expected 4 x {spelling['n_embd']}")
-    if family == "gpt_neo":
-        values["attention"] = _from_types(document.get("attention_types", [[["global", "local"], 12]]), path)
+    values = read_newer(document, newer, path) if newer else _read_older(document, _as_older(family), path)
     if family != "gpt_modules" and init is not None:
         values["init"] = init
     try:
-        config = DecoderConfig.from_dict({**values, **_KIND[family]})
+        config = DecoderConfig.from_dict({**values, **pdrop})
     except UserError as error:
         raise UserError(f"{path}: {_in_their_words(str(error), spelling)}") from error
     if family == "gpt_neo" and len(config.attention) != config.n_layer:
         found = f"found {len(config.attention)} layers"
         raise UserError(f"{path}: attention_types: {found}, expected num_layers = {config.n_layer}")
-    return dataclasses.replace(config, attention=_shortest(config.attention)) if family == "gpt_neo" else config
+    if family == "gpt_modules":
+        return config
+    return dataclasses.replace(config, attention=_shortest(config.attention))
+
+
+def _read_older(document: Mapping[str, Any], family: OlderFamily, path: Path) -> dict[str, Any]:
+    check_fields(document, _FIXED_FIELDS, path)
+    spelling, values = _SPELLING[family], dict(_DEFAULTS[family])
+    values |= {ours: document[theirs] for ours, theirs in spelling.items() if theirs in document}
+    for name in ("n_inner", "intermediate_size"):
+        width = values.get("n_embd", DecoderConfig.n_embd)
+        if family != "gpt_modules" and document.get(name) not in (None, 4 * width if isinstance(width, int) else None):
+            raise UserError(f"{path}: {name}: found {shown(document[name])}, expected 4 x {spelling['n_embd']}")
+    if family == "gpt_neo":
+        values["attention"] = _from_types(document.get("attention_types", [[["global", "local"], 12]]), path)
+    return {**values, **_KIND[family]}
+
+
+def as_newer(family: Family) -> NewerFamily | None:
+    """The same family where it came after GPT."""
+    return next((newer for newer in get_args(NewerFamily) if newer == family), None)
+
+
+def _as_older(family: Family) -> OlderFamily:
+    found: OlderFamily = next(older for older in get_args(OlderFamily) if older == family)
+    return found
 
 
 def _in_their_words(message: str, spelling: Mapping[str, str]) -> str:

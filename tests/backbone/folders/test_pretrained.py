@@ -237,7 +237,11 @@ def altered(tmp_path: Path, **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "llama"}, "config.json: model_type: found 'llama', expected one of gpt2, openai-gpt"),
+        (
+            {"model_type": "bloom"},
+            "config.json: model_type: found 'bloom', expected one of gpt2, openai-gpt, gpt_neo, "
+            "gpt_neox, opt, llama, mistral, qwen2, qwen3, gpt_modules",
+        ),
         ({"activation_function": "relu"}, "config.json: activation_function: found 'relu', expected 'gelu_new'"),
         ({"n_inner": 99}, "config.json: n_inner: found 99, expected 4 x n_embd"),
         ({"n_head": 3}, "config.json: n_embd: found 16, expected a multiple of n_head (3)"),
