@@ -1,5 +1,6 @@
 """PPO from end to end on a micro model: what must hold exactly, and that reward rises."""
 
+import dataclasses
 import inspect
 import itertools
 import json
@@ -99,8 +100,8 @@ def test_the_first_minibatch_has_ratio_one(fit, ppo, variant):
     assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7)
     assert first["clip_fraction"] == 0.0
-    assert trainer.logger.values("value/clip_fraction")[:1] == ([0.0] if module.estimator.has_critic else [])
-    assert trainer.logger.values("loss/kl")[:1] == ([pytest.approx(0.0, abs=1e-7)] if module.kl_config.loss else [])
+    assert trainer.logger.values("value/clip_fraction")[:1] == ([0.0] if module.recipe.estimator.has_critic else [])
+    assert trainer.logger.values("loss/kl")[:1] == ([pytest.approx(0.0, abs=1e-7)] if module.recipe.kl.loss else [])
 
 
 @pytest.mark.parametrize("name", BARE)
@@ -186,7 +187,7 @@ def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo
 def test_kl_is_zero_until_the_policy_has_learnt_and_not_afterwards(fit, ppo, variant):
     module, data = ppo(optimizer=adam(1e-2), **variant)
     trainer = fit(module, data, max_epochs=3)
-    still = 1 + module.critic_config.warmup
+    still = 1 + module.recipe.critic.warmup
     kl = trainer.logger.values("objective/kl")
     assert kl[:still] == [0.0] * still
     assert abs(kl[still]) > 1e-4
@@ -544,10 +545,10 @@ def test_the_average_is_that_of_the_steps_taken(fit, ppo):
     for step in later:
         expected = {name: 0.5 * expected[name] + 0.5 * value for name, value in step.items()}
     assert len(later) == 6
-    assert distance(expected, weights(module.answering()["average"])) < 1e-5
+    assert distance(expected, weights(module.learners.answering()["average"])) < 1e-5
     latest, data = ppo(ema=EMAConfig(0.0), optimizer=adam(1e-2))
     fit(latest, data)
-    assert distance(weights(latest.policy), weights(latest.answering()["average"])) == 0.0
+    assert distance(weights(latest.policy), weights(latest.learners.answering()["average"])) == 0.0
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -578,7 +579,9 @@ def test_the_number_that_is_logged_is_of_the_weights_that_are_exported(fit, ppo,
         if shared:
             trunk = weights(load_pretrained(tmp_path / f"{way}-critic", kind="reward").decoder)
             assert distance(trunk, weights(load_pretrained(tmp_path / way, kind="gpt").decoder)) == 0.0
-        assert [name for name in module.sample_rows()[0] if "score" not in name][2:] == list(module.answering())
+        assert [name for name in module.sample_rows()[0] if "score" not in name][2:] == list(
+            module.learners.answering()
+        )
     assert found["beside", "ema/"] == found["instead", ""] != found["beside", ""]
 
 
@@ -587,10 +590,10 @@ def test_an_average_in_half_precision_keeps_its_digits(fit, ppo):
     module, data = ppo(ema=EMAConfig(0.999), optimizer=adam(1e-2), minibatches=2)
     start = {name: value.float() for name, value in weights(load_pretrained(module.hparams["init_from"])).items()}
     fit(module, data, precision="bf16-true")
-    moved = module.average.state()
+    moved = module.learners.average.state()
     assert {value.dtype for value in moved.values()} == {torch.float32}
     assert distance(moved, {name: value.bfloat16().float() for name, value in start.items()}) > 0
-    assert module.answering()["average"].head_weight.dtype == torch.bfloat16
+    assert module.learners.answering()["average"].head_weight.dtype == torch.bfloat16
 
 
 def test_a_run_with_an_average_does_not_go_on_without_one(fit, ppo, tmp_path):
@@ -612,7 +615,7 @@ def test_the_rest_of_an_iteration_is_left_out_in_its_place(fit, ppo, accumulate)
         def on_train_batch_end(self, trainer, module, batch, index, *_):
             if trainer.global_step > len(self.rates):
                 self.models.append(
-                    {**weights(module), **{f"a{n}": v.clone() for n, v in module.average.state().items()}}
+                    {**weights(module), **{f"a{n}": v.clone() for n, v in module.learners.average.state().items()}}
                 )
                 state = trainer.optimizers[0].state
                 self.counts.append(state[next(module.policy.parameters())]["step"].item())
@@ -929,7 +932,7 @@ def test_two_processes_collect_what_one_collects(alone, monkeypatch, name):
     rollout, parts, kl, _ = collect(0, 1)
     steered = 1.01 if name != "grpo" else 1.0  # its penalty is in the loss
     if steered > 1:
-        module.kl_config = KLConfig(coef=0.1, target=kl / 1.1, horizon=80)
+        module.recipe = dataclasses.replace(module.recipe, kl=KLConfig(coef=0.1, target=kl / 1.1, horizon=80))
     monkeypatch.setattr(processes, "gathered", gather)
     collect(0, 2)
     ranks = [collect(rank, 2) for rank in (1, 0)]
@@ -959,7 +962,7 @@ def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart,
         callbacks = [ExactCheckpoint(3, keep=100)]
         trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
         assert trainer.global_step == 8
-        exported = [weights(model) for model in module.answering().values()]
+        exported = [weights(model) for model in module.learners.answering().values()]
         taken = (module.steps.taken, module.steps.stopped)
         ends.append((weights(module), *exported, module.kl_coef, module.iteration, module.frontier, taken))
     models = 1 + len(exported)
@@ -1262,11 +1265,11 @@ def test_the_defaults_are_those_of_the_rlhf_codes():
     temperature of 1; rewards as they are.
     """
     module = PPOModule("policy", "reward")
-    assert module.optimizer_config == OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    assert module.recipe.optimizer == OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     usual = {"ppo_epochs": 4, "minibatches": 1, "temperature": 1.0, "whiten_rewards": False, "compile": False}
     assert {name: module.hparams[name] for name in usual} == usual
     assert (module.hparams["max_new_tokens"], module.hparams["seed"]) == (24, 0)
-    assert (module.schedule_config.shape, module.schedule_config.final) == ("linear", 0.0)
+    assert (module.recipe.schedule.shape, module.recipe.schedule.final) == ("linear", 0.0)
     assert (module.shaping.gamma, module.shaping.lam, module.shaping.missing_eos_score) == (1.0, 0.95, -1.0)
 
 
@@ -1478,7 +1481,7 @@ def test_a_reward_model_of_another_tokenizer_rewards_through_text(fit, ppo, micr
     module, data = ppo(rewards=str(tmp_path / "foreign"))
     trainer = fit(module, data)
     assert math.isfinite(trainer.callback_metrics["val/score"].item())
-    assert module.critic_folder == str(micro.gpt)
+    assert module.learners.critic_folder == str(micro.gpt)
     assert sum("its tokenizer is not the policy's" in line for line in caplog.messages) == 1
     module, data = ppo(rewards=str(tmp_path / "foreign"))
     rows = [{"prompt": f"{i}" + " its cast" * 4} for i in range(60)]

@@ -44,12 +44,14 @@ class Average:
         """The weights by name."""
         return self._model.state_dict()
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what `state` gave.
 
         Raises:
-            UserError: it is of another model, or not finite; with the name.
+            UserError: there is none, or it is of another model, or not finite; with the name.
         """
+        expect(state is not None, "model.init_args.ema", "an average", "none, as the checkpoint has none")
+        assert state is not None
         own = self._model.state_dict()
         expect(state.keys() == own.keys(), "ppo: average", f"{len(state)} tensors", f"the policy's {len(own)}")
         for name, value in state.items():

@@ -56,7 +56,7 @@ class EstimatorConfig:
         """Refuse what has an effect by a critic alone, where there is none.
 
         Args:
-            given: the arguments of `owner` as plain data.
+            given: the arguments of `owner`.
             owner: whose defaults are nobody's wish.
 
         Raises:

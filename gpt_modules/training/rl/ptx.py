@@ -15,7 +15,9 @@ from torch import Tensor
 from gpt_modules.backbone import GPT
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.mixed import TextBeside
+from gpt_modules.errors import UserError
 from gpt_modules.training.language import next_token_loss
+from gpt_modules.training.rl.settings import PtxConfig
 
 
 class PtxBatch(NamedTuple):
@@ -56,6 +58,19 @@ class PtxSteps:
         batch = self.text.windows(first, last, self.rank, self.world)
         assert batch is not None, "every part has a window for every process"
         return batch
+
+
+def ptx_steps(text: TextBeside | None, config: PtxConfig, episodes: int, rank: int, world: int) -> PtxSteps | None:
+    """The pretraining text of optimizer steps of so many episodes; None: it is not learnt.
+
+    Raises:
+        UserError: it is to be learnt, and there is none.
+    """
+    if not config.coef:
+        return None
+    if text is None:
+        raise UserError(f"model.init_args.ptx.coef: found {config.coef}, expected 0 or data with `pretraining` text")
+    return PtxSteps(text, config.windows * episodes, rank, world)
 
 
 def ptx_loss(model: GPT, batch: PtxBatch, coef: float) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:

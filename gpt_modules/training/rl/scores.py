@@ -10,6 +10,7 @@
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -104,6 +105,23 @@ def optimised(
     if missing_eos_score is not None:
         found = torch.where(ended, found, missing_eos_score)
     return found - config.length_penalty * (lengths - config.free_length).clamp_min(0)
+
+
+def first_moments(moments: Moments, config: ScoresConfig, draw: Callable[[int], Float[Tensor, "B"]]) -> Moments:
+    """Those of the next rollout, as far as it is not needed for them: they begin anew where the recipe normalises
+    otherwise, and those of the reference's answers are found (Ziegler et al. 2019, section 2.2).
+
+    Args:
+        draw: scores of answers of the reference, the first and any further batch of them.
+    """
+    if moments.of != config.normalise:
+        moments = Moments(config.normalise)
+    if config.normalise != "reference" or moments.seen:
+        return moments
+    found = [draw(0)]
+    while sum(map(len, found)) < config.samples:
+        found.append(draw(len(found)))
+    return expect_spread(moments.joined(torch.cat(found)[: config.samples]))
 
 
 def expect_spread(moments: Moments) -> Moments:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import expect
+from gpt_modules.functional import adaptive_kl_coef
 from gpt_modules.training.hyperparameters import expect_idle, expect_number, typed
 from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.scores import Moments, ScoresConfig
@@ -40,6 +41,12 @@ class KLConfig:
             expect_number("kl.target", self.target, "(0, inf)")
             expect(self.coef > 0, "kl.coef", self.coef, "more than 0 with a target: a factor moves it")
             expect(self.loss is None, "kl.target", self.target, "none beside kl.loss: it steers the reward's penalty")
+
+    def adapted(self, coef: float, kl: float, episodes: int) -> float:
+        """The coefficient after a rollout of so many episodes at `kl` nats each: the same where there is no target."""
+        if self.target is None:
+            return coef
+        return adaptive_kl_coef(coef, kl, self.target, self.horizon, episodes)
 
     def idle(self) -> dict[str, str]:
         """How fast a coefficient adapts that does not, and where a penalty stands that is none."""

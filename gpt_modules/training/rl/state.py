@@ -32,6 +32,10 @@ class State(NamedTuple):
     average: dict[str, Any] | None
     moments: Moments
 
+    def document(self) -> dict[str, Any]:
+        """As plain data."""
+        return self._asdict() | {"moments": self.moments._asdict()}
+
 
 def read_state(checkpoint: Mapping[str, Any]) -> State:
     """The state under `ppo` of a checkpoint, while a line can name its file.

@@ -1,0 +1,130 @@
+"""The models that learn from rewards: the policy, its critic, and the average of its weights."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from gpt_modules.backbone import GPT, Decoder, RewardModel, base_of, merge_lora
+from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training.lora import export_merged, learn_updates
+from gpt_modules.training.rl.average import Average
+from gpt_modules.training.rl.models import change_units, critic_folder, on_trunk, open_critic, shared_critic
+from gpt_modules.training.rl.recipe import Recipe
+from gpt_modules.training.rl.rollout import Scored, response_outputs, response_values, value_responses
+from gpt_modules.training.rl.scores import Moments
+from gpt_modules.training.rl.shaping import Rollout
+from gpt_modules.training.rl.update import Outputs
+
+
+class Learners:
+    """Policy, critic if any, and average, opened from their folders, all without dropout, or the first ratio would not
+    be 1.
+
+    No module of torch: the procedure has `policy` and `critic` as its own, under these names in its checkpoints.
+
+    Args:
+        recipe: where they begin, and how they learn.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.policy: GPT = artefacts.open_gpt(None, recipe.init_from, **artefacts.dropout_changes(0.0))
+        self.average = None if recipe.ema is None else Average(self.policy, recipe.ema.decay)
+        self.critic: RewardModel | None = self._open_critic() if recipe.estimator.has_critic else None
+
+    def _open_critic(self) -> RewardModel:
+        critic, rewards, init_from = self.recipe.critic, self.recipe.rewards, self.recipe.init_from
+        self.critic_folder = critic_folder(critic.init_from, [] if critic.shared_trunk else rewards, init_from)
+        if critic.shared_trunk:
+            return shared_critic(self.policy, critic.init_from, rewards)
+        return open_critic(self.critic_folder, rewards)
+
+    def learn_updates(self, module: L.LightningModule) -> None:
+        """Low-rank ones in place of the models of `module`, where the recipe has them."""
+        if self.recipe.lora is not None:
+            learn_updates(module, "policy", self.recipe.lora, self.recipe.init_from)
+        if self.recipe.critic.lora is not None:
+            learn_updates(module, "critic", self.recipe.critic.lora, self.critic_folder)
+
+    def base(self) -> GPT | None:
+        """The reference, where the policy without its updates is that one; else None."""
+        same = self.recipe.lora is not None and self.recipe.reference == self.recipe.init_from
+        return base_of(self.policy) if same else None
+
+    def trunks(self) -> dict[str, Decoder]:
+        """Those of folders that lie under a critic's updates."""
+        if self.critic is None or self.recipe.critic.lora is None:
+            return {}
+        return {self.critic_folder: base_of(self.critic.decoder)}
+
+    def critics(self) -> dict[str, nn.Module]:
+        """The critic, if any, by the folder that it began from."""
+        return {} if self.critic is None else {self.critic_folder: self.critic}
+
+    def decoders(self) -> list[Decoder]:
+        """Each once."""
+        models = (self.policy,) if self.critic is None else (self.policy, self.critic)
+        return list(dict.fromkeys(model.decoder for model in models))
+
+    # --- what they say ---
+
+    def outputs(self, rollout: Rollout, temperature: float) -> Outputs:
+        """Of a rollout's response tokens, with gradient."""
+        tokens, prompt_lengths, responses, mask = rollout[:4]
+        text = (tokens, prompt_lengths, responses, mask, temperature)
+        logprobs, entropy, values = response_outputs(self.policy, self.critic, *text)
+        if values is None and self.critic is not None:
+            values = response_values(self.critic, tokens, prompt_lengths, mask)
+        return Outputs(logprobs, entropy, values)
+
+    def values(self, scored: Scored, rows: int) -> Float[Tensor, "B R"] | None:
+        """The critic's, without gradient, `rows` of them in a forward pass; None: there is none."""
+        return None if self.critic is None else value_responses(self.critic, scored, rows)
+
+    def follow(self, before: Moments, after: Moments) -> None:
+        """A critic that began as a reward model follows the first moments of the scores, and learns the rest."""
+        rewards = self.recipe.rewards
+        if self.critic is None or (before.seen and after.seen and before.of == after.of):
+            return
+        if any(self.critic_folder in source.folders for source in rewards):
+            change_units(self.critic, before, after, len(rewards) == 1)
+
+    def answering(self) -> dict[str, GPT]:
+        """Whose answers a validation is of, and a table shows. The first is the one that `export` holds."""
+        if self.recipe.ema is None or self.average is None:
+            return {"policy": self.policy}
+        average = {"average": self.average.model(self.policy)}
+        return average if self.recipe.ema.export == "instead" else {"policy": self.policy} | average
+
+    # --- how they learn, and what is left of them ---
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimizer's: for the policy and for the critic, if any: its head, where it stands on the policy's
+        trunk.
+        """
+        config, critic = self.recipe.optimizer, self.recipe.critic
+        rates = {"policy": config.lr, "value": config.lr if critic.lr is None else critic.lr}
+        learners: dict[str, nn.Module] = {"policy": self.policy}
+        if self.critic is not None:
+            learners["value"] = self.critic.head if critic.shared_trunk else self.critic
+        return [
+            group
+            for name, model in learners.items()
+            for group in optimizers.parameter_groups([model], config.weight_decay, lr=rates[name], name=name)
+        ]
+
+    def export(self, module: L.LightningModule, folder: Path) -> None:
+        """Write the policy, or its average; the critic, if any, goes beside it, for a later run that begins from it: on
+        the trunk that is written, where both share one. Of updates, an adapter.
+        """
+        first, *averages = self.answering().values()
+        export_merged(module, first, self.recipe.lora, self.recipe.init_from, folder)
+        beside: dict[str, GPT | RewardModel] = dict(zip(self.recipe.averages_beside, averages, strict=True))
+        if self.critic is not None:
+            shared = self.recipe.critic.shared_trunk
+            beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
+        for name, model in beside.items():
+            artefacts.export(module, model, folder.with_name(f"{folder.name}-{name}"))
