@@ -147,6 +147,21 @@ def test_validation_leaves_the_trainings_files_alone(gpt, sft, tmp_path):
     assert_refused(gpt.run("fit", "--config", recipe), "earlier run", "summary.json")
 
 
+def test_each_metric_is_told_once_and_whole(gpt, sft, micro, tmp_path):
+    """Though text beside the demonstrations is a second loader, and names are longer than half a terminal."""
+    sft["data"]["init_args"]["pretraining"] = {"train": str(micro.pretraining)}
+    sft["data"]["init_args"]["pretraining_fraction"] = 0.1
+    ended = gpt.run("validate", "--config", write(tmp_path / "r.yaml", sft), COLUMNS="40")
+    assert ended.status == 0, ended.stderr
+    names = ["val/loss", "val/perplexity", "val/pretraining_loss", "val/pretraining_perplexity"]
+    weights, *lines = ended.stdout.splitlines()
+    assert weights.startswith("weights: ")
+    assert sorted(line.split()[0] for line in lines) == names, ended.stdout
+    assert all(float(line.split()[1]) > 0 for line in lines)
+    quiet = gpt.run("validate", "--config", tmp_path / "r.yaml", "--verbose", "false")
+    assert quiet.stdout == f"{weights}\n"
+
+
 DUPLICATE = "trainer:\n  max_steps: 10\n  max_epochs: 1\n  max_steps: 1000000\n"
 
 

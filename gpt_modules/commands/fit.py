@@ -230,15 +230,28 @@ class TrainerCLI(LightningCLI):
             self.config_init[self.subcommand]["ckpt_path"] = newest_checkpoint(folder)
 
     def _measure(self) -> None:
-        """Resolve `--ckpt_path last`, and say whose weights are measured."""
+        """Resolve `--ckpt_path last`, and say whose weights are measured. Lightning's own table is for a loader a
+        column, and cuts names: `_tell_metrics` is in its place.
+        """
         self._resolve_last()
-        checkpoint = self.config_init[self.subcommand].get("ckpt_path")
+        given = self.config_init[self.subcommand]
+        checkpoint, self._verbose = given.get("ckpt_path"), given.get("verbose")
+        if self._verbose is not None:
+            given["verbose"] = False
         init_from = self.model.hparams.get("init_from")
         weights = weights_of(Path(self.trainer.default_root_dir), checkpoint, init_from)
         if self.trainer.is_global_zero:
             sys.stdout.write(f"weights: {weights}\n")
 
     before_validate = before_test = before_predict = _measure
+
+    def _tell_metrics(self) -> None:
+        """Each once and whole, however many loaders it was measured on."""
+        numbers = self.trainer.callback_metrics if self._verbose and self.trainer.is_global_zero else {}
+        width = max(map(len, numbers), default=0)
+        sys.stdout.writelines(f"{name:{width}}  {float(value):.6g}\n" for name, value in numbers.items())
+
+    after_validate = after_test = _tell_metrics
 
     def before_fit(self) -> None:
         """Resolve `--ckpt_path last`, and refuse to begin anew in a folder that holds a run."""
