@@ -53,8 +53,12 @@ class FitPlan(Plan):
         model = self.recipe.get("model", {})
         if not str(model.get("class_path")).endswith("PPOModule"):
             return []
-        average = (model.get("init_args") or {}).get("ema") or {}
-        return [f"{EXPORT}-critic", *([f"{EXPORT}-ema"] if average.get("export") == "beside" else [])]
+        arguments = model.get("init_args") or {}
+        made = {
+            "critic": (arguments.get("estimator") or {}).get("name", "gae") == "gae",
+            "ema": (arguments.get("ema") or {}).get("export") == "beside",
+        }
+        return [f"{EXPORT}-{name}" for name, one in made.items() if one]
 
     def check(self) -> None:
         self._check_folder()
@@ -71,11 +75,9 @@ class FitPlan(Plan):
     def _check_data(self) -> None:
         from gpt_modules.data.rows.files import find_files, is_local
 
-        arguments = self.recipe.get("data", {}).get("init_args") or {}
-        for key in ("train", "validation", "test"):
-            for item in _texts(arguments.get(key)):
-                if is_local(item) and not Path(item).is_dir() and self.step.root not in Path(item).parents:
-                    find_files(item)
+        for item in _sources(self.recipe.get("data", {}).get("init_args") or {}):
+            if is_local(item) and not Path(item).is_dir() and self.step.root not in Path(item).parents:
+                find_files(item)
 
     def _check_models(self) -> None:
         """What PPO reads of folders that are there already is what it can use."""
@@ -124,6 +126,16 @@ def fit_words(step: Step, overlays: Sequence[str] = (), allowed: Sequence[str] =
     return words + [
         f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in values.items()
     ]
+
+
+def _sources(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """What a DataModule's arguments name to be read, those of the text beside and of mixtures among them."""
+    for key in ("train", "validation", "test", "demonstrations"):
+        yield from _texts(arguments.get(key))
+    for mixed in arguments.get("mixture") or []:
+        yield from _texts(mixed["source"])
+    if beside := arguments.get("pretraining"):
+        yield from _sources(beside)
 
 
 def _texts(value: Any) -> Iterator[str]:

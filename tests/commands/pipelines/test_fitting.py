@@ -41,9 +41,31 @@ def test_a_policy_is_no_reward_before_the_first_step(micro, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("word", "changes"),
+    [
+        ("sft", {"data__pretraining": {"train": "absent.jsonl"}, "data__pretraining_fraction": 0.1}),
+        ("ppo", {"data__pretraining": {"validation": "absent.jsonl"}}),
+        ("ppo", {"data__pretraining": {"mixture": [{"source": ["absent.jsonl"], "weight": 1.0}]}}),
+        ("pretraining", {"data__train": None, "data__mixture": [{"source": "absent.jsonl", "weight": 1.0}]}),
+        ("reward", {"data__demonstrations": "absent.jsonl"}),
+    ],
+    ids=str,
+)
+def test_every_file_is_looked_for_before_the_first_step(micro, tmp_path, monkeypatch, word, changes):
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(json.dumps(micro.recipe(word, tmp_path / "unused", **changes)))
+    pipeline = Pipeline(Path("runs"), [Stage(word, "r.yaml")])
+    with pytest.raises(UserError, match=r"^absent\.jsonl: "):
+        FitPlan(steps_of(pipeline)[0], pipeline).check()
+    Path("absent.jsonl").write_text('{"text": "there"}\n')
+    FitPlan(steps_of(pipeline)[0], pipeline).check()
+
+
+@pytest.mark.parametrize(
     ("changes", "made"),
     [
         ({}, ["export-critic"]),
+        ({"model__estimator": {"name": "rloo"}}, []),
         ({"model__ema": {"export": "beside"}}, ["export-critic", "export-ema"]),
         ({"model__ema": {"decay": 0.9}}, ["export-critic", "export-ema"]),
         ({"model__ema": {"export": "instead"}}, ["export-critic"]),
@@ -63,5 +85,7 @@ def test_a_stage_is_fed_with_what_its_source_makes_beside_an_export(micro, tmp_p
             assert earlier.beside == made
             assert f"--{key}=runs/ppo/export-{beside}" in plan.fit_words
             continue
-        with pytest.raises(UserError, match=rf"^stage again: feeds\.{key}: found export-ema of ppo, expected a stage"):
+        with pytest.raises(
+            UserError, match=rf"^stage again: feeds\.{key}: found export-{beside} of ppo, expected a stage"
+        ):
             make_plans(pipeline)
