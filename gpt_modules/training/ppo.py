@@ -322,9 +322,9 @@ class PPOModule(L.LightningModule):
         assert self.rollout is not None
         assert self._experience is not None
         if self.shaping.whiten_over == "minibatch":
-            rollout = whitened_alone(self.rollout, batch.rows, self._experience.minibatch, self.shaping)
+            rollout = whitened_alone(self.rollout, batch.cut, self._experience.minibatch, self.shaping)
         else:
-            rollout = self.rollout.take(batch.rows)
+            rollout = self.rollout.take(batch.cut)
         sequences = batch.sequences if self.recipe.estimator.averages_answers else None
         kind = self.recipe.kl.loss
         penalty = None if kind is None else Penalty(kind, self.kl_coef)
@@ -335,6 +335,11 @@ class PPOModule(L.LightningModule):
     def warming_up(self) -> bool:
         """Whether the critic alone learns in this iteration."""
         return self.iteration < self.recipe.critic.warmup
+
+    @property
+    def policy_rests(self) -> bool:
+        """Whether the next step leaves the policy as it is."""
+        return self.warming_up or self.steps.stopped
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """The step's statistics: what its micro-batches and its processes have of them, together."""

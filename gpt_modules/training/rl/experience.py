@@ -10,22 +10,27 @@ from torch import Tensor
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.documents import Count, Positive, typed
 from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps
-from gpt_modules.training.rl.shaping import Rollout
+from gpt_modules.training.rl.shaping import Cut, Rollout
 
 
 class Experience(NamedTuple):
     """A micro-batch, named by its rows: half-precision plugins round every float tensor of a batch, and an old
     log-probability in bf16 would make ratios of anything.
 
-    rows: (N,) of the owner's rollout, this process's share.
+    cut: of the owner's rollout, this process's share.
     normaliser: what a sum over the micro-batch's tokens is divided by, so that the micro-batches of all processes
         average to the mean over the whole minibatch's tokens.
     sequences: the same of a sum over its rows.
     """
 
-    rows: Tensor
+    cut: Cut
     normaliser: float
     sequences: float
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) of the owner's rollout."""
+        return self.cut.rows
 
 
 @runtime_checkable
@@ -38,6 +43,10 @@ class Owner(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the update runs."""
+
+    @property
+    def policy_rests(self) -> bool:
+        """Whether the next step leaves the policy as it is, so that it reads no text to learn."""
 
     def collect(self) -> Rollout:
         """The next iteration's rollout, of the episodes of all processes."""
@@ -92,8 +101,8 @@ class ExperienceLoader:
         self.owner, self.seed, self.rank, self.world = owner, seed, rank, world
         self.ptx, self.parts = ptx, parts._replace(ptx=0 if ptx is None else ptx.micro_batches)
         self.position = 0
-        self.minibatch = torch.zeros(0, dtype=torch.long)
-        """Rows of the optimizer step that the latest micro-batch is of, those of all processes."""
+        self.minibatch = Cut(torch.zeros(0, dtype=torch.long), 0, 0)
+        """The rows of the optimizer step that the latest micro-batch is of, those of all processes."""
         self._resumed = False
 
     def __len__(self) -> int:
@@ -104,18 +113,24 @@ class ExperienceLoader:
         start, rollout = (self.position, self.owner.rollout) if resumed else (0, self.owner.collect())
         assert rollout is not None
         tokens = rollout.mask.sum(1).cpu()
-        plan = self._plan(tokens + rollout.prompt_lengths.cpu())
+        lengths = tokens + rollout.prompt_lengths.cpu()
+        plan = self._plan(lengths)
+
+        def cut(rows: Tensor) -> Cut:
+            return Cut(rows, int(lengths[rows].max()), int(tokens[rows].max()))
+
         for index in range(start, len(self)):
             self.position = index + 1
             step, part = divmod(index, self.parts.micro_batches)
             if self.ptx is not None and part < self.parts.ptx:
                 number = self.owner.iteration * self.parts.epochs * self.parts.minibatches + step
-                yield PtxBatch(self.ptx.batch(number, part), self._share(self.ptx.tokens))
+                windows = None if self.owner.policy_rests else self.ptx.batch(number, part)
+                yield PtxBatch(windows, self._share(self.ptx.tokens))
             else:
-                self.minibatch = torch.cat(plan[step])
-                counted = int(tokens[self.minibatch].sum())
+                self.minibatch = cut(torch.cat(plan[step]))
+                counted = int(tokens[self.minibatch.rows].sum())
                 rows = plan[step][part - self.parts.ptx][self.rank :: self.world]
-                yield Experience(rows, self._share(counted), self._share(len(self.minibatch)))
+                yield Experience(cut(rows), self._share(counted), self._share(len(self.minibatch.rows)))
 
     def _share(self, counted: int) -> float:
         """The normaliser of a step's tokens: Lightning divides by micro-batches, and averages over processes."""

@@ -17,18 +17,19 @@ from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.data.mixed import TextBeside
 from gpt_modules.errors import UserError
 from gpt_modules.training.language import next_token_loss
+from gpt_modules.training.rl.gradients import touch
 from gpt_modules.training.rl.settings import PtxConfig
 
 
 class PtxBatch(NamedTuple):
     """A micro-batch of pretraining text.
 
-    windows: this process's share.
+    windows: this process's share; None: nothing is learnt of them, and they have not been read.
     normaliser: what the sum over its tokens is divided by, so that the micro-batches of all processes, those of the
         experience among them, average to the mean over the step's pretraining tokens.
     """
 
-    windows: TokenBatch | PackedBatch
+    windows: TokenBatch | PackedBatch | None
     normaliser: float
 
 
@@ -74,7 +75,11 @@ def ptx_steps(text: TextBeside | None, config: PtxConfig, episodes: int, rank: i
 
 
 def ptx_loss(model: GPT, batch: PtxBatch, coef: float) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """`coef` times the share of a micro-batch in the step's mean cross-entropy, nats a token; with its statistics."""
+    """`coef` times the share of a micro-batch in the step's mean cross-entropy, nats a token; with its statistics. Of
+    what has not been read nothing but a gradient of zeros, for processes that wait for one.
+    """
+    if batch.windows is None:
+        return touch(model.parameters()), {}
     total, _ = next_token_loss(model, batch.windows)
     mean = total / batch.normaliser
     loss = coef * mean

@@ -29,6 +29,19 @@ FEWEST = 8  # episodes of a minibatch that is whitened by itself, as Ziegler et 
 DIVERSITY = ("length_p10", "length_p50", "length_p90", "distinct_1", "distinct_2")
 
 
+class Cut(NamedTuple):
+    """Rows of a rollout, and how wide they are: numbers of Python, so that taking them waits for no device.
+
+    rows: (N,)
+    text: tokens of their longest prompt and response together.
+    response: of their longest response.
+    """
+
+    rows: Int[Tensor, "N"]
+    text: int
+    response: int
+
+
 class Rollout(NamedTuple):
     """What the update needs of an iteration, or of a minibatch of it. R counts response tokens, the end-of-text token
     included.
@@ -57,14 +70,12 @@ class Rollout(NamedTuple):
     ref_logprobs: Float[Tensor, "B R"] | None = None
     rewards: Float[Tensor, "B R"] | None = None
 
-    def take(self, rows: Int[Tensor, "N"]) -> "Rollout":
-        """These rows of it, no wider than their longest text and their longest response. Waits for the device."""
-        taken = {name: field[rows.to(field.device)] for name, field in self.present().items()}
-        tokens, prompt_lengths, counts = taken.pop("tokens"), taken.pop("prompt_lengths"), taken["mask"].sum(1)
-        lengths = torch.stack([prompt_lengths + counts, counts], 1).tolist()
-        width, longest = map(max, zip(*lengths, strict=True)) if lengths else (0, 0)
-        cells = {name: cell[:, :longest] for name, cell in taken.items()}
-        return Rollout(tokens=tokens[:, :width], prompt_lengths=prompt_lengths, **cells)
+    def take(self, cut: Cut) -> "Rollout":
+        """These rows of it, no wider than they are."""
+        taken = {name: field[cut.rows.to(field.device)] for name, field in self.present().items()}
+        tokens, prompt_lengths = taken.pop("tokens")[:, : cut.text], taken.pop("prompt_lengths")
+        cells = {name: cell[:, : cut.response] for name, cell in taken.items()}
+        return Rollout(tokens=tokens, prompt_lengths=prompt_lengths, **cells)
 
     def present(self) -> dict[str, Tensor]:
         """The fields that there are, by name."""
@@ -124,20 +135,20 @@ def expect_enough(whiten_over: str, episodes: int) -> None:
 
 
 @torch.no_grad()
-def whitened_alone(rollout: Rollout, rows: Int[Tensor, "N"], minibatch: Int[Tensor, "M"], shaping: Shaping) -> Rollout:
+def whitened_alone(rollout: Rollout, cut: Cut, minibatch: Cut, shaping: Shaping) -> Rollout:
     """These rows of a rollout, with advantages and returns whitened over the minibatch that they are of, as in Ziegler
     et al.'s code.
 
     Args:
-        rows: some of the minibatch's: a micro-batch, or a process's share.
-        minibatch: the rows of an optimizer step, over all its micro-batches and processes.
+        cut: some of the minibatch's: a micro-batch, or a process's share.
+        minibatch: all of an optimizer step's, over its micro-batches and processes.
     """
     part, device = rollout.take(minibatch), rollout.tokens.device
     assert part.rewards is not None
     assert part.values is not None
     advantages, returns, _ = _advantages(part.rewards, part.values, part.mask, shaping, True)
-    places = (minibatch.to(device)[None] == rows.to(device)[:, None]).int().argmax(1)
-    return part._replace(advantages=advantages, returns=returns).take(places)
+    places = (minibatch.rows.to(device)[None] == cut.rows.to(device)[:, None]).int().argmax(1)
+    return part._replace(advantages=advantages, returns=returns).take(cut._replace(rows=places))
 
 
 def _advantages(

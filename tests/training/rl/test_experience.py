@@ -5,7 +5,7 @@ import torch
 
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.experience import ExperienceLoader, Parts
-from gpt_modules.training.rl.shaping import Rollout
+from gpt_modules.training.rl.shaping import Cut, Rollout
 
 EPISODES = 12
 
@@ -20,7 +20,7 @@ def rollout(episodes=EPISODES, width=5):
 class Owner:
     def __init__(self, iteration=0, episodes=EPISODES):
         self.iteration, self.device = iteration, torch.device("cpu")
-        self.rollout, self.episodes, self.collected = None, episodes, 0
+        self.rollout, self.episodes, self.collected, self.policy_rests = None, episodes, 0, False
 
     def collect(self):
         self.rollout, self.collected = rollout(self.episodes), self.collected + 1
@@ -40,10 +40,19 @@ def episodes(batches):
 def test_a_minibatch_is_the_rows_of_a_step_over_its_micro_batches_and_processes(accumulate, world):
     loaders = [loader(accumulate=accumulate, rank=rank, world=world) for rank in range(world)]
     for found in zip(*loaders, strict=True):
-        minibatches = [of.minibatch.tolist() for of in loaders]
+        minibatches = [of.minibatch.rows.tolist() for of in loaders]
         assert all(minibatch == minibatches[0] for minibatch in minibatches)
         assert len(minibatches[0]) == EPISODES // 3
         assert {row for batch in found for row in batch.rows.tolist()} <= set(minibatches[0])
+
+
+def test_a_cut_is_as_wide_as_its_longest_text_and_its_longest_response():
+    whole, source = rollout(), loader(accumulate=2)
+    responses = whole.mask.sum(1)
+    texts = whole.prompt_lengths + responses
+    for batch in source:
+        for rows, text, response in (batch.cut, source.minibatch):
+            assert (text, response) == (max(texts[rows].tolist()), max(responses[rows].tolist()))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -74,7 +83,7 @@ def test_what_a_rollout_does_not_have_is_neither_taken_nor_stored():
     source.owner.collect = lambda: source.owner.__dict__.update(rollout=bare) or bare
     next(iter(source))
     stored, names = source.state()["rollout"], set(Rollout._fields) - {"values", "returns", "ref_logprobs", "rewards"}
-    assert stored.keys() == names == bare.take(torch.tensor([3, 1])).present().keys()
+    assert stored.keys() == names == bare.take(Cut(torch.tensor([3, 1]), 5, 4)).present().keys()
     other = loader()
     other.restore(source.state())
     assert other.owner.rollout.present().keys() == names

@@ -13,7 +13,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps, ptx_loss
-from gpt_modules.training.rl.settings import PtxConfig
+from gpt_modules.training.rl.settings import CriticConfig, EarlyStop, PtxConfig
 
 FAST = OptimizerConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
 
@@ -115,6 +115,33 @@ def test_every_step_reads_on(fit, mixed, monkeypatch):
     monkeypatch.setattr(data.pretraining, "windows", lambda *place: asked.append(place[:2]) or read(*place))
     trainer = fit(module, data, max_epochs=2, limit_val_batches=0)
     assert asked == [(n, n + 4) for n in range(0, 8 * trainer.global_step, 4)]
+
+
+@pytest.mark.parametrize("rest", ["warm-up", "early stop"])
+def test_what_would_teach_nobody_is_not_read(fit, mixed, monkeypatch, rest):
+    """Not while the critic warms up alone, nor after an iteration's early stop; where it is read again, the place in
+    the stream is that of the step.
+    """
+    settings = {"critic": CriticConfig(warmup=1)} if rest == "warm-up" else {"early_stop": EarlyStop(kl=1e-9)}
+    module, data = mixed(0.5, ppo_epochs=2, **settings)
+    asked, losses = [], []
+    monkeypatch.setattr(L.LightningDataModule, "on_before_batch_transfer", lambda self, batch, _: batch)
+    read, step = data.pretraining.windows, module.training_step
+    monkeypatch.setattr(data.pretraining, "windows", lambda *place: asked.append(place[0]) or read(*place))
+    monkeypatch.setattr(module, "training_step", lambda *given: losses.append(step(*given)) or losses[-1])
+    trainer = fit(module, data, max_epochs=2, limit_val_batches=0)
+    assert trainer.global_step == 8, "of 8 windows each"
+    if rest == "warm-up":
+        assert asked == list(range(32, 64, 4))
+        assert len(trainer.logger.values("loss/ptx")) == 4
+    else:
+        taken = [int(steps) for steps in trainer.logger.values("update/steps")]
+        assert max(taken) < 3
+        first, second = (
+            [*range(begin, begin + 8 * (steps + 1), 4)] for begin, steps in zip((0, 32), taken, strict=True)
+        )
+        assert asked == first + second
+    assert len(losses) == len(module._experience) * 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -12,6 +12,7 @@ from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Shaping
 from gpt_modules.training.rl.shaping import (
+    Cut,
     Rollout,
     expect_enough,
     optimised_scores,
@@ -119,9 +120,10 @@ def test_a_minibatch_that_is_whitened_by_itself_is_as_a_rollout_of_its_own(score
     minibatch = torch.tensor([2, 0])
     of_two = rows_of(scored, minibatch)
     expected, _ = shape_rollout(of_two, VALUES[minibatch], 0.1, Shaping(whiten_rewards=whiten_rewards))
-    for rows in ([2, 0], [0], [2], []):
-        found = whitened_alone(whole, torch.tensor(rows, dtype=torch.long), minibatch, alone)
-        own = expected.take(torch.tensor([[2, 0].index(row) for row in rows], dtype=torch.long))
+    text = expected.tokens.shape[1]
+    for rows in ([2, 0], [0], [2]):
+        found = whitened_alone(whole, Cut(torch.tensor(rows), text, 3), Cut(minibatch, text, 3), alone)
+        own = expected.take(Cut(torch.tensor([[2, 0].index(row) for row in rows]), text, 3))
         for name in ("tokens", "values", "advantages", "returns"):
             torch.testing.assert_close(getattr(found, name), getattr(own, name), msg=name)
     plain, _ = shape_rollout(scored, VALUES, 0.1, Shaping(**PLAIN))
@@ -146,15 +148,15 @@ def test_the_rollout_is_what_was_scored(scored):
 
 
 @pytest.mark.parametrize("rows", [[0], [1, 0], [2], [0, 1, 2]])
-def test_rows_that_are_taken_are_no_wider_than_they_must_be_and_whole(rows):
+def test_rows_that_are_taken_are_as_wide_as_they_are_said_to_be_and_whole(rows):
     """Texts of 3, 5 and 9 tokens, of which 1, 2 and 4 answer."""
     counts = torch.tensor([1, 2, 4])
     mask = torch.arange(6) < counts[:, None]
     cells = torch.arange(18.0).view(3, 6)
     others = [cells] * (len(Rollout._fields) - 4)
     whole = Rollout(torch.arange(36).view(3, 12), torch.tensor([2, 3, 5]), cells.long(), mask, *others)
-    taken = whole.take(torch.tensor(rows))
     longest = max(rows)
+    taken = whole.take(Cut(torch.tensor(rows), [3, 5, 9][longest], [1, 2, 4][longest]))
     assert taken.tokens.tolist() == whole.tokens[rows, : [3, 5, 9][longest]].tolist()
     assert taken.prompt_lengths.tolist() == whole.prompt_lengths[rows].tolist()
     assert all(cell.shape == (len(rows), [1, 2, 4][longest]) for cell in taken[2:])
