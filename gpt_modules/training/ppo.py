@@ -32,7 +32,7 @@ from gpt_modules.training.rl.models import check_fit
 from gpt_modules.training.rl.ptx import PtxBatch, ptx_loss, ptx_steps
 from gpt_modules.training.rl.recipe import read_recipe
 from gpt_modules.training.rl.rewards import RewardSource
-from gpt_modules.training.rl.rollout import Scored, inference, score_responses
+from gpt_modules.training.rl.rollout import Scored, inference, mean_score, score_responses
 from gpt_modules.training.rl.scores import Moments, ScoresConfig, first_moments
 from gpt_modules.training.rl.settings import (
     ClipConfig,
@@ -260,7 +260,8 @@ class PPOModule(L.LightningModule):
         prompts = self._prompts(self.iteration)
         scored = self._score(prompts, VALIDATION + 1 + self.iteration)
         if self.shaping.scores.normalise == "running":
-            self._normalise_by(self.shaping.moments.joined(in_order(prompts.numbers, [scored.scores])[0]))
+            found = in_order(prompts.numbers, [scored.scores])[0]
+            self._normalise_by(self.shaping.moments.joined(found), [scored])
         with inference(self):
             values = self.learners.values(scored, self.hparams["score_rows"])
         scored, values = over_processes(prompts.numbers, scored, values)
@@ -287,16 +288,23 @@ class PPOModule(L.LightningModule):
 
     def _find_gain(self) -> None:
         """What is normalised by the reference's answers is so before the first rollout."""
-        self._normalise_by(first_moments(self.shaping.moments, self.shaping.scores, self._reference_scores))
+        answers: list[Scored] = []
 
-    def _reference_scores(self, number: int) -> Tensor:
-        prompts = self._prompts(number)
-        scored = self._score(prompts, OF_REFERENCE + number, self.frozen.reference)
-        return in_order(prompts.numbers, [scored.scores])[0]
+        def draw(number: int) -> Tensor:
+            prompts = self._prompts(number)
+            answers.append(self._score(prompts, OF_REFERENCE + number, self.frozen.reference))
+            return in_order(prompts.numbers, [answers[-1].scores])[0]
 
-    def _normalise_by(self, moments: Moments) -> None:
-        """From now on."""
-        self.learners.follow(self.shaping.moments, moments)
+        self._normalise_by(first_moments(self.shaping.moments, self.shaping.scores, draw), answers)
+
+    def _normalise_by(self, moments: Moments, answers: list[Scored]) -> None:
+        """From now on, as the scores of these answers are."""
+
+        def mean_of(folder: str) -> float:
+            with inference(self):
+                return mean_score(self.frozen.reward.readers()[folder], answers, self.hparams["score_rows"])
+
+        self.learners.follow(self.shaping.moments, moments, self.global_step > 0, mean_of)
         self.shaping = replace(self.shaping, moments=moments)
 
     @property

@@ -1344,6 +1344,32 @@ def test_the_references_answers_score_nought_with_variance_one_and_the_critic_fo
     assert module.frontier[-1][1] == pytest.approx(trainer.logger.values("val/score")[-1])
 
 
+@pytest.mark.parametrize("normalise", ["reference", "running"])
+@pytest.mark.parametrize("kind", ["sum", "ensemble"])
+def test_a_critic_of_a_part_of_the_reward_begins_at_a_mean_of_nought(
+    fit, ppo, micro, tmp_path, functions, kind, normalise
+):
+    """Of the answers by which the whole is normalised, as the whole does: it explains what the part explains."""
+    other = shaken(load_pretrained(micro.reward, kind="reward"), 5)
+    save_pretrained(tmp_path / "other", other, tokenizer_json=micro.tokenizer.to_json())
+    folders = [str(micro.reward), str(tmp_path / "other")]
+    summed = [RewardSource(folder=folders[0], weight=2.0), RewardSource(function="toy_rewards:length")]
+    rewards = summed if kind == "sum" else RewardSource(ensemble=folders, combine="worst")
+    scores = ScoresConfig(normalise, **({"samples": 8} if normalise == "reference" else {}))
+    module, data = ppo(rewards=rewards, scores=scores, missing_eos_score=None, optimizer=adam(0.0))
+    fit(module, data, limit_val_batches=0)
+    reference = normalise == "reference"
+    drawn = module._score(data.prompts(0), 2**31 if reference else 1, module.frozen.reference if reference else None)
+    assert drawn.scores.mean().item() == pytest.approx(module.shaping.moments.mean, rel=1e-4)
+    ends = drawn.sequences.lengths[:, None] - 1
+    with torch.no_grad():
+        last = module.critic.eval().token_values(drawn.sequences.tokens).gather(1, ends)[:, 0]
+        of_part = module.frozen.reward.models()[folders[0]](*drawn.sequences[::2][:2])
+    assert last.mean().item() == pytest.approx(0.0, abs=1e-4)
+    gain = (2.0 if kind == "sum" else 1.0) / module.shaping.moments.deviation
+    torch.testing.assert_close(last, gain * (of_part - of_part.mean()), atol=1e-3, rtol=1e-3)
+
+
 def test_running_moments_are_of_all_rollouts_so_far(fit, ppo):
     module, data = ppo(scores=ScoresConfig(normalise="running"), missing_eos_score=None, optimizer=adam(1e-2))
     score, seen = module._score, []

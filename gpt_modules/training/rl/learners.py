@@ -1,5 +1,6 @@
 """The models that learn from rewards: the policy, its critic, and the average of its weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,27 @@ class Learners:
         """The critic's, without gradient, `rows` of them in a forward pass; None: there is none."""
         return None if self.critic is None else value_responses(self.critic, scored, rows)
 
-    def follow(self, before: Moments, after: Moments) -> None:
-        """A critic that began as a reward model follows the first moments of the scores, and learns the rest."""
-        rewards = self.recipe.rewards
-        if self.critic is None or (before.seen and after.seen and before.of == after.of):
+    def follow(self, before: Moments, after: Moments, learnt: bool, mean_of: Callable[[str], float]) -> None:
+        """A critic values in the units of the first moments of the scores, and learns the rest.
+
+        One that has not learnt and began as a part of the reward, a term of a sum or a member of an ensemble, says what
+        that part says: it is the part's own mean that comes off, so that its answers have a mean of 0 as all have. One
+        that began at zero says the mean already.
+
+        Args:
+            learnt: whether it values the whole reward by now.
+            mean_of: the mean score that the reward model of a folder gives the answers that `after` is of.
+        """
+        follows = not before.seen or before.of != after.of  # and no later ones of the same kind
+        if self.critic is None or not follows or not (before.seen or after.seen):
             return
-        if any(self.critic_folder in source.folders for source in rewards):
-            change_units(self.critic, before, after, len(rewards) == 1)
+        if not (learnt or before.seen):
+            part = next((source for source in self.recipe.rewards if self.critic_folder in source.folders), None)
+            if part is None:
+                return
+            if len(self.recipe.rewards) > 1 or part.ensemble:
+                after = after._replace(mean=part.weight * mean_of(self.critic_folder))
+        change_units(self.critic, before, after)
 
     def answering(self) -> dict[str, GPT]:
         """Whose answers a validation is of, and a table shows. The first is the one that `export` holds."""

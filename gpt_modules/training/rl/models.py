@@ -67,15 +67,13 @@ def on_trunk(policy: GPT, head: ScalarHead) -> RewardModel:
 
 
 @torch.no_grad()
-def change_units(critic: RewardModel, before: Moments, after: Moments, alone: bool) -> None:
-    """Let a critic value in the units of scores that are normalised otherwise.
-
-    Args:
-        alone: the reward is the one that it values, so that the mean of its scores is in its values.
+def change_units(critic: RewardModel, before: Moments, after: Moments) -> None:
+    """Let a critic value in the units of scores that are normalised otherwise, to which nothing changes where `after`
+    are those of what it values in the units of `before`.
     """
     gain, mean = before.deviation / after.deviation, (before.mean - after.mean) / after.deviation
     critic.head.linear.weight.mul_(gain)
-    critic.head.linear.bias.mul_(gain).add_(mean if alone else 0.0)
+    critic.head.linear.bias.mul_(gain).add_(mean)
 
 
 def check_fit(

@@ -14,6 +14,7 @@ from gpt_modules.backbone import GPT, RewardModel, generate
 from gpt_modules.backbone.decoding.generation import ends_of, is_end
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.functional import Counted, kl_estimate, linear_logprobs
+from gpt_modules.training.processes import gathered
 from gpt_modules.training.rl.rewards import Scores
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Sampling
@@ -203,6 +204,13 @@ def score_responses(
     values = valued[0] if valued else None
     scores, spreads = in_pieces(reward, rows, sequences)
     return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, sampled, values)
+
+
+@torch.no_grad()
+def mean_score(scorer: Callable[[Sequences], Tensor], answers: Sequence[Scored], rows: int) -> float:
+    """Of the answers of all processes, which all call it; `rows` of a forward pass."""
+    found = [in_pieces(lambda part: (scorer(part),), rows, scored.sequences)[0] for scored in answers]
+    return float(gathered([torch.cat(found)])[0].double().mean())
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from gpt_modules.training import PPOModule
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.learners import Learners
+from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import Moments
 from gpt_modules.training.rl.settings import CriticConfig, EMAConfig
 from gpt_modules.training.rl.shaping import Rollout
@@ -26,7 +27,7 @@ ROLLOUT = Rollout(
 @pytest.fixture
 def learners(micro):
     """learners(**module arguments)"""
-    return lambda **given: Learners(PPOModule(str(micro.gpt), str(micro.reward), **given).recipe)
+    return lambda **given: Learners(PPOModule(str(micro.gpt), **{"rewards": str(micro.reward), **given}).recipe)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -81,15 +82,37 @@ def test_who_answers_is_named_the_exported_one_first(learners):
     assert list(learners(ema=EMAConfig(export="instead")).answering()) == ["average"]
 
 
+def no_part(folder):
+    raise AssertionError(folder)
+
+
 def test_a_critic_follows_the_first_moments_and_learns_the_rest(learners):
     """One that began as the policy has nothing to follow: it says 0, which is the mean."""
     none, first, later = Moments("running"), Moments("running", 4, 2.0, 36.0), Moments("running", 8, 9.0, 36.0)
     model, began = learners(), learners()
-    model.follow(none, first)
+    model.follow(none, first, False, no_part)
     changed = model.critic.token_values(ROLLOUT.tokens)
     torch.testing.assert_close(changed, (began.critic.token_values(ROLLOUT.tokens) - 2.0) / 3.0)
-    model.follow(first, later)
+    model.follow(first, later, True, no_part)
     assert torch.equal(model.critic.token_values(ROLLOUT.tokens), changed)
     zero = learners(critic=CriticConfig(shared_trunk=True))
-    zero.follow(none, first)
+    zero.follow(none, first, False, no_part)
     assert not zero.critic.token_values(ROLLOUT.tokens).any()
+    zero.follow(none, first, True, no_part)
+    torch.testing.assert_close(zero.critic.token_values(ROLLOUT.tokens), torch.full((2, 5), -2.0 / 3.0))
+
+
+@pytest.mark.parametrize("kind", ["sum", "ensemble"])
+def test_a_critic_that_began_as_a_part_follows_the_parts_own_mean(learners, micro, kind):
+    """The whole's mean, 2, is nothing to it; once it has learnt the whole, that one is."""
+    folder, other = str(micro.reward), RewardSource(function="a.b:c")
+    summed = [other, RewardSource(folder=folder, weight=3.0)]
+    ensemble = RewardSource(ensemble=[folder, "elsewhere"], combine="worst", weight=3.0)
+    model = learners(rewards=summed if kind == "sum" else ensemble)
+    raw = model.critic.token_values(ROLLOUT.tokens)
+    none, first, other = Moments("reference"), Moments("reference", 4, 2.0, 36.0), Moments("running", 8, -1.0, 8.0)
+    model.follow(none, first, False, {folder: 5.0}.get)
+    torch.testing.assert_close(model.critic.token_values(ROLLOUT.tokens), (raw - 3.0 * 5.0) / 3.0)
+    was = model.critic.token_values(ROLLOUT.tokens)
+    model.follow(first, other, True, no_part)
+    torch.testing.assert_close(model.critic.token_values(ROLLOUT.tokens), was * 3.0 + 3.0)
