@@ -17,14 +17,15 @@ from gpt_modules.data.reward import Comparisons
 from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import PreferenceLosses, dpo_losses, untied_pairs
 from gpt_modules.storage.documents import typed as read_typed
-from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.answer_logprobs import ReferenceLogprobs, answer_logprobs
 from gpt_modules.training.callbacks.dashboard import DPO_LAYOUT
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import continuation_rows
-from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
+from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number
+from gpt_modules.training.language import check_samples, continuation_rows
+from gpt_modules.training.learning import configure, learning_settings, prepare
+from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
 from gpt_modules.training.processes import HeldOut
@@ -80,17 +81,11 @@ class DPOModule(L.LightningModule):
     ) -> None:
         given = arguments(locals())
         super().__init__()
-        self.lora = None if lora is None else typed(LoRAConfig, lora)
-        self.optimizer_config = typed(OptimizerConfig, optimizer)
-        self.schedule_config = typed(ScheduleConfig, schedule)
-        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
+        found = learning_settings(self, lora, optimizer, schedule)
+        self.lora, self.optimizer_config, self.schedule_config = found
         self.save_hyperparameters(given)
         expect_number("beta", beta, "(0, inf)")
-        expect_number("sample_tokens", sample_tokens, "[1, inf)", whole=True)
-        expect_number("seed", seed, SEEDS, whole=True)
-        if not sample_prompts:
-            expect_idle("sample_tokens", sample_tokens, [48], "there are no sample_prompts")
-            expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
+        check_samples(sample_prompts, sample_tokens, seed, usual=48)
         self.reference = ReferenceLogprobs(init_from if reference_from is None else reference_from)
         self.held_out, self.held_out_logprobs = PreferenceMetrics(), HeldOut("chosen_logprob", "rejected_logprob")
         self.step, self.right = StepMean(), StepAccuracy()
@@ -107,11 +102,7 @@ class DPOModule(L.LightningModule):
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_gpt(None, self.hparams["init_from"], **artefacts.dropout_changes(0.0))
-        artefacts.check_data(self, self.model.config)
-        if self.lora is not None:
-            learn_updates(self, "model", self.lora, self.hparams["init_from"])
-        if self.hparams["compile"]:
-            self.model.decoder.compile_blocks()
+        prepare(self, self.lora)
 
     def on_fit_start(self) -> None:
         """Let the reference read what is learnt from, and what validates."""
@@ -209,9 +200,7 @@ class DPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""
-        groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
-        optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
-        return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
+        return configure(self, self.optimizer_config, self.schedule_config)
 
     def work(self, batch: RankingBatch) -> tuple[int, str]:
         """Answers of a batch, for the throughput."""

@@ -12,6 +12,7 @@ from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_generator
+from gpt_modules.training.hyperparameters import SEEDS, expect_idle, expect_number
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.sharding import gathered
 
@@ -72,6 +73,19 @@ def row_losses(model: GPT, batch: TokenBatch | PackedBatch) -> list[dict[str, An
         if int(count):
             rows.append({"nats": float(total), "tokens": int(count)})
     return rows
+
+
+def check_samples(prompts: list[str] | None, tokens: int, seed: int, usual: int) -> None:
+    """A recipe's prompts to answer, and how: `usual` is the default of `tokens`.
+
+    Raises:
+        UserError: a number means nothing, or nobody is asked.
+    """
+    expect_number("sample_tokens", tokens, "[1, inf)", whole=True)
+    expect_number("seed", seed, SEEDS, whole=True)
+    if not prompts:
+        expect_idle("sample_tokens", tokens, [usual], "there are no sample_prompts")
+        expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
 
 
 def continuation_rows(

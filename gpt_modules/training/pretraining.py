@@ -13,8 +13,8 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
 from gpt_modules.training.callbacks.writer import log_interval
-from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import HeldOutText, continuation_rows, row_losses, step_loss
+from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
+from gpt_modules.training.language import HeldOutText, check_samples, continuation_rows, row_losses, step_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import shard
 
@@ -60,11 +60,7 @@ class PretrainingModule(L.LightningModule):
         self.batch_config = None if batch is None else typed(BatchConfig, batch)
         self.save_hyperparameters(given)
         expect_number("max_tokens", 1 if max_tokens is None else max_tokens, "(0, inf)")
-        expect_number("sample_tokens", sample_tokens, "[1, inf)", whole=True)
-        expect_number("seed", seed, SEEDS, whole=True)
-        if not sample_prompts:
-            expect_idle("sample_tokens", sample_tokens, [32], "there are no sample_prompts")
-            expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
+        check_samples(sample_prompts, sample_tokens, seed, usual=32)
         self.held_out = HeldOutText()
         self.tokens_seen = 0  # by all devices, since the first step of the run
         self.step = StepMean()

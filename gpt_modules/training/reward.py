@@ -11,12 +11,13 @@ from gpt_modules.backbone import LoRAConfig, RewardModel
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.errors import expect
 from gpt_modules.functional import ranking_losses
-from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.dashboard import REWARD_LAYOUT
 from gpt_modules.training.callbacks.writer import tensorboard
-from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
-from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
+from gpt_modules.training.hyperparameters import arguments, expect_number
+from gpt_modules.training.learning import configure, learning_settings, prepare
+from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
 from gpt_modules.training.sharding import refuse_sharding
@@ -56,10 +57,8 @@ class RewardModule(L.LightningModule):
     ) -> None:
         given = arguments(locals())
         super().__init__()
-        self.lora = None if lora is None else typed(LoRAConfig, lora)
-        self.optimizer_config = typed(OptimizerConfig, optimizer)
-        self.schedule_config = typed(ScheduleConfig, schedule)
-        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
+        found = learning_settings(self, lora, optimizer, schedule)
+        self.lora, self.optimizer_config, self.schedule_config = found
         self.save_hyperparameters(given)
         if dropout is not None:
             expect_number("dropout", dropout, "[0, 1)")
@@ -81,11 +80,7 @@ class RewardModule(L.LightningModule):
         self.model = artefacts.open_scorer(
             self.hparams["init_from"], self, **artefacts.dropout_changes(self.hparams["dropout"])
         )
-        artefacts.check_data(self, self.model.config)
-        if self.lora is not None:
-            learn_updates(self, "model", self.lora, self.hparams["init_from"])
-        if self.hparams["compile"]:
-            self.model.decoder.compile_blocks()
+        prepare(self, self.lora)
 
     def on_fit_start(self) -> None:
         """Refuse what the export could not be centred by."""
@@ -144,13 +139,7 @@ class RewardModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule."""
-        groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
-        optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
-        return optimizers.configure(
-            optimizer,
-            self.schedule_config,
-            self.trainer.estimated_stepping_batches,
-        )
+        return configure(self, self.optimizer_config, self.schedule_config)
 
     def work(self, batch: RankingBatch) -> tuple[int, str]:
         """Answers of a batch, for the throughput."""

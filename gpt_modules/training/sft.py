@@ -10,11 +10,12 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT, LoRAConfig
 from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
-from gpt_modules.training import artefacts, optimizers
+from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
-from gpt_modules.training.hyperparameters import SEEDS, arguments, expect_idle, expect_number, refuse_idle, typed
-from gpt_modules.training.language import HeldOutText, continuation_rows, parts, row_losses, step_loss
-from gpt_modules.training.lora import ADAPTER, export_merged, learn_updates
+from gpt_modules.training.hyperparameters import arguments, expect_number
+from gpt_modules.training.language import HeldOutText, check_samples, continuation_rows, parts, row_losses, step_loss
+from gpt_modules.training.learning import configure, learning_settings, prepare
+from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.sharding import refuse_sharding
 
@@ -53,17 +54,11 @@ class SFTModule(L.LightningModule):
     ) -> None:
         given = arguments(locals())
         super().__init__()
-        self.lora = None if lora is None else typed(LoRAConfig, lora)
-        self.optimizer_config = typed(OptimizerConfig, optimizer)
-        self.schedule_config = typed(ScheduleConfig, schedule)
-        refuse_idle(self, optimizer=self.optimizer_config, schedule=self.schedule_config)
+        found = learning_settings(self, lora, optimizer, schedule)
+        self.lora, self.optimizer_config, self.schedule_config = found
         self.save_hyperparameters(given)
         expect_number("dropout", dropout or 0.0, "[0, 1)")
-        expect_number("sample_tokens", sample_tokens, "[1, inf)", whole=True)
-        expect_number("seed", seed, SEEDS, whole=True)
-        if not sample_prompts:
-            expect_idle("sample_tokens", sample_tokens, [48], "there are no sample_prompts")
-            expect_idle("seed", seed, [0], "there are no sample_prompts to answer")
+        check_samples(sample_prompts, sample_tokens, seed, usual=48)
         self.held_out, self.held_out_pretraining = HeldOutText(), HeldOutText()
         self.step = StepMean()
         self.model: GPT
@@ -81,11 +76,7 @@ class SFTModule(L.LightningModule):
         dropout = self.hparams["dropout"]
         changes = {} if dropout is None else {"resid_pdrop": dropout}
         self.model = artefacts.open_gpt(None, self.hparams["init_from"], **changes)
-        artefacts.check_data(self, self.model.config)
-        if self.lora is not None:
-            learn_updates(self, "model", self.lora, self.hparams["init_from"])
-        if self.hparams["compile"]:
-            self.model.decoder.compile_blocks()
+        prepare(self, self.lora)
 
     def training_step(self, batch: PackedBatch | TokenBatch | MixedBatch, batch_idx: int) -> Tensor:
         """Cross-entropy of the batch's response tokens and pretraining tokens, in the scale of `StepMean`."""
@@ -121,13 +112,7 @@ class SFTModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and the schedule, in steps: packed rows hold a varying number of response tokens."""
-        groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
-        optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
-        return optimizers.configure(
-            optimizer,
-            self.schedule_config,
-            self.trainer.estimated_stepping_batches,
-        )
+        return configure(self, self.optimizer_config, self.schedule_config)
 
     def work(self, batch: PackedBatch | TokenBatch | MixedBatch) -> tuple[int, str]:
         """Cells of the rows; what packing leaves empty is a few per cent."""

@@ -96,44 +96,6 @@ def test_validation_against_a_naive_computation(fit, micro, data, tmp_path, beta
         assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(value, abs=2e-4), name
 
 
-class InOrder:
-    """A loader of these batches; Lightning takes a list for several loaders."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
-
-
-def test_an_accumulated_step_is_the_step_of_one_batch(fit, micro, tmp_path):
-    """Prompts of 2 and of 3 answers, and a last window of 1 batch in place of 4."""
-    rows = [
-        {"prompt": f"the film {n}", "responses": [" a", " b" * n, " c"][: 2 + n % 2], "ranking": [1, 2, 3][: 2 + n % 2]}
-        for n in range(1, 21)
-    ]
-    file, other = write_rows(tmp_path / "rows.jsonl", rows), write_rows(tmp_path / "held_out.jsonl", rows[:1])
-    other.write_text(other.read_text().replace("film 1", "plot 1"))
-    found = []
-    for size, accumulate in ((4, 4), (16, 1)):
-        data = comparisons(micro, tmp_path, file, validation=str(other), validation_fraction=0.05)
-        data.setup("fit")
-        sgd = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=True)
-        module = DPOModule(str(micro.gpt), optimizer=sgd)
-        batches = [data.train_examples.batch(0, np.arange(i, min(20, i + size))) for i in range(0, 20, size)]
-        data.train_dataloader = lambda batches=batches: InOrder(batches)
-        trainer = fit(module, data, accumulate_grad_batches=accumulate)
-        assert trainer.global_step == 2
-        found.append((module.model.state_dict(), trainer.logger.values("train/loss")))
-    (parts, losses), (whole, expected) = found
-    assert losses == pytest.approx(expected, abs=1e-5)
-    for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-6)
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_in_half_precision_it_begins_where_it_should_and_learns(fit, micro, data, precision):
     module = DPOModule(str(micro.gpt), optimizer=FAST)

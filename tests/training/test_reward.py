@@ -183,48 +183,6 @@ class Earlier(L.Callback):
         trainer.callback_metrics["val/length_correlation"] = torch.tensor(0.5)
 
 
-class InOrder:
-    """A loader of these batches; Lightning takes a list for several loaders."""
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        return iter(self.batches)
-
-
-def test_an_accumulated_step_is_the_step_of_one_batch(fit, micro, tmp_path):
-    """Prompts of 2 and of 3 answers, and a last window of 1 batch in place of 4."""
-    rows = [
-        {"prompt": f"the film {n}", "responses": [" a", " b", " c"][: 2 + n % 2], "ranking": [1, 2, 3][: 2 + n % 2]}
-        for n in range(20)
-    ]
-    file, other = write_rows(tmp_path / "rows.jsonl", rows), write_rows(tmp_path / "held_out.jsonl", rows[:1])
-    other.write_text(other.read_text().replace("film 0", "plot 0"))
-    found = []
-    for size, accumulate in ((4, 4), (16, 1)):
-        data = RewardDataModule(
-            str(file), str(other), tokenizer=str(micro.gpt), context=32, batch_size=size, cache_dir=str(tmp_path)
-        )
-        data.setup("fit")
-        sgd = OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=True)
-        module = RewardModule(str(micro.gpt), dropout=0.0, optimizer=sgd, schedule=ScheduleConfig(shape="constant"))
-        order = list(range(20))
-        batches = [data.train_examples.batch(0, np.array(order[i : i + size])) for i in range(0, 20, size)]
-        data.train_dataloader = lambda batches=batches: InOrder(batches)
-        torch.manual_seed(0)  # of the new head
-        trainer = fit(module, data, accumulate_grad_batches=accumulate)
-        assert trainer.global_step == 2
-        found.append((module.model.state_dict(), trainer.logger.values("train/loss")))
-    (parts, losses), (whole, expected) = found
-    assert losses == pytest.approx(expected, abs=1e-5)
-    for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-6)
-
-
 def test_one_held_out_pair_is_enough(fit, micro, tmp_path):
     """Any file of fewer than thirty pairs has no more; the figure of one point must not cost the run."""
     row = {"prompt": "the film", "chosen": " is good.", "rejected": " is bad."}
@@ -265,6 +223,12 @@ def test_a_unit_scale_needs_different_scores(fit, micro, data, tmp_path):
         module.export(tmp_path / "export")
 
 
+def test_every_dropout_is_the_one_that_is_asked_for(micro):
+    module = RewardModule(str(micro.gpt), dropout=0.25)
+    module.configure_model()
+    assert {part.p for part in module.modules() if isinstance(part, torch.nn.Dropout)} == {0.25}
+
+
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, float("nan")])
 def test_a_dropout_is_a_part(micro, dropout):
     with pytest.raises(UserError, match=rf"^dropout: found {dropout}, expected a number in "):
@@ -274,21 +238,6 @@ def test_a_dropout_is_a_part(micro, dropout):
 def test_a_checkpoint_built_in_python_is_plain_data(trained, tmp_path):
     trained[1].save_checkpoint(tmp_path / "x.ckpt")
     assert torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]["unit_scale"] is False
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"optimizer": OptimizerConfig(sgd=True, eps=1.0)},
-         "optimizer.eps: found 1.0, expected it left at 1e-08: sgd has no moments"),
-        ({"schedule": ScheduleConfig(warmup_start=0.5)},
-         "schedule.warmup_start: found 0.5, expected it left at 0.0: there is no warmup"),
-    ],
-)  # fmt: skip
-def test_what_it_cannot_follow_is_refused_by_its_name(given, message):
-    with pytest.raises(UserError) as error:
-        RewardModule("folder", **given)
-    assert str(error.value) == message
 
 
 def test_the_rate_that_is_left_out_is_instructgpts():
@@ -307,20 +256,6 @@ def test_rows_longer_than_the_model_are_refused_before_the_first_step(fit, micro
     data.train_source, data.context = str(write_rows(tmp_path / "long.jsonl", rows)), 64
     with pytest.raises(UserError, match=r"^data\.init_args\.context: found 64.* n_positions = 32$"):
         fit(RewardModule(str(micro.gpt)), data)
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_blocks_are_compiled_where_that_is_asked_for(micro, monkeypatch, asked):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
-    module = RewardModule(str(micro.gpt), dropout=0.25, compile=asked)
-    torch.manual_seed(0)
-    module.configure_model()
-    assert compiled == (list(module.model.decoder.blocks) if asked else [])
-    assert {part.p for part in module.modules() if isinstance(part, torch.nn.Dropout)} == {0.25}
-    opened = module.model
-    module.configure_model()
-    assert module.model is opened, "Lightning asks again in every stage"
 
 
 def test_every_stage_says_the_same_of_the_same_rows(trained, data, micro):

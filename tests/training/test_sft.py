@@ -109,10 +109,6 @@ def test_a_checkpoint_built_in_python_is_plain_data(fit, micro, data, tmp_path):
         ({"seed": -1}, "seed: found -1, expected a whole number in [0, 4294967295]"),
         ({"sample_tokens": 7}, "sample_tokens: found 7, expected it left at 48: there are no sample_prompts"),
         ({"seed": 7}, "seed: found 7, expected it left at 0: there are no sample_prompts to answer"),
-        ({"optimizer": OptimizerConfig(sgd=True, eps=1.0)},
-         "optimizer.eps: found 1.0, expected it left at 1e-08: sgd has no moments"),
-        ({"schedule": ScheduleConfig(warmup_start=0.5)},
-         "schedule.warmup_start: found 0.5, expected it left at 0.0: there is no warmup"),
     ],
 )  # fmt: skip
 def test_what_it_cannot_follow_is_refused_by_its_name(given, message):
@@ -125,18 +121,6 @@ def test_what_it_cannot_follow_is_refused_by_its_name(given, message):
 def test_rows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data):
     with pytest.raises(UserError, match=r"^data\.init_args\.context: found 33, .* n_positions = 32$"):
         fit(SFTModule(str(micro.gpt)), data(context=33))
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_blocks_are_compiled_where_that_is_asked_for(micro, monkeypatch, asked):
-    compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
-    module = SFTModule(str(micro.gpt), compile=asked)
-    module.configure_model()
-    assert compiled == (list(module.model.decoder.blocks) if asked else [])
-    opened = module.model
-    module.configure_model()
-    assert module.model is opened, "Lightning asks again in every stage"
 
 
 def test_the_rate_that_is_left_out_is_about_instructgpts():
