@@ -336,8 +336,9 @@ class PPOModule(L.LightningModule):
         sequences = batch.sequences if self.recipe.estimator.averages_answers else None
         kind = self.recipe.kl.loss
         penalty = None if kind is None else Penalty(kind, self.kl_coef)
-        outputs = self.learners.outputs(rollout, self.hparams["temperature"])
-        return update_loss(outputs, rollout, self.recipe.clip, batch.normaliser, sequences, penalty)
+        outputs = self.learners.outputs(rollout, self.hparams["temperature"], self.warming_up)
+        loss, shares = update_loss(outputs, rollout, self.recipe.clip, batch.normaliser, sequences, penalty)
+        return loss + touch(self.policy.parameters()) if self.warming_up else loss, shares
 
     @property
     def warming_up(self) -> bool:

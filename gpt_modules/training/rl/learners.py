@@ -72,10 +72,10 @@ class Learners:
 
     # --- what they say ---
 
-    def outputs(self, rollout: Rollout, temperature: float) -> Outputs:
-        """Of a rollout's response tokens, with gradient."""
+    def outputs(self, rollout: Rollout, temperature: float, policy_rests: bool = False) -> Outputs:
+        """Of a rollout's response tokens, with gradient: the critic's alone where the policy rests."""
         tokens, prompt_lengths, responses, mask = rollout[:4]
-        text = (tokens, prompt_lengths, responses, mask, temperature)
+        text = (tokens, prompt_lengths, responses, mask, temperature, policy_rests)
         logprobs, entropy, values = response_outputs(self.policy, self.critic, *text)
         if values is None and self.critic is not None:
             values = response_values(self.critic, tokens, prompt_lengths, mask)

@@ -138,14 +138,16 @@ def response_outputs(
     responses: Tensor,
     mask: Tensor,
     temperature: float,
+    policy_rests: bool = False,
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"], Float[Tensor, "B R"] | None]:
     """As `response_logprobs`; third, what a critic that stands on the policy's trunk says of the same states, None for
-    any other.
+    any other. Where the policy rests, only the critic's head has a gradient.
     """
     counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
-    states = policy.hidden(tokens, read=counted.states)
-    chosen = responses.flatten().index_select(0, counted.cells)
-    logprobs, entropy = linear_logprobs(states, policy.head_weight, chosen, temperature)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not policy_rests):
+        states = policy.hidden(tokens, read=counted.states)
+        chosen = responses.flatten().index_select(0, counted.cells)
+        logprobs, entropy = linear_logprobs(states, policy.head_weight, chosen, temperature)
     values = counted.spread(critic.head(states), mask) if shares_trunk(critic, policy) else None
     return counted.spread(logprobs, mask), counted.spread(entropy, mask), values
 

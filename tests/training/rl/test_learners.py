@@ -50,6 +50,22 @@ def test_policy_and_critic_say_what_each_says_of_the_whole_text(learners, shared
     assert (model.critic.decoder is model.policy.decoder) == shared
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_where_the_policy_rests_the_critic_says_and_learns_the_same(learners, shared):
+    """All of it, or its head alone on the policy's trunk; and the policy has no backward pass."""
+    model = learners(critic=CriticConfig(shared_trunk=shared))
+    torch.nn.init.normal_(model.critic.head.linear.weight)
+    learning = list((model.critic.head if shared else model.critic).parameters())
+    (at_work, expected), (at_rest, found) = (
+        (outputs, torch.autograd.grad(outputs.values.square().sum(), learning))
+        for outputs in (model.outputs(ROLLOUT, 0.5), model.outputs(ROLLOUT, 0.5, policy_rests=True))
+    )
+    assert all(map(torch.equal, at_work, at_rest))
+    assert all(map(torch.equal, expected, found))
+    assert at_work.logprobs.requires_grad
+    assert not at_rest.logprobs.requires_grad
+
+
 def test_every_weight_learns_in_one_group_at_the_rate_of_its_name(learners):
     for shared in (True, False):
         model = learners(critic=CriticConfig(shared_trunk=shared, lr=0.5), optimizer=OptimizerConfig(lr=0.1))
