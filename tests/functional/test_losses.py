@@ -182,6 +182,8 @@ def test_a_mean_over_answers_is_that_of_the_policy_loss_alone():
     advantages = torch.tensor([[-1.0, -1.0, -1.0], [2.0, 2.0, 2.0]])
     stats = ppo_clip_loss(ratios.log(), torch.zeros(2, 3), advantages, mask, sequences=2.0)
     assert stats.loss.item() == pytest.approx(((1.5 + 1.0 + 0.8) / 3 - 2.4) / 2)
+    of_more = ppo_clip_loss(ratios.log(), torch.zeros(2, 3), advantages, mask, sequences=8.0)
+    assert of_more.loss.item() == pytest.approx(stats.loss.item() / 4), "a micro-batch of a step of 8 answers"
     assert stats.ratio_mean.item() == pytest.approx(4.2 / 4)
     assert stats.clip_fraction.item() == pytest.approx(1 / 4)
 
@@ -195,6 +197,7 @@ def test_the_distance_to_the_reference_by_hand():
         assert by_token.item() == pytest.approx((2 * likelier + less) / 3)
         assert by_answer.item() == pytest.approx(((likelier + less) / 2 + likelier) / 2)
         assert kl_loss(difference, other, mask, kind, normaliser=6.0).item() == pytest.approx(by_token.item() / 2)
+        assert kl_loss(difference, other, mask, kind, sequences=8.0).item() == pytest.approx(by_answer.item() / 4)
 
 
 @pytest.mark.parametrize("kind", ["k2", "k3"])

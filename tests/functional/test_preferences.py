@@ -29,6 +29,7 @@ def test_deviations_are_of_what_counts_and_sum_to_nothing():
     values[~MASK] = math.nan
     expected = np.concatenate([row[kept] - row[kept].mean() for row, kept in zip(values.double(), MASK, strict=True)])
     assert row_deviations(values, MASK).numpy() == pytest.approx(expected, abs=1e-15)
+    assert row_deviations(values[:1], torch.tensor([[True, False, False, False]])).tolist() == [0.0]
     alike = torch.full((2, 3), 0.1)  # 0 to the bit, or a correlation were noise
     assert row_deviations(alike, torch.ones(2, 3).bool()).tolist() == [0.0] * 6
 

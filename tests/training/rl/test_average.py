@@ -70,3 +70,8 @@ def test_what_is_no_average_of_this_policy_is_told(policy, change, line):
     change(state)
     with pytest.raises(UserError, match=line):
         Average(policy, 0.9).restore(state)
+
+
+def test_an_average_that_the_checkpoint_does_not_have_is_told(policy):
+    with pytest.raises(UserError, match=r"^model\.init_args\.ema: found 'an average', expected none, as the "):
+        Average(policy, 0.9).restore(None)

@@ -50,3 +50,8 @@ def test_it_is_told_once_by_one_process(caplog, monkeypatch, rank, lines):
                 steps.look(measured(kl), iteration)
     told = "iteration 3 ends after 1 steps: policy/approx_kl 0.25 > early_stop.kl 0.1; update/steps has the steps of"
     assert [message.startswith(told) for message in caplog.messages] == [True] * lines
+
+
+def test_before_the_first_iteration_none_is_taken_and_none_is_left_out():
+    steps = StepsTaken(EarlyStop(kl=0.1))
+    assert (steps.taken, steps.stopped) == (0, False)

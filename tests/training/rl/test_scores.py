@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.scores import Moments, ScoresConfig, expect_spread, optimised
+from gpt_modules.training.rl.scores import Moments, ScoresConfig, expect_spread, first_moments, optimised
 
 SCORES = torch.tensor([10.0, 40.0, -20.0, 10.0])
 ENDED = torch.tensor([True, True, True, False])
@@ -75,3 +75,30 @@ def test_what_changes_nothing_is_named():
     assert ScoresConfig().idle().keys() == {"samples", "free_length"}
     assert ScoresConfig(normalise="running", length_penalty=0.1).idle().keys() == {"samples"}
     assert ScoresConfig(normalise="reference", length_penalty=0.1).idle() == {}
+
+
+def test_the_first_moments_are_of_as_many_answers_as_are_asked_for():
+    """In batches of 4, as many as are needed; those that are there already stay, those of another kind do not."""
+    scores, config = torch.tensor([5.0, 1.0, 3.0, 8.0, -2.0, 0.0, 9.0, 4.0]), ScoresConfig("reference", samples=6)
+    drawn = []
+
+    def draw(number):
+        drawn.append(number)
+        return scores[4 * number : 4 * number + 4]
+
+    found = first_moments(Moments("running", 3, 1.0, 1.0), config, draw)
+    assert drawn == [0, 1]
+    assert (found.of, found.seen) == ("reference", 6)
+    assert found.mean == pytest.approx(2.5)
+    assert found.deviation == pytest.approx(scores[:6].std(unbiased=False).item())
+    assert first_moments(found, config, draw) is found
+    assert first_moments(found, ScoresConfig("running"), draw) == Moments("running")
+    assert first_moments(found, ScoresConfig(), draw) == Moments()
+    assert first_moments(Moments(), ScoresConfig("reference", samples=4), draw).seen == 4
+    assert drawn == [0, 1, 0]
+    with pytest.raises(UserError, match=r"^model\.init_args\.scores\.normalise: found '2 answers of the reference that"):
+        first_moments(Moments(), ScoresConfig("reference", samples=2), lambda _: torch.ones(2))
+
+
+def test_where_scores_have_no_spread_they_are_divided_by_1():
+    assert Moments("running", 4, 2.0, 0.0).normalised(torch.tensor([2.0, 3.0])).tolist() == [0.0, 1.0]
