@@ -96,7 +96,9 @@ def test_the_first_moments_are_of_as_many_answers_as_are_asked_for():
     assert first_moments(found, ScoresConfig(), draw) == Moments()
     assert first_moments(Moments(), ScoresConfig("reference", samples=4), draw).seen == 4
     assert drawn == [0, 1, 0]
-    with pytest.raises(UserError, match=r"^model\.init_args\.scores\.normalise: found '2 answers of the reference that"):
+    with pytest.raises(
+        UserError, match=r"^model\.init_args\.scores\.normalise: found '2 answers of the reference that"
+    ):
         first_moments(Moments(), ScoresConfig("reference", samples=2), lambda _: torch.ones(2))
 
 
