@@ -41,6 +41,13 @@ def _alphabet() -> list[str]:
     return printable + [chr(256 + i) for i in range(256 - len(printable))]
 
 
+def symbols_of_bytes() -> dict[str, int]:
+    """The byte that each symbol stands for."""
+    plain = {symbol: ord(symbol) for symbol in _alphabet() if ord(symbol) < 256}
+    rest = [byte for byte in range(256) if byte not in plain.values()]
+    return plain | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
 def _merges() -> list[tuple[str, str]]:
     text = (files("gpt_modules.data.builtin") / "embedded" / "vocab.bpe").read_text(encoding="utf-8")
     pairs = [line.split(" ") for line in text.split("\n")[1:] if line]
