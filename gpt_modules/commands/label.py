@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from gpt_modules import listening
 from gpt_modules.commands.arguments import Arguments, add_device, number, path_name, utf8_text, whole_number
 from gpt_modules.commands.scorers import open_scorer, plain_name, read_term
 from gpt_modules.errors import UserError
@@ -137,18 +138,18 @@ def _refuse_idle(options: Namespace, way: str) -> None:
 def _page(store: Desk, options: Namespace) -> None:
     _tasks(store, options)
     try:
-        from gpt_modules.feedback.page import links, server
+        from gpt_modules.feedback.page import server
     except ImportError as error:
         if not (error.name or "").startswith(("starlette", "uvicorn", "markdown_it")):
             raise
         line = f"gpt label: the package {error.name} is not installed; pip install 'gpt-modules[feedback]'"
         raise UserError(line) from error
-    with links.listen(options.host, options.port) as listener:
-        if options.labelers is None and not links.is_private(listener):
+    with listening.listen(options.host, options.port) as listener:
+        if options.labelers is None and not listening.is_private(listener):
             raise UserError(f"--host: found {options.host}, which others can reach, expected --labelers NAME..., who "
                             "get a link each")  # fmt: skip
         tokens = _tokens(store, options)
-        address = links.address_of(listener)
+        address = listening.address_of(listener)
         if tokens is None:
             _say(f"{store.path}: rank the answers at {address} (Ctrl-C ends it)")
         for name, token in (tokens or {}).items():

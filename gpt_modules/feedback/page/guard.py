@@ -6,13 +6,13 @@ all else gets nothing. Nobody posts but the page itself.
 """
 
 import hmac
-import ipaddress
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gpt_modules.listening import host_name, is_loopback
 
 HEADERS = {
     # Answers are text by construction (page/static); were one ever markup, it could load, run and send nothing.
@@ -52,7 +52,7 @@ class Guard:
         host = headers.get("host", "")
         labeler = None
         if self._tokens is None:
-            if not is_loopback(_name(host)):
+            if not is_loopback(host_name(host)):
                 return Response(status_code=403)
         else:
             token, slash, rest = scope["path"].removeprefix("/").partition("/")
@@ -80,18 +80,3 @@ def _holder(token: str, tokens: Mapping[str, str]) -> str | None:
     """The labeler of a token, in a time that says nothing of the tokens."""
     found = [name for name, own in tokens.items() if hmac.compare_digest(own.encode(), token.encode())]
     return found[0] if found else None
-
-
-def _name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a name or an address is this machine's own."""
-    try:
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
