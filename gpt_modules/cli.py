@@ -29,6 +29,7 @@ COMMANDS = {
     "adapt": "take gradient steps on a few examples, from a model folder to an adapted one",
     "generate": "continue prompts with a model folder",
     "chat": "talk to a model folder",
+    "serve": "answer OpenAI's clients, and a page, with a model folder",
 }
 
 _TRAINED = ("fit", "validate", "test", "predict")

@@ -1,10 +1,23 @@
-"""A socket that a server listens on, where it is found, and which names are this machine's own."""
+"""A socket that a server listens on, where it is found, which names are this machine's own, and what a browser may do
+with what it gets.
+"""
 
 import ipaddress
 import socket
 from urllib.parse import urlsplit
 
 from gpt_modules.errors import UserError, expect
+
+HEADERS = {
+    # Answers are text by construction (the pages' scripts); were one ever markup, it could load, run and send nothing.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from gpt_modules.errors import UserError
+
 DEPTH = 100  # objects and lists inside one another
 LONGEST = 300  # digits of a whole number: 10^308 is beyond a float, and Python reads 4300
 
@@ -54,6 +56,22 @@ class StrictDecoder:
         if not math.isfinite(number):
             raise Refused(f"the number {written[:20]}{'...' * (len(written) > 20)}, too large for a float")
         return number
+
+
+def only_value(body: bytes) -> object:
+    """The one value that a request's body is.
+
+    Raises:
+        UserError: it is no JSON, or more than one.
+    """
+    try:
+        text = body.decode().strip()
+        value, end = StrictDecoder().decode(text)
+        if end < len(text):
+            raise Refused("more than one value")
+    except (UnicodeDecodeError, json.JSONDecodeError, Refused) as error:
+        raise UserError(f"body: found no JSON ({str(error)[:80]}), expected an object") from error
+    return value
 
 
 def _check(value: object, text: str, start: int, end: int) -> None:

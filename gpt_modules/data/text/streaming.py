@@ -16,9 +16,11 @@ class AnswerText:
 
     Args:
         stops: texts that end it and are no part of it; of several, the one whose last character comes first.
+        turn: it is a turn of a conversation, whose content begins with no white space: a template puts it there.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), turn: bool = False) -> None:
+        self._begins = turn
         self._tokenizer, self._stops = tokenizer.within, [stop for stop in stops if stop]
         self._ids: list[int] = []  # of the last piece and what came behind it: a word may look back at the one before
         self._known = ""  # the text of those that have been turned into text
@@ -53,6 +55,9 @@ class AnswerText:
         return piece
 
     def _released(self, piece: str) -> str:
+        if self._begins:
+            piece = piece.lstrip()
+            self._begins = not piece
         text = self._held + piece
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

@@ -1,6 +1,5 @@
 """What the page sends, read by type and bounded in size."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import LONGEST_NAME, SCORES
 from gpt_modules.storage.documents import Positive, Rule, typed
-from gpt_modules.storage.strict_json import Refused, StrictDecoder
+from gpt_modules.storage.strict_json import only_value
 
 LARGEST_BODY = 100_000  # bytes: a note, and a judgement of each of many answers
 LONGEST_NOTE = 10_000
@@ -86,15 +85,4 @@ async def read_message(request: Request, kind: type[MessageT]) -> MessageT:
         body += chunk
         if len(body) > LARGEST_BODY:
             raise TooLarge(f"body: found more than {LARGEST_BODY} bytes, expected fewer")
-    return typed(kind, _json(bytes(body)))  # type: ignore[no-any-return]
-
-
-def _json(body: bytes) -> object:
-    try:
-        text = body.decode().strip()
-        value, end = StrictDecoder().decode(text)
-        if end < len(text):
-            raise Refused("more than one value")
-    except (UnicodeDecodeError, json.JSONDecodeError, Refused) as error:
-        raise UserError(f"body: found no JSON ({str(error)[:80]}), expected an object") from error
-    return value
+    return typed(kind, only_value(bytes(body)))  # type: ignore[no-any-return]

@@ -98,3 +98,19 @@ def test_special_tokens_have_no_text():
     tokenizer = TOKENIZERS["gpt2"]
     found, _ = pieces(tokenizer, [*tokenizer.encode("a"), tokenizer.eos_id])
     assert "".join(found) == "a"
+
+
+def test_a_turn_begins_with_its_first_word():
+    tokenizer = TOKENIZERS["gpt2"]
+    answer = AnswerText(tokenizer, ["\n"], turn=True)
+    assert [answer.add(token) for token in tokenizer.encode(" \n  film noir \n")] == [
+        "",
+        "",
+        "",
+        "film",
+        " no",
+        "ir",
+        " ",
+        "",
+    ]
+    assert answer.stopped

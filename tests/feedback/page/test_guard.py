@@ -3,8 +3,8 @@
 import pytest
 from starlette.testclient import TestClient
 
-from gpt_modules.feedback.page.guard import HEADERS
 from gpt_modules.feedback.page.server import make_app
+from gpt_modules.listening import HEADERS
 
 TOKENS = {"ann": "a" * 32, "ben": "b" * 32}
 BODY = {"labeler": "ann"}

@@ -1,0 +1,98 @@
+"""`gpt serve`: who may be reached by whom, and what is opened before anything is said."""
+
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from gpt_modules.commands import serve
+from gpt_modules.errors import UserError
+from gpt_modules.listening import listen
+from gpt_modules.serving import server
+
+KEY = "k" * 20
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """served(words): (application's answers, the line that says where), with the server asked from outside."""
+    found = {}
+
+    def answer(app, listener, drain, started):
+        started()
+        found.update(app=app, address=listener.getsockname(), drain=drain)
+
+    monkeypatch.setattr(server, "serve", answer)
+    monkeypatch.delenv("GPT_API_KEY", raising=False)
+    return lambda *words: serve.main(["--port", "0", "--device", "cpu", *words]) or found
+
+
+def client(found):
+    return TestClient(found["app"], base_url=f"http://127.0.0.1:{found['address'][1]}")
+
+
+def test_a_language_model_speaks(served, micro, capsys):
+    found = served("--model", str(micro.gpt), "--name", "tiny", "--drain", "5")
+    assert capsys.readouterr().out == f"tiny speaks at http://127.0.0.1:{found['address'][1]}/v1 (Ctrl-C ends it)\n"
+    assert found["drain"] == 5
+    assert client(found).get("/v1/models").json()["data"][0]["id"] == "tiny"
+    assert client(found).get("/health").status_code == 503  # its thread ends with the command
+
+
+def test_a_reward_model_scores(served, micro, capsys):
+    served("--model", str(micro.reward))
+    assert f"{micro.reward} scores at http://127.0.0.1:" in capsys.readouterr().out
+
+
+def test_others_need_the_key(served, micro, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"--host: found 0\.0\.0\.0, which others can reach, expected an API key"):
+        served("--model", str(micro.gpt), "--host", "0.0.0.0")
+    (tmp_path / "key").write_text(KEY + "\n")
+    found = served("--model", str(micro.gpt), "--host", "0.0.0.0", "--api-key-file", str(tmp_path / "key"))
+    assert client(found).get("/v1/models").status_code == 401
+    monkeypatch.setenv("GPT_API_KEY", KEY)
+    found = served("--model", str(micro.gpt))
+    assert client(found).get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+
+
+@pytest.mark.parametrize("key", ["", "short", "with space in it...", "ключ" * 9])
+def test_what_is_no_key(served, micro, tmp_path, key):
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    with pytest.raises(UserError, match=r"--api-key-file: .*/key: found \d+ characters, expected a key of at least 16"):
+        served("--model", str(micro.gpt), "--api-key-file", str(tmp_path / "key"))
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_opened(served):
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match=r"--port: found .* not free"):
+        served("--model", "nothing/there", "--port", str(taken.getsockname()[1]))
+
+
+@pytest.mark.slow
+def test_it_drains_when_it_is_told_to_end(micro, gpt):
+    """What is at work when SIGTERM comes is answered, and nothing else is begun."""
+    process = gpt.start("serve", "--model", micro.gpt, "--name", "tiny", "--port", 0, "--rows", 1, "--device", "cpu")
+    try:
+        address = until(lambda: re.search(r"http://\S+", (gpt.folder / "stdout").read_text()))[0]
+        body = {"model": "tiny", "prompt": "the film", "n": 64, "max_tokens": 28, "temperature": 2, "seed": 1}
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(httpx2.post, f"{address}/completions", json=body, timeout=60)
+            until(lambda: "gpt_rows 1\n" in httpx2.get(f"{address.removesuffix('v1')}metrics").text)
+            os.kill(process, signal.SIGTERM)
+            assert len(answer.result().json()["choices"]) == 64
+    finally:
+        os.kill(process, signal.SIGTERM)
+        ended = gpt.wait()
+    assert (ended.status, ended.stderr) == (128 + signal.SIGTERM, f"opening {micro.gpt}\n")
+
+
+def until(found):
+    end = time.monotonic() + 60
+    while not (value := found()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return value
