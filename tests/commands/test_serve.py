@@ -77,7 +77,8 @@ def test_it_drains_when_it_is_told_to_end(micro, gpt):
     """What is at work when SIGTERM comes is answered, and nothing else is begun."""
     process = gpt.start("serve", "--model", micro.gpt, "--name", "tiny", "--port", 0, "--rows", 1, "--device", "cpu")
     try:
-        address = until(lambda: re.search(r"http://\S+", (gpt.folder / "stdout").read_text()))[0]
+        said = gpt.folder / "stdout"
+        address = until(lambda: said.exists() and re.search(r"http://\S+(?= \(Ctrl-C)", said.read_text()))[0]
         body = {"model": "tiny", "prompt": "the film", "n": 64, "max_tokens": 28, "temperature": 2, "seed": 1}
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(httpx2.post, f"{address}/completions", json=body, timeout=60)

@@ -12,6 +12,8 @@ from gpt_modules.backbone.decoding.batching import Batch, Row, bytes_of, fitting
 from gpt_modules.backbone.decoding.step import SamplingRule
 from gpt_modules.errors import UserError
 
+LLAMA = {"positions": "rotary", "norm_kind": "rms", "mlp": "swiglu", "n_kv_head": 1, "tied": False, "qkv_bias": False,
+         "proj_bias": False, "mlp_bias": False}  # fmt: skip
 RULES = [SamplingRule(), SamplingRule(0.0), SamplingRule(0.7, 5), SamplingRule(1.3, None, 0.8)]
 
 
@@ -49,7 +51,7 @@ def told(found):
     return [[(said.token, said.likely, said.end) for said in each] for each in found.values()]
 
 
-@pytest.mark.parametrize("changes", [{}, {"norm": "post"}, {"attention": ("dense", "banded"), "window": 5}])
+@pytest.mark.parametrize("changes", [{}, {"norm": "post"}, {"attention": ("dense", "banded"), "window": 5}, LLAMA])
 def test_a_row_says_what_generate_says(changes):
     model = make(**changes).double()
     for row, each in run(Batch(model, 4), rows()).items():
@@ -62,11 +64,11 @@ def test_a_row_says_what_generate_says(changes):
         assert [said.end for said in each] == [None] * (len(ids) - 1) + ["stop" if ids[-1] == 3 else "length"]
 
 
-@pytest.mark.parametrize("width", [12, 16, 40])
-def test_company_changes_no_bit(width, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"n_embd": 16}, {"n_embd": 40}, LLAMA])
+def test_company_changes_no_bit(changes, monkeypatch):
     """Tokens and log-probabilities in float32: alone, in full batches, and with prompts that are read in pieces."""
     monkeypatch.setattr(batching, "PIECE", 8)
-    model = make(n_embd=width)
+    model = make(**changes)
     multiple = fitting_rows(model, 8)
     alone = [told(run(Batch(model, 8, multiple=multiple), [row]))[0] for row in rows(top=2)]
     for most, order in ((8, 1), (3, 1), (8, -1)):
