@@ -1,52 +1,216 @@
-"""`gpt chat`: a model folder answers, line by line."""
+"""`gpt chat`: a conversation with a model folder, or with two side by side."""
 
+import getpass
+import signal
 import sys
-from collections.abc import Iterator
-from itertools import count
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
 
-from gpt_modules.commands.generate import say, stdin_lines
-from gpt_modules.commands.speaker import Prompt, Speaker, speaking_parser
+from gpt_modules.commands.arguments import Arguments, path_name, utf8_text
+from gpt_modules.commands.conversation import Conversation
+from gpt_modules.commands.generate import say
+from gpt_modules.commands.reading_lines import typed_lines
+from gpt_modules.commands.speaker import Sampling, Speaker, sampling_of, speaking_parser
+from gpt_modules.commands.telling import Voice
+from gpt_modules.commands.votes import RANKS, Ballot, Said
 from gpt_modules.errors import UserError
+
+DESCRIPTION = """Talk to a model folder. The conversation is kept, and sent as the folder's chat template has it; /help
+lists what else can be typed. Ctrl-C stops an answer, Ctrl-D ends it."""
+HELP = """/reset         forget the conversation
+/retry         another answer to the last question
+/undo          take back the last question
+/system TEXT   what the system says, first of all; without TEXT, nothing
+/save FILE     the conversation as a row of messages, as SFT reads it
+/load FILE     go on from there
+/set NAME VALUE   temperature, top_k, top_p, max_new_tokens or seed; none takes top_k or top_p away
+/a /b /tie     with --beside: which answer was better; the conversation goes on with it
+//...          a line that begins with /"""
 
 
 def main(words: list[str]) -> None:
-    """`gpt chat --model FOLDER`: read a line, answer it, until end of input.
+    """`gpt chat --model FOLDER`: read a line, answer it, until the end of input.
 
     Raises:
-        UserError: For a mistake in an argument or the folder, and for a line that is not UTF-8.
+        UserError: For a mistake in an argument or a folder, and for a line that is not UTF-8; in a pipe, for a command
+            that cannot be followed.
     """
-    parser = speaking_parser("chat", "Talk to a model folder. Ends with Ctrl-D.")
-    parser.add_argument(
-        "--transcript", action="store_true", help="send the whole conversation in the form SFT gives chat-style rows"
-    )
-    options = parser.parse_args(words)
-    speaker = Speaker.open(options)
-    from gpt_modules.data.rows.chat import encode_conversation
-
-    messages: list[dict[str, str]] = []
-    for turn, (number, line) in enumerate(_lines(), start=1):
-        messages.append({"role": "user", "content": line})
-        conversation = options.transcript
-        ids = (
-            encode_conversation(messages, speaker.tokenizer) if conversation else speaker.tokenizer.encode(line + "\n")
-        )
-        (answer,) = speaker.answers([Prompt(ids, str(turn), f"line {number}")])
-        messages.append({"role": "assistant", "content": answer.text.strip()})
-        say(answer.text.strip())
-
-
-def _lines() -> Iterator[tuple[int, str]]:
-    """(number, line) of standard input, stripped, with a prompt sign when a person types."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        yield from ((number, line.strip()) for number, line in stdin_lines())
-        return
-    for number in count(1):
+    options = _parse(words)
+    names = [options.model, *([options.beside] if options.beside else [])]
+    voices = [_voice(name, letter, options) for name, letter in zip(names, "AB", strict=False)]
+    for voice in voices if len(voices) > 1 else []:
+        sys.stderr.write(f"{voice.letter} is {voice.name}\n")
+    ballot = None if options.store is None else Ballot(options.store, options.name, voices)
+    chat = Chat(voices, sampling_of(options), Conversation(options.system), ballot)
+    person = sys.stdin is not None and sys.stdin.isatty()
+    if person:  # Ctrl-C is a person's word to the answer, not to the command
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for _, line in typed_lines():
         try:
-            line = input("> ").strip()
-        except (EOFError, KeyboardInterrupt):
+            chat.hear(line)
+        except UserError as error:
+            if not person:
+                raise
+            say(str(error))
+        except KeyboardInterrupt:
             say("")
+    if ballot is not None:
+        ballot.close()
+
+
+def _parse(words: list[str]) -> Namespace:
+    parser: Arguments = speaking_parser("chat", DESCRIPTION)
+    parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="what the system says, first of all")
+    parser.add_argument("--beside", metavar="FOLDER", help="another model that answers too, beside the first")
+    parser.add_argument("--store", type=path_name, metavar="FILE",
+                        help="a store of comparisons, where votes on the two go (see gpt label)")  # fmt: skip
+    parser.add_argument("--name", type=utf8_text, help="who votes (default: the user of this machine)")
+    options = parser.parse_args(words)
+    if options.store is not None and options.beside is None:
+        raise UserError(f"--store: found {options.store} without --beside, expected two models to vote on")
+    if options.name is not None and options.store is None:
+        raise UserError(f"--name: found {options.name[:60]!r} without --store, expected a store for votes")
+    options.name = options.name or (getpass.getuser() if options.store is not None else None)
+    return options
+
+
+def _voice(name: str, letter: str, options: Namespace) -> Voice:
+    one = Namespace(**{**vars(options), "model": name})
+    return Voice(name, Speaker.open(one), letter if options.beside else "")
+
+
+class Chat:
+    """A conversation with one or two voices, and what a person may type."""
+
+    def __init__(
+        self, voices: Sequence[Voice], sampling: Sampling, conversation: Conversation, ballot: Ballot | None = None
+    ) -> None:
+        self.voices, self.sampling, self.conversation, self._ballot = voices, sampling, conversation, ballot
+        self._attempt = 0
+        self._said: list[Said] = []  # the answers to the last question, to vote on
+
+    def hear(self, line: str) -> None:
+        """A line that was typed: something said, or a command.
+
+        Raises:
+            UserError: there is no such command, or it cannot be followed.
+        """
+        if not line.startswith("/") or line.startswith("//"):
+            self._attempt = 0
+            self._speak(line.removeprefix("/") if line.startswith("//") else line)
             return
-        except UnicodeDecodeError as error:
-            raise UserError("standard input: found bytes that are not UTF-8, expected UTF-8 text") from error
-        if line:
-            yield number, line
+        word, _, rest = line[1:].partition(" ")
+        if word not in COMMANDS:
+            raise UserError(f"/{word[:40]}: found this command, expected one of /{', /'.join(COMMANDS)}, or // for a "
+                            "line that begins with /")  # fmt: skip
+        takes = word in ("system", "save", "load", "set")
+        if rest.strip() and not takes:
+            raise UserError(f"/{word}: found {rest[:40]!r}, expected nothing behind it")
+        COMMANDS[word](self, rest.strip())
+
+    def _speak(self, question: str) -> None:
+        """Ask; every voice answers, and the conversation goes on with the first one's answer."""
+        self.conversation.ask(question)
+        place = f"{self.conversation.turns}" + (f" {self._attempt}" if self._attempt else "")
+        messages = list(self.conversation.messages)
+        try:
+            self._said = [Said(*voice.answer(messages, self.sampling, place)) for voice in self.voices]
+        except BaseException:
+            self.conversation.undo()
+            raise
+        self.conversation.answer(self._said[0].text)
+
+    # --- commands ---
+
+    def help(self, rest: str) -> None:
+        """What can be typed."""
+        say(HELP)
+
+    def reset(self, rest: str) -> None:
+        """Forget all but the system's message."""
+        self.conversation.reset()
+        self._said = []
+
+    def retry(self, rest: str) -> None:
+        """Another answer."""
+        question = self.conversation.undo()
+        if question is None:
+            raise UserError("/retry: found no question yet, expected one")
+        self._attempt += 1
+        self._speak(question)
+
+    def undo(self, rest: str) -> None:
+        """Take back a question."""
+        if self.conversation.undo() is None:
+            raise UserError("/undo: found no question yet, expected one")
+        self._said = []
+
+    def system(self, rest: str) -> None:
+        """What the system says."""
+        self.conversation.set_system(rest)
+
+    def save(self, rest: str) -> None:
+        """Into a file."""
+        path = self._path("save", rest)
+        self.conversation.save(path)
+        say(f"{path}: {self.conversation.turns} turns")
+
+    def load(self, rest: str) -> None:
+        """From a file."""
+        path = self._path("load", rest)
+        self.conversation.load(path)
+        self._said = []
+        say(f"{path}: {self.conversation.turns} turns")
+
+    def _path(self, word: str, rest: str) -> Path:
+        if not rest:
+            raise UserError(f"/{word}: found nothing behind it, expected a file")
+        try:
+            return path_name(rest)
+        except ArgumentTypeError as error:
+            raise UserError(f"/{word}: {error}") from error
+
+    def set(self, rest: str) -> None:
+        """How answers are sampled from now on."""
+        name, _, value = rest.partition(" ")
+        if name not in Sampling._fields:
+            raise UserError(f"/set: found {name[:40]!r}, expected one of {', '.join(Sampling._fields)}")
+        changed = Sampling(**{**self.sampling._asdict(), name: _read_setting(name, value.strip())})
+        sampling_of(Namespace(**changed._asdict()))  # which refuses what does not fit the others
+        for voice in self.voices:
+            Speaker(voice.speaker.model, voice.speaker.tokenizer, changed)  # which refuses what has no room
+        self.sampling = changed
+
+    def vote(self, choice: str) -> None:
+        """Which of two answers was better: the conversation goes on with it."""
+        if len(self.voices) < 2 or not self._said:
+            raise UserError(f"/{choice}: found no two answers to a question, expected some (--beside)")
+        if self._ballot is not None:
+            from gpt_modules.data.rows.chat import render_conversation
+
+            prompt = render_conversation(self.conversation.messages[:-1])
+            self._ballot.vote(prompt, self._said, self.sampling, choice)
+        self.conversation.replace_answer(self._said[choice == "b"].text)
+        self._said = []
+
+
+COMMANDS = {name: getattr(Chat, name) for name in ("help", "reset", "retry", "undo", "system", "save", "load", "set")}
+COMMANDS |= {choice: lambda chat, rest, choice=choice: chat.vote(choice) for choice in RANKS}
+
+
+def _read_setting(name: str, value: str) -> float | int | None:
+    """The value that the option of this name would take.
+
+    Raises:
+        UserError: it would not.
+    """
+    parser = speaking_parser("chat", "")
+    if value == "none" and name in ("top_k", "top_p"):
+        return None
+    try:
+        options = parser.parse_args(["--model", "m", f"--{name.replace('_', '-')}", value])
+    except UserError as error:
+        raise UserError(f"/set {name}: {str(error).partition(': ')[2]}") from error
+    found: float | int = getattr(options, name)
+    return found

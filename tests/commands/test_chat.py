@@ -1,80 +1,148 @@
-"""`gpt chat`: a line in, an answer out; the conversation so far where it is asked for."""
+"""`gpt chat`: lines and commands in, answers out; the conversation as the model gets it."""
 
 import io
+import json
 import sys
 
 import pytest
 
 from gpt_modules.commands import chat
-from gpt_modules.commands.speaker import Answer, Speaker
-from gpt_modules.data.rows.chat import encode_conversation
+from gpt_modules.commands.telling import Voice
 from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import ComparisonStore
 
 
 @pytest.fixture
 def talk(micro, monkeypatch, capsys):
-    """talk(words, stdin): the prompts that the model got, as ids, and what was printed; it answers " one ", " two "."""
+    """talk(stdin, words): (the conversations that were answered, what was printed); answers are one, two, three."""
 
-    def run(*words, stdin):
-        asked = []
+    def run(stdin, *words):
+        asked, settings = [], []
 
-        def answers(self, prompts):
-            for prompt in prompts:
-                asked.append(prompt.ids)
-                yield Answer([" one ", " two\n"][len(asked) - 1], ended=True)
+        def answer(self, messages, sampling, place):
+            asked.append([message["content"] for message in messages])
+            settings.append((sampling, place))
+            said = ["one", "two", "three", "four", "five"][len(asked) - 1]
+            sys.stdout.write(said + "\n")
+            return said, True
 
-        monkeypatch.setattr(Speaker, "answers", answers)
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(Voice, "answer", answer)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         chat.main(["--model", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4", *words])
+        run.settings = settings
         return asked, capsys.readouterr().out
 
     return run
 
 
-def test_each_line_alone(talk, micro):
-    asked, said = talk(stdin=b"\xef\xbb\xbfhello \r\n\n  again")
-    assert asked == [micro.tokenizer.encode("hello\n"), micro.tokenizer.encode("again\n")]
+def test_the_conversation_is_kept(talk):
+    asked, said = talk("hello\n\nagain\n")
+    assert asked == [["hello"], ["hello", "one", "again"]]
     assert said == "one\ntwo\n"
 
 
-def test_the_whole_conversation(talk, micro):
-    asked, _ = talk("--transcript", stdin=b"hello\nagain\n")
-    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "one"},
-             {"role": "user", "content": "again"}]  # fmt: skip
-    assert asked == [encode_conversation(turns[:1], micro.tokenizer), encode_conversation(turns, micro.tokenizer)]
-
-
 def test_no_line_is_no_answer(talk):
-    assert talk(stdin=b"\n\n") == ([], "")
+    assert talk("\n\n") == ([], "")
 
 
-def test_a_line_keeps_its_number(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\n\n three \n")))
-    assert list(chat._lines()) == [(1, "one"), (3, "three")]
+def test_commands_edit_the_conversation(talk):
+    asked, _ = talk("a\nb\n/undo\nc\n/reset\nd\n/system Be brief.\n//e\n", "--system", "Hm.")
+    assert asked == [
+        ["Hm.", "a"], ["Hm.", "a", "one", "b"], ["Hm.", "a", "one", "c"], ["Hm.", "d"], ["Be brief.", "d", "four", "/e"]
+    ]  # fmt: skip
 
 
-def test_bytes_that_are_not_utf8(talk):
-    with pytest.raises(UserError, match="standard input:2: found bytes that are not UTF-8"):
-        talk(stdin=b"hello\n\xff\xfe\n")
+def test_another_answer_to_the_same_question(talk):
+    asked, _ = talk("a\n/retry\n/retry\nb\n")
+    assert asked == [["a"], ["a"], ["a"], ["a", "three", "b"]]
+    assert [place for _, place in talk.settings] == ["1", "1 1", "1 2", "2"]
 
 
-class Terminal(io.StringIO):
+def test_settings_hold_from_then_on(talk):
+    talk("a\n/set temperature 0.5\n/set top_k 3\n/set seed 9\nb\n/set top_k none\nc\n")
+    sampled = [(of.temperature, of.top_k, of.seed) for of, _ in talk.settings]
+    assert sampled == [(1.0, None, 0), (0.5, 3, 9), (0.5, None, 9)]
+
+
+def test_a_conversation_is_saved_and_gone_on_from(talk, tmp_path):
+    file = tmp_path / "talk.jsonl"
+    talk(f"a\n/save {file}\n")
+    assert json.loads(file.read_text()) == {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "one"}]
+    }
+    asked, _ = talk(f"/load {file}\nb\n")
+    assert asked == [["a", "one", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("/what", "/what: found this command, expected one of /help, /reset"),
+        ("/retry", "/retry: found no question yet"),
+        ("/undo", "/undo: found no question yet"),
+        ("/undo 3", "/undo: found '3', expected nothing behind it"),
+        ("/save", "/save: found nothing behind it, expected a file"),
+        ("/load nothing.jsonl", "nothing.jsonl"),
+        ("/set heat 3", "/set: found 'heat', expected one of max_new_tokens, temperature"),
+        ("/set temperature hot", "/set temperature: found 'hot', expected a number from 0"),
+        ("/set max_new_tokens 32", "--max-new-tokens: found 32, expected fewer than the model's context of 32"),
+        ("/a", "/a: found no two answers to a question"),
+    ],
+)
+def test_a_command_that_cannot_be_followed(talk, line, found):
+    with pytest.raises(UserError) as refused:
+        talk(line + "\n")
+    assert found in str(refused.value)
+
+
+def test_two_side_by_side_and_a_vote(talk, micro, tmp_path):
+    store = tmp_path / "votes.db"
+    words = ["--beside", str(micro.gpt), "--store", str(store), "--name", "ann"]
+    asked, _ = talk("a\n/b\nb\n", *words)
+    assert asked == [["a"], ["a"], ["a", "two", "b"], ["a", "two", "b"]]
+    with ComparisonStore.open(store) as votes:
+        (found,) = votes.rankings()
+    assert [answer.text for answer in found.answers] == ["one", "two"]
+    assert (found.ranks, found.labeler) == ((2, 1), "ann")
+    assert "a" in found.prompt
+
+
+def test_words_that_do_not_fit(micro, tmp_path):
+    for words, line in (
+        (["--store", "x.db"], "--store: found x.db without --beside"),
+        (["--name", "ann"], "--name: found 'ann' without --store"),
+    ):
+        with pytest.raises(UserError, match=line):
+            chat.main(["--model", str(micro.gpt), *words])
+
+
+class Terminal(io.TextIOWrapper):
     def isatty(self):
         return True
 
 
-@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
-def test_a_person_ends_it(monkeypatch, capsys, end):
-    typed = iter([" hello ", "", end()])
+def test_a_person_is_told_and_goes_on(micro, monkeypatch, capsys):
+    """A mistake, and Ctrl-C while it is thought about: the question is taken back, the chat goes on."""
+    lines = iter([(1, "/nothing"), (2, "a"), (3, "b")])
+    calls = []
 
-    def read(sign):
-        assert sign == "> "
-        line = next(typed)
-        if isinstance(line, BaseException):
-            raise line
-        return line
+    def answer(self, messages, sampling, place):
+        calls.append([message["content"] for message in messages])
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return "x", True
 
-    monkeypatch.setattr("builtins.input", read)
-    monkeypatch.setattr(sys, "stdin", Terminal())
-    assert list(chat._lines()) == [(1, "hello")]
-    assert capsys.readouterr().out == "\n", "the shell's own sign begins a line"
+    monkeypatch.setattr(Voice, "answer", answer)
+    monkeypatch.setattr(chat, "typed_lines", lambda: lines)
+    monkeypatch.setattr(chat.signal, "signal", lambda *of: None)
+    monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO()))
+    chat.main(["--model", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4"])
+    assert calls == [["a"], ["b"]]
+    assert "/nothing: found this command" in capsys.readouterr().out
+
+
+def test_it_speaks(micro, monkeypatch, capsys):
+    """Nothing replaced: what is said is what the model says."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the film\n")))
+    chat.main(["--model", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4"])
+    assert capsys.readouterr().out.endswith("\n")

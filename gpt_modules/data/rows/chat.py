@@ -54,3 +54,21 @@ def encode_conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer
     encoded = tokenizer.encode_batch([text for text, _ in turns])
     closed = [[*ids, tokenizer.eos_id] if said else ids for ids, (_, said) in zip(encoded, turns, strict=True)]
     return [token for ids in closed for token in ids]
+
+
+def fit_conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer, room: int) -> tuple[list[int], int]:
+    """The ids of `encode_conversation`, and how many of the oldest turns are left out, whole, so that they are at most
+    `room`. What the system says stays, and so does the last turn: alone, it may be longer.
+
+    A turn is what a user says and all up to what a user says next.
+    """
+    told = [message for message in messages if message["role"] == "system"]
+    said = [message for message in messages if message["role"] != "system"]
+    begins = [i for i, message in enumerate(said) if message["role"] == "user"] or [0]
+    shortened = (
+        (encode_conversation([*told, *said[begin:]], tokenizer), dropped) for dropped, begin in enumerate(begins)
+    )
+    found = next(shortened)
+    while len(found[0]) > room and (shorter := next(shortened, None)) is not None:
+        found = shorter
+    return found

@@ -1,4 +1,4 @@
-from gpt_modules.data.rows.chat import encode_conversation, render_conversation, transcript
+from gpt_modules.data.rows.chat import encode_conversation, fit_conversation, render_conversation, transcript
 from gpt_modules.data.text.tokenizers import Tokenizer
 
 MESSAGES = [
@@ -44,3 +44,11 @@ def test_what_is_learned_follows_what_is_prompted():
     assert example.learned[len(prompt) :].all()
     learned = example.tokens[example.learned].tolist()
     assert tokenizer.decode(learned, skip_special=False) == " Shakespeare.<|endoftext|> 1600.<|endoftext|>"
+
+
+def test_whole_oldest_turns_are_left_out_and_what_the_system_says_stays():
+    tokenizer = Tokenizer.gpt2()
+    whole, last = encode_conversation(MESSAGES, tokenizer), encode_conversation([MESSAGES[0], MESSAGES[3]], tokenizer)
+    assert fit_conversation(MESSAGES, tokenizer, len(whole)) == (whole, 0)
+    for room in (len(whole) - 1, len(last), 1):
+        assert fit_conversation(MESSAGES, tokenizer, room) == (last, 1)
