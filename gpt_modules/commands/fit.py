@@ -197,6 +197,8 @@ class TrainerCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Resumption):
                 callback.recipe = told
+            if isinstance(callback, ExportBest):
+                callback.recipe = ", ".join(name for name, _ in self.recipe.configs) or None
         try:
             super()._run_subcommand(subcommand)
         except (MisconfigurationException, ValueError, TypeError) as error:

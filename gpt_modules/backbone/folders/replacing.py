@@ -10,6 +10,7 @@ from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.model_files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    CARD_FILE,
     CONFIG_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
@@ -79,7 +80,10 @@ def check_replaceable(folder: Path) -> None:
     """Raises `UserError` where `folder` holds anything but a model."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: found a file, expected a folder to write a model to")
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in _OUR_FILES) if folder.is_dir() else []
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    # A README without a model beside it is somebody's own.
+    known = _OUR_FILES | ({CARD_FILE} if found & {CONFIG_FILE, ADAPTER_CONFIG_FILE, WEIGHTS_FILE} else set())
+    foreign = sorted(found - known)
     if foreign:
         raise UserError(f"{folder}: found {foreign[0]}, expected a new folder or one that holds nothing but a model")
 

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -12,12 +13,15 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+from gpt_modules.backbone.folders.card import Facts, write_card
 from gpt_modules.backbone.folders.replacing import check_replaceable
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import check_writable
 from gpt_modules.storage.model_files import CONFIG_FILE
 from gpt_modules.training.hyperparameters import expect_idle
+
+_LIBRARIES = ("lightning", "torch", "tokenizers", "safetensors")
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ class ExportBest(L.Callback):
             expect_idle("export.mode", mode, ["min"], "there is no monitor, so the last weights are exported")
         self.monitor = monitor
         self.mode = mode
+        self.recipe: str | None = None  # as the user named it, for the model card
         self.best: float | None = None
         self.metrics: dict[str, float] = {}
         self._latest: dict[str, float] = {}
@@ -168,14 +173,36 @@ class ExportBest(L.Callback):
         try:
             with _as_validated(trainer, pl_module):
                 pl_module.export(Path(trainer.default_root_dir) / "export")
+            if trainer.is_global_zero:
+                self._write_cards(trainer, pl_module)
             self._exported = _digest(Path(trainer.default_root_dir) / "export")
         except UserError as error:
             raise UserError(f"{error}; then go on with --ckpt_path last") from error
+
+    def _write_cards(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        sources: dict[str, list[Any]] = data.sources() if data is not None and hasattr(data, "sources") else {}
+        facts = Facts(
+            type(module).__name__.removesuffix("Module"),
+            self.recipe,
+            module.hparams.get("init_from"),
+            {use: [str(name) for source in found for name in _names(source)] for use, found in sources.items()},
+            {name: value for name, value in self._latest.items() if name.startswith("val/")},
+            trainer.global_step,
+            {name: version(name) for name in _LIBRARIES},
+        )
+        for folder in self._folders(trainer, module):
+            if (folder / CONFIG_FILE).is_file():
+                write_card(folder, facts)
 
     @staticmethod
     def _folders(trainer: L.Trainer, module: L.LightningModule) -> list[Path]:
         first = Path(trainer.default_root_dir) / "export"
         return [first, *(first.with_name(f"export-{name}") for name in getattr(module, "also_exports", ()))]
+
+
+def _names(source: Any) -> list[Any]:
+    return list(source) if isinstance(source, list | tuple) else [source]
 
 
 def _digest(folder: Path) -> str | None:

@@ -26,6 +26,17 @@ def test_new_and_replaced(tmp_path: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
+def test_a_card_goes_with_its_model_and_a_readme_alone_is_kept(tmp_path: Path) -> None:
+    write(tmp_path / "model", "one")
+    (tmp_path / "model" / "README.md").write_text("of one")
+    write(tmp_path / "model", "two")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["config.json"]
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("mine")
+    with pytest.raises(UserError, match=r"own: found README\.md, expected a new folder"):
+        write(tmp_path / "own", "three")
+
+
 def test_an_error_half_way_leaves_all_as_it_was(tmp_path: Path) -> None:
     def fail(folder: Path) -> None:
         with replace_folder(folder) as new:

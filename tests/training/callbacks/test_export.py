@@ -45,6 +45,18 @@ def test_without_a_metric_the_last_weights_are_exported(fit, parts, tmp_path):
     assert torch.equal(exported.head_weight.detach(), module.model.head_weight.detach())
 
 
+def test_the_model_card_tells_the_metrics_of_the_exported_weights(fit, parts, tmp_path):
+    export = ExportBest("val/chosen")
+    export.recipe = "pretraining/tiny"
+    fit(*parts(), max_epochs=3, callbacks=[ValueAt([2.0, 1.25, 3.0]), export])
+    lines = (tmp_path / "export" / "README.md").read_text().splitlines()
+    assert "| val/chosen | 1.25 |" in lines
+    assert "| Trained by | Pretraining, recipe `pretraining/tiny` |" in lines
+    assert "| Began from | new weights |" in lines
+    fit(*parts(), max_epochs=1, callbacks=[ValueAt([7.0]), ExportBest()])  # in place of the folder with its card
+    assert "| val/chosen | 7 |" in (tmp_path / "export" / "README.md").read_text().splitlines()
+
+
 averaging = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
 
 
