@@ -20,14 +20,12 @@ import re
 import resource
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
+from methods_results import FILE, figure, table
 from overoptimisation import gpt
 
-FILE = Path(__file__).parents[2] / "notebooks/figures/methods.json"
 COMMAND = "python tests/benchmarks/methods.py measure --seeds 0 1 2"
 CURVES = {
     "kl": "val/kl", "score": "val/score", "finished": "val/optimised_score", "vader": "val/vader", "ended": "val/ended",
@@ -43,8 +41,6 @@ ROLLOUTS = {
 """Recipe of each method and what is said beside; the penalty is the same, in the reward, or no KL would be equal."""
 BETAS = (0.3, 0.1, 0.05)
 UNFINISHED = -2.0
-LEVELS = (2.0, 4.0, 6.0, 8.0)  # nats an answer
-SECONDS = (30.0, 60.0, 90.0)  # of a processor
 
 
 class World(NamedTuple):
@@ -53,6 +49,7 @@ class World(NamedTuple):
     demo: what `make demo` leaves.
     iterations: of each method with a rollout, where they are not the recipe's.
     draws: answers that the best of n is one of.
+    betas: of DPO, a run each.
     """
 
     demo: Path
@@ -60,10 +57,15 @@ class World(NamedTuple):
     seed: int
     iterations: int | None = None
     draws: int = 64
+    betas: tuple[float, ...] = BETAS
 
     def common(self) -> list[Any]:
         sft, reward = (self.demo / f"{word}/export" for word in ("sft", "reward"))
-        size = () if self.iterations is None else ("--data.episodes", 16, "--trainer.check_val_every_n_epoch", 1)
+        size = (
+            ()
+            if self.iterations is None
+            else ("--data.episodes", 16, "--trainer.check_val_every_n_epoch", 1, "--trainer.limit_val_batches", 1)
+        )
         return ["--model.init_from", sft, "--model.rewards", reward, "--model.seed", self.seed, *size]
 
 
@@ -136,8 +138,8 @@ def measure(world: World) -> None:
     epochs = () if world.iterations is None else ("--trainer.max_epochs", world.iterations)
     for name, (recipe, words) in ROLLOUTS.items():
         timed(world, world.work / name, "--config", f"recipes/{recipe}.yaml", *world.common(), *words, *epochs)
-    few = () if world.iterations is None else ("--trainer.limit_train_batches", 2)
-    for beta in BETAS:
+    few = () if world.iterations is None else ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
+    for beta in world.betas:
         folder, sft = world.work / f"DPO-{beta}", world.demo / "sft/export"
         words = ["--model.init_from", sft, "--model.beta", beta, "--model.sample_prompts", "null", *few]
         timed(world, folder, "--config", "recipes/dpo/tiny.yaml", *words)
@@ -206,68 +208,6 @@ def collect(work: Path) -> dict[str, Any]:
     return {"command": COMMAND, "curves": found}
 
 
-def at(one: dict[str, Any], axis: str, level: float, name: str) -> float | None:
-    """A curve's value where it first comes to this level of an axis, between two measured points; None: it does not."""
-    places, values = one[axis], one[name]
-    for before, after in zip(range(len(places) - 1), range(1, len(places)), strict=True):
-        low, high = places[before], places[after]
-        if low <= level <= high and high > low:
-            part = (level - low) / (high - low)
-            return float(values[before] + part * (values[after] - values[before]))
-    return None
-
-
-def spread(values: Sequence[float]) -> str:
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "") if values else "–"
-
-
-def table(results: dict[str, Any]) -> str:
-    """Mean and standard deviation over seeds of each method, at levels of the KL, then of the processor's time."""
-    lines = []
-    shown = {"score": "score", "finished": "finished", "vader": "VADER", "perplexity": "perplexity"}
-    methods = list(dict.fromkeys(one["method"] for one in results["curves"]))
-    for axis, levels, unit in (("kl", LEVELS, "nats"), ("seconds", SECONDS, "CPU s")):
-        lines += [f"| at | method | seeds | {' | '.join(shown.values())} | KL |", "|" + "---|" * (len(shown) + 4)]
-        for level in levels:
-            for method in methods:
-                seeds = [one for one in results["curves"] if one["method"] == method]
-                if axis == "seconds" and method in ("DPO", "best of n"):
-                    continue
-                columns = [
-                    [value for one in seeds if (value := at(one, axis, level, name)) is not None]
-                    for name in (*shown, "kl")
-                ]
-                if columns[0]:
-                    cells = " | ".join(map(spread, columns))
-                    lines.append(f"| {level:g} {unit} | {method} | {len(columns[0])} | {cells} |")
-        lines.append("")
-    lines += ["| method | CPU s | score | finished | VADER | ended | KL | perplexity |", "|" + "---|" * 8]
-    for method in methods:
-        seeds = [one for one in results["curves"] if one["method"] == method]
-        names = ("seconds", "score", "finished", "vader", "ended", "kl", "perplexity")
-        lines.append(f"| {method} | {' | '.join(spread([one[name][-1] for one in seeds]) for name in names)} |")
-    return "\n".join(lines)
-
-
-def figure(results: dict[str, Any]) -> Any:
-    """Score, VADER and the perplexity of pretraining text against the distance from the SFT model."""
-    from matplotlib import pyplot as plt
-
-    drawn, panels = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    colors: dict[str, str] = {}
-    for one in results["curves"]:
-        method = one["method"]
-        label = None if method in colors else method
-        color = colors.setdefault(method, f"C{len(colors)}")
-        for axes, name in zip(panels, ("finished", "vader", "perplexity"), strict=True):
-            axes.plot(one["kl"], one[name], "-o", color=color, alpha=0.7, markersize=3, label=label)
-    titles = ("score, -2 without an end", "VADER", "perplexity of pretraining text")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set(xlabel="KL to the SFT model, nats an answer", title=title)
-    panels[0].legend(fontsize="small")
-    return drawn
-
-
 def main() -> None:
     """One of the three."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,7 +221,7 @@ def main() -> None:
     if options.step == "measure":
         import gpt_modules.commands.fit  # noqa: F401 -- every command is a fork of this
 
-        size = (2, 4) if options.tiny else (None, 64)
+        size = (2, 4, BETAS[:1]) if options.tiny else (None, 64)
         for seed in options.seeds:
             measure(World(options.demo.resolve(), options.work.resolve() / f"seed-{seed}", seed, *size))
     if options.step == "draw":
