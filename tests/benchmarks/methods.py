@@ -2,6 +2,7 @@
 distance from the SFT model, at the same processor time, and what it forgets of the pretraining text.
 
     python tests/benchmarks/methods.py measure --demo runs/demo --work runs/methods --seeds 0 1 2
+    python tests/benchmarks/methods.py rates --demo runs/demo --work runs/methods
     python tests/benchmarks/methods.py collect --work runs/methods
     python tests/benchmarks/methods.py draw
 
@@ -9,8 +10,9 @@ Every policy answers the held-out prompts of `ppo/tiny` with the same noise. `sc
 the same with -2 for an answer without an end (what the methods with a rollout optimise), `vader` the rules that none
 optimises.
 
-measure: what is done stays done; seeds may be measured at the same time. collect: what is measured so far, into
-`notebooks/figures/methods.json`, and as a table. draw: its figure, beside it.
+measure: what is done stays done; seeds may be measured at the same time. rates: processor seconds of an iteration of
+each method, in turn, on a machine that does nothing else; without them, seconds are those that the runs took. collect:
+what is measured so far, into `notebooks/figures/methods.json`, and as a table. draw: its figure, beside it.
 """
 
 import argparse
@@ -21,8 +23,10 @@ import resource
 import shutil
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
+import yaml
 from methods_results import FILE, figure, table
 from overoptimisation import gpt
 
@@ -69,17 +73,35 @@ class World(NamedTuple):
         return ["--model.init_from", sft, "--model.rewards", reward, "--model.seed", self.seed, *size]
 
 
-def timed(world: World, folder: Path, *words: Any) -> None:
-    """A fit, unless it is done; leaves the processor's seconds that it took."""
-    if (folder / "seconds.json").exists():
-        return
+def fit(world: World, folder: Path, *words: Any) -> dict[str, float]:
+    """The seconds that a run took, of the processor and by the clock."""
     shutil.rmtree(folder, ignore_errors=True)
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     root = ("--trainer.default_root_dir", folder, "--seed_everything", world.seed, "--data.seed", world.seed)
     gpt(folder.with_suffix(".log"), "fit", *words, *root, "--checkpoint.every_n_steps", 10**6)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = {"cpu": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime}
-    (folder / "seconds.json").write_text(json.dumps(spent | {"wall": time.perf_counter() - started}))
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"cpu": spent, "wall": time.perf_counter() - started}
+
+
+def timed(world: World, folder: Path, *words: Any) -> None:
+    """A fit, unless it is done."""
+    if not (folder / "seconds.json").exists():
+        (folder / "seconds.json").write_text(json.dumps(fit(world, folder, *words)))
+
+
+def rates(world: World, rounds: int = 3, iterations: int = 4) -> None:
+    """Seconds of an iteration: what so many more of them cost, which neither a start nor an export is part of."""
+    found: dict[str, list[float]] = {name: [] for name in ROLLOUTS}
+    for _ in range(rounds):
+        for name, (recipe, words) in ROLLOUTS.items():
+            line = ("--config", f"recipes/{recipe}.yaml", *world.common(), *words, "--trainer.limit_val_batches", 0)
+            few, many = (
+                fit(world, world.work / f"rate-{name}", *line, "--trainer.max_epochs", epochs)["cpu"]
+                for epochs in (1, 1 + iterations)
+            )
+            found[name].append(round((many - few) / iterations, 3))
+    (world.work / "rates.json").write_text(json.dumps(found))
 
 
 def judged(world: World, policy: Path) -> None:
@@ -150,6 +172,13 @@ def measure(world: World) -> None:
 # --- results ---
 
 
+def seconds_of(folder: Path, rate: list[float] | None) -> float:
+    """Of the processor, for a whole run."""
+    if rate is None:
+        return float(json.loads((folder / "seconds.json").read_text())["cpu"])
+    return median(rate) * yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["max_epochs"]
+
+
 def curve(folder: Path, seconds: float) -> dict[str, list[float]]:
     """What was held out, by processor seconds: as far as each validation's step is of the whole run."""
     from gpt_modules.commands.pipelines.report import read_curve
@@ -193,37 +222,40 @@ def of_best(path: Path, perplexity: float) -> dict[str, list[float]]:
 def collect(work: Path) -> dict[str, Any]:
     """Everything that is measured so far."""
     found = []
+    path = work / "rates.json"
+    rate: dict[str, list[float]] = json.loads(path.read_text()) if path.exists() else {}
     for seed in sorted(work.glob("seed-*")):
         number = int(seed.name.removeprefix("seed-"))
         done = {name: seed / name for name in ROLLOUTS if (seed / name / "seconds.json").exists()}
         for name, folder in done.items():
-            spent = json.loads((folder / "seconds.json").read_text())["cpu"]
-            found.append({"seed": number, "method": name, **curve(folder, spent)})
+            found.append({"seed": number, "method": name, **curve(folder, seconds_of(folder, rate.get(name)))})
         if "PPO" in done:
             sft = {name: found[-len(done)][name][0] for name in CURVES}
             found.append({"seed": number, "method": "DPO", **of_dpo(seed, sft)})
             if (seed / "draws.pt").exists():
                 best = of_best(seed / "draws.pt", sft["perplexity"])
                 found.append({"seed": number, "method": "best of n", **best})
-    return {"command": COMMAND, "curves": found}
+    return {"command": COMMAND, "seconds_an_iteration": rate, "curves": found}
 
 
 def main() -> None:
-    """One of the three."""
+    """One of the four."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("measure", "collect", "draw"))
+    parser.add_argument("step", choices=("measure", "rates", "collect", "draw"))
     parser.add_argument("--demo", type=Path, default=Path("runs/demo"), help="what `make demo` leaves")
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=FILE)
     parser.add_argument("--tiny", action="store_true", help="next to nothing, to see that it runs")
     options = parser.parse_args()
-    if options.step == "measure":
+    if options.step in ("measure", "rates"):
         import gpt_modules.commands.fit  # noqa: F401 -- every command is a fork of this
-
+    if options.step == "measure":
         size = (2, 4, BETAS[:1]) if options.tiny else (None, 64)
         for seed in options.seeds:
             measure(World(options.demo.resolve(), options.work.resolve() / f"seed-{seed}", seed, *size))
+    if options.step == "rates":
+        rates(World(options.demo.resolve(), options.work.resolve(), 0))
     if options.step == "draw":
         figure(json.loads(options.output.read_text())).savefig(options.output.with_suffix(".png"), dpi=110)
         return
