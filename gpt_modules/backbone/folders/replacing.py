@@ -59,8 +59,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         try:
             new.mkdir(parents=True)
             yield new
-            for path in (*new.iterdir(), new):
+            for path in new.iterdir():
+                path.chmod(new.stat().st_mode & 0o666)  # as the umask says; safetensors writes for the owner alone
                 sync(path)
+            sync(new)
             _swap(new, folder)
             sync(folder.parent)
         finally:

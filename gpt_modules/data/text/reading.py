@@ -17,7 +17,14 @@ from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.json_files import read_json
-from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, GENERATION_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from gpt_modules.storage.model_files import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    END_OF_TEXT,
+    GENERATION_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+)
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
 
 SETTINGS_FILE, SPECIALS_FILE = "tokenizer_config.json", "special_tokens_map.json"
@@ -50,6 +57,8 @@ def has_tokenizer(folder: Path) -> bool:
 def build_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a vocabulary in two files; special tokens and the begin token are what the settings say."""
     found = find_vocabulary(folder)
+    if found is None and (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: found an adapter, expected a model: the export beside it has its updates merged")
     if found is None:
         raise UserError(f"{folder}: found no {TOKENIZER_FILE} in this folder, expected one beside the weights")
     model = read_vocabulary(*found)
