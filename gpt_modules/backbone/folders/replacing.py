@@ -16,6 +16,7 @@ from gpt_modules.storage.model_files import (
     WEIGHTS_FILE,
 )
 from gpt_modules.storage.paths import is_there, path_of
+from gpt_modules.storage.recipes import writer_of
 
 # All that is ever fetched: no pickles, no code.
 _HUB_FILES = [CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
@@ -42,7 +43,8 @@ def find_folder(name: str | Path) -> Path:
     if is_there(folder):
         raise UserError(f"{name}: found a file, expected a model folder")
     if not isinstance(name, str) or not is_hub_name(name):
-        raise UserError(f"{str(name)[:200]}: no such folder, expected a model folder or a name on the Hugging Face hub")
+        expected = "expected a model folder or a name on the Hugging Face hub"
+        raise UserError(f"{str(name)[:200]}: no such folder, {expected}{writer_of(str(name))}")
     return fetch(name, _HUB_FILES)
 
 

@@ -26,6 +26,7 @@ from gpt_modules.storage.model_files import (
     TOKENIZER_FILE,
 )
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
+from gpt_modules.storage.recipes import writer_of
 
 SETTINGS_FILE, SPECIALS_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
@@ -42,7 +43,8 @@ def find_tokenizer(name: str) -> Path:
     if name == "train":
         raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")
     if not is_hub_name(name):
-        raise UserError(f"{name[:200]!r}: found no such file or folder, expected a tokenizer")
+        found = f"found {name[:200]!r}, no such file or folder"
+        raise UserError(f"tokenizer: {found}, expected a tokenizer{writer_of(name)}")
     if get_close_matches(name, ["gpt2"], 1, LIKENESS):
         raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
     beside = [SETTINGS_FILE, SPECIALS_FILE, CONFIG_FILE, GENERATION_FILE, TEMPLATE_FILE]
