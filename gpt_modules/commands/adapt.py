@@ -51,7 +51,7 @@ def main(words: list[str]) -> None:
     adapted = _descend(model, rates, steps, support, query)
     model.load_state_dict({**model.state_dict(), **adapted})
     with room_for(options.output):
-        save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json())
+        save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
     _say(f"done: step {steps}  {options.output}")
 
 
@@ -167,7 +167,7 @@ def _examples(source: str, model: "GPT | LabellingModel") -> "list[Example]":
 
 
 def _demonstration(record: object) -> "Row":
-    from gpt_modules.data.rows.schemas import mapping_of, text_of
+    from gpt_modules.data.rows.fields import mapping_of, text_of
 
     fields = mapping_of(record)
     return {name: text_of(fields, name) for name in ("prompt", "response")}

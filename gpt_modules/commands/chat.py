@@ -189,7 +189,7 @@ class Chat:
         if self._ballot is not None:
             from gpt_modules.data.rows.chat import render_conversation
 
-            prompt = render_conversation(self.conversation.messages[:-1])
+            prompt = render_conversation(self.conversation.messages[:-1], self.voices[0].speaker.tokenizer)
             self._ballot.vote(prompt, self._said, self.sampling, choice)
         self.conversation.replace_answer(self._said[choice == "b"].text)
         self._said = []

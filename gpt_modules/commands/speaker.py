@@ -136,14 +136,14 @@ class Speaker:
             self.model,
             rows,
             max_new_tokens=most,
-            eos_id=self.tokenizer.eos_id,
+            eos_id=self.tokenizer.end_ids,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             generator=[noise_of(f"{seed} {place}") for place in places],
         )
         ids = [row[keep].tolist() for row, keep in zip(drawn.tokens, drawn.mask, strict=True)]
-        return [Answer(self.tokenizer.decode(row), row[-1] == self.tokenizer.eos_id) for row in ids]
+        return [Answer(self.tokenizer.decode(row), row[-1] in self.tokenizer.end_ids) for row in ids]
 
 
 def _batches(widths: Sequence[int]) -> list[list[int]]:

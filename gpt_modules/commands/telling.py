@@ -27,7 +27,7 @@ class Telling:
 
         most, temperature, top_k, top_p, seed = self._sampling
         text = AnswerText(self._speaker.tokenizer, turn=True)
-        ends = frozenset({self._speaker.tokenizer.eos_id})
+        ends = frozenset(self._speaker.tokenizer.end_ids)
         rule = SamplingRule(temperature, top_k, top_p)
         batch = Batch(self._speaker.model, 1)
         batch.join(Row(self._ids, most, rule, noise_of(f"{seed} {self._place}"), ends))

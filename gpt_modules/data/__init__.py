@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gpt_modules.data.ppo import PPODataModule
     from gpt_modules.data.pretraining import PretrainingDataModule
     from gpt_modules.data.reward import RewardDataModule
-    from gpt_modules.data.rows.chat import encode_conversation, render_conversation, transcript
+    from gpt_modules.data.rows.chat import encode_conversation, fit_conversation, render_conversation
     from gpt_modules.data.rows.labelled import Columns
     from gpt_modules.data.rows.sources import load_rows
     from gpt_modules.data.sft import SFTDataModule
@@ -42,10 +42,10 @@ __all__ = [
     "TokenBatch",
     "Tokenizer",
     "encode_conversation",
+    "fit_conversation",
     "load_reviews",
     "load_rows",
     "render_conversation",
-    "transcript",
 ]
 
 _HOMES = {
@@ -67,10 +67,10 @@ _HOMES = {
     "TokenBatch": "batches",
     "Tokenizer": "text.tokenizers",
     "encode_conversation": "rows.chat",
+    "fit_conversation": "rows.chat",
     "render_conversation": "rows.chat",
     "load_reviews": "builtin.reviews",
     "load_rows": "rows.sources",
-    "transcript": "rows.chat",
 }
 
 

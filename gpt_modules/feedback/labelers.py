@@ -17,6 +17,7 @@ from gpt_modules.storage.comparisons import Judgement, Task, Vote
 
 if TYPE_CHECKING:
     from gpt_modules.backbone import RewardModel
+    from gpt_modules.data.rows.chat import Prompt
     from gpt_modules.data.text.tokenizers import Tokenizer
 
 BATCH_TOKENS = 8192  # of prompts and answers that are scored at a time, padding among them
@@ -68,10 +69,11 @@ def function_scorer(name: str, weight: float = 1.0) -> Scorer:
 def model_scorer(name: str, model: "RewardModel", tokenizer: "Tokenizer", weight: float = 1.0) -> Scorer:
     """A reward model, which reads prompt, answer and end token as it was trained to (`data.reward.Comparisons`)."""
     from gpt_modules.backbone import model_digest
+    from gpt_modules.data.rows.chat import encode_answers
 
-    def scores(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        ids = tokenizer.encode_batch([*prompts, *answers])
-        rows = [[*p, *a, tokenizer.eos_id] for p, a in zip(ids[: len(prompts)], ids[len(prompts) :], strict=True)]
+    def scores(prompts: "Sequence[Prompt]", answers: Sequence[str]) -> list[float]:
+        asked = encode_answers([*zip(prompts, answers, strict=True)], tokenizer)
+        rows = [[*prompt, *answer] for prompt, answer in asked]
         for row, prompt in zip(rows, prompts, strict=True):
             if len(row) > model.config.n_positions:
                 found = f"{len(row)} tokens of an answer to {prompt[:40]!r}, its prompt among them"

@@ -30,7 +30,7 @@ class Speaker:
     @property
     def ends(self) -> frozenset[int]:
         """Every token that ends an answer."""
-        return frozenset({self.tokenizer.eos_id})
+        return frozenset(self.tokenizer.end_ids)
 
     def completion(self, asked: Completion) -> list[Choice]:
         """`n` choices of each prompt, in order.

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from gpt_modules.data.rows.chat import Prompt
 from gpt_modules.serving.engine import Busy, Late
 
-Scores = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Scores = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 """(prompts, answers) -> one score each."""
 
 
@@ -23,7 +25,7 @@ class Scoring:
         self._pool = ThreadPoolExecutor(1, "scoring")
         self.waiting = 0
 
-    async def scores(self, prompt: str, responses: Sequence[str]) -> list[float]:
+    async def scores(self, prompt: Prompt, responses: Sequence[str]) -> list[float]:
         """One number each. Raises `Busy`, `Late`, and `UserError` for what the model cannot read."""
         if self.waiting > self._queue:
             raise Busy

@@ -16,7 +16,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from gpt_modules.data.rows.chat import render_conversation
 from gpt_modules.data.text.spelling import Spelling
 from gpt_modules.serving.engine import Counts, Engine
 from gpt_modules.serving.forms import Form, error_of
@@ -103,8 +102,7 @@ class _Paths:
         if self.served.scoring is None:
             raise UnknownModel(f"model: found {self.served.name}, a language model, expected a reward model")
         messages = [message.plain for message in asked.messages or []]
-        prompt = asked.prompt if asked.prompt is not None else render_conversation(messages)
-        scores = await self.served.scoring.scores(prompt, asked.responses)
+        scores = await self.served.scoring.scores(messages if asked.prompt is None else asked.prompt, asked.responses)
         return JSONResponse({"object": "list", "model": self.served.name, "scores": scores})
 
     async def _asked(self, request: Request, kind: type[KindT]) -> KindT:

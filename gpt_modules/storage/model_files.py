@@ -1,5 +1,7 @@
 """Names that those who write weights and those who write tokenizers agree on."""
 
+from typing import NamedTuple
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
@@ -7,3 +9,16 @@ TEMPLATE_FILE, GENERATION_FILE, CARD_FILE = "chat_template.jinja", "generation_c
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 END_OF_TEXT = "<|endoftext|>"
 """The token that ends a document, and that `transformers` is told to begin and end with."""
+
+
+class ChatFiles(NamedTuple):
+    """How a model talks, for whoever opens its folder.
+
+    template: Jinja's text.
+    names: the tokens that it writes, such as {"eos_token": "<|endoftext|>"}.
+    end_ids: tokens that end an answer.
+    """
+
+    template: str
+    names: dict[str, str]
+    end_ids: tuple[int, ...]

@@ -163,7 +163,9 @@ def export(
     whole = sharding.whole(model) if isinstance(model, GPT) and sharding.is_sharded(model) else model
     if module.trainer.is_global_zero:
         assert whole is not None
-        save_pretrained(folder, whole, tokenizer_json=datamodule_tokenizer(module).to_json(), inner_rates=inner_rates)
+        tokenizer = datamodule_tokenizer(module)
+        chat = tokenizer.chat_files()
+        save_pretrained(folder, whole, tokenizer_json=tokenizer.to_json(), chat=chat, inner_rates=inner_rates)
     module.trainer.strategy.barrier()
 
 

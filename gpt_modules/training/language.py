@@ -107,7 +107,7 @@ def continuation_rows(
                 whole,
                 ids,
                 max_new_tokens=min(max_new_tokens, room),
-                eos_id=tokenizer.eos_id,
+                eos_id=tokenizer.end_ids,
                 temperature=temperature,
                 generator=generator,
             )

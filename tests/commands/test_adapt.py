@@ -12,7 +12,7 @@ from gpt_modules.backbone import GPT, LabellingModel, RewardModel, load_pretrain
 from gpt_modules.backbone.folders.inner_rates import InnerRates, load_inner_rates
 from gpt_modules.commands import adapt as adapt_cli
 from gpt_modules.data.collate import next_token_labels
-from gpt_modules.data.sft import encode_demonstrations
+from gpt_modules.data.demonstrations import encode_demonstrations
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
@@ -286,7 +286,7 @@ def test_an_adapted_model_is_not_replaced(world):
     (folder / "out").mkdir()
     adapt_cli.main([*words, "--steps", "1", "--lr", "0.05"])
     before = {path.name: path.read_bytes() for path in (folder / "out").iterdir()}
-    with pytest.raises(UserError, match=r"^out: found config\.json, expected a new folder: name another, or remove th"):
+    with pytest.raises(UserError, match=r"^out: found chat_template\.jinja, expected a new folder: name another"):
         adapt_cli.main([*words, "--steps", "1", "--lr", "0.1"])
     assert {path.name: path.read_bytes() for path in (folder / "out").iterdir()} == before
 

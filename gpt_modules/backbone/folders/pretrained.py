@@ -42,7 +42,15 @@ from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.documents import FileName, Foreign, at, read_document
-from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, TOKENIZER_FILE, WEIGHTS_FILE
+from gpt_modules.storage.model_files import (
+    CONFIG_FILE,
+    END_OF_TEXT,
+    GENERATION_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    WEIGHTS_FILE,
+    ChatFiles,
+)
 
 
 def save_pretrained(
@@ -51,6 +59,7 @@ def save_pretrained(
     *,
     tokenizer_file: str | Path | None = None,
     tokenizer_json: str | None = None,
+    chat: ChatFiles | None = None,
     extra: dict[str, Any] | None = None,
     inner_rates: InnerRates | None = None,
 ) -> None:
@@ -58,6 +67,7 @@ def save_pretrained(
 
     Args:
         tokenizer_file, tokenizer_json: the tokenizer of the `tokenizers` library, as a file or as its text.
+        chat: the chat template beside it, its names of tokens and those that end an answer.
         extra: plain values to keep with the model; `read_extra` gives them back.
         inner_rates: how the model was meant to be adapted; `load_inner_rates` gives it back.
 
@@ -78,7 +88,11 @@ def save_pretrained(
         if tokenizer_json is not None:
             (new / TOKENIZER_FILE).write_bytes(tokenizer_json.encode())
             ours["tokenizer_sha256"] = sha256_of(new / TOKENIZER_FILE)
-            _write_json(new / "tokenizer_config.json", _tokenizer_config(specials, model.config))
+            names = {} if chat is None else chat.names
+            _write_json(new / "tokenizer_config.json", {**_tokenizer_config(specials, model.config), **names})
+        if chat is not None:
+            (new / TEMPLATE_FILE).write_bytes(chat.template.encode())
+            _write_json(new / GENERATION_FILE, {"eos_token_id": [*chat.end_ids]})
         config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
         ours["config_sha256"] = config_digest(json.loads(json.dumps(config)))
         _write_json(new / CONFIG_FILE, config)

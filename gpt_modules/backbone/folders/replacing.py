@@ -12,20 +12,30 @@ from gpt_modules.storage.model_files import (
     ADAPTER_WEIGHTS_FILE,
     CARD_FILE,
     CONFIG_FILE,
+    GENERATION_FILE,
+    TEMPLATE_FILE,
     TOKENIZER_FILE,
     WEIGHTS_FILE,
 )
 from gpt_modules.storage.paths import is_there, path_of
-from gpt_modules.storage.recipes import writer_of
 
 # All that is ever fetched: no pickles, no code.
-_HUB_FILES = [CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", "tokenizer*.json"]
+_HUB_FILES = [
+    CONFIG_FILE,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*.json",
+    TEMPLATE_FILE,
+    GENERATION_FILE,
+]
 _OUR_FILES = {
     CONFIG_FILE,
     WEIGHTS_FILE,
     "inner_rates.safetensors",
     TOKENIZER_FILE,
     "tokenizer_config.json",
+    TEMPLATE_FILE,
+    GENERATION_FILE,
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
 }
@@ -43,8 +53,7 @@ def find_folder(name: str | Path) -> Path:
     if is_there(folder):
         raise UserError(f"{name}: found a file, expected a model folder")
     if not isinstance(name, str) or not is_hub_name(name):
-        expected = "expected a model folder or a name on the Hugging Face hub"
-        raise UserError(f"{str(name)[:200]}: no such folder, {expected}{writer_of(str(name))}")
+        raise UserError(f"{str(name)[:200]}: no such folder, expected a model folder or a name on the Hugging Face hub")
     return fetch(name, _HUB_FILES)
 
 
@@ -61,10 +70,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         try:
             new.mkdir(parents=True)
             yield new
-            for path in new.iterdir():
-                path.chmod(new.stat().st_mode & 0o666)  # as the umask says; safetensors writes for the owner alone
+            for path in (*new.iterdir(), new):
                 sync(path)
-            sync(new)
             _swap(new, folder)
             sync(folder.parent)
         finally:

@@ -1,74 +1,125 @@
-"""Conversations as plain text: "User: ...", "Assistant: ...", a line each.
+"""Conversations as token ids, by the chat template that a model's folder carries (`data.text.chat_template`).
 
-    System: Be brief.
-    User: Who wrote Hamlet?
-    Assistant: Shakespeare.<|endoftext|>
-    User: When?
-    Assistant:
-
-The end token closes every answer of the assistant and is a token, never those characters.
+What is said is text and never a control token (`data.text.turns`). A prompt has the same ids wherever it is read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
+from gpt_modules.data.splits import Row
+from gpt_modules.data.text.chat_template import Message
 from gpt_modules.data.text.tokenizers import Tokenizer
 
-_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+Prompt = str | Sequence[Message]
+"""What is to be answered: a text, or a conversation."""
 
 
-def transcript(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """A conversation as (text, learned) turns, to be encoded one by one and joined, with an end token after each
-    learned one.
+def prompt_of(row: Row) -> Prompt:
+    """That of a checked row."""
+    found: Prompt = row["messages"] if "messages" in row else row["prompt"]
+    return found
 
-    What the assistant says is learned, from the space after "Assistant:" on; all else is only read.
+
+class Exchange(NamedTuple):
+    """Ids of a prompt, and of an answer to it with its end."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def render_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> str:
+    """The text of a conversation, up to where the assistant is to speak next: to show."""
+    return tokenizer.template.render(messages, speak=True)
+
+
+def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """The ids of a conversation, up to where the assistant is to speak next: what to generate from.
+
+    They are those of `transformers`' `apply_chat_template`, but that a control token in what is said stays text.
 
     Args:
-        messages: `{"role": "system" | "user" | "assistant", "content": text}` each.
+        messages: `{"role", "content"}` each, of which the last is not the assistant's.
+
+    Raises:
+        UserError: The template does not take them.
     """
-    turns: list[tuple[str, bool]] = []
-    pending = ""
-    for message in messages:
-        if message["role"] == "assistant":
-            turns += [(pending + "Assistant:", False), (" " + message["content"], True)]
-            pending = "\n"
-        else:
-            pending += f"{_NAMES[message['role']]}: {message['content']}\n"
-    return turns
+    return encode_conversations([messages], tokenizer)[0]
 
 
-def chat_prompt(messages: Sequence[dict[str, str]]) -> list[tuple[str, bool]]:
-    """As `transcript`, up to where the assistant is to speak next."""
-    return transcript([*messages, {"role": "assistant", "content": ""}])[:-1]
+def encode_conversations(conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[list[int]]:
+    """Equal to `[encode_conversation(messages, tokenizer) for messages in conversations]`, on all cores."""
+    return tokenizer.encode_parts([tokenizer.turns.parts(messages, speak=True) for messages in conversations])
 
 
-def render_conversation(messages: Sequence[dict[str, str]]) -> str:
-    """The text of `chat_prompt`, without the end tokens (text has none): to show, or for a first turn, to encode."""
-    return "".join(text for text, _ in chat_prompt(messages))
+def encode_asked(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of texts, as they are behind what begins a sequence, and of conversations."""
+    texts = iter(tokenizer.opening([prompt for prompt in prompts if isinstance(prompt, str)]))
+    asked = iter(encode_conversations([prompt for prompt in prompts if not isinstance(prompt, str)], tokenizer))
+    return [next(texts) if isinstance(prompt, str) else next(asked) for prompt in prompts]
 
 
-def encode_conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer) -> list[int]:
-    """The ids of `chat_prompt` with the end tokens, exactly as supervised finetuning has seen them: what to generate
-    from.
+def encode_answers(asked: Sequence[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[Exchange]:
+    """Prompts, as `encode_asked` has them, with an answer to each. To a text the answer is joined as it is, and the end
+    token closes it; to a conversation as in `encode_exchanges`. Each text is encoded once.
+
+    Raises:
+        UserError: As `encode_exchanges`.
     """
-    turns = chat_prompt(messages)
-    encoded = tokenizer.encode_batch([text for text, _ in turns])
-    closed = [[*ids, tokenizer.eos_id] if said else ids for ids, (_, said) in zip(encoded, turns, strict=True)]
-    return [token for ids in closed for token in ids]
+    plain = [(prompt, answer) for prompt, answer in asked if isinstance(prompt, str)]
+    texts = list(dict.fromkeys(prompt for prompt, _ in plain))
+    opened = dict(zip(texts, tokenizer.opening(texts), strict=True))
+    answers = list(dict.fromkeys(answer for _, answer in plain))
+    ids = dict(zip(answers, tokenizer.within.encode_batch(answers), strict=True))
+    told = [(prompt, answer) for prompt, answer in asked if not isinstance(prompt, str)]
+    exchanges = iter(encode_exchanges(told, tokenizer))
+    return [
+        Exchange(opened[prompt], [*ids[answer], tokenizer.eos_id]) if isinstance(prompt, str) else next(exchanges)
+        for prompt, answer in asked
+    ]
 
 
-def fit_conversation(messages: Sequence[dict[str, str]], tokenizer: Tokenizer, room: int) -> tuple[list[int], int]:
-    """The ids of `encode_conversation`, and how many of the oldest turns are left out, whole, so that they are at most
-    `room`. What the system says stays, and so does the last turn: alone, it may be longer.
+def encode_exchanges(asked: Sequence[tuple[Sequence[Message], str]], tokenizer: Tokenizer) -> list[Exchange]:
+    """Conversations with an answer to each. The prompt's ids are those of `encode_conversation`; the answer's are those
+    that follow them in the whole conversation, or where a token would span both, those of the answer alone.
+
+    Raises:
+        UserError: The template does not take one of them, or does not end its answer.
+    """
+    parts = [tokenizer.turns.answer(messages, answer) for messages, answer in asked]
+    prompts = tokenizer.encode_parts([prompt for prompt, _ in parts])
+    wholes = tokenizer.encode_parts([[*prompt[:-1], f"{prompt[-1]}{said[0]}", *said[1:]] for prompt, said in parts])
+    follows = [whole[: len(prompt)] == prompt for prompt, whole in zip(prompts, wholes, strict=True)]
+    alone = iter(tokenizer.encode_parts([said for (_, said), fits in zip(parts, follows, strict=True) if not fits]))
+    return [
+        Exchange(prompt, whole[len(prompt) :] if fits else next(alone))
+        for prompt, whole, fits in zip(prompts, wholes, follows, strict=True)
+    ]
+
+
+def fit_conversation(messages: Sequence[Message], tokenizer: Tokenizer, room: int) -> tuple[list[int], int]:
+    """The ids of `encode_conversation` and how many of the oldest turns are left out, whole, so that there are at most
+    `room` ids. What the system says stays, and so does the last turn: alone, it may be longer.
 
     A turn is what a user says and all up to what a user says next.
     """
-    told = [message for message in messages if message["role"] == "system"]
-    said = [message for message in messages if message["role"] != "system"]
-    begins = [i for i, message in enumerate(said) if message["role"] == "user"] or [0]
-    shortened = (
-        (encode_conversation([*told, *said[begin:]], tokenizer), dropped) for dropped, begin in enumerate(begins)
-    )
-    found = next(shortened)
-    while len(found[0]) > room and (shorter := next(shortened, None)) is not None:
-        found = shorter
+    kept, dropped = shorten(messages, tokenizer, room)
+    return encode_conversation(kept, tokenizer), dropped
+
+
+def shorten(messages: Sequence[Message], tokenizer: Tokenizer, room: int) -> tuple[list[Message], int]:
+    """What `fit_conversation` gives the ids of."""
+    found: tuple[list[Message], int] = [*messages], 0
+    for dropped, kept in enumerate(_shortened(messages)):
+        found = [*kept], dropped
+        if len(encode_conversation(kept, tokenizer)) <= room:
+            break
     return found
+
+
+def _shortened(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """The conversation, then without its first turn, and so on up to the last one."""
+    yield messages
+    told = [*takewhile(lambda message: message["role"] == "system", messages)]
+    begins = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    yield from ([*told, *messages[i:]] for i in begins[1:])

@@ -17,16 +17,8 @@ from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.json_files import read_json
-from gpt_modules.storage.model_files import (
-    ADAPTER_CONFIG_FILE,
-    CONFIG_FILE,
-    END_OF_TEXT,
-    GENERATION_FILE,
-    TEMPLATE_FILE,
-    TOKENIZER_FILE,
-)
+from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, GENERATION_FILE, TEMPLATE_FILE, TOKENIZER_FILE
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
-from gpt_modules.storage.recipes import writer_of
 
 SETTINGS_FILE, SPECIALS_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
@@ -43,8 +35,7 @@ def find_tokenizer(name: str) -> Path:
     if name == "train":
         raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")
     if not is_hub_name(name):
-        found = f"found {name[:200]!r}, no such file or folder"
-        raise UserError(f"tokenizer: {found}, expected a tokenizer{writer_of(name)}")
+        raise UserError(f"{name[:200]!r}: found no such file or folder, expected a tokenizer")
     if get_close_matches(name, ["gpt2"], 1, LIKENESS):
         raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
     beside = [SETTINGS_FILE, SPECIALS_FILE, CONFIG_FILE, GENERATION_FILE, TEMPLATE_FILE]
@@ -59,8 +50,6 @@ def has_tokenizer(folder: Path) -> bool:
 def build_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a vocabulary in two files; special tokens and the begin token are what the settings say."""
     found = find_vocabulary(folder)
-    if found is None and (folder / ADAPTER_CONFIG_FILE).is_file():
-        raise UserError(f"{folder}: found an adapter, expected a model: the export beside it has its updates merged")
     if found is None:
         raise UserError(f"{folder}: found no {TOKENIZER_FILE} in this folder, expected one beside the weights")
     model = read_vocabulary(*found)
@@ -68,8 +57,8 @@ def build_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     # Marked, never added: the weights would have no row for a new id.
     if backend.token_to_id(END_OF_TEXT) is not None:
         backend = with_end(backend)
-    settings = _settings(folder)
-    named = {name: token for name in _NAMED if (token := _content(settings.get(name))) is not None}
+    settings = settings_of(folder)
+    named = {name: token for name in _NAMED if (token := content_of(settings.get(name))) is not None}
     specials = [token for token in named.values() if backend.token_to_id(token) is not None]
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     if settings.get("add_bos_token") is True and named.get("bos_token") in specials:
@@ -131,7 +120,7 @@ def end_token_of(path: Path, backend: tokenizers.Tokenizer) -> str:
         UserError: There is none, or the settings name one that the vocabulary lacks.
     """
     folder = path.parent
-    eos = _content(_settings(folder).get("eos_token"))
+    eos = content_of(settings_of(folder).get("eos_token"))
     if eos is not None and backend.token_to_id(eos) is None:
         raise UserError(f"{folder / SETTINGS_FILE}: eos_token: found {eos!r:.60}, expected a token of the vocabulary")
     usual = [end for end in (END_OF_TEXT, NEWLINE) if backend.token_to_id(end) is not None]
@@ -153,7 +142,7 @@ def _configured_end(folder: Path, backend: tokenizers.Tokenizer) -> str | None:
     return None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
     """What `transformers` keeps of a tokenizer beside its vocabulary."""
     return {**_read(folder / SPECIALS_FILE), **_read(folder / SETTINGS_FILE)}
 
@@ -163,7 +152,21 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _content(token: Any) -> str | None:
+def content_of(token: Any) -> str | None:
     """The characters of a token in the settings, which is a string or has them as `content`."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
+
+
+def ends_beside(folder: Path) -> tuple[int, ...]:
+    """The tokens at which `transformers` stops generating, one or several, where the folder names them.
+
+    Raises:
+        UserError: They are no ids.
+    """
+    path = folder / GENERATION_FILE
+    found = _read(path).get("eos_token_id")
+    ends = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(end) is int and 0 <= end < MOST_IDS for end in ends):
+        raise UserError(f"{path}: eos_token_id: found {found!r:.60}, expected the id of a token, or a list of them")
+    return tuple(ends)

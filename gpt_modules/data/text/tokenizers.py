@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
@@ -20,6 +21,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gpt_modules.data.arguments import expect_one_of, expect_whole
+from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.edges import begin_id, keep_apart, reason_of, without_space
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.gpt2_bpe import byte_level, gpt2_bpe, with_end
@@ -27,12 +29,14 @@ from gpt_modules.data.text.reading import (
     SETTINGS_FILE,
     build_tokenizer,
     end_token_of,
+    ends_beside,
     find_tokenizer,
     read_tokenizer,
 )
+from gpt_modules.data.text.turns import Parts, Turns
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import replace_durably, room_for
-from gpt_modules.storage.model_files import END_OF_TEXT, TOKENIZER_FILE
+from gpt_modules.storage.model_files import END_OF_TEXT, TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles
 
 TokenizerKind = Literal["gpt2", "gpt1", "characters"]
 
@@ -55,6 +59,8 @@ class Tokenizer:
     Args:
         backend: The library's tokenizer.
         eos: The token that ends a document or an answer; it must be in the vocabulary.
+        template: What makes a text of a conversation; None: ours.
+        ends: Ids of further tokens that end an answer; those that the vocabulary lacks are never said.
 
     Raises:
         UserError: The vocabulary lacks `eos`, or a text could come to have a special token.
@@ -64,7 +70,13 @@ class Tokenizer:
     DELIMITER = "_delimiter_"
     EXTRACT = "_classify_"
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos: str = END_OF_TEXT) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos: str = END_OF_TEXT,
+        template: ChatTemplate | None = None,
+        ends: Sequence[int] = (),
+    ) -> None:
         eos_id = backend.token_to_id(eos)
         if eos_id is None:
             raise UserError(f"tokenizer: found no token {eos!r} in its vocabulary, expected the end token")
@@ -79,6 +91,8 @@ class Tokenizer:
         self.eos_id: int = eos_id
         self.bos_id = begin_id(backend)
         """The token that begins every sequence; None where the family has none (GPT-1, GPT-2, Pythia, Qwen)."""
+        self.template = (template or ChatTemplate()).with_end(eos)
+        self._ends = tuple(end for end in ends if backend.id_to_token(end) is not None)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens."""
@@ -101,6 +115,50 @@ class Tokenizer:
         """
         form = without_space(self.to_json())
         return self if form == self.to_json() else Tokenizer(tokenizers.Tokenizer.from_str(form), self.eos)
+
+    def encode_parts(self, rows: Sequence[Parts]) -> list[list[int]]:
+        """The ids of texts between control tokens (`Turns`): those that the whole would have, were each control token
+        written out and read as one, and that text never has.
+        """
+        backend, aliases, controls = self._aliased
+        texts = [
+            "".join(aliases[part] if isinstance(part, int) else self._mended(part) for part in row) for row in rows
+        ]
+        encoded = self._encoded(lambda: backend.encode_batch_fast(texts, add_special_tokens=False))
+        return [[controls.get(i, i) for i in ids] for ids in encoded]
+
+    @cached_property
+    def _aliased(self) -> tuple[tokenizers.Tokenizer, dict[int, str], dict[int, int]]:
+        """The library's tokenizer with a name for each control token that nobody can guess; the names by id, and back.
+        So text between them is split, stripped and begun as between the tokens themselves.
+        """
+        backend, secret = tokenizers.Tokenizer.from_str(self.to_json()), secrets.token_hex(8)
+        known = self._backend.get_added_tokens_decoder()
+        aliases = {i: f"\ue000{secret} {i}\ue001" for i in self.turns.control.values()}
+        for i, alias in aliases.items():
+            flags = {name: getattr(known[i], name) for name in ("lstrip", "rstrip", "single_word") if i in known}
+            backend.add_tokens([AddedToken(alias, special=False, normalized=False, **flags)])
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        read = backend.encode_batch([*aliases.values()], add_special_tokens=False)
+        return backend, aliases, {of.ids[-1]: i for of, i in zip(read, aliases, strict=True)}
+
+    @cached_property
+    def turns(self) -> Turns:
+        """The template over this vocabulary."""
+        added = self._backend.get_added_tokens_decoder()
+        special = {token.content: i for i, token in added.items() if token.special}
+        return Turns(self.template, {**special, self.eos: self.eos_id})
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Every token that ends an answer: the end token first, what the folder names, and what the template writes
+        behind an answer.
+        """
+        named = self._backend.token_to_id(dict(self.template.names)["eos_token"])
+        found = (self.eos_id, *self._ends, named, self.turns.end)
+        return tuple(dict.fromkeys(i for i in found if i is not None))
 
     def _mended(self, text: str) -> str:
         return mend(text) if self._mends else text
@@ -136,7 +194,7 @@ class Tokenizer:
             return self
         backend = tokenizers.Tokenizer.from_str(self.to_json())
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-        return Tokenizer(backend, self.eos)
+        return Tokenizer(backend, self.eos, self.template, self._ends)
 
     @property
     def task_ids(self) -> tuple[int, int, int]:
@@ -201,11 +259,16 @@ class Tokenizer:
             "eos_token": self.eos,
             "bos_token": begin,
             "unk_token": self.eos if unknown is None else unknown,
+            **dict(self.template.names),
         }
 
+    def chat_files(self) -> ChatFiles:
+        """What says beside a model how it talks."""
+        return ChatFiles(self.template.source, dict(self.template.names), self.end_ids)
+
     def save(self, folder: str | Path) -> Path:
-        """Writes `tokenizer.json` and `tokenizer_config.json` (for `transformers`) into a folder; returns the
-        former's path.
+        """Writes `tokenizer.json`, `tokenizer_config.json` and the chat template (for `transformers`) into a folder;
+        returns the first one's path.
 
         Raises:
             UserError: They cannot be written.
@@ -213,6 +276,7 @@ class Tokenizer:
         folder = Path(folder)
         with room_for(folder):
             folder.mkdir(parents=True, exist_ok=True)
+        replace_durably(folder / TEMPLATE_FILE, self.template.source)
         replace_durably(folder / SETTINGS_FILE, json.dumps(self.settings(), indent=2) + "\n")
         replace_durably(folder / TOKENIZER_FILE, self.to_json())
         return folder / TOKENIZER_FILE
@@ -270,7 +334,7 @@ class Tokenizer:
         path = find_tokenizer(str(name))
         file = path / TOKENIZER_FILE if path.is_dir() else path
         backend = read_tokenizer(file) if file.is_file() else build_tokenizer(path)
-        return cls(backend, end_token_of(file, backend))
+        return cls(backend, end_token_of(file, backend), ChatTemplate.beside(file.parent), ends_beside(file.parent))
 
 
 def load_fitting(name: str | Path, vocab_size: int) -> Tokenizer:
