@@ -17,6 +17,7 @@ from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.mixed import PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
+from gpt_modules.data.rows.chat import encode_asked, prompt_of, shorten
 from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -47,13 +48,19 @@ def encode_prompts(
     rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int | None, source: str, first: int = 0
 ) -> Prompts:
     """Rows as prompts of at most `max_tokens` tokens; longer ones are left out and counted in the log: half a
-    question is another. `first` as of `Prompts`.
+    question is another. A conversation loses its oldest turns first, which is counted too. `first` as of `Prompts`.
 
     Raises:
-        UserError: None is left, or the tokenizer makes nothing of one (GPT-1's mends control characters away).
+        UserError: None is left, or the tokenizer makes nothing of one (GPT-1's mends control characters away); or texts
+            stand beside conversations, which end otherwise.
     """
-    encoded = tokenizer.encode_batch([row["prompt"] for row in rows])
-    empty = next((row["prompt"] for row, ids in zip(rows, encoded, strict=True) if not ids), None)
+    if 0 < (texts := sum("messages" not in row for row in rows)) < len(rows):
+        found = f"{texts} prompts beside {len(rows) - texts} conversations"
+        raise UserError(f"{source}: found {found}, expected one kind: their answers end with different tokens")
+    if max_tokens is not None:
+        rows = _shortened(rows, tokenizer, max_tokens, source)
+    encoded = encode_asked([prompt_of(row) for row in rows], tokenizer)
+    empty = next((prompt_of(row) for row, ids in zip(rows, encoded, strict=True) if not ids), None)
     if empty is not None:
         raise UserError(f"{source}: prompt: found {empty!r:.60}, which has no tokens, expected text to continue")
     kept = [i for i, ids in enumerate(encoded) if max_tokens is None or len(ids) <= max_tokens]
@@ -68,13 +75,27 @@ def encode_prompts(
     return Prompts(tokens, [rows[i].get("columns", {}) for i in kept], first)
 
 
+def _shortened(rows: Sequence[Row], tokenizer: Tokenizer, max_tokens: int, source: str) -> list[Row]:
+    """The rows with as many turns of each conversation as fit."""
+    kept, shortened = [], 0
+    for row in rows:
+        if "messages" in row:
+            messages, dropped = shorten(row["messages"], tokenizer, max_tokens)
+            row = {"messages": messages, "columns": {**row["columns"], "messages": messages}}
+            shortened += dropped > 0
+        kept.append(row)
+    if shortened:
+        log.warning("%s: %d conversations lose their oldest turns to fit %d tokens", source, shortened, max_tokens)
+    return kept
+
+
 class PPODataModule(ResumableDataModule):
     """Prompts for reinforcement learning from human feedback (Ouyang et al. 2022, section 3.5).
 
     Args:
         train: "reviews" (embedded; the openings of sentences), "brackets" (made; to be closed), files, folders or globs
-            of {"prompt"} rows or .txt with one prompt a line, or a data set's name on the hub. Further columns, such as
-            a reference answer, are for reward functions that ask for them by name.
+            of {"prompt"} or {"messages"} rows, or .txt with one prompt a line, or a data set's name on the hub. Further
+            columns, such as a reference answer, and messages are for reward functions that ask for them by name.
         validation: The same; None: the source's own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
         episodes: Answers a rollout, over all processes: one device and eight take the same steps.

@@ -1,5 +1,6 @@
 """The data of the reward model and of DPO: answers to a prompt, ranked by people."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,8 +13,10 @@ from gpt_modules.data.arguments import expect_default, expect_parted, expect_who
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.data.builtin.reviews import instruction, reward_pool, reward_rows, sft_rows
 from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_rankings
+from gpt_modules.data.demonstrations import learned_turns
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
+from gpt_modules.data.rows.chat import encode_answers, prompt_of
 from gpt_modules.data.rows.comparisons import chosen_votes
 from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
 from gpt_modules.data.splits import Row
@@ -34,7 +37,7 @@ class Answer(NamedTuple):
 
 
 class Comparisons(Examples[RankingBatch]):
-    """Ranked answers, encoded as prompt + answer + eos; `draw(epoch)` gives an epoch's rows, each text is encoded once.
+    """Ranked answers, encoded as prompt + answer + end; `draw(epoch)` gives an epoch's rows, each text is encoded once.
 
     An answer that does not fit the context is left out, and a row without two answers of different rank with it: a
     cut answer was not what people ranked. An epoch has as many rows as the first one: a later draw of fewer repeats
@@ -57,7 +60,7 @@ class Comparisons(Examples[RankingBatch]):
         self.labelers: dict[str, int] = {}
         rows = draw(0)
         self.answers: list[Answer] = []
-        self._numbers: dict[tuple[str, str], int | None] = {}  # of (prompt, response); None: it does not fit
+        self._numbers: dict[tuple[str, str], int | None] = {}  # of (question, response); None: it does not fit
         self._encode(rows if pool is None else pool, tokenizer)
         self._epoch, self._rows, self._examples = 0, rows, self._ranked(rows)
         self._count = len(self._examples)
@@ -102,22 +105,20 @@ class Comparisons(Examples[RankingBatch]):
         return self._examples
 
     def _encode(self, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
-        pairs = list(dict.fromkeys((row["prompt"], text) for row in rows for text in row["responses"]))
-        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
-        ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
-        for prompt, text in pairs:
-            tokens = np.array([*ids[prompt], *ids[text], tokenizer.eos_id])
+        asked = {(_key(row), text): (prompt_of(row), text) for row in rows for text in row["responses"]}
+        for key, (prompt, answer) in zip(asked, encode_answers([*asked.values()], tokenizer), strict=True):
+            tokens = np.array([*prompt, *answer])
             fits = len(tokens) <= self.context
-            self._numbers[prompt, text] = len(self.answers) if fits else None
+            self._numbers[key] = len(self.answers) if fits else None
             if fits:
-                self.answers.append(Answer(tokens, len(ids[prompt])))
+                self.answers.append(Answer(tokens, len(prompt)))
 
     def _ranked(self, rows: Sequence[Row]) -> list[RankedAnswers]:
         ranked = [self._fitting(row) for row in rows]
         return [row for row in ranked if len(set(row.ranks)) > 1]
 
     def _fitting(self, row: Row) -> RankedAnswers:
-        numbers = [self._numbers[row["prompt"], text] for text in row["responses"]]
+        numbers = [self._numbers[_key(row), text] for text in row["responses"]]
         kept = [i for i, number in enumerate(numbers) if number is not None]
         found = [number for number in numbers if number is not None]
         ranks = competition_ranks(dict(enumerate(row["ranking"])))  # a row may have ranks of any size
@@ -133,14 +134,28 @@ class Comparisons(Examples[RankingBatch]):
         )
 
 
+def _key(row: Row) -> str:
+    """A prompt or a conversation, to look it up by: no prompt is a list of messages."""
+    return str(row["prompt"]) if "prompt" in row else f"\0{json.dumps(row['messages'])}"
+
+
+def _demonstration(row: Row) -> Row:
+    """A row of SFT as one answer: of a conversation the last that is learned."""
+    if "messages" not in row:
+        return row
+    (last,) = learned_turns(row["messages"], "last")
+    return {"messages": row["messages"][:last], "response": row["messages"][last]["content"]}
+
+
 class RewardDataModule(ResumableDataModule):
     """Comparisons for a reward model (Ouyang et al. 2022, section 3.5), or for DPO without one: all answers to a prompt
     come in one batch.
 
     Args:
         train: "reviews" (embedded; sentences that people rated, grouped anew every epoch), files, folders or globs of
-            {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} rows, stores of comparisons, or a
-            data set's name on the hub. They are read once: votes that come later are the next run's.
+            {"prompt", "responses", "ranking"} or {"prompt", "chosen", "rejected"} rows, or of conversations
+            (`rows.messages`), stores of comparisons, or a data set's name on the hub. They are read once: votes that
+            come later are the next run's.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the model that it starts from, a tokenizer file, "gpt2", or a name on the hub.
         context: Tokens of prompt, answer and eos.
@@ -263,8 +278,8 @@ class RewardDataModule(ResumableDataModule):
 
     def _encoded_demonstrations(self) -> list[PromptBatch]:
         rows = self._demonstration_rows()[: self.max_demonstrations]
-        pairs = self.tokenizer.encode_batch([text for row in rows for text in (row["prompt"], row["response"])])
-        joined = [np.array([*p, *r, self.tokenizer.eos_id]) for p, r in zip(pairs[::2], pairs[1::2], strict=True)]
+        asked = [(prompt_of(row), row["response"]) for row in rows]
+        joined = [np.array([*prompt, *answer]) for prompt, answer in encode_answers(asked, self.tokenizer)]
         kept = sorted((tokens for tokens in joined if len(tokens) <= self.context), key=len)
         if not kept:
             raise UserError(f"demonstrations: found none that fits a context of {self.context} tokens, expected some")
@@ -274,16 +289,12 @@ class RewardDataModule(ResumableDataModule):
     def _demonstration_rows(self) -> list[Row]:
         if self.demonstration_source is not None:
             rows = load_rows(self.demonstration_source, "train", "sft", cache_dir=self.cache_dir)
-            kept = [row for row in rows if "prompt" in row]
-            if len(kept) < len(rows):
-                message = "demonstrations: of %d rows, %d are conversations and left out"
-                log.warning(message, len(rows), len(rows) - len(kept))
-            return kept
+            return [_demonstration(row) for row in rows]
         if self.train_source == REVIEWS:
             return [row for row in sft_rows("train") if row["prompt"] == instruction("film")]
         train, _ = self.rows()
         best = [min(range(len(row["ranking"])), key=row["ranking"].__getitem__) for row in train]
-        return [{"prompt": row["prompt"], "response": row["responses"][i]} for row, i in zip(train, best, strict=True)]
+        return [{**row, "response": row["responses"][i]} for row, i in zip(train, best, strict=True)]
 
     def rows(self) -> tuple[list[Row], list[Row]]:
         """The ranked answers as text: what the first epoch trains on, and what validates. They are read once: a store

@@ -1,65 +1,26 @@
 """Supervised finetuning data: prompts to read and answers to learn.
 
-Prompt and response are joined verbatim: no template, no separator. Conversations become a plain transcript
-(`chat`). Every answer is closed by `<|endoftext|>`, which is learned too: it is how the model says that it is
+Prompt and response are joined verbatim: no template, no separator; the end token closes the response. Conversations go
+by the chat template of the model's folder. What closes an answer is learned too: it is how the model says that it is
 done.
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_modules.data.arguments import expect_default, expect_part, expect_parted, expect_whole
+from gpt_modules.data.arguments import expect_default, expect_one_of, expect_part, expect_parted, expect_whole
 from gpt_modules.data.batches import PackedBatch, TokenBatch
-from gpt_modules.data.collate import (
-    TokenExample,
-    collate_packed,
-    collate_tokens,
-    make_example,
-    pack_examples,
-    truncate_example,
-)
+from gpt_modules.data.collate import TokenExample, collate_packed, collate_tokens, pack_examples
+from gpt_modules.data.demonstrations import Learned, encode_demonstrations
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.mixed import MixedLoader, PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.chat import transcript
 from gpt_modules.data.rows.sources import REVIEWS, load_splits
 from gpt_modules.data.splits import Row
-from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
-
-log = logging.getLogger(__name__)
-
-
-def encode_demonstrations(rows: Sequence[Row], tokenizer: Tokenizer, context: int, source: str) -> list[TokenExample]:
-    """Rows as token examples of at most `context` inputs.
-
-    A longer one is cut at the end and keeps no eos; one whose prompt alone fills the context is left out. How many is
-    logged once.
-
-    Raises:
-        UserError: None is left.
-    """
-    turns = [transcript(row["messages"]) if "messages" in row else _plain(row) for row in rows]
-    encoded = iter(tokenizer.encode_batch([text for row in turns for text, _ in row]))
-    whole = [make_example([(next(encoded), learned) for _, learned in row], tokenizer.eos_id) for row in turns]
-    cuts = [truncate_example(example, context) for example in whole]
-    kept = [cut for cut in cuts if cut is not None]
-    shortened = sum(cut is not None and cut.cells < example.cells for cut, example in zip(cuts, whole, strict=True))
-    if shortened or len(kept) < len(whole):
-        message = "%s: of %d rows, %d are cut to the context of %d tokens, %d whose prompt fills it are left out"
-        log.warning(message, source, len(whole), shortened, context, len(whole) - len(kept))
-    if not kept:
-        raise UserError(f"{source}: found no row that fits a context of {context} tokens, expected at least one")
-    return kept
-
-
-def _plain(row: Row) -> list[tuple[str, bool]]:
-    return [(row["prompt"], False), (row["response"], True)]
 
 
 class PackedRows(Examples[PackedBatch]):
@@ -108,6 +69,7 @@ class SFTDataModule(ResumableDataModule):
         context: Tokens a row.
         batch_size: Rows a batch, of each process.
         val_batch_size: The same for validation; None: `batch_size`.
+        turns: Of a conversation, learn "all" answers of the assistant but those whose `weight` is 0, or the "last" one.
         packing: True: several examples a row (`PackedBatch`); False: one (`TokenBatch`).
         seed: Seed of the order.
         cache_dir: None: $GPT_MODULES_CACHE or ~/.cache/gpt_modules.
@@ -133,6 +95,7 @@ class SFTDataModule(ResumableDataModule):
         validation_fraction: float = 0.05,
         pretraining: PretrainingText | None = None,
         pretraining_fraction: float = 0.1,
+        turns: Learned = "all",
     ) -> None:
         super().__init__(tokenizer)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
@@ -140,7 +103,8 @@ class SFTDataModule(ResumableDataModule):
         expect_parted(SFTDataModule, train, validation, train == REVIEWS, validation_fraction)
         self.train_source, self.validation_source = train, validation
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
-        self.packing, self.seed, self.cache_dir = packing, seed, cache_dir
+        self.packing, self.seed, self.cache_dir, self.turns = packing, seed, cache_dir, turns
+        expect_one_of(get_args(Learned), turns=turns)
         self.validation_fraction, self.pretraining_fraction = validation_fraction, pretraining_fraction
         if pretraining_fraction:
             expect_part(pretraining_fraction=pretraining_fraction)
@@ -196,5 +160,5 @@ class SFTDataModule(ResumableDataModule):
         )
 
     def _examples(self, rows: list[Row], name: str) -> Examples[Any]:
-        examples = encode_demonstrations(rows, self.tokenizer, self.context, name)
+        examples = encode_demonstrations(rows, self.tokenizer, self.context, name, self.turns)
         return PackedRows(examples, self.context) if self.packing else SingleRows(examples)

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_auroc
 
 from gpt_modules.backbone import GPT
+from gpt_modules.data.rows.fields import FieldError, describe
 from gpt_modules.data.rows.files import file_rows, find_files
 from gpt_modules.data.rows.labelled import class_number
-from gpt_modules.data.rows.schemas import FieldError, check_row, describe
+from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.data.splits import split_of
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError

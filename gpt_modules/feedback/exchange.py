@@ -15,7 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from itertools import takewhile
 from typing import Any, NamedTuple, get_args
 
-from gpt_modules.data.rows.schemas import FieldError, check_row, describe, items_of, mapping_of, text_of, texts_of
+from gpt_modules.data.rows.fields import FieldError, describe, items_of, mapping_of, text_of, texts_of
+from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import (
@@ -72,6 +73,8 @@ def check_imported(record: object) -> Row:
         row = _transcripts(fields)
     else:
         row = check_row(fields, "reward")
+    if "messages" in row:
+        raise FieldError("messages", "a conversation", "a prompt that is text")
     if fields.get("labeler") is not None:
         row["labeler"] = _name(text_of(fields, "labeler"), "labeler")
     if (kind := fields.get("labeler_kind")) is not None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from gpt_modules.data.ppo import PPODataModule, encode_prompts
+from gpt_modules.data.rows.chat import encode_conversation
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
@@ -173,3 +174,22 @@ def test_columns_stay_with_their_prompts(tmp_path):
     assert [data.tokenizer.decode(ids) for ids in data.prompt_tokens()] == [
         rows[answer]["prompt"] for answer in data.column("answer", range(kept))
     ]
+
+
+def test_conversations_lose_their_oldest_turns_before_they_are_left_out(caplog):
+    tokenizer = Tokenizer.gpt2()
+    asked, said = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So it is."}
+    short, long = [asked], [asked, said, asked]
+    rows = [{"messages": messages, "columns": {"messages": messages}} for messages in (short, long)]
+    most = len(encode_conversation(short, tokenizer))
+    prompts = encode_prompts(rows, tokenizer, most, "x")
+    assert [tokens.tolist() for tokens in prompts.tokens] == [encode_conversation(short, tokenizer)] * 2
+    assert prompts.columns == [{"messages": short}] * 2  # a reward function sees what the policy has seen
+    (line,) = caplog.messages
+    assert line == f"x: 1 conversations lose their oldest turns to fit {most} tokens"
+
+
+def test_texts_beside_conversations_are_refused():
+    rows = [{"prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}]
+    with pytest.raises(UserError, match="x: found 1 prompts beside 1 conversations, expected one kind"):
+        encode_prompts(rows, Tokenizer.gpt2(), None, "x")

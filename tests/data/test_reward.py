@@ -4,11 +4,15 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
+import chats
 import numpy as np
 import pytest
 
 from gpt_modules.data.builtin.reviews import load_reviews
+from gpt_modules.data.ppo import encode_prompts
 from gpt_modules.data.reward import Comparisons, RewardDataModule
+from gpt_modules.data.rows.chat import encode_conversation, encode_conversations
+from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote, votes_digest
@@ -319,3 +323,35 @@ def test_a_run_sees_one_state_of_a_store_that_grows(tmp_path):
         later = opened(str(path))
         assert (later.rows(), later.content["train"]) != (before[0], before[3]["train"])
         assert later.votes()["validation"]["sha256"] == {str(path): votes_digest(path)}
+
+
+@pytest.mark.parametrize("template", ["ours", "llama3", "qwen3"])
+def test_conversations_have_the_ids_that_the_assistant_is_asked_with(tmp_path, template):
+    """In comparisons, demonstrations and prompts of reinforcement learning alike, over the hard corpus."""
+    of = ChatTemplate(chats.TEMPLATES[template], tuple(chats.NAMES.items()))
+    tokenizer = Tokenizer(chats.byte_level(), "</s>", of)
+    asked = [*chats.conversations([*chats.PLAIN[:-1], *chats.HARD])]
+    rows = [{"messages": messages, "responses": ["Yes", " [/INST]"], "ranking": [1, 2]} for messages in asked]
+    comparisons = Comparisons(lambda epoch: rows, tokenizer, 4096, "x")
+    ids = encode_conversations(asked, tokenizer)
+    answers = {tuple(answer.tokens[: answer.prompt_length]) for answer in comparisons.answers}
+    assert answers == {*map(tuple, ids)}
+    assert {int(answer.tokens[-1]) for answer in comparisons.answers} == {tokenizer.turns.end}
+    prompts = encode_prompts([{"messages": messages} for messages in asked], tokenizer, None, "x")
+    assert [tokens.tolist() for tokens in prompts.tokens] == ids
+
+
+def test_demonstrations_of_conversations_score_their_last_answer(tmp_path):
+    source = tmp_path / "a.jsonl"
+    said = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    rows = [{"messages": said[:1], "chosen": f"{i}", "rejected": "no"} for i in range(40)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": [*said, *said]}) + "\n")
+    (tmp_path / "v.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    data = RewardDataModule(
+        str(source), str(tmp_path / "v.jsonl"), cache_dir=str(tmp_path), demonstrations=str(tmp_path / "d.jsonl")
+    )
+    data.setup("fit")
+    (batch,) = data.demonstrations()
+    prompt = encode_conversation([*said, *said[:1]], data.tokenizer)
+    assert batch.tokens[0].tolist() == [*prompt, *data.tokenizer.encode(" So."), data.tokenizer.eos_id]

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from gpt_modules.data.batches import PackedBatch, TokenBatch
-from gpt_modules.data.sft import SFTDataModule, encode_demonstrations
+from gpt_modules.data.sft import SFTDataModule
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
 
 ROWS = [{"prompt": "q" * n, "response": " a" * n} for n in range(1, 26)]
 
@@ -71,30 +70,6 @@ def test_positions_start_anew(data):
         inside = (segments > 0) & ~starts
         assert (np.diff(positions, axis=1, prepend=0)[inside] == 1).all()
         assert batch.labels[batch.segments == 0].eq(-100).all()
-
-
-def test_long_rows_are_cut_or_dropped_and_counted_once(tokenizer, caplog):
-    rows = [
-        {"prompt": "a", "response": " b"},
-        {"prompt": "a", "response": " b" * 50},
-        {"prompt": " a" * 50, "response": " b"},
-    ]
-    kept = encode_demonstrations(rows, tokenizer, 10, "train")
-    assert [len(example.tokens) for example in kept] == [3, 11]
-    assert kept[1].tokens[-1] != tokenizer.eos_id
-    (record,) = caplog.records
-    assert record.getMessage() == (
-        "train: of 3 rows, 1 are cut to the context of 10 tokens, 1 whose prompt fills it are left out"
-    )
-    with pytest.raises(UserError, match="train: found no row that fits a context of 10 tokens"):
-        encode_demonstrations(rows[2:], tokenizer, 10, "train")
-
-
-def test_a_row_without_tokens_is_left_out_and_not_counted_as_cut(caplog):
-    tokenizer = Tokenizer.train(["some words"] * 3, 270, "gpt1")
-    rows = [{"prompt": "\x07", "response": "\x07"}, {"prompt": "some", "response": "words"}]
-    assert len(encode_demonstrations(rows, tokenizer, 10, "train")) == 1
-    assert "of 2 rows, 0 are cut to the context of 10 tokens, 1 " in caplog.text
 
 
 def test_reviews(tmp_path):

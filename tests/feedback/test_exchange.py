@@ -2,7 +2,8 @@
 
 import pytest
 
-from gpt_modules.data.rows.schemas import FieldError, check_row
+from gpt_modules.data.rows.fields import FieldError
+from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.exchange import bring_in, check_imported, exported
 from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote

@@ -20,10 +20,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from gpt_modules.data.rows.comparisons import store_rows
+from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.json_rows import json_lines, json_list
 from gpt_modules.data.rows.lines import text_blocks, text_lines
 from gpt_modules.data.rows.parquet import parquet_rows
-from gpt_modules.data.rows.schemas import Check, FieldError, Schema
+from gpt_modules.data.rows.schemas import Check, Schema
 from gpt_modules.data.rows.tables import SEPARATORS, table_rows
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError

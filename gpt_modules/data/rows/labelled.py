@@ -15,7 +15,7 @@ from typing import Any
 from gpt_modules.data.arguments import expect_default
 from gpt_modules.data.builtin.puzzles import possession_rows, quantifier_rows
 from gpt_modules.data.builtin.reviews import finetuning_rows
-from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_such_field, text_of, texts_of
+from gpt_modules.data.rows.fields import FieldError, describe, mapping_of, no_such_field, text_of, texts_of
 from gpt_modules.data.rows.sources import POSSESSIONS, PRODUCTS, QUANTIFIERS, REVIEWS, Source
 from gpt_modules.data.splits import Row, Split, normalise
 from gpt_modules.errors import UserError

@@ -2,22 +2,26 @@
 and expected.
 
 pretraining  {"text": str}
-sft          {"prompt": str, "response": str} or {"messages": [{"role": "system"|"user"|"assistant", "content": str},
-             ...]}
+sft          {"prompt": str, "response": str} or {"messages": [{"role": "system"|"user"|"assistant"|"tool",
+             "content": str}, ...]}, where the assistant may have a "weight" of 0, not to be learned from, or 1
 reward       {"prompt": str, "responses": [str, ...], "ranking": [int, ...]} (parallel lists; 1 is best, equal is a tie)
              or {"prompt": str, "chosen": str, "rejected": str}; either may say who ranked, as an export of votes does:
              "labeler": str, "round": int, "scores": [1 to 7 or null, ...] parallel to the responses, or to chosen and
-             rejected
-ppo          {"prompt": str}; further fields are kept, for reward functions that ask for them
+             rejected. In place of the prompt, or as prompt, messages up to where the assistant is to answer; chosen and
+             rejected may be messages, whole conversations that begin alike, or hh-rlhf's transcripts (`messages`)
+ppo          {"prompt": str} or {"messages": [...]}, the last not the assistant's; further fields and messages are kept,
+             for reward functions that ask for them
 finetuning   columns of any name: `labelled` checks them
 
 Further fields are ignored elsewhere. A row in both forms of its schema is refused where they say different things; null
 is no field.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from gpt_modules.data.rows.fields import FieldError, describe, items_of, mapping_of, text_of, texts_of
+from gpt_modules.data.rows.messages import answer_of, messages_of, question_of, shared_question
 from gpt_modules.data.splits import Row
 from gpt_modules.storage.comparisons import SCORES
 
@@ -25,16 +29,7 @@ Schema = Literal["pretraining", "sft", "reward", "ppo"]
 Check = Callable[[object], Row]
 """A record's row; raises `FieldError` where it does not fit."""
 
-SHOWN_LETTERS = 24  # of a field's name that was not expected
-ROLES = ("system", "user", "assistant")
 MOST_ROUNDS = 10**9
-
-
-class FieldError(ValueError):
-    """A field that does not fit: `field: found ..., expected ...`."""
-
-    def __init__(self, field: str, found: str, expected: str) -> None:
-        super().__init__(f"{field}: found {found}, expected {expected}")
 
 
 def check_row(record: object, schema: Schema, text_field: str = "text") -> Row:
@@ -53,91 +48,23 @@ def check_row(record: object, schema: Schema, text_field: str = "text") -> Row:
     if schema == "pretraining":
         return {"text": text_of(record, text_field)}
     if schema == "ppo":
-        further = {str(name): value for name, value in record.items() if name != "prompt" and value is not None}
-        return {"prompt": text_of(record, "prompt"), **({"columns": further} if further else {})}
+        asked = _asked(record)
+        taken = {"prompt", "messages"}
+        further = {str(name): value for name, value in record.items() if name not in taken and value is not None}
+        further |= {name: value for name, value in asked.items() if name == "messages"}  # a reward may ask for them
+        return {**asked, **({"columns": further} if further else {})}
     return _demonstration(record) if schema == "sft" else _comparison(record)
-
-
-def describe(value: object) -> str:
-    """A value in words for an error message, short."""
-    if value is None:
-        return "null"
-    if isinstance(value, str):
-        shown = repr(value[:40]) + ("..." if len(value) > 40 else "")
-        return f"the text {shown}" if value.strip() else "empty text"
-    if isinstance(value, bool):
-        return f"the truth value {value}"
-    if isinstance(value, int | float):
-        return f"the number {value!s:.40}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    return "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
-
-
-def mapping_of(record: object) -> Mapping[Any, Any]:
-    """The record, if it has named fields."""
-    if not isinstance(record, Mapping):
-        raise FieldError("row", describe(record), "an object with named fields")
-    return record
-
-
-def no_such_field(record: Mapping[Any, Any]) -> str:
-    """What was found in place of a field that is missing."""
-    names = [name if len(name) <= SHOWN_LETTERS else f"{name[:SHOWN_LETTERS]}..." for name in sorted(map(str, record))]
-    return f"no such field among {names[:8]}"
-
-
-def text_of(record: Mapping[Any, Any], field: str, name: str | None = None) -> str:
-    """The text in a field, which must have some; `name` is the field's in an error message."""
-    name = name or field
-    if field not in record:
-        raise FieldError(name, no_such_field(record), "text")
-    value = record[field]
-    if not isinstance(value, str) or not value.strip():
-        raise FieldError(name, describe(value), "non-empty text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise FieldError(name, "half of a surrogate pair", "text that UTF-8 can hold") from None
-    return value
-
-
-def items_of(record: Mapping[Any, Any], field: str) -> list[Any]:
-    """The list in a field, which must not be empty."""
-    if field not in record:
-        raise FieldError(field, no_such_field(record), "a list")
-    value = record[field]
-    if not isinstance(value, list) or not value:
-        raise FieldError(field, "an empty list" if value == [] else describe(value), "a list")
-    return value
-
-
-def texts_of(record: Mapping[Any, Any], field: str) -> list[str]:
-    """The texts in a list, none of them empty."""
-    return [text_of({"": item}, "", f"{field}[{i}]") for i, item in enumerate(items_of(record, field))]
 
 
 def _demonstration(record: Mapping[Any, Any]) -> Row:
     if record.get("messages") is None:
         return {"prompt": text_of(record, "prompt"), "response": text_of(record, "response")}
-    messages = [_message(item, i) for i, item in enumerate(items_of(record, "messages"))]
-    if all(message["role"] != "assistant" for message in messages):
+    messages = messages_of(record, weighed=True)
+    if all(message["role"] != "assistant" or message.get("weight") == 0 for message in messages):
         raise FieldError("messages", "no turn of the assistant", "at least one to learn from")
-    for name, role in (("prompt", "user"), ("response", "assistant")):
-        said = [message["content"] for message in messages if message["role"] == role]
-        if record.get(name) is not None and record[name] not in said:
-            raise FieldError(name, f"{describe(record[name])} beside messages that say something else", "either form")
+    _expect_said("prompt", record, messages, "user")
+    _expect_said("response", record, messages, "assistant")
     return {"messages": messages}
-
-
-def _message(item: object, i: int) -> dict[str, str]:
-    name = f"messages[{i}]"
-    if not isinstance(item, Mapping):
-        raise FieldError(name, describe(item), "an object with role and content")
-    role = text_of(item, "role", f"{name}.role")
-    if role not in ROLES:
-        raise FieldError(f"{name}.role", describe(role), " or ".join(ROLES))
-    return {"role": role, "content": text_of(item, "content", f"{name}.content")}
 
 
 def _comparison(record: Mapping[Any, Any]) -> Row:
@@ -152,19 +79,46 @@ def _comparison(record: Mapping[Any, Any]) -> Row:
 
 
 def _ranked(record: Mapping[Any, Any]) -> Row:
-    prompt = text_of(record, "prompt")
     pair, listed = _given(record, "chosen", "rejected"), _given(record, "responses", "ranking")
     if pair and listed:
         raise FieldError(listed[0], f"it beside {pair[0]}", "responses and ranking, or chosen and rejected")
     if not listed and ("chosen" in record or "rejected" in record):
-        chosen, rejected = text_of(record, "chosen"), text_of(record, "rejected")
+        asked, chosen, rejected = _pair(record)
         if chosen == rejected:
             raise FieldError("rejected", f"{describe(rejected)}, which is chosen too", "another answer")
-        return {"prompt": prompt, "responses": [chosen, rejected], "ranking": [1, 2]}
+        return {**asked, "responses": [chosen, rejected], "ranking": [1, 2]}
+    asked = _asked(record)
     responses = texts_of(record, "responses")
     if len(responses) < 2:
         raise FieldError("responses", "a list of 1", "at least 2 to compare")
-    return {"prompt": prompt, "responses": responses, "ranking": _ranking(record, responses)}
+    return {**asked, "responses": responses, "ranking": _ranking(record, responses)}
+
+
+def _asked(record: Mapping[Any, Any]) -> Row:
+    """What the assistant is asked: a prompt, or messages."""
+    if isinstance(record.get("prompt"), list):
+        return {"messages": question_of(record, "prompt")}
+    if record.get("messages") is None:
+        return {"prompt": text_of(record, "prompt")}
+    messages = question_of(record)
+    _expect_said("prompt", record, messages, "user")
+    return {"messages": messages}
+
+
+def _pair(record: Mapping[Any, Any]) -> tuple[Row, str, str]:
+    """(what is asked, chosen, rejected)."""
+    if isinstance(record.get("prompt"), list) or (shared := shared_question(record)) is None:
+        return _asked(record), answer_of(record, "chosen"), answer_of(record, "rejected")
+    question, chosen, rejected = shared
+    _expect_said("prompt", record, question, "user")
+    return {"messages": question}, chosen, rejected
+
+
+def _expect_said(name: str, record: Mapping[Any, Any], messages: Sequence[Row], role: str) -> None:
+    """A text beside messages is one of theirs."""
+    said = [message["content"] for message in messages if message["role"] == role]
+    if record.get(name) is not None and record[name] not in said:
+        raise FieldError(name, f"{describe(record[name])} beside messages that say something else", "either form")
 
 
 def _given(record: Mapping[Any, Any], *names: str) -> list[str]:

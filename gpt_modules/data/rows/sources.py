@@ -12,9 +12,10 @@ from functools import cache, partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import brackets, reviews, shakespeare, synthetic
+from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, refuse_twice, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
-from gpt_modules.data.rows.schemas import Check, FieldError, Schema, check_row
+from gpt_modules.data.rows.schemas import Check, Schema, check_row
 from gpt_modules.data.splits import Row, Split, hold_out, normalise
 from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from gpt_modules.data.rows.fields import FieldError, describe, mapping_of, no_such_field
 from gpt_modules.data.rows.labelled import class_number
-from gpt_modules.data.rows.schemas import FieldError, describe, mapping_of, no_such_field
 from gpt_modules.data.rows.sources import iter_rows, name_of
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError

@@ -124,7 +124,7 @@ class Reward:
         models = {} if opened is None else opened
         for folder in (folder for source in sources for folder in source.folders):
             if folder not in models:
-                models[folder] = ModelScores(folder, tokenizer, place)
+                models[folder] = ModelScores(folder, tokenizer, place, data)
         self.sources = sources
         self.terms: list[list[ModelScores] | list[FunctionScores]] = [
             [FunctionScores(source.function, tokenizer, data)]

@@ -37,6 +37,10 @@ class Sequences(NamedTuple):
 
 
 def texts(sequences: Sequences, tokenizer: Tokenizer) -> tuple[list[str], list[str]]:
-    """Prompts and responses as text, without the end-of-text token."""
+    """Prompts and responses as text: a conversation as its template has it, without what begins it, and a response
+    without what ends it.
+    """
     prompts, responses = sequences.ids()
-    return [tokenizer.decode(ids) for ids in prompts], [tokenizer.decode(ids) for ids in responses]
+    asked = [prompt[1:] if prompt[0] == tokenizer.bos_id else prompt for prompt in prompts]
+    told = [tokenizer.decode(prompt, skip_special=False) for prompt in asked]
+    return told, [tokenizer.within.decode(ids) for ids in responses]

@@ -74,8 +74,8 @@ class ClipConfig:
     def __post_init__(self) -> None:
         expect_number("clip.ratio", self.ratio, "(0, 1)")
         if self.ratio_high is not None:
-            expect_number("clip.ratio_high", self.ratio_high, "(0, inf)")
-        expect_number("clip.value", self.value, "(0, inf)")
+            expect_number("clip.ratio_high", self.ratio_high, "(0, inf]")
+        expect_number("clip.value", self.value, "(0, inf]")
         expect_number("clip.value_coef", self.value_coef, "[0, inf)")
 
     def idle(self) -> dict[str, str]:
@@ -214,9 +214,10 @@ class SamplingConfig:
     Drawing stops there instead, which gives the same tokens, and nothing after them is ever read.
 
     Args:
-        stop: what ends a response, in place of the end-of-text token: texts of one token each, or token ids. The
-            end-of-text token itself is named as its tokenizer does, such as "<|endoftext|>"; where it is not among them
-            it is a token like others.
+        stop: what ends a response, in place of the end-of-text token and of what the policy's folder ends answers with
+            (its chat template, its generation_config.json): texts of one token each, or token ids. The end-of-text
+            token itself is named as its tokenizer does, such as "<|endoftext|>"; where it is not among them it is a
+            token like others.
         truncate_after: tokens of a response in which nothing ends it. Ziegler et al.: 16 of 24.
         eval_temperature: of the responses of validation, test, prediction and sample table; 0 takes the likeliest
             token; None: as in training. Their log-probabilities and KL stay those of the policy that is trained, at
@@ -240,7 +241,7 @@ class SamplingConfig:
         Raises:
             UserError: a text is not one token, or a number none.
         """
-        return tuple(_token(stop, tokenizer) for stop in self.stop or [tokenizer.eos])
+        return tokenizer.end_ids if self.stop is None else tuple(_token(stop, tokenizer) for stop in self.stop)
 
 
 def _token(stop: str | int, tokenizer: Tokenizer) -> int:

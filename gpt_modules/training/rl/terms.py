@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone import RewardModel, load_pretrained, model_digest
 from gpt_modules.data.collate import pad_right
+from gpt_modules.data.rows.chat import Prompt, encode_answers, encode_asked
 from gpt_modules.data.text.tokenizers import Tokenizer, load_fitting
 from gpt_modules.errors import UserError
 from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
@@ -17,6 +18,7 @@ from gpt_modules.training.rl.sequences import Sequences, texts
 
 log = logging.getLogger(__name__)
 
+MESSAGES = "messages"  # the column that has a conversation
 OF_ANSWERS = ("ended", "token_ids", "prompt_token_ids")
 """What a function may ask for of each response, beside the columns of its prompt's row."""
 
@@ -35,29 +37,49 @@ class Columns(Protocol):
 class ModelScores:
     """A frozen reward model as a term. Its head and its constants stay float32, whatever the trunk becomes.
 
-    It reads the policy's token ids as they are; where its tokenizer is another one, the texts in its own tokens, and a
-    warning says so. After a response that came to its end it reads the end-of-text token, as in its training, whatever
-    token ended the response; after one that was cut off it does not.
+    It reads the policy's token ids as they are. Where its tokenizer is another one it reads texts in its own tokens,
+    where its chat template is, conversations by its own; a warning says so. After a response that came to its end it
+    reads what ended one in its training, whatever did so here: what the template writes behind an answer in a
+    conversation, else the end-of-text token. After one that was cut off it does not.
 
     Args:
         tokenizer: the policy's.
         place: brings a trunk to the device and the precision of the run.
+        data: where the prompts are from.
     """
 
-    def __init__(self, folder: str, tokenizer: Tokenizer, place: Callable[[nn.Module], nn.Module]) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
+    def __init__(
+        self,
+        folder: str,
+        tokenizer: Tokenizer,
+        place: Callable[[nn.Module], nn.Module],
+        data: Columns | None = None,
+    ) -> None:
+        self.folder, self.tokenizer, self.data = folder, tokenizer, data
         self.model = open_reward_model(folder)
         self.own = load_fitting(folder, self.model.config.vocab_size)
         self.digest: str | None = model_digest(self.model)
         trunk = place(self.model.decoder)
         self.model.to(next(trunk.parameters()).device)
-        if self.through_text:
-            log.warning("%s: its tokenizer is not the policy's: it reads texts, encoded anew in its own tokens", folder)
+        other = "tokenizer" if not tokenizer.reads_like(self.own) else "chat template" if self.through_text else None
+        if other is not None:
+            log.warning("%s: its %s is not the policy's: it reads texts, encoded anew in its own tokens", folder, other)
 
     @property
     def through_text(self) -> bool:
-        """Whether its tokens are others than the policy's."""
-        return not self.tokenizer.reads_like(self.own)
+        """Whether its ids are others than the policy's."""
+        return not self.tokenizer.reads_like(self.own) or (
+            MESSAGES in self._columns() and not self.tokenizer.template.reads_like(self.own.template)
+        )
+
+    def _columns(self) -> Mapping[str, int]:
+        return {} if self.data is None else self.data.columns()
+
+    def _asked(self, sequences: Sequences) -> list[Prompt] | None:
+        """The conversations of these rows; None: they are plain prompts."""
+        if self.data is None or MESSAGES not in self._columns():
+            return None
+        return self.data.column(MESSAGES, sequences.rows.tolist())
 
     def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
         """The model's score at the last token of each row.
@@ -69,21 +91,23 @@ class ModelScores:
         return scores
 
     def _closed(self, sequences: Sequences) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B"]]:
-        """Ids with the end-of-text token where another one ended the response."""
+        """Ids with the token that its training ended answers with, where another one ended the response."""
         tokens, _, lengths, ended, _ = sequences
-        open_ended = ended & (tokens.gather(1, lengths[:, None] - 1)[:, 0] != self.own.eos_id)
+        end = (self.own.turns.end if MESSAGES in self._columns() else None) or self.own.eos_id
+        open_ended = ended & (tokens.gather(1, lengths[:, None] - 1)[:, 0] != end)
         if not bool(open_ended.any()):
             return tokens, lengths
         tokens = torch.cat([tokens, tokens.new_zeros(len(tokens), 1)], 1)
-        tokens = tokens.scatter(1, lengths[:, None], torch.where(open_ended, self.own.eos_id, 0)[:, None])
+        tokens = tokens.scatter(1, lengths[:, None], torch.where(open_ended, end, 0)[:, None])
         return tokens, lengths + open_ended
 
     def _anew(self, sequences: Sequences) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B"]]:
-        """Its own ids of prompt and response, which are encoded one by one as in its training (`data.reward`)."""
+        """Its own ids of prompt and response, as in its training (`data.reward`)."""
         prompts, responses = texts(sequences, self.tokenizer)
-        ids = self.own.encode_batch([*prompts, *responses])
-        pairs = zip(ids[: len(prompts)], ids[len(prompts) :], sequences.ended.tolist(), strict=True)
-        rows = [[*prompt, *response, *[self.own.eos_id] * ended] for prompt, response, ended in pairs]
+        asked = self._asked(sequences) or prompts
+        pairs = encode_answers([*zip(asked, responses, strict=True)], self.own)
+        ends = sequences.ended.tolist()
+        rows = [[*of.prompt, *(of.answer if ended else of.answer[:-1])] for of, ended in zip(pairs, ends, strict=True)]
         for row, prompt in zip(rows, prompts, strict=True):
             self._expect_room(len(row), f"of an answer to {prompt[:40]!r}, its prompt among them")
         device = sequences.tokens.device
@@ -98,8 +122,8 @@ class ModelScores:
         """
         if not self.through_text:
             return
-        told = sorted({self.tokenizer.decode(prompt) for prompt in prompts})
-        for prompt, ids in zip(told, self.own.encode_batch(told), strict=True):
+        told = sorted({self.tokenizer.decode(prompt, skip_special=False) for prompt in prompts})
+        for prompt, ids in zip(told, encode_asked(told, self.own), strict=True):
             self._expect_room(len(ids) + 2, f"of the prompt {prompt[:40]!r}, an answer's first and the end token")
 
     def _expect_room(self, count: int, what: str) -> None:
@@ -110,8 +134,7 @@ class ModelScores:
 
 class FunctionScores:
     """A function on texts as a term; it gets `prompts, responses`, and by name what its signature asks for beside them:
-    `ended`, `token_ids`, `prompt_token_ids`, or a column of the prompts' rows, each a list; where it takes `**columns`,
-    all of these but for columns that some rows lack.
+    `ended`, `token_ids`, `prompt_token_ids`, or a column of the prompts' rows, each a list.
 
     Raises:
         UserError: there is no such function, or it asks for what there is not.
@@ -141,11 +164,10 @@ class FunctionScores:
         where, known = f"rewards: {self.name}", {*OF_ANSWERS, *columns} - {"prompts", "responses"}
         asked = further_arguments(where, self.function, known)
         given = [*OF_ANSWERS, *(name for name, lacking in columns.items() if not lacking)]
-        named = further_arguments(where, self.function)
         for name, required in asked.items():
             if name in columns and name in OF_ANSWERS:
                 raise UserError(f"{where} asks for {name!r}, which is a column of the data too, expected one of them")
-            if columns.get(name) and name in named:
+            if columns.get(name):
                 raise UserError(f"{where} asks for {name!r}, which {columns[name]} rows of training and validation "
                                 "lack, expected a column that every row has")  # fmt: skip
             if required and name not in given:

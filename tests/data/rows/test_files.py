@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.files import COMPRESSED, SUFFIXES, file_rows, find_files, is_local, near_files
-from gpt_modules.data.rows.schemas import FieldError
 from gpt_modules.errors import UserError
 
 

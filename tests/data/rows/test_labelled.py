@@ -1,7 +1,7 @@
 import pytest
 
+from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.labelled import Columns, LabelledRow, built_in_rows, class_names, class_number
-from gpt_modules.data.rows.schemas import FieldError
 from gpt_modules.errors import UserError
 
 PAIR = Columns(pair="hypothesis")

@@ -1,6 +1,7 @@
 import pytest
 
-from gpt_modules.data.rows.schemas import FieldError, check_row
+from gpt_modules.data.rows.fields import FieldError
+from gpt_modules.data.rows.schemas import check_row
 
 RANKED = {"prompt": "q", "responses": ["a", "b"], "ranking": [1, 2]}
 THRICE = {"prompt": "q", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
@@ -93,7 +94,7 @@ def test_good_rows_come_back_bare(schema, row, expected):
         (
             "sft",
             {"messages": [USER, {"role": "bot", "content": "a"}]},
-            "messages[1].role: found the text 'bot', expected system or user or assistant",
+            "messages[1].role: found the text 'bot', expected system or user or assistant or tool",
         ),
         (
             "reward",

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 
 from gpt_modules.data.rows import sources
-from gpt_modules.data.rows.schemas import FieldError, describe
+from gpt_modules.data.rows.fields import FieldError, describe
 from gpt_modules.data.rows.sources import fingerprint, iter_rows, load_rows, load_splits, split_key, split_rows
 from gpt_modules.errors import UserError
 

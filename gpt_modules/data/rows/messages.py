@@ -1,0 +1,119 @@
+"""Conversations in rows, checked: who speaks, in which order, and that everybody says something.
+
+A conversation is a list of {"role", "content"}, of which one system message may be the first. Pairs of answers come in
+four forms: beside `messages` (or a `prompt` that is such a list), as texts or as lists of one message; as two whole
+conversations that begin alike (TRL's implicit prompt); and as two transcripts (hh-rlhf).
+"""
+
+import re
+from collections.abc import Mapping
+from itertools import takewhile
+from typing import Any
+
+from gpt_modules.data.rows.fields import FieldError, describe, items_of, text_of
+from gpt_modules.data.splits import Row
+
+ROLES = ("system", "user", "assistant", "tool")
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+_ASSISTANT = "\n\nAssistant:"
+
+
+def messages_of(record: Mapping[Any, Any], field: str = "messages", weighed: bool = False) -> list[Row]:
+    """The messages in a field.
+
+    Args:
+        weighed: keep the `weight` of what the assistant says, 0 or 1.
+
+    Raises:
+        FieldError: One does not fit, or stands where it may not.
+    """
+    messages = [_message(item, f"{field}[{i}]", weighed) for i, item in enumerate(items_of(record, field))]
+    for i, message in enumerate(messages[1:], start=1):
+        if message["role"] == "system":
+            found = "a second message of the system" if messages[0]["role"] == "system" else "the system behind others"
+            raise FieldError(f"{field}[{i}].role", found, "one at most, as the first message")
+    if len(messages) == 1 and messages[0]["role"] == "system":
+        raise FieldError(field, "nothing but a message of the system", "somebody who says something")
+    return messages
+
+
+def question_of(record: Mapping[Any, Any], field: str = "messages") -> list[Row]:
+    """The messages in a field, after which the assistant is to speak.
+
+    Raises:
+        FieldError: As `messages_of`, or the assistant has spoken last.
+    """
+    messages = messages_of(record, field)
+    if messages[-1]["role"] == "assistant":
+        raise FieldError(f"{field}[{len(messages) - 1}].role", "the assistant, which is to answer", "user or tool")
+    return messages
+
+
+def answer_of(record: Mapping[Any, Any], field: str) -> str:
+    """The answer in a field: a text, or a list of one message of the assistant."""
+    if not isinstance(record.get(field), list):
+        return text_of(record, field)
+    messages = messages_of(record, field)
+    return _last(messages, 0, field)
+
+
+def shared_question(record: Mapping[Any, Any]) -> tuple[list[Row], str, str] | None:
+    """(question, chosen, rejected) of two conversations that begin alike, or of two transcripts; None: the row has
+    neither.
+
+    Raises:
+        FieldError: They do not begin alike, or one goes on with more than an answer.
+    """
+    chosen, rejected = record.get("chosen"), record.get("rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str) and chosen.startswith(("\n\nHuman:", _ASSISTANT)):
+        return _transcripts(text_of(record, "chosen"), text_of(record, "rejected"))
+    if not (isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1):
+        return None
+    pair = messages_of(record, "chosen"), messages_of(record, "rejected")
+    shared = [one for one, _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))]
+    answers = [_last(messages, len(shared), name) for messages, name in zip(pair, ("chosen", "rejected"), strict=True)]
+    question_of({"chosen": shared}, "chosen")
+    return shared, answers[0], answers[1]
+
+
+def _message(item: object, name: str, weighed: bool) -> Row:
+    if not isinstance(item, Mapping):
+        raise FieldError(name, describe(item), "an object with role and content")
+    role = text_of(item, "role", f"{name}.role")
+    if role not in ROLES:
+        raise FieldError(f"{name}.role", describe(role), " or ".join(ROLES))
+    silent = role == "system" and item.get("content") == ""
+    message: Row = {"role": role, "content": "" if silent else text_of(item, "content", f"{name}.content")}
+    weight = item.get("weight") if weighed else None
+    if weight is not None:
+        if role != "assistant" or isinstance(weight, bool) or weight not in (0, 1):
+            raise FieldError(f"{name}.weight", f"{describe(weight)} of the {role}", "0 or 1, of the assistant")
+        message["weight"] = int(weight)
+    return message
+
+
+def _last(messages: list[Row], shared: int, field: str) -> str:
+    """The one answer that follows what is shared."""
+    said = messages[shared:]
+    if len(said) != 1 or said[0]["role"] != "assistant":
+        found = "nothing" if not said else f"{len(said)} messages, the first of the {said[0]['role']},"
+        raise FieldError(field, f"{found} behind the messages that are shared", "one of the assistant")
+    return str(said[0]["content"])
+
+
+def _transcripts(chosen: str, rejected: str) -> tuple[list[Row], str, str]:
+    """What both share, up to the last turn of the assistant that both begin, is the question; all that follows in each
+    is what was compared.
+    """
+    turns, others = chosen.split(_ASSISTANT), rejected.split(_ASSISTANT)
+    shared = [*takewhile(lambda both: both[0] == both[1], zip(turns[:-1], others[:-1], strict=False))]
+    if not shared:
+        raise FieldError("rejected", describe(rejected), f"a transcript that begins like chosen, up to {_ASSISTANT!r}")
+    asked = _ASSISTANT.join(turn for turn, _ in shared)
+    answers = [text[len(asked) + len(_ASSISTANT) :].strip() for text in (chosen, rejected)]
+    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
+        text_of({name: answer}, name)
+    parts = _SPEAKER.split(asked)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    told = [{"role": roles[who], "content": text.strip()} for who, text in zip(parts[::2], parts[1::2], strict=True)]
+    return question_of({"chosen": told}, "chosen"), answers[0], answers[1]

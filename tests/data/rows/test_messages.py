@@ -1,0 +1,79 @@
+import pytest
+
+from gpt_modules.data.rows.fields import FieldError
+from gpt_modules.data.rows.schemas import check_row
+
+TOLD = {"role": "system", "content": "Be brief."}
+ASKED = {"role": "user", "content": "Why?"}
+SAID = {"role": "assistant", "content": "So."}
+ALSO = {"role": "assistant", "content": "Because."}
+TOOL = {"role": "tool", "content": "42"}
+PAIR = {"messages": [TOLD, ASKED], "responses": ["So.", "Because."], "ranking": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [TOLD, ASKED], "responses": ["So.", "Because."], "ranking": [1, 2]},
+        {"messages": [TOLD, ASKED], "chosen": "So.", "rejected": "Because."},
+        {"messages": [TOLD, ASKED], "chosen": [SAID], "rejected": [ALSO]},
+        {"prompt": [TOLD, ASKED], "chosen": [SAID], "rejected": [ALSO]},
+        {"chosen": [TOLD, ASKED, SAID], "rejected": [TOLD, ASKED, ALSO]},
+        {"chosen": [TOLD, ASKED, SAID], "rejected": [TOLD, ASKED, ALSO], "prompt": "Why?"},
+    ],
+)
+def test_pairs_of_answers_in_every_form_are_one_row(record):
+    assert check_row(record, "reward") == PAIR
+
+
+def test_transcripts_are_conversations():
+    asked = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Why?\n\nAssistant:"
+    row = check_row({"chosen": asked + " So.", "rejected": asked + " Because.\n\nHuman: What?"}, "reward")
+    expected = {"messages": [ASKED, SAID, ASKED], "responses": ["So.", "Because.\n\nHuman: What?"], "ranking": [1, 2]}
+    assert row == expected
+
+
+def test_prompts_are_conversations_and_rewards_may_ask_for_them():
+    row = check_row({"messages": [TOLD, ASKED], "answer": 3}, "ppo")
+    assert row == {"messages": [TOLD, ASKED], "columns": {"answer": 3, "messages": [TOLD, ASKED]}}
+    assert check_row({"prompt": [ASKED, SAID, ASKED]}, "ppo")["messages"] == [ASKED, SAID, ASKED]
+    assert check_row({"messages": [ASKED, SAID, TOOL]}, "ppo")["messages"][-1] == TOOL
+
+
+def test_a_system_may_be_silent_and_a_weight_is_kept_for_sft():
+    silent, unlearned = {"role": "system", "content": ""}, {**SAID, "weight": 0}
+    messages = [silent, ASKED, unlearned, ASKED, {**ALSO, "weight": 1}]
+    assert check_row({"messages": messages}, "sft") == {"messages": messages}
+    assert check_row({"messages": [ASKED, unlearned, ASKED]}, "ppo")["messages"] == [ASKED, SAID, ASKED]
+
+
+@pytest.mark.parametrize(
+    ("schema", "record", "line"),
+    [
+        ("sft", {"messages": [TOLD, TOLD, ASKED, SAID]}, "messages[1].role: found a second message of the system, "
+         "expected one at most, as the first message"),
+        ("sft", {"messages": [ASKED, TOLD, SAID]}, "messages[1].role: found the system behind others, expected one at"),
+        ("sft", {"messages": [{"role": "user", "content": ""}, SAID]}, "messages[0].content: found empty text, exp"),
+        ("sft", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, SAID]},
+         "messages[0].content: found a list of 1, expected non-empty text"),
+        ("sft", {"messages": [{"role": "developer", "content": "a"}, SAID]}, "messages[0].role: found the text "
+         "'developer', expected system or user or assistant or tool"),
+        ("sft", {"messages": [ASKED, {**SAID, "weight": 2}]}, "messages[1].weight: found the number 2 of the "
+         "assistant, expected 0 or 1, of the assistant"),
+        ("sft", {"messages": [{**ASKED, "weight": 0}, SAID]}, "messages[0].weight: found the number 0 of the user"),
+        ("sft", {"messages": [ASKED, {**SAID, "weight": 0}]}, "messages: found no turn of the assistant, expected at"),
+        ("ppo", {"messages": [ASKED, SAID]}, "messages[1].role: found the assistant, which is to answer, exp"),
+        ("ppo", {"messages": [TOLD]}, "messages: found nothing but a message of the system"),
+        ("ppo", {"messages": [ASKED], "prompt": "How?"}, "prompt: found the text 'How?' beside messages that say "),
+        ("reward", {"messages": [ASKED, SAID], "chosen": "a", "rejected": "b"}, "messages[1].role: found the"),
+        ("reward", {"chosen": [ASKED, SAID], "rejected": [TOLD, ASKED, ALSO]}, "chosen: found 2 messages, the first "
+         "of the user, behind the messages that are shared, expected one of the assistant"),
+        ("reward", {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}, "chosen: found nothing behind the messages"),
+        ("reward", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"},
+         "rejected: found the text"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_gets_its_line(schema, record, line):
+    with pytest.raises(FieldError) as told:
+        check_row(record, schema)
+    assert str(told.value).startswith(line)
