@@ -13,7 +13,7 @@ FIGURES = {
     "finetuning": 3,
     "sft": 3,
     "reward": 3,
-    "ppo": 4,
+    "ppo": 5,
     "dpo": 3,
     "maml": 4,
     "feedback": 2,
