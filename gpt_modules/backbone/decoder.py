@@ -57,7 +57,8 @@ class CausalSelfAttention(nn.Module):
         `read`: as of `Decoder.forward`.
         """
         batch, width, _ = x.shape
-        query, key, value = self._turned(self.qkv(x).view(batch, width, sum(self.heads), -1), rotation)
+        parts = self._turned(self.qkv(x).view(batch, width, sum(self.heads), -1), rotation)
+        query, key, value = (part.transpose(1, 2) for part in parts)
         if isinstance(cache, RowCaches):  # of unequal length: each attends alone
             mixed = cache.attend(self.layer, query, key, value)
         else:
@@ -70,16 +71,18 @@ class CausalSelfAttention(nn.Module):
         out: Tensor = self.drop(self.proj(only(read, mixed.transpose(1, 2).reshape(batch, width, -1))))
         return out
 
-    def _turned(
-        self, heads: Float[Tensor, "B T _ D"], rotation: Rotation | None
-    ) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B K T D"], Float[Tensor, "B K T D"]]:
-        """Queries, keys and values, each head's queries and keys normed and turned where the model has that."""
-        query, key, value = torch.split(heads, self.heads, dim=2)
+    def _turned(self, heads: Float[Tensor, "B T _ D"], rotation: Rotation | None) -> tuple[Tensor, ...]:
+        """Queries (B, T, H, D), keys and values (B, T, K, D); the first two normed and turned where a model does."""
+        query_heads, key_heads, _ = self.heads
+        if rotation is None and not hasattr(self, "q_norm"):
+            return torch.split(heads, self.heads, dim=2)
+        turning, value = torch.split(heads, [query_heads + key_heads, key_heads], dim=2)
         if hasattr(self, "q_norm"):
-            query, key = self.q_norm(query), self.k_norm(key)
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+            query, key = torch.split(turning, [query_heads, key_heads], dim=2)
+            turning = torch.cat([self.q_norm(query), self.k_norm(key)], dim=2)
+        if rotation is not None:  # all at once: half the kernels
+            turning = rotate(turning, rotation)
+        return *torch.split(turning, [query_heads, key_heads], dim=2), value
 
     def _attend(
         self,

@@ -87,7 +87,7 @@ class RopeScaling:
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of tokens' angles, (..., T, 1, R / 2): the same for all heads."""
+    """Cosines of tokens' angles, and sines, the first half of them negative, (..., T, 1, R): for all heads alike."""
 
     cos: Float[Tensor, "..."]
     sin: Float[Tensor, "..."]
@@ -107,16 +107,17 @@ class Rotary:
             self.frequencies = self.frequencies.to(positions.device)
         with torch.autocast(positions.device.type, enabled=False):
             angles = (positions[..., None].float() * self.frequencies)[..., None, :]
-            return Rotation(angles.cos() * self.amplitude, angles.sin() * self.amplitude)
+            cos, sin = angles.cos() * self.amplitude, angles.sin() * self.amplitude
+            return Rotation(torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1))
 
 
 def rotate(heads: Float[Tensor, "B T H D"], rotation: Rotation) -> Float[Tensor, "B T H D"]:
     """Turn the first R channels of each head; in float32 where the rotation is, back in the type of the heads."""
     cos, sin = rotation
-    half = cos.shape[-1]
-    first, second, rest = torch.split(heads, [half, half, heads.shape[-1] - 2 * half], dim=-1)
-    turned = (first * cos - second * sin).to(heads.dtype), (second * cos + first * sin).to(heads.dtype)
-    return torch.cat([*turned, rest], dim=-1)
+    turning, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
+    first, second = turning.chunk(2, dim=-1)
+    turned = torch.addcmul(turning * cos, torch.cat([second, first], dim=-1), sin).to(heads.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def frequencies(size: int, theta: float, scaling: RopeScaling | None) -> tuple[Float[Tensor, "N"], float]:

@@ -163,15 +163,15 @@ def exact_kernels(twice: bool, batched: bool) -> Iterator[None]:
         if twice or batched:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if twice and batched:
-            stack.enter_context(_PlainLayerNorm())
+            stack.enter_context(_PlainNorms())
         yield
 
 
-class _PlainLayerNorm(TorchFunctionMode):
-    """`F.layer_norm`, whoever calls it, out of operations that each have derivatives of any order."""
+class _PlainNorms(TorchFunctionMode):
+    """`F.layer_norm` and `F.rms_norm`, whoever calls them, out of operations with derivatives of any order."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        function = _layer_norm if func is F.layer_norm else func
+        function = _PLAIN.get(func, func)
         return function(*args, **(kwargs or {}))
 
 
@@ -181,6 +181,15 @@ def _layer_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Te
     y = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    least = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * torch.rsqrt(x.square().mean(tuple(range(-len(shape), 0)), keepdim=True) + least)
+    return y if weight is None else y * weight
+
+
+_PLAIN: dict[Any, Callable[..., Tensor]] = {F.layer_norm: _layer_norm, F.rms_norm: _rms_norm}
 
 
 def _chunks(batch: T, size: int) -> Iterator[T]:

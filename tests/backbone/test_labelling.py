@@ -111,6 +111,18 @@ def test_rows_of_special_tokens_are_drawn_and_the_others_kept() -> None:
     assert LabellingModel.from_gpt(gpt, CLASSES, ()).head_weight.equal(gpt.head_weight)
 
 
+def test_an_output_matrix_of_its_own_comes_along_and_grows_with_the_embedding() -> None:
+    gpt = GPT(DecoderConfig.from_dict({**SIZES, "tied": False, "positions": "rotary"}).without_dropout())
+    model = LabellingModel.from_gpt(gpt, CLASSES, SPECIAL)
+    assert model.head_weight is model.lm_head.weight
+    known = len(gpt.head_weight)
+    for found, given in ((model.lm_head, gpt.lm_head), (model.decoder.wte, gpt.decoder.wte)):
+        assert torch.equal(found.weight[:known], given.weight)
+        assert found.weight[known:].shape == (len(SPECIAL), SIZES["n_embd"])
+    tokens = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(model.hidden(tokens), gpt.hidden(tokens))
+
+
 @pytest.mark.parametrize("norm", ["pre", "post"])
 @pytest.mark.parametrize("layers", [0, 1, 3])
 def test_the_lowest_layers_are_transferred_and_the_rest_is_fresh(norm: str, layers: int) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import shaken
+from their_models import our_config
 
 from gpt_modules.backbone import GPT, DecoderConfig, LoRAConfig, RewardModel, add_lora, beam_search, generate
 from gpt_modules.backbone.lora import TARGETS, LoRALinear, base_of, lend_merged, lora_layers, merge_lora, without_lora
@@ -120,6 +121,27 @@ def test_the_base_is_a_plain_model_that_shares_all_memory(change):
     model(TOKENS).square().mean().backward()
     torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
     assert torch.equal(found(TOKENS), base(TOKENS))
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "qwen3"])
+def test_updates_of_todays_decoders_are_those_of_the_matrices(family):
+    """Grouped heads and a gate have one A; merged, lent and recomputed it is the same function, and the base stays."""
+    model, base = adapted(config=our_config(family))
+    updated = model(TOKENS)
+    assert (updated - base(TOKENS)).abs().max() > 0.1
+    torch.testing.assert_close(merge_lora(model)(TOKENS), updated)
+    assert torch.equal(base_of(model)(TOKENS), base(TOKENS))
+    with without_lora(model):
+        assert torch.equal(model(TOKENS), base(TOKENS))
+    prompts, settings = [[3], [5, 9, 2]], {"max_new_tokens": 8, "eos_id": None, "temperature": 0.0}
+    assert torch.equal(
+        generate(model, prompts, **settings).tokens, generate(merge_lora(model), prompts, **settings).tokens
+    )
+    learnt = [layer.lora_b for layer in lora_layers(model).values()]
+    gradients = torch.autograd.grad(model(TOKENS).square().sum(), learnt)
+    model.decoder.recompute = True
+    again = torch.autograd.grad(model(TOKENS).square().sum(), learnt)
+    torch.testing.assert_close(again, gradients)
 
 
 def test_a_merge_of_nothing_changes_no_bit():

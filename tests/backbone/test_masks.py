@@ -138,10 +138,15 @@ def test_the_fused_rule_is_the_same_band(width: int, window: int) -> None:
 
 # The fused kernel is for CUDA; on a CPU the same call runs unfused, and says so.
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize(
+    "heads", [{"n_head": 2}, {"n_head": 4, "n_kv_head": 2, "head_size": 16, "positions": "rotary"}]
+)
 @pytest.mark.parametrize("width", [5, 150, 300])
-def test_blocks_give_the_numbers_of_the_tensor(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_give_the_numbers_of_the_tensor(
+    width: int, heads: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gpt_modules.backbone.masks._compiled", lambda: flex_attention)
-    decoder = make(n_positions=300, window=100, attention=("dense", "banded"), n_embd=2 * FUSED_HEAD_SIZE)
+    decoder = make(n_positions=300, window=100, attention=("dense", "banded"), n_embd=2 * FUSED_HEAD_SIZE, **heads)
     tokens = rows(2, width)
     with torch.no_grad():
         expected = decoder(tokens)

@@ -1,5 +1,7 @@
 """The tied head, the score at the last real token, and a trunk copied from a language model."""
 
+import dataclasses
+
 import torch
 
 from gpt_modules.backbone import GPT, DecoderConfig, RewardModel
@@ -16,6 +18,19 @@ def test_logits_follow_the_embedding_and_both_uses_share_its_gradient() -> None:
     assert gradient is not None
     assert (gradient.abs().amax(dim=1) > 0).all()  # rows that were never read learn through the head
     assert len(list(model.parameters())) == 2 + 2 * 12 + 2
+
+
+def test_an_output_matrix_of_its_own_is_the_head_and_no_part_of_a_scorer() -> None:
+    model, tokens = GPT(dataclasses.replace(CONFIG, tied=False)), torch.tensor([[1, 2, 3]])
+    assert model.lm_head.weight.std().item() < 0.03, "drawn as the embedding is"
+    torch.testing.assert_close(model(tokens), model.hidden(tokens) @ model.lm_head.weight.t())
+    model(tokens).logsumexp(2).sum().backward()
+    embedded = model.decoder.wte.weight.grad
+    assert embedded is not None
+    assert embedded.abs().amax(dim=1).nonzero().flatten().tolist() == [1, 2, 3]
+    scorer = RewardModel.from_gpt(model)
+    assert torch.equal(scorer.decoder(tokens), model.hidden(tokens))
+    assert not any("lm_head" in name for name in scorer.state_dict())
 
 
 def test_score_is_read_at_the_last_real_token_whatever_the_padding() -> None:

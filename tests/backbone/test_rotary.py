@@ -37,8 +37,9 @@ def test_angles_are_those_of_transformers_to_the_last_bit(
     positions = torch.tensor([[0, 1, 63, 64, 511], [5, 5, 100_000, 2, 3]])
     cos, sin = theirs(torch.zeros(1), positions)
     rotation = Rotary(size, 5_000.0, scaling)(positions)
-    assert torch.equal(rotation.cos[..., 0, :], cos[..., : size // 2])
-    assert torch.equal(rotation.sin[..., 0, :], sin[..., : size // 2])
+    assert torch.equal(rotation.cos[..., 0, :], cos)
+    assert torch.equal(rotation.sin[..., 0, size // 2 :], sin[..., size // 2 :])
+    assert torch.equal(rotation.sin[..., 0, : size // 2], -sin[..., : size // 2])
 
 
 @pytest.mark.parametrize("size", [4, 8])

@@ -3,7 +3,10 @@
     python tests/benchmarks/generate.py --rows 16 --tokens 128 --rounds 9 --control
     python tests/benchmarks/generate.py --rows 1 --tokens 256 --rounds 9 --control
 
-A GPT-2 of 4 layers x 256 with random weights and float32, prompts of 4 to 32 tokens, left-padded for transformers.
+    python tests/benchmarks/generate.py --family llama --rounds 9 --control
+
+A decoder of 4 layers x 256 (GPT-2's, or Llama's with 8 heads on 2 of keys, or GPT-NeoX's) with random weights and
+float32, prompts of 4 to 32 tokens, left-padded for transformers.
 Both sample at temperature 1 from the whole vocabulary, and no row ends early. A burst is one call; its tokens are the
 new ones of all rows, its time includes the prompts.
 """
@@ -11,6 +14,7 @@ new ones of all rows, its time includes the prompts.
 import argparse
 from typing import Any
 
+import families
 import measure
 import numpy as np
 
@@ -22,18 +26,18 @@ def prompts(options: argparse.Namespace) -> list[list[int]]:
     return [random.integers(options.vocab_size, size=length).tolist() for length in lengths]
 
 
-def sizes(options: argparse.Namespace) -> dict[str, int]:
-    """What both configurations call the same."""
-    return {"vocab_size": options.vocab_size, "n_layer": options.layers, "n_embd": options.width, "n_head": 4}
+def sizes(options: argparse.Namespace) -> tuple[str, int, int, int, int]:
+    """Family, tokens, positions, layers and width."""
+    return options.family, options.vocab_size, 1024, options.layers, options.width
 
 
 def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
     """`generate` as PPO and the sample tables call it."""
     import torch
 
-    from gpt_modules.backbone import GPT, DecoderConfig, generate
+    from gpt_modules.backbone import GPT, generate
 
-    model = GPT(DecoderConfig(**sizes(options)))
+    model = GPT(families.our_config(*sizes(options)))
     generator = torch.Generator().manual_seed(0)
     rows = prompts(options)
     go = True
@@ -44,11 +48,10 @@ def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
 
 
 def transformers(turn: measure.Turn, options: argparse.Namespace) -> None:
-    """`GPT2LMHeadModel.generate`; no end token, so it has no logits to suppress."""
+    """`generate` of its class; no end token, so it has no logits to suppress."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    model = GPT2LMHeadModel(GPT2Config(**sizes(options), bos_token_id=None, eos_token_id=None, pad_token_id=0)).eval()
+    model = families.their_model(*sizes(options)).eval()
     rows = prompts(options)
     width = max(map(len, rows))
     tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
@@ -69,6 +72,7 @@ SYSTEMS = {"ours": ours, "transformers": transformers}
 def main() -> None:
     """Measure and print."""
     parser = measure.parser(__doc__, rounds=9)
+    parser.add_argument("--family", choices=families.FAMILIES, default="gpt2")
     parser.add_argument("--rows", type=int, default=16, help="prompts in the batch")
     parser.add_argument("--tokens", type=int, default=128, help="new tokens a row")
     parser.add_argument("--layers", type=int, default=4)
@@ -76,7 +80,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=50_304)
     options = parser.parse_args()
     if options.tiny:
-        options.rows, options.tokens, options.layers, options.width, options.vocab_size = 3, 4, 1, 16, 64
+        options.rows, options.tokens, options.layers, options.width, options.vocab_size = 3, 4, 1, 32, 64
     results = measure.measure(SYSTEMS, options, pieces=1)
     print(f"Sampling, {options.rows} x {options.tokens} new tokens, {sizes(options)}\n")
     print(measure.comparison(results, "tokens", "transformers"), measure.provenance(options), sep="\n\n")

@@ -1,10 +1,11 @@
-"""Training on the CPU: `PretrainingModule` under the Trainer against transformers' GPT-2 in a bare loop.
+"""Training on the CPU: `PretrainingModule` under the Trainer against transformers' model in a bare loop.
 
     python tests/benchmarks/train_throughput.py --shape 4x256 --rounds 9 --control
     python tests/benchmarks/train_throughput.py --shape 12x768 --rounds 7 --steps 1
+    python tests/benchmarks/train_throughput.py --shape 4x256 --family llama --rounds 9 --control
 
 Ours is what `gpt fit` runs: Lightning's loop, our loader, the finite-loss guard, clipping to norm 1, TensorBoard,
-throughput. Theirs is `GPT2LMHeadModel` with its own loss, fused AdamW and the same clipping, and nothing around it.
+throughput. Theirs is a `ForCausalLM` with its own loss, fused AdamW and the same clipping, and nothing around it.
 Weights, shapes, float32 and dropout 0 are the same. A burst is `--steps` optimizer steps.
 """
 
@@ -14,6 +15,7 @@ import tempfile
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import families
 import measure
 import numpy as np
 
@@ -23,26 +25,33 @@ class Shape(NamedTuple):
 
     n_layer: int
     n_embd: int
-    n_head: int
     rows: int
     context: int
     vocab_size: int = 50_304
+    family: str = "gpt2"
 
 
 SHAPES = {
-    "4x256": Shape(4, 256, 4, rows=8, context=256),
-    "12x768": Shape(12, 768, 12, rows=2, context=512),
-    "tiny": Shape(1, 16, 2, rows=2, context=16, vocab_size=128),
+    "4x256": Shape(4, 256, rows=8, context=256),
+    "12x768": Shape(12, 768, rows=2, context=512),
+    "tiny": Shape(1, 32, rows=2, context=16, vocab_size=128),
 }
 SCHEDULED_STEPS = 10**6  # far beyond the end of a measurement, so that none of it is at a rate of 0
 
 
+def sizes(shape: Shape) -> tuple[str, int, int, int, int]:
+    """Family, tokens, positions, layers and width."""
+    return shape.family, shape.vocab_size, shape.context, shape.n_layer, shape.n_embd
+
+
+def shape_of(options: argparse.Namespace) -> Shape:
+    """The shape that was asked for, of the family that was."""
+    return SHAPES[options.shape]._replace(family=options.family)
+
+
 def decoder_config(shape: Shape) -> Any:
     """Our configuration, without dropout."""
-    from gpt_modules.backbone import DecoderConfig
-
-    sizes = {"n_layer": shape.n_layer, "n_embd": shape.n_embd, "n_head": shape.n_head}
-    return DecoderConfig(shape.vocab_size, shape.context, **sizes).without_dropout()
+    return families.our_config(*sizes(shape))
 
 
 def fit_pretraining(turn: measure.Turn, shape: Shape, compile: bool = False, **trainer_arguments: Any) -> None:
@@ -100,7 +109,7 @@ def random_text(shape: Shape) -> Any:
 
 def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
     """`PretrainingModule` under the Trainer."""
-    fit_pretraining(turn, SHAPES[options.shape])
+    fit_pretraining(turn, shape_of(options))
 
 
 def ours_bare(turn: measure.Turn, options: argparse.Namespace) -> None:
@@ -110,7 +119,7 @@ def ours_bare(turn: measure.Turn, options: argparse.Namespace) -> None:
     from gpt_modules.backbone import GPT
     from gpt_modules.functional import linear_cross_entropy
 
-    shape = SHAPES[options.shape]
+    shape = shape_of(options)
     model = GPT(decoder_config(shape))
 
     def loss(tokens: torch.Tensor) -> torch.Tensor:
@@ -122,15 +131,11 @@ def ours_bare(turn: measure.Turn, options: argparse.Namespace) -> None:
 
 
 def transformers(turn: measure.Turn, options: argparse.Namespace) -> None:
-    """`GPT2LMHeadModel`; no cache of keys and values, which it would fill while training."""
+    """Their class of the family; no cache of keys and values, which it would fill while training."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = SHAPES[options.shape]
-    config = decoder_config(shape)
-    theirs = {name: value for name, value in config.to_dict().items() if name not in ("norm", "init")}
-    model = GPT2LMHeadModel(GPT2Config(**theirs, bos_token_id=None, eos_token_id=None))
-    assert sum(p.numel() for p in model.parameters()) == config.n_params()
+    shape = shape_of(options)
+    model = families.their_model(*sizes(shape))
 
     def loss(tokens: torch.Tensor) -> torch.Tensor:
         return model(tokens, labels=tokens, use_cache=False).loss
@@ -160,13 +165,14 @@ def main() -> None:
     """Measure and print."""
     parser = measure.parser(__doc__, rounds=9)
     parser.add_argument("--shape", choices=SHAPES, default="4x256", help="layers x width")
+    parser.add_argument("--family", choices=families.FAMILIES, default="gpt2")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps a burst")
     options = parser.parse_args()
     if options.tiny:
         options.shape = "tiny"
     results = measure.measure({name: SYSTEMS[name] for name in options.systems}, options, options.steps)
-    print(f"Training, {options.shape}: {SHAPES[options.shape]}\n")
+    print(f"Training, {options.shape}: {shape_of(options)}\n")
     baseline = "transformers" if "transformers" in results else None
     print(measure.comparison(results, "tokens", baseline), measure.provenance(options), sep="\n\n")
 

@@ -188,13 +188,13 @@ def test_layer_norm_under_vmap_is_why_there_are_exact_kernels(monkeypatch: pytes
     right, wrong = (_meta_gradient_with(given, plain, monkeypatch) for plain in (None, nullcontext))
     apart = distance(wrong, right)
     if apart < 1e-10:
-        pytest.skip("this torch has the second derivative of layer norm under vmap: _PlainLayerNorm can go")
+        pytest.skip("this torch has the second derivative of layer norm under vmap: _PlainNorms can go")
     assert apart > 1e-4
 
 
 def _meta_gradient_with(given: World, plain: Any, monkeypatch: pytest.MonkeyPatch) -> Named:
     if plain is not None:
-        monkeypatch.setattr(adaptation, "_PlainLayerNorm", plain)
+        monkeypatch.setattr(adaptation, "_PlainNorms", plain)
     return meta_gradient(given.loss, given.parameters, given.rates(), *given[2:], steps=2).gradients
 
 
@@ -355,6 +355,17 @@ def test_the_plain_layer_norm_is_layer_norm(given: str) -> None:
         expected = F.layer_norm(x, (2, 3), **options)  # type: ignore[arg-type]
         with adaptation.exact_kernels(twice=True, batched=True):
             found = F.layer_norm(x, (2, 3), **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_plain_rms_norm_is_rms_norm(weighted: bool) -> None:
+    x = 1e-3 * torch.randn(4, 2, 3, dtype=torch.float64)
+    weight = torch.randn(2, 3, dtype=torch.float64) if weighted else None
+    for eps in (None, 1e-3):
+        expected = F.rms_norm(x, (2, 3), weight, eps)
+        with adaptation.exact_kernels(twice=True, batched=True):
+            found = F.rms_norm(x, (2, 3), weight, eps)
         torch.testing.assert_close(found, expected)
 
 

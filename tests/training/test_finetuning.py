@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from gpt_modules.backbone import LabellingModel, LoRAConfig, load_pretrained, save_pretrained
+from gpt_modules.backbone import GPT, LabellingModel, LoRAConfig, load_pretrained, save_pretrained
 from gpt_modules.data import FinetuningDataModule
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
@@ -209,6 +209,24 @@ def test_a_decoder_from_scratch_and_layers_of_a_pretrained_one(fit, data, micro)
     for name in ("blocks.0.mlp.fc.weight", "wpe.weight"):
         torch.testing.assert_close(kept[name], pretrained[name], atol=1e-6, rtol=0)
     assert (kept["blocks.1.mlp.fc.weight"] - pretrained["blocks.1.mlp.fc.weight"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("freeze", [None, 1])
+@pytest.mark.parametrize("lm_coef", [0.0, 0.5])
+def test_an_output_matrix_of_its_own_learns_what_the_auxiliary_loss_tells_it(
+    fit, data, micro, tmp_path, freeze, lm_coef
+):
+    """All of it; its new rows alone where layers are frozen; nothing without the loss."""
+    config = micro.config(positions="rotary", tied=False)
+    save_pretrained(tmp_path / "untied", GPT(config), tokenizer_json=micro.tokenizer.to_json())
+    module = FinetuningModule(
+        str(tmp_path / "untied"), freeze=freeze, lm_coef=lm_coef, optimizer=OptimizerConfig(lr=0.1)
+    )
+    fit(module, data(), max_steps=2)
+    before, after = load_pretrained(tmp_path / "untied").lm_head.weight, module.model.lm_head.weight
+    moved = (after[: len(before)] != before).any(1)
+    assert moved.any() == (lm_coef > 0 and freeze is None)
+    assert after.requires_grad == (lm_coef > 0)
 
 
 def test_the_samples_show_texts_with_labels_and_predictions(fit, data, micro):

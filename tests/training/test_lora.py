@@ -90,6 +90,23 @@ def test_a_base_that_has_changed_is_refused_and_one_that_has_moved_is_not(begin,
     assert line.endswith("…: put it back, or begin a new run")
 
 
+def test_an_output_matrix_of_its_own_is_part_of_the_base(begin, micro, tmp_path):
+    bare = dict.fromkeys(("qkv_bias", "proj_bias", "mlp_bias", "tied"), False)
+    config = micro.config(positions="rotary", norm_kind="rms", mlp="swiglu", n_kv_head=1, **bare)
+    base = GPT(config)
+    save_pretrained(tmp_path / "m", base, tokenizer_json=micro.tokenizer.to_json())
+    module, trainer = begin("sft", {"init_from": str(tmp_path / "m")})
+    assert torch.equal(module.model.lm_head.weight, base.lm_head.weight)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)["state_dict"]
+    assert {name.rpartition(".")[2] for name in stored} == {"lora_a", "lora_b", "base_sha256"}
+    with torch.no_grad():
+        base.lm_head.weight[-1, -1] += 1e-3
+    save_pretrained(tmp_path / "m", base, tokenizer_json=micro.tokenizer.to_json())
+    with pytest.raises(UserError, match=r"found another model \(SHA-256 "):
+        begin("sft", {"init_from": str(tmp_path / "m")}, ckpt_path=tmp_path / "x.ckpt", max_steps=4)
+
+
 @pytest.mark.parametrize(
     "spoilt",
     [

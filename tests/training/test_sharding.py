@@ -130,7 +130,10 @@ def test_layers_are_every_weight_once_in_the_order_of_making(micro):
     assert [layer for layer in layers_of(decoder) if layer in list(decoder.blocks)] == list(decoder.blocks)
 
 
-@pytest.mark.parametrize("changes", [{}, {"norm": "post", "init": "gpt1"}, {"attention": ("dense", "banded")}])
+TODAY = {"positions": "rotary", "norm_kind": "rms", "mlp": "swiglu", "qk_norm": True, "tied": False, "qkv_bias": False}
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "post", "init": "gpt1"}, {"attention": ("dense", "banded")}, TODAY])
 def test_a_model_that_is_drawn_layer_by_layer_has_the_numbers_of_one_that_is_made(micro, changes):
     config = micro.config(**changes)
     torch.manual_seed(5)
