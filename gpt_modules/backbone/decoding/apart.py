@@ -49,5 +49,6 @@ class RowCaches(KVCache):
         shared = query.reshape(len(query), key.shape[1], -1, query.shape[3])
         for i, row in enumerate(self.rows):
             keys, values = row.write(layer, key[i : i + 1], value[i : i + 1])
-            mixed[i] = F.scaled_dot_product_attention(shared[i : i + 1], keys, values).view_as(mixed[i])
+            own = shared[i : i + 1].clone()  # how a library sums depends on where in memory its operands begin
+            mixed[i] = F.scaled_dot_product_attention(own, keys, values).view_as(mixed[i])
         return mixed
