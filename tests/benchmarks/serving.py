@@ -159,11 +159,12 @@ async def load(server: Server, options: argparse.Namespace, asked: list[dict[str
           f"{statistics.median(memory[2 * third :]):.0f} in the last, {max(memory):.0f} at most")  # fmt: skip
 
 
-async def burst(server: Server, clients: int, seconds: float) -> tuple[float, float]:
-    """(tokens a second, tokens a CPU second of the server)."""
+async def burst(server: Server, clients: int, seconds: float) -> tuple[float, float, float]:
+    """(tokens a second, tokens a CPU second of the server, tokens a step: rows that were at work)."""
     body = {"model": "m", "prompt": "The film is", "max_tokens": 100, "temperature": 1.5, "logprobs": None}
     end = time.monotonic() + seconds
-    tokens, cpu, began = server.metric("gpt_spoken_tokens_total"), server.cpu(), time.monotonic()
+    tokens, turns = server.metric("gpt_spoken_tokens_total"), server.metric("gpt_turns_total")
+    cpu, began = server.cpu(), time.monotonic()
 
     async def client(number: int) -> None:
         async with httpx2.AsyncClient(base_url=server.address, timeout=120) as http:
@@ -174,7 +175,8 @@ async def burst(server: Server, clients: int, seconds: float) -> tuple[float, fl
 
     await asyncio.gather(*(client(number) for number in range(clients)))
     spoken = server.metric("gpt_spoken_tokens_total") - tokens
-    return spoken / (time.monotonic() - began), spoken / (server.cpu() - cpu)
+    seconds, cpu = time.monotonic() - began, server.cpu() - cpu
+    return spoken / seconds, spoken / cpu, spoken / (server.metric("gpt_turns_total") - turns)
 
 
 def main() -> None:
@@ -195,11 +197,11 @@ def main() -> None:
             for clients, each in found.items():
                 each.append(asyncio.run(burst(server, clients, options.burst)))
         for clients, each in found.items():
-            wall, cpu = (statistics.median(of) for of in zip(*each, strict=True))
-            print(f"{clients} clients: {wall:.0f} tokens/s, {cpu:.0f} tokens a CPU second")
+            wall, cpu, rows = (statistics.median(of) for of in zip(*each, strict=True))
+            print(f"{clients} clients: {wall:.0f} tokens/s, {cpu:.0f} tokens a CPU second, {rows:.1f} tokens a step")
         ratios = [[b / a for a, b in zip(one, many, strict=True)] for one, many in zip(*found.values(), strict=True)]
         rounded = [[round(ratio, 2) for ratio in each] for each in ratios]
-        print("sixteen against one, round by round, by the clock and by CPU seconds:", rounded)
+        print("sixteen against one, round by round, by the clock, by CPU seconds and by steps:", rounded)
         idle = {name: server.metric(name) for name in ("gpt_rows", "gpt_rows_waiting", "gpt_cache_bytes")}
         print(f"left behind: {idle}; load {os.getloadavg()}")
     finally:
