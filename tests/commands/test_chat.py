@@ -8,6 +8,7 @@ import pytest
 
 from gpt_modules.commands import chat
 from gpt_modules.commands.telling import Voice
+from gpt_modules.data.rows.chat import encode_answers, encode_exchanges
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import ComparisonStore
 
@@ -102,9 +103,18 @@ def test_two_side_by_side_and_a_vote(talk, micro, tmp_path):
     assert asked == [["a"], ["a"], ["a", "two", "b"], ["a", "two", "b"]]
     with ComparisonStore.open(store) as votes:
         (found,) = votes.rankings()
-    assert [answer.text for answer in found.answers] == ["one", "two"]
+    (row,) = encode_answers([(found.prompt, found.answers[1].text)], micro.tokenizer)
+    assert [row] == encode_exchanges([([{"role": "user", "content": "a"}], "two")], micro.tokenizer)
     assert (found.ranks, found.labeler) == ((2, 1), "ann")
-    assert "a" in found.prompt
+
+
+def test_a_vote_on_what_text_cannot_hold_is_refused(talk, micro, tmp_path):
+    """Between turns there is an end token: as text it would be other ids."""
+    store = tmp_path / "votes.db"
+    with pytest.raises(UserError, match="/a: a store keeps prompts as text"):
+        talk("a\n/b\nb\n/a\n", "--beside", str(micro.gpt), "--store", str(store))
+    with ComparisonStore.open(store) as votes:
+        assert len(list(votes.rankings())) == 1
 
 
 def test_words_that_do_not_fit(micro, tmp_path):
