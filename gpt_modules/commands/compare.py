@@ -75,12 +75,15 @@ def read_prompts(sources: list[str]) -> list[str]:
     """The prompts of these rows, each once.
 
     Raises:
-        UserError: they cannot be read, or a row has no prompt.
+        UserError: they cannot be read, or a row has no prompt that is text.
     """
     from gpt_modules.data.rows.sources import load_rows
 
-    source = sources[0] if len(sources) == 1 else sources
-    return list(dict.fromkeys(row["prompt"] for row in load_rows(source, "train", "ppo")))
+    rows = load_rows(sources[0] if len(sources) == 1 else sources, "train", "ppo")
+    if told := sum("messages" in row for row in rows):
+        raise UserError(f"--prompts: found {told} conversations of {len(rows)} rows, expected texts, as a store "
+                        "of comparisons keeps them")  # fmt: skip
+    return list(dict.fromkeys(row["prompt"] for row in rows))
 
 
 def _fitting(prompts: Sequence[str], speakers: dict[str, Speaker]) -> list[str]:

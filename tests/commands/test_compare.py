@@ -130,3 +130,8 @@ def test_from_prompts_to_the_best_of_n_answers_to_fine_tuning(run, micro, tmp_pa
     assert rows
     for row in rows:
         assert row["response"] in {answer.text for answer in answers[row["prompt"]] if answer.ended}
+
+
+def test_a_conversation_is_no_prompt_of_a_store(run):
+    with pytest.raises(UserError, match="--prompts: found 1 conversations of 2 rows, expected texts"):
+        run(prompts=[{"prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}])

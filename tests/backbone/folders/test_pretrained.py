@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import chats
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,9 @@ from gpt_modules.backbone import (
     save_pretrained,
 )
 from gpt_modules.backbone.folders import pretrained
+from gpt_modules.data.rows.chat import encode_conversation
+from gpt_modules.data.text import tokenizers as ours_of
+from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.errors import UserError
 
 SIZES = {"vocab_size": 41, "n_positions": 16, "n_layer": 2, "n_head": 2, "n_embd": 16}
@@ -370,3 +374,18 @@ def test_weights_of_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=r"wte\.weight: found numbers of type int32, expected floating-point weights$"):
         load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("template", ["ours", "chatml", "llama3"])
+def test_a_folder_talks_in_transformers_as_here(tmp_path: Path, template: str) -> None:
+    from transformers import AutoTokenizer
+
+    names = () if template == "ours" else tuple(chats.NAMES.items())
+    tokenizer = ours_of.Tokenizer(chats.byte_level(), "</s>", ChatTemplate(chats.TEMPLATES[template], names))
+    small = GPT(DecoderConfig(vocab_size=tokenizer.vocab_size, n_positions=16, n_layer=1, n_head=1, n_embd=8))
+    save_pretrained(tmp_path / "m", small, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
+    ours, theirs = ours_of.Tokenizer.load(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert ours.end_ids == tokenizer.end_ids
+    for messages in chats.conversations([*chats.PLAIN, chats.THINKING]):
+        found = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert found == encode_conversation(messages, ours) == encode_conversation(messages, tokenizer)

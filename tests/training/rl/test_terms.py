@@ -4,11 +4,14 @@ import dataclasses
 import sys
 import types
 
+import chats
 import pytest
 import torch
 from conftest import shaken
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
+from gpt_modules.data.rows.chat import encode_conversation, encode_exchanges
+from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl import terms
@@ -221,3 +224,43 @@ def test_without_data_there_are_no_columns(functions, micro):
         UserError, match="asks for 'answer', expected arguments of prompts, responses, ended, token_ids"
     ):
         score(functions, micro, lambda prompts, responses, answer: [], None)
+
+
+class Asked:
+    """Conversations as the data has them, by row."""
+
+    def __init__(self, *conversations):
+        self.conversations = conversations
+
+    def columns(self):
+        return {"messages": 0}
+
+    def column(self, name, rows):
+        return [self.conversations[i] for i in rows]
+
+
+def chatting(template):
+    return Tokenizer(chats.byte_level(), "</s>", ChatTemplate(chats.TEMPLATES[template], tuple(chats.NAMES.items())))
+
+
+@pytest.mark.parametrize(("template", "ended"), [("chatml", True), ("llama3", True), ("llama3", False)])
+def test_a_conversation_is_read_as_the_reward_model_has_learnt_it(micro, tmp_path, caplog, template, ended):
+    """By its own template, whatever the policy's is; an answer that the policy's template ended is ended by its own."""
+    policy, theirs = chatting("chatml"), chatting(template)
+    model = shaken(RewardModel(micro.config(vocab_size=theirs.vocab_size, n_positions=128)), 3)
+    save_pretrained(tmp_path / "reward", model, tokenizer_json=theirs.to_json(), chat=theirs.chat_files())
+    messages = [{"role": "system", "content": "<|im_end|>"}, {"role": "user", "content": "Why?"}]
+    prompt, answer = encode_conversation(messages, policy), policy.encode("So </s> it is.")
+    ids = torch.tensor([[*prompt, *answer, *[policy.turns.end] * ended]])
+    sequences = Sequences(
+        ids, torch.tensor([len(prompt)]), torch.tensor([ids.shape[1]]), torch.tensor([ended]), torch.tensor([0])
+    )
+    scores = ModelScores(str(tmp_path / "reward"), policy, as_is, Asked(messages))
+    (of,) = encode_exchanges([(messages, "So </s> it is.")], theirs)
+    row = [*of.prompt, *(of.answer if ended else of.answer[:-1])]
+    expected = load_pretrained(tmp_path / "reward", kind="reward").eval()(torch.tensor([row]), torch.tensor([len(row)]))
+    assert scores(sequences).tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert scores.through_text == (template != "chatml")
+    assert [line.split(": ", 1)[1].split(" is not")[0] for line in caplog.messages] == (
+        ["its chat template"] if scores.through_text else []
+    )
