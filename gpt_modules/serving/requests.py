@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from starlette.requests import Request
 
+from gpt_modules.data.rows.fields import FieldError
+from gpt_modules.data.rows.messages import question_of
 from gpt_modules.errors import UserError
 from gpt_modules.storage.documents import Rule, typed
 from gpt_modules.storage.strict_json import only_value
@@ -178,8 +180,7 @@ class Chat(Asked):
             raise UserError("top_logprobs: found without logprobs, expected logprobs: true")
         if self.most == 0:
             raise UserError("max_tokens: found 0, expected at least 1")
-        if not self.messages:
-            raise UserError("messages: found none, expected at least one")
+        _ = self.conversation
 
     @property
     def most(self) -> int | None:
@@ -188,8 +189,12 @@ class Chat(Asked):
 
     @property
     def conversation(self) -> list[dict[str, str]]:
-        """As rows of messages have it."""
-        return [message.plain for message in self.messages]
+        """As rows of messages have it.
+
+        Raises:
+            UserError: it is none that an assistant may answer.
+        """
+        return _conversation(self.messages)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +211,19 @@ class Score:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise UserError("prompt: expected either prompt or messages")
+        _ = self.asked
+
+    @property
+    def asked(self) -> str | list[dict[str, str]]:
+        """What the responses are to, as rows have it."""
+        return _conversation(self.messages or []) if self.prompt is None else self.prompt
+
+
+def _conversation(messages: list[Message]) -> list[dict[str, str]]:
+    try:
+        return question_of({"messages": [message.plain for message in messages]})
+    except FieldError as error:
+        raise UserError(str(error)) from error
 
 
 async def read_request(request: Request, kind: type[KindT]) -> KindT:

@@ -101,8 +101,7 @@ class _Paths:
         asked = await self._asked(request, Score)
         if self.served.scoring is None:
             raise UnknownModel(f"model: found {self.served.name}, a language model, expected a reward model")
-        messages = [message.plain for message in asked.messages or []]
-        scores = await self.served.scoring.scores(messages if asked.prompt is None else asked.prompt, asked.responses)
+        scores = await self.served.scoring.scores(asked.asked, asked.responses)
         return JSONResponse({"object": "list", "model": self.served.name, "scores": scores})
 
     async def _asked(self, request: Request, kind: type[KindT]) -> KindT:

@@ -7,6 +7,7 @@ from gpt_modules.serving.requests import LARGEST_BODY, Chat, Completion
 from gpt_modules.storage.documents import typed
 
 TURN = {"role": "user", "content": "hello"}
+SAID, LATE = {"role": "assistant", "content": "x"}, {"role": "system", "content": "x"}
 FORMS = {"completions": {"prompt": "a"}, "chat/completions": {"messages": [TURN]}}
 IDLE = {
     "frequency_penalty": (0, 0.5), "presence_penalty": (0.0, 1), "logit_bias": ({}, {"5": 10}),
@@ -48,7 +49,11 @@ def test_what_would_change_an_answer_and_is_not_computed_is_refused(server, name
         ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", "logprobs: found 6, expected a number from 0 to 5"),
         ("completions", {"prompt": "a", "echo": True, "stream": True}, "echo", "echo: found with stream"),
         ("completions", {"prompt": "a", "stream_options": {}}, "stream_options", "stream_options: found without"),
-        ("chat/completions", {"messages": []}, "messages", "messages: found none"),
+        ("chat/completions", {"messages": []}, "messages", "messages: found an empty list"),
+        ("chat/completions", {"messages": [TURN, LATE]}, "messages", "messages[1].role: found the system behind others"),
+        ("chat/completions", {"messages": [TURN, SAID]}, "messages", "messages[1].role: found the assistant, which is"),
+        ("chat/completions", {"messages": [{**TURN, "content": " "}]}, "messages", "messages[0].content: found"),
+        ("score", {"messages": [], "responses": ["x"]}, "messages", "messages: found an empty list"),
         ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[1].role: found"),
         ("chat/completions", {"messages": [{"role": "user"}]}, "messages", "messages[1].content: missing"),
         ("chat/completions", {"messages": [TURN], "top_logprobs": 2}, "top_logprobs", "top_logprobs: found without"),
