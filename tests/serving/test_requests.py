@@ -50,7 +50,7 @@ def test_what_would_change_an_answer_and_is_not_computed_is_refused(server, name
         ("completions", {"prompt": "a", "echo": True, "stream": True}, "echo", "echo: found with stream"),
         ("completions", {"prompt": "a", "stream_options": {}}, "stream_options", "stream_options: found without"),
         ("chat/completions", {"messages": []}, "messages", "messages: found an empty list"),
-        ("chat/completions", {"messages": [TURN, LATE]}, "messages", "messages[1].role: found the system behind others"),
+        ("chat/completions", {"messages": [TURN, LATE]}, "messages", "messages[1].role: found the system behind"),
         ("chat/completions", {"messages": [TURN, SAID]}, "messages", "messages[1].role: found the assistant, which is"),
         ("chat/completions", {"messages": [{**TURN, "content": " "}]}, "messages", "messages[0].content: found"),
         ("score", {"messages": [], "responses": ["x"]}, "messages", "messages: found an empty list"),
