@@ -103,7 +103,7 @@ def _open(options: Namespace, opened: ExitStack) -> "Served":
     model = model.to(device_of(options)).eval()
     name, tokenizer = options.name or options.model, load_fitting(options.model, model.config.vocab_size)
     if isinstance(model, RewardModel):
-        scorer = model_scorer(options.model, model, tokenizer)
+        scorer = model_scorer(options.model, model, tokenizer, field="responses")
         scoring = Scoring(scorer.scores, options.queue, options.deadline)
         opened.callback(scoring.close)
         return Served(name, scorer.digest or "", scoring=scoring)

@@ -66,8 +66,14 @@ def function_scorer(name: str, weight: float = 1.0) -> Scorer:
     return Scorer(name, source_digest(function), scores, weight)
 
 
-def model_scorer(name: str, model: "RewardModel", tokenizer: "Tokenizer", weight: float = 1.0) -> Scorer:
-    """A reward model, which reads prompt, answer and end token as it was trained to (`data.reward.Comparisons`)."""
+def model_scorer(
+    name: str, model: "RewardModel", tokenizer: "Tokenizer", weight: float = 1.0, field: str | None = None
+) -> Scorer:
+    """A reward model, which reads prompt, answer and end token as it was trained to (`data.reward.Comparisons`).
+
+    Args:
+        field: where answers come from, for the line of one that is too long; by default `--by: NAME`.
+    """
     from gpt_modules.backbone import model_digest
     from gpt_modules.data.rows.chat import encode_answers
 
@@ -77,7 +83,7 @@ def model_scorer(name: str, model: "RewardModel", tokenizer: "Tokenizer", weight
         for row, prompt in zip(rows, prompts, strict=True):
             if len(row) > model.config.n_positions:
                 found = f"{len(row)} tokens of an answer to {prompt[:40]!r}, its prompt among them"
-                raise UserError(f"--by: {name}: found {found}, expected at most its context of "
+                raise UserError(f"{field or f'--by: {name}'}: found {found}, expected at most its context of "
                                 f"{model.config.n_positions}")  # fmt: skip
         return _model_scores(model, rows)
 

@@ -10,8 +10,10 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from gpt_modules.backbone import load_pretrained
 from gpt_modules.commands import serve
 from gpt_modules.errors import UserError
+from gpt_modules.feedback.labelers import model_scorer
 from gpt_modules.listening import listen
 from gpt_modules.serving import server
 
@@ -44,9 +46,24 @@ def test_a_language_model_speaks(served, micro, capsys):
     assert client(found).get("/health").status_code == 503  # its thread ends with the command
 
 
-def test_a_reward_model_scores(served, micro, capsys):
-    served("--model", str(micro.reward))
-    assert f"{micro.reward} scores at http://127.0.0.1:" in capsys.readouterr().out
+def test_a_reward_model_scores(served, micro, capsys, monkeypatch):
+    scored = {}
+    monkeypatch.setattr(server, "serve", lambda app, listener, drain, started: scored.update(started() or ask(app)))
+    served("--model", str(micro.reward), "--name", "judge")
+    assert "judge scores at http://127.0.0.1:" in capsys.readouterr().out
+    model = load_pretrained(str(micro.reward), kind="reward").eval()
+    assert scored["scores"] == model_scorer("x", model, micro.tokenizer).scores(
+        ["the film"] * 2, [" is good", " is bad"]
+    )
+    assert scored["error"].startswith("responses: found 201 tokens")
+
+
+def ask(app):
+    asking = TestClient(app, base_url="http://127.0.0.1")
+    asked = {"model": "judge", "prompt": "the film"}
+    found = asking.post("/v1/score", json={**asked, "responses": [" is good", " is bad"]}).json()
+    refused = asking.post("/v1/score", json={**asked, "responses": [" is good" * 99]}).json()
+    return {**found, "error": refused["error"]["message"]}
 
 
 def test_others_need_the_key(served, micro, tmp_path, monkeypatch):
