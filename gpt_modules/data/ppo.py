@@ -93,9 +93,10 @@ class PPODataModule(ResumableDataModule):
     """Prompts for reinforcement learning from human feedback (Ouyang et al. 2022, section 3.5).
 
     Args:
-        train: "reviews" (embedded; the openings of sentences), "brackets" (made; to be closed), files, folders or globs
-            of {"prompt"} or {"messages"} rows, or .txt with one prompt a line, or a data set's name on the hub. Further
-            columns, such as a reference answer, and messages are for reward functions that ask for them by name.
+        train: "reviews" (embedded; the openings of sentences), "brackets" (made; to be closed), "recall" (made; in two
+            turns), files, folders or globs of {"prompt"} or {"messages"} rows, or .txt with one prompt a line, or a
+            data set's name on the hub. Further columns, such as a reference answer, and messages are for reward
+            functions that ask for them by name.
         validation: The same; None: the source's own split, else `validation_fraction` of the prompts by hash.
         tokenizer: The folder of the policy, a tokenizer file, "gpt2", or a name on the hub.
         episodes: Answers a rollout, over all processes: one device and eight take the same steps.

@@ -19,7 +19,7 @@ from gpt_modules.data.demonstrations import Learned, encode_demonstrations
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.mixed import MixedLoader, PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.sources import REVIEWS, load_splits
+from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 
 
@@ -62,8 +62,8 @@ class SFTDataModule(ResumableDataModule):
     """Demonstrations (Ouyang et al. 2022, section 3.2: the labelers' answers).
 
     Args:
-        train: "reviews" (embedded), files, folders or globs of {"prompt", "response"} or {"messages"} rows, or a data
-            set's name on the hub.
+        train: "reviews" (embedded), "recall" (made; in two turns), files, folders or globs of {"prompt", "response"} or
+            {"messages"} rows, or a data set's name on the hub.
         validation: The same; None: the reviews' own split, else `validation_fraction` of the rows by hash.
         tokenizer: The folder of the pretrained model, a tokenizer file, "gpt2", or a name on the hub.
         context: Tokens a row.
@@ -100,7 +100,7 @@ class SFTDataModule(ResumableDataModule):
         super().__init__(tokenizer)
         expect_whole(1, context=context, batch_size=batch_size, val_batch_size=val_batch_size)
         expect_whole(0, None, seed=seed)
-        expect_parted(SFTDataModule, train, validation, train == REVIEWS, validation_fraction)
+        expect_parted(SFTDataModule, train, validation, train in PARTED, validation_fraction)
         self.train_source, self.validation_source = train, validation
         self.context, self.batch_size, self.val_batch_size = context, batch_size, val_batch_size
         self.packing, self.seed, self.cache_dir, self.turns = packing, seed, cache_dir, turns

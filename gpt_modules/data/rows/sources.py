@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 
-from gpt_modules.data.builtin import brackets, reviews, shakespeare, synthetic
+from gpt_modules.data.builtin import brackets, recall, reviews, shakespeare, synthetic
 from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, refuse_twice, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
@@ -27,7 +27,9 @@ Source = str | Sequence[str]
 REVIEWS = "reviews"
 SHAKESPEARE = "shakespeare"
 BRACKETS = "brackets"
-PARTED = (REVIEWS, BRACKETS)  # whose rows for every procedure that reads them have a validation split of their own
+RECALL = "recall"
+# Whose rows for every procedure that reads them have a validation split of their own.
+PARTED = (REVIEWS, BRACKETS, RECALL)
 PRODUCTS, QUANTIFIERS, POSSESSIONS = LABELLED = ("products", "quantifiers", "possessions")
 _UNORDERED = ("choices", "responses")
 _SHOWN = ("text", "pair", "choices", "prompt", "response", "messages", "responses")
@@ -56,8 +58,8 @@ def load_rows(
     """All rows of a source, checked.
 
     Args:
-        source: "reviews", "shakespeare", "brackets", "synthetic:TASK", a file, folder or glob (or a list of them), or a
-            data set's name on the hub, "owner/name" or "owner/name:config".
+        source: "reviews", "shakespeare", "brackets", "recall", "synthetic:TASK", a file, folder or glob (or a list of
+            them), or a data set's name on the hub, "owner/name" or "owner/name:config".
         split: Which part of what is embedded, generated or on the hub; files are taken whole.
         schema: The procedure that is to read the rows, or a check of its own for columns of any name.
         cache_dir: See `cache_folder`.
@@ -257,6 +259,12 @@ def _own_rows(source: str, split: Split, schema: Schema | Check, check: Check) -
         yield from _review_rows(split, schema)
     elif source == BRACKETS and schema == "ppo":
         yield from brackets.bracket_prompts(split)
+    elif source == RECALL and schema == "ppo":
+        yield from recall.recall_prompts(split)
+    elif source == RECALL and schema == "sft":
+        yield from recall.recall_demonstrations(split)
+    elif source == RECALL:
+        raise UserError(f"{source}: found conversations, expected rows for this procedure")
     elif source.startswith(synthetic.PREFIX) and callable(schema):
         yield from map(check, synthetic.synthetic_items(synthetic.task_of(source), split=split))
     elif schema != "pretraining":
@@ -274,6 +282,8 @@ def _own_fingerprint(source: str) -> str:
         return reviews.fingerprint()
     if source == BRACKETS:
         return f"{BRACKETS} {brackets.FORMAT_VERSION}"
+    if source == RECALL:
+        return f"{RECALL} {recall.FORMAT_VERSION}"
     words = shakespeare.fingerprint()
     return words if source == SHAKESPEARE else f"{synthetic.FORMAT_VERSION} {synthetic.task_of(source)} {words}"
 
