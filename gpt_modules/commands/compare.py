@@ -89,7 +89,9 @@ def read_prompts(sources: list[str]) -> list[str]:
 def _fitting(prompts: Sequence[str], speakers: dict[str, Speaker]) -> list[str]:
     """Prompts that every model sees whole."""
     kept = [
-        prompt for prompt in prompts if all(len(of.tokenizer.encode(prompt)) <= of.room for of in speakers.values())
+        prompt
+        for prompt in prompts
+        if all(len(of.tokenizer.opening([prompt])[0]) <= of.room for of in speakers.values())
     ]
     room = min(speaker.room for speaker in speakers.values())
     if not kept:
@@ -105,7 +107,7 @@ def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
     from gpt_modules.backbone import model_digest
 
     def answers(draws: Sequence[Draw]) -> list[Said]:
-        ids = (speaker.tokenizer.encode(draw.prompt) for draw in draws)
+        ids = (speaker.tokenizer.opening([draw.prompt])[0] for draw in draws)
         prompts = (Prompt(of, draw.place, "") for of, draw in zip(ids, draws, strict=True))
         return [Said(*answer) for answer in speaker.answers(prompts)]
 

@@ -45,7 +45,7 @@ def _print(speaker: Speaker, asked: Iterable[tuple[str, str]], samples: int) -> 
 
     def prompts() -> Iterator[Prompt]:
         for place, (name, text) in enumerate(asked):
-            ids = speaker.tokenizer.encode(text)
+            ids = speaker.tokenizer.opening([text])[0]
             for sample in range(samples):
                 texts.append(text)
                 yield Prompt(ids, f"{place} {sample}", name)

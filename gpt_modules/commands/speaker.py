@@ -126,7 +126,7 @@ class Speaker:
             limit = f"the context of {self.model.config.n_positions} less --max-new-tokens"
             sys.stderr.write(f"{prompt.name}: {len(prompt.ids)} tokens, the first {lost} are not read: there is room "
                              f"for {self.room}, {limit}\n")  # fmt: skip
-        return (prompt.ids or [self.tokenizer.eos_id])[-self.room :]
+        return (prompt.ids or [self.tokenizer.start_id])[-self.room :]
 
     def _continue(self, rows: Sequence[list[int]], places: Sequence[str]) -> list[Answer]:
         from gpt_modules.backbone import generate, noise_of
@@ -143,7 +143,7 @@ class Speaker:
             generator=[noise_of(f"{seed} {place}") for place in places],
         )
         ids = [row[keep].tolist() for row, keep in zip(drawn.tokens, drawn.mask, strict=True)]
-        return [Answer(self.tokenizer.decode(row), row[-1] in self.tokenizer.end_ids) for row in ids]
+        return [Answer(self.tokenizer.within.decode(row), row[-1] in self.tokenizer.end_ids) for row in ids]
 
 
 def _batches(widths: Sequence[int]) -> list[list[int]]:
@@ -165,5 +165,5 @@ def folder_texts(folder: Path, prompts: Sequence[str], max_new_tokens: int, seed
     model, tokenizer = open_language_model(str(folder), torch.device("cpu"))
     most = min(max_new_tokens, model.config.n_positions - 1)
     speaker = Speaker(model, tokenizer, Sampling(most, temperature=0.7, seed=seed))
-    rows = enumerate(map(tokenizer.encode, prompts), start=1)
+    rows = enumerate(tokenizer.opening(prompts), start=1)
     return [said.text for said in speaker.answers(Prompt(ids, str(n), f"prompt {n}") for n, ids in rows)]

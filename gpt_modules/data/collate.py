@@ -166,11 +166,12 @@ def collate_windows(windows: Sequence[IntArray], context: int) -> TokenBatch:
     return TokenBatch(inputs, pad_right([window[1:] for window in windows], context, fill=IGNORE))
 
 
-def isolate_documents(batch: TokenBatch, eos_id: int) -> PackedBatch:
-    """The same windows, in which no token sees beyond its own document: an end token opens a document, and positions
-    restart with it. Padding at the end of a window belongs to the last document, where nothing counts it.
+def isolate_documents(batch: TokenBatch, start_id: int) -> PackedBatch:
+    """The same windows, in which no token sees beyond its own document: `start_id`, a begin token or the end token of
+    the one before, opens a document, and positions restart with it. Padding at the end of a window belongs to the last
+    document, where nothing counts it.
     """
-    opens = batch.inputs == eos_id
+    opens = batch.inputs == start_id
     columns = torch.arange(batch.inputs.shape[1]).expand_as(batch.inputs)
     start = torch.where(opens, columns, 0).cummax(1).values
     return PackedBatch(batch.inputs, batch.labels, columns - start, opens.cumsum(1) + 1)

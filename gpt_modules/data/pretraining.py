@@ -168,7 +168,7 @@ class PretrainingDataModule(ResumableDataModule):
         return self._isolated(ValidationWindows(self.validation_tokens, self.context))
 
     def _isolated(self, windows: Examples[TokenBatch]) -> Examples[Any]:
-        return IsolatedWindows(windows, self.tokenizer.eos_id) if self.isolate_documents else windows
+        return IsolatedWindows(windows, self.tokenizer.start_id) if self.isolate_documents else windows
 
     def realised_mix(self) -> dict[str, float]:
         """What a mixture's training has seen so far, for logs; empty without a mixture or a training loader.

@@ -95,7 +95,7 @@ def continuation_rows(
     model all processes ask, and generate the same.
     """
     tokenizer, prompts = datamodule_tokenizer(module), prompts or []
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    ids = tokenizer.opening(prompts)
     room = model.decoder.config.n_positions - max((len(row) for row in ids), default=0)
     if not ids or room < 1:
         return []
@@ -120,4 +120,4 @@ def continuation_rows(
 def decode_responses(tokenizer: Tokenizer, tokens: Tensor, mask: Tensor) -> list[str]:
     """Texts of the counted tokens, without the end-of-text token."""
     rows = [row[keep].tolist() for row, keep in zip(tokens.cpu(), mask.cpu(), strict=True)]
-    return [tokenizer.decode(row) for row in rows]
+    return [tokenizer.within.decode(row) for row in rows]

@@ -28,7 +28,7 @@ _SAMPLE = "It's 'twas we'LL\tsee:  3½ naïve cafés,\r\n\n  déjà-vu… 你好
 
 
 class Encoded(NamedTuple):
-    """A chunk's tokens, an end token after each document that ends in it."""
+    """A chunk's tokens; after each document that ends in it, what stands between two."""
 
     tokens: NDArray[Any]
     documents: int
@@ -115,7 +115,7 @@ class ChunkEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer, self.dtype = tokenizer, token_type(tokenizer)
-        self._end = self._bytes([tokenizer.eos_id])
+        self._end = self._bytes(tokenizer.between)
 
     @cached_property
     def words(self) -> WordEncoder | None:

@@ -101,7 +101,7 @@ def write_shards(
 def _write(
     writer: "_Writer", chunks: Iterator[Chunk], tokenizer: Tokenizer, workers: int, report: Report
 ) -> ShardManifest:
-    opening = np.array([tokenizer.eos_id], dtype=token_type(tokenizer))
+    opening = np.array([tokenizer.start_id], dtype=token_type(tokenizer))
     for encoded in encode_chunks(chunks, tokenizer, workers):
         tokens = encoded.tokens if writer.chunks else np.concatenate([opening, encoded.tokens])
         writer.add(tokens, encoded.documents, encoded.text_bytes)

@@ -53,8 +53,8 @@ class ValidationWindows(Examples[TokenBatch]):
 class IsolatedWindows(Examples[PackedBatch]):
     """Such windows, in which no token sees beyond its own document: see `isolate_documents`."""
 
-    def __init__(self, windows: Examples[TokenBatch], eos_id: int) -> None:
-        self.windows, self.eos_id = windows, eos_id
+    def __init__(self, windows: Examples[TokenBatch], start_id: int) -> None:
+        self.windows, self.start_id = windows, start_id
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -63,7 +63,7 @@ class IsolatedWindows(Examples[PackedBatch]):
         return self.windows.order(epoch)
 
     def batch(self, epoch: int, indices: NDArray[np.int64]) -> PackedBatch:
-        return isolate_documents(self.windows.batch(epoch, indices), self.eos_id)
+        return isolate_documents(self.windows.batch(epoch, indices), self.start_id)
 
 
 def windows_at(tokens: Tokens, starts: NDArray[np.int64], context: int) -> list[NDArray[np.int64]]:

@@ -103,6 +103,16 @@ class Tokenizer:
         mended = [self._mended(text) for text in texts]
         return self._encoded(lambda: self._backend.encode_batch_fast(mended, add_special_tokens=False))
 
+    @property
+    def start_id(self) -> int:
+        """The token that a text is read behind: the one that begins it, else the one that ended what was before."""
+        return self.eos_id if self.bos_id is None else self.bos_id
+
+    @property
+    def between(self) -> list[int]:
+        """What stands between two documents: the end of one and, where there is such a token, the begin of the next."""
+        return [self.eos_id] if self.bos_id is None else [self.eos_id, self.bos_id]
+
     def opening(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of sequences that begin with these texts: `encode_batch` behind the begin token, if there is one."""
         begin = [] if self.bos_id is None else [self.bos_id]

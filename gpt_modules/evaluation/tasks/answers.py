@@ -54,12 +54,12 @@ def _end_ids(task: EvaluationTask, tokenizer: Tokenizer) -> list[int]:
     """The tokens that end an answer: the end token, and stop texts that are one token, since few-shot answers end so;
     what the model would go on to say is neither waited for nor, of several beams, part of what they are compared by.
     """
-    stops = map(tokenizer.encode, task.stop)
+    stops = map(tokenizer.within.encode, task.stop)
     return list(dict.fromkeys([tokenizer.eos_id, *(ids[0] for ids in stops if len(ids) == 1)]))
 
 
 def _answer(task: EvaluationTask, tokenizer: Tokenizer, ids: list[int], ends: list[int]) -> tuple[str, bool]:
-    text = tokenizer.decode(ids[:-1] if ids[-1] == tokenizer.eos_id else ids)
+    text = tokenizer.within.decode(ids[:-1] if ids[-1] == tokenizer.eos_id else ids)
     stops = [found for stop in task.stop if (found := text.find(stop)) >= 0]
     finished = bool(stops) or ids[-1] in ends
     text = text[: min(stops, default=len(text))].strip()

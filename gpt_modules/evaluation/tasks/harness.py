@@ -63,12 +63,19 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
 
     @property
     def eot_token_id(self) -> int:
-        """The end token; it is also what the first token of a text is predicted from."""
+        """The end token."""
         return self.text.eos_id
 
+    @property
+    def prefix_token_id(self) -> int:
+        """What the first token of a text is predicted from."""
+        return self.text.start_id
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; none is ever added. The harness parts context and continuation by this."""
-        return self.text.encode(string)
+        """Token ids, behind the begin token where the family has one. The harness parts context and continuation by
+        this.
+        """
+        return self.text.encode(string) if add_special_tokens is False else self.text.opening([string])[0]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """The harness's own tokens of both; where these leave one of them without any, because one token reaches across
@@ -94,9 +101,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability in nats of each whole text, from the end token on, windows not overlapping."""
+        """Log-probability in nats of each whole text, from the end or begin token on, windows not overlapping."""
         documents = [self.text.encode(request.args[0]) for request in requests]
-        nats = document_nats(self.model, documents, self.eot_token_id, max_tokens_a_batch=self.max_tokens)
+        nats = document_nats(self.model, documents, self.prefix_token_id, max_tokens_a_batch=self.max_tokens)
         for request, lost in zip(requests, nats, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, -lost)
         return [-lost for lost in nats]
@@ -121,7 +128,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
             raise UserError(
                 f"max_gen_toks: found {limit}, expected less than n_positions = {self.model.config.n_positions}"
             )
-        return (self.text.encode(text) or [self.eot_token_id])[-room:]
+        return (self.text.opening([text])[0] or [self.eot_token_id])[-room:]
 
     def _answers(self, prompts: list[list[int]], limit: int, until: tuple[str, ...]) -> list[str]:
         """In pieces of growing length: `generate` knows no texts that end an answer, and most answers are short.
@@ -141,7 +148,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the package has no type
             length += piece
             piece = min(length, limit - length)
             speaking = [i for i in speaking if not self._ended(said[i], until)]
-        return [_cut(self.text.decode(tokens), until) for tokens in said]
+        return [_cut(self.text.within.decode(tokens), until) for tokens in said]
 
     def _batches(self, rows: list[int], prompts: list[list[int]], length: int) -> list[list[int]]:
         """Prompts of alike length together, as many as fit with `length` tokens of answer."""

@@ -102,7 +102,7 @@ def corpus_scores(
 ) -> list[CorpusScore]:
     """The score of each text; arguments as of `corpus_nats`, and who is told how far it is."""
     tokens = tokenizer.encode_batch([text if detokenizer is None else detokenizer(text) for text in texts])
-    nats = document_nats(model, tokens, tokenizer.eos_id, stride, max_tokens_a_batch, progress)
+    nats = document_nats(model, tokens, tokenizer.start_id, stride, max_tokens_a_batch, progress)
     return [
         CorpusScore(one, len(ids), len(text.split()) + text.count("\n"), len(text), len(text.encode()))
         for one, ids, text in zip(nats, tokens, texts, strict=True)

@@ -33,19 +33,21 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], end_tok
 
     Both are encoded together and then parted, for what a text's tokens are depends on what follows. White space that
     ends a context belongs to the continuation (as in lm-evaluation-harness), and so does a token that reaches across
-    the border. An empty context is an end token, whatever `end_token` says, so that something predicts what follows.
+    the border. An empty context is an end token, whatever `end_token` says, so that something predicts what follows. A
+    family that begins a sequence with a token of its own has that in its place, and before every context.
     """
     moved = [(before.rstrip(), before[len(before.rstrip()) :] + after) for before, after in pairs]
     contexts = list(dict.fromkeys(before for before, _ in moved))
     encoded = dict(zip(contexts, tokenizer.encode_batch(contexts), strict=True))
+    begins = end_token or tokenizer.bos_id is not None
     wholes = tokenizer.encode_batch([before + after for before, after in moved])
-    return [_part(whole, encoded[before], tokenizer.eos_id, end_token)
+    return [_part(whole, encoded[before], tokenizer.start_id, begins)
             for whole, (before, _) in zip(wholes, moved, strict=True)]  # fmt: skip
 
 
-def _part(whole: list[int], context: list[int], eos_id: int, end_token: bool) -> Row:
+def _part(whole: list[int], context: list[int], start_id: int, begins: bool) -> Row:
     shared = next((i for i, (a, b) in enumerate(zip(whole, context, strict=False)) if a != b), len(context))
-    start = [eos_id] if end_token or not shared else []
+    start = [start_id] if begins or not shared else []
     return [*start, *whole[:shared]], whole[shared:]
 
 
@@ -125,8 +127,8 @@ class _Writer:
         if self.task.kind == "generate":
             texts = [start + question.answers[0][0] for start, question in zip(starts, questions, strict=True)]
             encoded = self.tokenizer.encode_batch(texts)
-            first = [self.tokenizer.eos_id]
-            return [(((first if self.end_token or not ids else []) + ids, []),) for ids in encoded]
+            first, begins = [self.tokenizer.start_id], self.end_token or self.tokenizer.bos_id is not None
+            return [(((first if begins or not ids else []) + ids, []),) for ids in encoded]
         pairs = [(start + before, after) for start, question in zip(starts, questions, strict=True)
                  for before, after in question.answers]  # fmt: skip
         found = iter(encode_pairs(self.tokenizer, pairs, self.end_token))

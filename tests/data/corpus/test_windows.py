@@ -51,7 +51,7 @@ def test_shards_give_the_windows_of_one_array(kind):
 
 def test_isolated_windows_are_the_same_windows_in_the_same_order():
     windows = MixtureWindows([np.arange(100) % 7, np.arange(60) % 5], [1.0, 2.0], 10, 0, ["a", "b"])
-    isolated = IsolatedWindows(windows, eos_id=3)
+    isolated = IsolatedWindows(windows, start_id=3)
     assert len(isolated) == len(windows)
     assert (isolated.order(2) == windows.order(2)).all()
     plain, packed = (one.batch(2, np.array([0, 4])) for one in (windows, isolated))

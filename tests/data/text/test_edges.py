@@ -3,12 +3,19 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
+import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from gpt_modules.data.batches import TokenBatch
+from gpt_modules.data.collate import isolate_documents
+from gpt_modules.data.corpus.shard_writer import write_shards
+from gpt_modules.data.corpus.shards import open_shards
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.evaluation.tasks.prompts import encode_pairs
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -132,6 +139,20 @@ def test_who_begins_a_sequence_is_what_the_family_says(tmp_path: Path) -> None:
     assert gpt2.bos_id is None
     assert gpt2.within is gpt2
     assert gpt2.opening(["a b"]) == [gpt2.encode("a b")]
+
+
+def test_documents_follow_one_another_as_the_family_reads_them(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(folder_of("prepend", tmp_path))
+    write_shards(tmp_path / "shards", [["the cat"], ["a"]], tokenizer)
+    tokens = open_shards(tmp_path / "shards", tokenizer)[0]
+    first, second = tokenizer.opening(["the cat", "a"])
+    assert np.asarray(tokens[:]).tolist() == [*first, tokenizer.eos_id, *second, tokenizer.eos_id, tokenizer.bos_id]
+    window = torch.tensor([[*first, tokenizer.eos_id, *second]])
+    alone = isolate_documents(TokenBatch(window, window), tokenizer.start_id)
+    assert alone.positions[0].tolist() == [*range(len(first) + 1), *range(len(second))]
+    ((context, answer), (empty, whole)) = encode_pairs(tokenizer, [("the", " cat"), ("", "cat")], end_token=False)
+    assert context + answer == first
+    assert (empty, whole) == ([tokenizer.bos_id], tokenizer.encode("cat"))
 
 
 def test_a_begin_token_makes_another_tokenizer(tmp_path: Path) -> None:
