@@ -76,7 +76,8 @@ def save_pretrained(
     """
     if tokenizer_file is not None:
         tokenizer_json = Path(tokenizer_file).read_text(encoding="utf-8")
-    specials = _special_tokens(tokenizer_json, model.config.vocab_size) if tokenizer_json is not None else {}
+    vocabulary = {} if tokenizer_json is None else _vocabulary(tokenizer_json, model.config.vocab_size)
+    settings = {**_tokenizer_config(vocabulary, model.config), **({} if chat is None else chat.names)}
     task = model.task if isinstance(model, LabellingModel) else None
     tensors = to_transformers(model.state_dict(), model.config, kind_of(model), task)
     with replace_folder(Path(folder)) as new:
@@ -88,35 +89,37 @@ def save_pretrained(
         if tokenizer_json is not None:
             (new / TOKENIZER_FILE).write_bytes(tokenizer_json.encode())
             ours["tokenizer_sha256"] = sha256_of(new / TOKENIZER_FILE)
-            names = {} if chat is None else chat.names
-            _write_json(new / "tokenizer_config.json", {**_tokenizer_config(specials, model.config), **names})
+            _write_json(new / "tokenizer_config.json", settings)
         if chat is not None:
             (new / TEMPLATE_FILE).write_bytes(chat.template.encode())
             _write_json(new / GENERATION_FILE, {"eos_token_id": [*chat.end_ids]})
-        config = {**write_theirs(model), **_ids(specials), "dtype": dtype, "gpt_modules": ours}
+        config = {**write_theirs(model), **_ids(vocabulary, settings), "dtype": dtype, "gpt_modules": ours}
         ours["config_sha256"] = config_digest(json.loads(json.dumps(config)))
         _write_json(new / CONFIG_FILE, config)
 
 
-def _special_tokens(tokenizer_json: str, vocab_size: int) -> dict[str, int]:
-    """Ids of the special tokens that a tokenizer of GPT-1's or GPT-2's kind may have."""
+def _vocabulary(tokenizer_json: str, vocab_size: int) -> dict[str, int]:
+    """The ids of a tokenizer by what they stand for."""
     document = json.loads(tokenizer_json)
-    ids = {**document["model"]["vocab"], **{token["content"]: token["id"] for token in document["added_tokens"]}}
+    symbols = document["model"]["vocab"]
+    known = symbols if isinstance(symbols, dict) else {piece: i for i, (piece, _) in enumerate(symbols)}
+    ids: dict[str, int] = {**known, **{token["content"]: token["id"] for token in document["added_tokens"]}}
     if max(ids.values()) >= vocab_size:
         raise UserError(f"tokenizer: found ids up to {max(ids.values())}, expected less than vocab_size = {vocab_size}")
-    return {name: ids[name] for name in (END_OF_TEXT, "<unk>") if name in ids}
+    return ids
 
 
-def _ids(specials: dict[str, int]) -> dict[str, int | None]:
+def _ids(vocabulary: dict[str, int], settings: dict[str, Any]) -> dict[str, int | None]:
     # Said even where there is none: their default is 50256, outside a small vocabulary.
-    return {"bos_token_id": specials.get(END_OF_TEXT), "eos_token_id": specials.get(END_OF_TEXT)}
+    return {f"{name}_id": vocabulary.get(settings.get(name, "")) for name in ("bos_token", "eos_token")}
 
 
-def _tokenizer_config(specials: dict[str, int], config: DecoderConfig) -> dict[str, Any]:
+def _tokenizer_config(vocabulary: dict[str, int], config: DecoderConfig) -> dict[str, Any]:
+    """Of a tokenizer of GPT-1's or GPT-2's kind; others bring names of their own."""
     fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": config.n_positions}
-    if END_OF_TEXT in specials:
+    if END_OF_TEXT in vocabulary:
         fields |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
-    if "<unk>" in specials:
+    if "<unk>" in vocabulary:
         fields["unk_token"] = "<unk>"
     return {**fields, "clean_up_tokenization_spaces": False}
 

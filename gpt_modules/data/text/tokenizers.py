@@ -274,7 +274,8 @@ class Tokenizer:
 
     def chat_files(self) -> ChatFiles:
         """What says beside a model how it talks."""
-        return ChatFiles(self.template.source, dict(self.template.names), self.end_ids)
+        begin = {} if self.bos_id is None else {"bos_token": str(self._backend.id_to_token(self.bos_id))}
+        return ChatFiles(self.template.source, {**begin, **dict(self.template.names)}, self.end_ids)
 
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json`, `tokenizer_config.json` and the chat template (for `transformers`) into a folder;

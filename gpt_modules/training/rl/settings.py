@@ -251,7 +251,7 @@ def _token(stop: str | int, tokenizer: Tokenizer) -> int:
         return stop
     if stop == tokenizer.eos:
         return tokenizer.eos_id
-    ids = tokenizer.encode(stop) if isinstance(stop, str) else []
+    ids = tokenizer.within.encode(stop) if isinstance(stop, str) else []
     expect(len(ids) == 1, field, stop, f"a text of one token {of}, not of {len(ids)}")
     return ids[0]
 

@@ -9,6 +9,7 @@ import tokenizers
 import torch
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from gpt_modules.backbone import GPT, DecoderConfig, save_pretrained
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.collate import isolate_documents
 from gpt_modules.data.corpus.shard_writer import write_shards
@@ -139,6 +140,22 @@ def test_who_begins_a_sequence_is_what_the_family_says(tmp_path: Path) -> None:
     assert gpt2.bos_id is None
     assert gpt2.within is gpt2
     assert gpt2.opening(["a b"]) == [gpt2.encode("a b")]
+
+
+@pytest.mark.parametrize("kind", ["prepend", "llama3", "qwen"])
+def test_a_models_folder_begins_and_ends_as_its_base(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    tokenizer = Tokenizer.load(folder_of(kind, tmp_path))
+    model = GPT(DecoderConfig(vocab_size=400, n_positions=16, n_layer=1, n_head=2, n_embd=8))
+    save_pretrained(tmp_path / "m", model, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
+    again, theirs = Tokenizer.load(tmp_path / "m"), AutoTokenizer.from_pretrained(tmp_path / "m")
+    assert again.reads_like(tokenizer)
+    assert (again.bos_id, again.eos_id, again.end_ids) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.end_ids)
+    assert [theirs(text).input_ids for text in HARD] == tokenizer.opening(HARD)
+    config = AutoConfig.from_pretrained(tmp_path / "m")
+    assert config.eos_token_id == theirs.eos_token_id == tokenizer.eos_id
+    assert tokenizer.bos_id is None or config.bos_token_id == theirs.bos_token_id == tokenizer.bos_id
 
 
 def test_documents_follow_one_another_as_the_family_reads_them(tmp_path: Path) -> None:
