@@ -24,7 +24,7 @@ class InnerLoop:
         rates: `fixed`; `per_step`, learned for each tensor and step (MAML++, Antoniou et al. 2019, section 4); or
             `per_element`, learned for each number of each tensor (Meta-SGD, Li et al. 2017).
         adapts: patterns of the names of the parameters to adapt, such as ["head.*"] (ANIL, Raghu et al. 2020); left
-            out: all. The head of a language model is its embedding, decoder.wte.weight.
+            out: all. The head of a language model is its embedding, decoder.wte.weight, or lm_head.weight if untied.
 
     Raises `UserError`, one line naming the field.
     """

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import shaken
 
-from gpt_modules.backbone import GPT, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.backbone.decoder import Decoder
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -89,6 +89,33 @@ class AtStart(L.Callback):
         models = (module.policy, module.critic, module.frozen.reference)
         self.policy, self.critic, self.reference = map(weights, models)
         self.reward = [weights(model) for model in module.frozen.reward.models().values()]
+
+
+BARE_MATRICES = dict.fromkeys(("qkv_bias", "proj_bias", "mlp_bias", "tied"), False)
+TODAY = {
+    "gpt_neox": {"positions": "rotary", "rope_fraction": 0.5, "mlp": "gelu", "parallel_residual": True, "tied": False},
+    "qwen3": {
+        "positions": "rotary",
+        "norm_kind": "rms",
+        "mlp": "swiglu",
+        "n_kv_head": 1,
+        "qk_norm": True,
+        **BARE_MATRICES,
+    },
+}
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("family", TODAY)
+def test_a_policy_of_todays_decoders_is_sampled_scored_and_trained_as_one(fit, ppo, micro, tmp_path, family, lora):
+    """The sampler, the scoring pass and the minibatches say the same of every token; the reference is the base."""
+    torch.manual_seed(0)
+    save_pretrained(tmp_path / "m", GPT(micro.config(**TODAY[family])), tokenizer_json=micro.tokenizer.to_json())
+    module, data = ppo(episodes=16, minibatches=4, init_from=str(tmp_path / "m"), lora=lora)
+    trainer = fit(module, data)
+    assert trainer.logger.values("policy/ratio")[0] == pytest.approx(1.0, abs=1e-4)
+    assert trainer.logger.values("policy/approx_kl")[0] == pytest.approx(0.0, abs=1e-7)
+    assert trainer.logger.values("policy/approx_kl")[-1] > 0
 
 
 @each_variant
