@@ -26,6 +26,9 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 CONFIG = DecoderConfig(vocab_size=320, n_positions=64, n_layer=2, n_head=2, n_embd=32).without_dropout()
 BANDED = dataclasses.replace(CONFIG, attention=("dense", "banded"), window=6)
+TURNED = dataclasses.replace(
+    BANDED, positions="rotary", n_kv_head=1, head_size=16, qk_norm=True, norm_kind="rms", mlp="swiglu", tied=False
+)
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13]]
 
 
@@ -46,7 +49,7 @@ def wide_model(config: DecoderConfig = CONFIG) -> GPT:
 
 @pytest.mark.parametrize("compile", [False, True], ids=["graph", "compiled"])
 @pytest.mark.parametrize("eos_id", [None, 17], ids=["to the end", "rows retire"])
-@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("config", [CONFIG, BANDED, TURNED], ids=["dense", "banded", "turned"])
 def test_decoding_says_on_the_gpu_what_it_says_on_the_cpu(
     compile: bool, eos_id: int | None, config: DecoderConfig
 ) -> None:
@@ -169,7 +172,7 @@ def fit(module: PretrainingModule, folder: Path, accelerator: str, precision: An
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("config", [CONFIG, BANDED], ids=["dense", "banded"])
+@pytest.mark.parametrize("config", [CONFIG, BANDED, TURNED], ids=["dense", "banded", "turned"])
 def test_bfloat16_training_follows_float32_on_the_cpu(tmp_path: Path, compile: bool, config: DecoderConfig) -> None:
     losses = []
     for accelerator, precision, compiled in (("cpu", "32-true", False), ("gpu", "bf16-mixed", compile)):
