@@ -17,6 +17,7 @@ FIGURES = {
     "dpo": 3,
     "maml": 4,
     "feedback": 2,
+    "dialogue": 2,
 }
 
 
