@@ -23,7 +23,7 @@ from gpt_modules.training.processes import in_order
 from gpt_modules.training.rl.answers import predictions, side_by_side
 from gpt_modules.training.rl.early_stop import StepsTaken
 from gpt_modules.training.rl.estimators import EstimatorConfig
-from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts
+from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts, expect_whole_iterations
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.gradients import clip_gradients, drop_gradients, grad_norm, named_groups, touch
 from gpt_modules.training.rl.held_out import HeldOutAnswers
@@ -222,6 +222,8 @@ class PPOModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """What the recipe accumulates; micro-batches of pretraining text are added to it while a fit lasts."""
+        if stage == "fit":
+            expect_whole_iterations(self.trainer)
         self._accumulate = self.trainer.accumulate_grad_batches
 
     def teardown(self, stage: str) -> None:

@@ -60,7 +60,8 @@ BOUNDS = {
     "gradient_clip_val": Bound(lambda value: math.isfinite(value) and value >= 0.0, "a finite number, 0 or more"),
     "gradient_clip_algorithm": Bound(lambda value: value in ("norm", "value"), "norm or value"),
     "val_check_interval": _SOME,
-    "overfit_batches": _SHARE,
+    # Its sampler is a DataLoader's, and our loaders go on drawing others in the next epoch.
+    "overfit_batches": Bound(lambda value: value == 0, "0: each epoch draws its batches anew; name a small data file"),
     "limit_train_batches": Bound(lambda value: value < 2**63 and _SOME.fits(value), _SOME.expected),
     **dict.fromkeys((f"limit_{loop}_batches" for loop in ("val", "test", "predict")), _SHARE),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import lightning.pytorch as L
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -180,6 +181,29 @@ class ExperienceLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Does nothing; see `state_dict`."""
+
+
+def expect_whole_iterations(trainer: L.Trainer) -> None:
+    """An epoch is an iteration: what ends an epoch early leaves a rollout that a resumed run would take for the next
+    epoch's, and what loads its data anew in the middle throws one away. Where a run ends (`max_steps`, `max_time`) and
+    where it validates is free: it goes on in the same rollout.
+
+    Raises:
+        UserError: a key of the Trainer does either.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return  # which is never resumed
+    limit = trainer.limit_train_batches
+    cuts = {
+        "overfit_batches": bool(trainer.overfit_batches),  # before the limit, which it sets
+        "limit_train_batches": repr(limit) != "1.0" and bool(limit),  # 1 is one batch, 1.0 is all
+        "reload_dataloaders_every_n_epochs": bool(trainer.reload_dataloaders_every_n_epochs),  # type: ignore[attr-defined]
+    }
+    for key in (key for key, cut in cuts.items() if cut):
+        raise UserError(
+            f"trainer.{key}: found {getattr(trainer, key)}, expected it left alone with PPO, whose epoch is one "
+            "iteration over its own answers; data.init_args.episodes and trainer.max_epochs make a run shorter"
+        )
 
 
 def read_place(state: object) -> Place:

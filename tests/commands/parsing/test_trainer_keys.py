@@ -36,7 +36,7 @@ def refusal(ask, *arguments):
     return line
 
 
-LIMITED = ["limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches"]
+LIMITED = ["limit_val_batches", "limit_test_batches", "limit_predict_batches"]
 # key -> values that fit and values that do not
 EDGES = {
     **dict.fromkeys(("max_steps", "max_epochs"), ([1, -1, 2**63 - 1], [0, -2, 2**63])),
@@ -50,6 +50,7 @@ EDGES = {
     "val_check_interval": ([1, 50, 1.0, 0.25, "00:15:00"], [0, -1, 0.0, 1.5, -0.5]),
     **dict.fromkeys(LIMITED, ([0, 7, 0.0, 1.0, 0.5], [-1, 1.5, -0.1, 2**63])),
     "limit_train_batches": ([1, 7, 1.0, 0.5], [0, 0.0, -1, 1.5, -0.1, 2**63]),  # what was not trained is no result
+    "overfit_batches": ([0, 0.0], [1, 0.5, 1.0, -1]),
 }  # fmt: skip
 
 

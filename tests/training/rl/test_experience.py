@@ -1,10 +1,11 @@
 """The loader over a rollout: every episode once an epoch, exact means over accumulation and processes, resumable."""
 
+import lightning.pytorch as L
 import pytest
 import torch
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.experience import ExperienceLoader, Parts
+from gpt_modules.training.rl.experience import ExperienceLoader, Parts, expect_whole_iterations
 from gpt_modules.training.rl.shaping import Cut, Rollout
 
 EPISODES = 12
@@ -184,3 +185,21 @@ def test_more_parts_than_episodes_is_the_users_mistake(sizes, world, least):
     """Before the first response is sampled."""
     with pytest.raises(UserError, match=rf"data\.init_args\.episodes: found 3, expected at least .* = {least}$"):
         ExperienceLoader(Owner(), Parts(*sizes), 3, 0, 0, world)
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    {
+        "limit_train_batches": [1, 3, 0.5],
+        "overfit_batches": [1, 0.5, 1.0],
+        "reload_dataloaders_every_n_epochs": [1],
+    }.items(),
+)
+def test_what_cuts_an_iteration_is_refused(key, values):
+    quiet = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    for value in values:
+        with pytest.raises(UserError, match=rf"^trainer\.{key}: found {value}, expected it left alone with PPO"):
+            expect_whole_iterations(L.Trainer(**quiet, **{key: value}))
+    whole = [{"limit_train_batches": 1.0}, {"limit_train_batches": 0}, {"overfit_batches": 0}, {"fast_dev_run": 1}]
+    for settings in (*whole, {"max_steps": 3, "max_time": "00:01:00:00", "val_check_interval": 2, key: None}):
+        expect_whole_iterations(L.Trainer(**quiet, **{name: of for name, of in settings.items() if of is not None}))
