@@ -1,7 +1,8 @@
 """What held-out preferences say of a reward model, or of the rewards that a policy implies: how often it is right,
 where, and whether length decides.
 
-Pairs are those of `accuracy`: every pair of a row's answers that is no tie, of every vote. What no pair belongs to has
+Pairs are those of `accuracy`: every pair of a row's answers that is no tie, of every vote; one whose answers score the
+same counts one half, as a guess would. What no pair belongs to has
 no value, and is not logged.
 
 accuracy_round/N                 of each of the newest 20 rounds of comparisons.
@@ -91,7 +92,7 @@ class PreferenceMetrics:
             labelers: name -> number in the batches.
         """
         pairs, answers = self._pairs.take(), self._answers.take()
-        right = (pairs["margin"] > 0).double()
+        right = _right(pairs["margin"])
         found = [
             _by_round(right, pairs["round"].long()),
             _by_labeler(right, pairs["labeler"].long(), labelers),
@@ -109,13 +110,15 @@ class PreferenceMetrics:
         accuracy, the margin and the expected calibration error; figures of the calibration and of the parts.
         """
         losses, margins, metrics = self.take(getattr(module.trainer.datamodule, "held_out_labelers", {}))  # type: ignore[attr-defined]
-        preferences, right = torch.sigmoid(margins), margins > 0
-        confidence = torch.maximum(preferences, 1 - preferences)
+        preferences, right = torch.sigmoid(margins), _right(margins)
+        # Each pair twice, once with its tie for right and once for wrong: the error of half a count, the same else.
+        confidence = torch.maximum(preferences, 1 - preferences).repeat(2)
+        both = torch.cat([margins > 0, margins >= 0]).long()
         values = {
             "loss": losses.mean(),
-            "accuracy": right.double().mean(),
+            "accuracy": right.mean(),
             "margin": margins.mean(),
-            "calibration_error": binary_calibration_error(confidence, right.long(), CALIBRATION_BINS),
+            "calibration_error": binary_calibration_error(confidence, both, CALIBRATION_BINS),
         }
         # Equal on all processes; said, as Lightning warns otherwise.
         module.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, True, sync_dist=True)
@@ -142,7 +145,7 @@ class StepAccuracy:
     def add(self, batch: RankingBatch, scores: Tensor) -> None:
         """A micro-batch and the scores (P, K) of its answers."""
         margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
-        self._counts.append(torch.stack([margins > 0, torch.ones_like(margins).bool()]).sum(1))
+        self._counts.append(torch.stack([_right(margins), torch.ones_like(margins)]).double().sum(1))
 
     def close(self, module: L.LightningModule) -> None:
         """Called before the optimizer's step: log it, where one is logged."""
@@ -160,6 +163,11 @@ def tag_of(name: str) -> str:
     if clean == name and not re.search(r"-[0-9a-f]{8}$", name):
         return name
     return f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _right(margins: Tensor) -> Tensor:
+    """1 where the preferred answer has the higher score, 1/2 where both have the same: a guess."""
+    return torch.heaviside(margins, margins.new_tensor(0.5))
 
 
 def _clearness(batch: RankingBatch, prompt: Tensor, better: Tensor, worse: Tensor) -> Tensor:

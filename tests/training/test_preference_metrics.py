@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import types
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_what_nobody_said_has_no_metric():
         *("accuracy_margin/rank_1", "accuracy_length/shorter_1_to_3", "accuracy_shorter_preferred"),
         *("accuracy_round/1", "accuracy_newest_round"),
     }
-    assert set(alike.values()) == {0.0}, "a model that prefers nothing is never right"
+    assert set(alike.values()) == {0.5}, "a model that prefers nothing guesses"
 
 
 def test_a_score_of_one_answer_alone_is_no_difference():
@@ -137,3 +138,23 @@ def test_no_two_names_have_one_tag():
     tags = [tag_of(name) for name in dict.fromkeys(names)]
     assert len(set(tags)) == len(tags)
     assert all(re.fullmatch(r"[\w.-]{1,70}", tag) for tag in tags)
+
+
+def test_a_pair_whose_answers_score_the_same_is_half_right():
+    """A policy that still is its reference is right as often as a coin, and says so: no error of its calibration."""
+    logged = {}
+    module = types.SimpleNamespace(
+        trainer=types.SimpleNamespace(datamodule=None, callback_metrics={}, loggers=[]),
+        log_dict=lambda values, *_, **__: logged.update(values),
+    )
+    rows = [RankedAnswers([np.arange(2), np.arange(3)], [1, 2], (), 0, 1)] * 4
+    for scores, accuracy, error in (
+        ([[0.0, 0.0]] * 4, 0.5, 0.0),
+        ([[9e9, 0.0], [0.0, 9e9], [9e9, 0.0], [0.0, 0.0]], 0.625, 0.25),  # of three that are certain, one is wrong
+    ):
+        metrics = PreferenceMetrics()
+        metrics.add(collate_rankings(rows), torch.tensor(scores, dtype=torch.float64))
+        metrics.log(module, "val")
+        assert logged["val/accuracy"] == accuracy
+        assert logged["val/accuracy_round/1"] == accuracy
+        assert logged["val/calibration_error"] == pytest.approx(error)
