@@ -23,27 +23,29 @@ from gpt_modules.errors import UserError, expect
 class PretrainingText:
     """Pretraining text beside other data: arguments of `PretrainingDataModule`. Tokenizer, seed and cache are those of
     the data that it stands beside.
+
+    Args:
+        train: Source; None: "reviews".
+        mixture: Several with weights, in place of `train`.
+        validation: Source of the held-out text; None: what `train` or the mixture holds out.
+        validation_fraction: See `validation`.
+        text_field: The field that holds a row's text.
+        streaming: Read the source without storing a copy of it.
+        isolate_documents: Let no token see another document.
+        context: Tokens a window; None: SFT's own context, 128 beside prompts.
+        batch_size: Windows read at a time, counted as the data beside counts its own: of held-out text by each process
+            (SFT), of micro-batches by all of them together (PPO). None: SFT's own, 16 beside prompts.
     """
 
     train: str | list[str] | None = None
-    """Source; None: "reviews"."""
     mixture: list[MixedSource] | None = None
-    """Several with weights, in place of `train`."""
     validation: str | list[str] | None = None
-    """Source of the held-out text; None: what `train` or the mixture holds out."""
     validation_fraction: float = 0.05
-    """See `validation`."""
     text_field: str = "text"
-    """The field that holds a row's text."""
     streaming: bool = False
-    """Read the source without storing a copy of it."""
     isolate_documents: bool = False
-    """Let no token see another document."""
     context: int | None = None
-    """Tokens a window; None: SFT's own context, 128 beside prompts."""
     batch_size: int | None = None
-    """Windows read at a time, counted as the data beside counts its own: of held-out text by each process (SFT), of
-    micro-batches by all of them together (PPO). None: SFT's own, 16 beside prompts."""
 
     def open(self, tokenizer: str, seed: int, cache_dir: str | None, context: int, batch_size: int) -> "TextBeside":
         """The text beside data with these settings; no file is touched.
