@@ -4,8 +4,9 @@ counted in tokens or in steps.
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,8 @@ class OptimizerConfig:
     descent.
 
     Args:
-        lr: peak learning rate of AdamW or of plain gradient descent.
+        lr: peak learning rate of AdamW or of plain gradient descent. At 0 a run measures and learns nothing, a control,
+            and says so.
         muon_lr: peak learning rate of Muon; None or 0 leaves every parameter to AdamW. With Muon, only matrices decay.
             Where low-rank updates learn, the matrices are their factors.
         betas: decay of the first and second moment; GPT-3 uses (0.9, 0.95), GPT-1 (0.9, 0.999).
@@ -220,6 +222,13 @@ def build(groups: list[dict[str, Any]], config: OptimizerConfig, hidden: Iterabl
     return adamw if muon is None else MuonAdamW(muon, adamw)
 
 
+def _tell_of_rest(optimizer: Optimizer) -> None:
+    """A rate of 0 is a control; who did not mean one learns of it before the first step."""
+    still = sorted({str(group.get("name", "the model")) for group in optimizer.param_groups if not group["lr"]})
+    if still and getattr(rank_zero_only, "rank", 0) == 0:
+        log.warning("optimizer.lr: 0 for %s, which stays as it is: a control, in which it learns nothing", still)
+
+
 def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:
     if not matrices:
         raise UserError("optimizer.muon_lr: given, but this procedure has no block matrices for Muon; leave it out")
@@ -233,6 +242,7 @@ def configure(
     schedule: ScheduleConfig,
     total_steps: float,
     tokens: tuple[Callable[[], tuple[float, float]], float] | None = None,
+    rests: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """What `configure_optimizers` returns: an optimizer and a schedule that Lightning steps after each optimizer step.
     Both keep the recipe's settings when a checkpoint is restored.
@@ -241,6 +251,8 @@ def configure(
         total_steps: optimizer steps of the run, `inf` when only time ends it.
         tokens: how many are seen before and after the next step, and how many in the whole run, over all devices;
             needed when the schedule counts tokens.
+        rests: steps of the run that a group of parameters, by its `name`, has at a rate of 0 before its schedule
+            begins; no schedule of tokens has them.
     """
     if schedule.unit == "tokens" and tokens is None:
         raise UserError(
@@ -254,16 +266,23 @@ def configure(
     endless = "the run has no end (trainer.max_steps or max_epochs)"
     if schedule.unit == "run" and not math.isfinite(run):
         raise UserError(f"schedule.unit: found 'run', expected 'steps': {endless} to have fractions")
-    total = run * per_step if schedule.total is None else schedule.total
-    if not math.isfinite(total) and schedule.shape != "constant":
+    rests = rests or {}
+    left = run - max(rests.values(), default=0)
+    if not math.isfinite(run if schedule.total is None else schedule.total) and schedule.shape != "constant":
         raise UserError(f"schedule.total: not given, and {endless}; give one of them")
-    if schedule.warmup > run * per_step and getattr(rank_zero_only, "rank", 0) == 0:
+    if schedule.warmup > left * per_step and getattr(rank_zero_only, "rank", 0) == 0:
         message = "schedule.warmup: %g %s in a run of %g: its rate never comes to optimizer.lr"
-        log.warning(message, schedule.warmup, schedule.unit, run * per_step)
+        log.warning(message, schedule.warmup, schedule.unit, left * per_step)
 
-    def factor(step: int) -> float:
-        before, after = place() if place else (step * per_step, (step + 1) * per_step)
-        return lr_factor(before, after, schedule, total)
+    def factor(step: int, rest: int) -> float:
+        taken = step - rest
+        total = (run - rest) * per_step if schedule.total is None else schedule.total
+        before, after = place() if place else (taken * per_step, (taken + 1) * per_step)
+        return 0.0 if taken < 0 else lr_factor(before, after, schedule, total)
 
+    _tell_of_rest(optimizer)
     keep_settings(optimizer)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factor), "interval": "step"}}
+    factors: list[Callable[[int], float]] = [
+        partial(factor, rest=rests.get(group.get("name", ""), 0)) for group in optimizer.param_groups
+    ]
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": Schedule(optimizer, factors), "interval": "step"}}

@@ -26,12 +26,12 @@ from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.experience import Experience, ExperienceLoader, Parts, expect_whole_iterations
 from gpt_modules.training.rl.frozen import Frozen
 from gpt_modules.training.rl.gradients import clip_gradients, drop_gradients, grad_norm, named_groups, touch
-from gpt_modules.training.rl.held_out import HeldOutAnswers
+from gpt_modules.training.rl.held_out import SHAPED, HeldOutAnswers
 from gpt_modules.training.rl.learners import Learners
 from gpt_modules.training.rl.models import check_fit
 from gpt_modules.training.rl.ptx import PtxBatch, ptx_loss, ptx_steps
 from gpt_modules.training.rl.recipe import read_recipe
-from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.rewards import RewardSource, term_names
 from gpt_modules.training.rl.rollout import Scored, inference, mean_score, score_responses
 from gpt_modules.training.rl.scores import Moments, ScoresConfig, first_moments
 from gpt_modules.training.rl.settings import (
@@ -149,7 +149,8 @@ class PPOModule(L.LightningModule):
         self.kl_coef, self.iteration = float(self.recipe.kl.coef), -1
         ensembles = any(source.ensemble for source in self.recipe.rewards)
         prefixes = ["", *(f"{name}/" for name in self.recipe.averages_beside)]
-        self.held_out = HeldOutAnswers(prefixes, list(self.recipe.monitors), ensembles)
+        self.terms = term_names(self.recipe.rewards)
+        self.held_out = HeldOutAnswers(prefixes, list(self.recipe.monitors), ensembles, self.terms)
         self.rollout: Rollout | None = None
         self.frontier: list[tuple[float, float]] = []
         self._experience: ExperienceLoader | None = None
@@ -278,7 +279,8 @@ class PPOModule(L.LightningModule):
 
     def _tell(self, scored: Scored, rollout: Rollout, started: float) -> float:
         """What is known of a rollout, at once: the epoch's end may not come. Returns its KL."""
-        statistics = rollout_statistics(scored, rollout, self.reward_kl_coef, self.shaping)
+        answers = self.trainer.datamodule.answers  # type: ignore[attr-defined]
+        statistics = rollout_statistics(scored, rollout, self.reward_kl_coef, self.shaping, answers, self.terms)
         numbers = {name: float(value) for name, value in statistics.items()}
         numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
         # Reading them waited for the device, so the clock stops when the rollout is complete.
@@ -394,7 +396,9 @@ class PPOModule(L.LightningModule):
         """One AdamW over the learners' groups."""
         warn_of_idle_policy(self.recipe.critic.warmup, self.trainer.max_epochs)
         optimizer = optimizers.build(self.learners.groups(), self.recipe.optimizer)
-        return optimizers.configure(optimizer, self.recipe.schedule, self.trainer.estimated_stepping_batches)
+        rest = self.recipe.critic.warmup * self.hparams["ppo_epochs"] * self.hparams["minibatches"]
+        steps = self.trainer.estimated_stepping_batches
+        return optimizers.configure(optimizer, self.recipe.schedule, steps, rests={"policy": rest})
 
     def work(self, batch: Experience | PtxBatch) -> tuple[float, str]:
         """Episodes: each is visited once an epoch, and counts a share each time; pretraining text is none."""
@@ -422,7 +426,7 @@ class PPOModule(L.LightningModule):
                 self.held_out.read(prefix, model, batch)
                 continue
             scored = self._score(batch, VALIDATION, model)
-            measured = response_statistics(scored, self.reward_kl_coef, self.shaping)
+            measured = response_statistics(scored, self.reward_kl_coef, self.shaping, self.terms)
             monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
             self.held_out.add(prefix, scored, **measured, **monitored)
 
@@ -447,7 +451,11 @@ class PPOModule(L.LightningModule):
         self._log_means("test")
 
     def _log_means(self, stage: str) -> dict[str, float]:
-        values = {f"{stage}/{name}": value for name, value in self.held_out.take().items()}
+        found = self.held_out.take()
+        if self.shaping.scores.normalise and not self.shaping.moments.seen:  # of running ones, before the first rollout
+            unknown = {prefix + name for prefix in self.held_out.prefixes for name in SHAPED}
+            found = {name: value for name, value in found.items() if name not in unknown}
+        values = {f"{stage}/{name}": value for name, value in found.items()}
         if (temperature := self.recipe.sampling.eval_temperature) is not None:
             values[f"{stage}/temperature"] = float(temperature)
         self.log_dict(values, sync_dist=True)  # equal on all processes; said, as Lightning warns otherwise

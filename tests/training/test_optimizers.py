@@ -205,6 +205,27 @@ def test_a_rate_of_zero_for_muon_leaves_all_to_adamw():
     assert type(optimizer) is torch.optim.AdamW
 
 
+@pytest.mark.parametrize(
+    ("config", "named", "told"),
+    [
+        (OptimizerConfig(lr=0.0), None, "['the model']"),
+        (OptimizerConfig(lr=0.0, sgd=True, weight_decay=0.0), "policy", "['policy']"),
+        (OptimizerConfig(lr=0.0, muon_lr=0.02), None, "['adamw']"),
+        (OptimizerConfig(lr=0.1), None, None),
+    ],
+)
+def test_a_rate_of_zero_is_told(caplog, config, named, told):
+    block = nn.Linear(2, 2)
+    groups = parameter_groups([block], config.weight_decay, **({"name": named} if named else {}))
+    configure(build(groups, config, hidden=[block]), ScheduleConfig(), 10)
+    lines = [line for line in caplog.messages if line.startswith("optimizer.lr: 0 for ")]
+    assert lines == (
+        []
+        if told is None
+        else [f"optimizer.lr: 0 for {told}, which stays as it is: a control, in which it learns nothing"]
+    )
+
+
 def test_plain_gradient_descent():
     layer = torch.nn.Linear(3, 2)
     before, optimizer = (

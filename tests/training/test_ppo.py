@@ -37,6 +37,7 @@ from gpt_modules.training.rl.gradients import grad_norm, named_groups
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import ScoresConfig
 from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig, SamplingConfig
+from gpt_modules.training.rl.shaping import Cut
 
 FLAT = ScheduleConfig(shape="constant")
 WITH_A_CRITIC = {
@@ -59,6 +60,11 @@ BARE = {
 # What holds exactly, holds for each of these.
 VARIANTS = WITH_A_CRITIC | BARE
 each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+
+
+def without_bounds(variant):
+    """For an iteration of one step, whose bounds nothing would come near."""
+    return {name: value for name, value in variant.items() if name != "early_stop"}
 
 
 def adam(lr):
@@ -201,7 +207,7 @@ def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo
     """At ratio 1 the policy's loss is minus the mean of whitened advantages, 0, and the entropy is the sampler's. The
     critic still says what it said: its loss is half the squared distance to the returns (Schulman et al. 2017).
     """
-    module, data = ppo(temperature=0.5, **variant)
+    module, data = ppo(temperature=0.5, **without_bounds(variant))
     logger = fit(module, data, limit_val_batches=0).logger
     assert logger.values("policy/entropy") == pytest.approx(logger.values("objective/entropy"), abs=1e-5)
     assert logger.values("loss/policy") == pytest.approx([0.0], abs=1e-5)
@@ -212,7 +218,7 @@ def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo
 
 @each_variant
 def test_kl_is_zero_until_the_policy_has_learnt_and_not_afterwards(fit, ppo, variant):
-    module, data = ppo(optimizer=adam(1e-2), **variant)
+    module, data = ppo(optimizer=adam(1e-2), **without_bounds(variant))
     trainer = fit(module, data, max_epochs=3)
     still = 1 + module.recipe.critic.warmup
     kl = trainer.logger.values("objective/kl")
@@ -385,13 +391,13 @@ def test_without_an_ensemble_no_spread_is_logged(fit, ppo):
 
 
 def test_two_critic_rates(fit, ppo):
-    """A rate of 0 freezes the critic; matrices decay, in both models, and vectors do not."""
+    """Matrices decay, in both models, and vectors do not."""
     decaying = OptimizerConfig(lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.25)
-    module, data = ppo(optimizer=decaying, critic=CriticConfig(lr=0.0), schedule=FLAT)
+    module, data = ppo(optimizer=decaying, critic=CriticConfig(lr=2e-3), schedule=FLAT)
     groups = fit(module, data).optimizers[0].param_groups
     rates = {(group["name"], group["params"][0].ndim): (group["lr"], group["weight_decay"]) for group in groups}
     assert rates == {
-        ("policy", 2): (1e-3, 0.25), ("policy", 1): (1e-3, 0.0), ("value", 2): (0.0, 0.25), ("value", 1): (0.0, 0.0)
+        ("policy", 2): (1e-3, 0.25), ("policy", 1): (1e-3, 0.0), ("value", 2): (2e-3, 0.25), ("value", 1): (2e-3, 0.0)
     }  # fmt: skip
 
 
@@ -467,8 +473,8 @@ def test_a_run_goes_on_with_the_form_of_critic_that_it_began_with(fit, ppo, tmp_
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_while_it_warms_up_the_critic_learns_alone(fit, ppo, shared):
-    """The policy keeps every bit, though matrices would decay, and its Adam begins with the iteration after. The
-    schedule runs on; a coefficient that follows the KL waits.
+    """The policy keeps every bit, though matrices would decay, and its Adam and its schedule begin with the iteration
+    after; a coefficient that follows the KL waits.
     """
     decaying = OptimizerConfig(lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.25)
     kl = KLConfig(coef=0.1, target=1.0, horizon=100)
@@ -480,7 +486,7 @@ def test_while_it_warms_up_the_critic_learns_alone(fit, ppo, shared):
         def on_train_epoch_end(self, trainer, module):
             self.policies.append(weights(module.policy))
             self.critics.append(weights(module.critic.head))
-            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            self.rates.append({group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups})
 
     ends = Ends()
     module, data = ppo(critic=CriticConfig(warmup=2, shared_trunk=shared), optimizer=decaying, minibatches=2, kl=kl)
@@ -488,7 +494,8 @@ def test_while_it_warms_up_the_critic_learns_alone(fit, ppo, shared):
     start = weights(module.frozen.reference)
     assert [distance(policy, start) == 0.0 for policy in ends.policies] == [True, True, False]
     assert distance(ends.critics[0], ends.critics[1]) > 0
-    assert ends.rates == pytest.approx([1e-2 * (1 - done / 6) for done in (2, 4, 6)])
+    assert [rates["value"] for rates in ends.rates] == pytest.approx([1e-2 * (1 - done / 6) for done in (2, 4, 6)])
+    assert [rates["policy"] for rates in ends.rates] == pytest.approx([0.0, 1e-2, 0.0])
     assert trainer.logger.values("objective/kl_coef") == pytest.approx([0.1, 0.1, 0.1])
     assert module.kl_coef == pytest.approx(0.1 * (1 - 0.2 * 8 / 100))
     norms = trainer.logger.values("policy/grad_norm")
@@ -1082,7 +1089,7 @@ def test_a_rollout_is_logged_at_the_step_that_it_precedes_and_shown_beside_the_p
 
 def test_work_is_in_episodes_each_of_which_counts_once_an_iteration(ppo):
     module, _ = ppo(ppo_epochs=4)
-    assert module.work(Experience(torch.arange(6), 1.0, 1.0)) == (1.5, "episodes")
+    assert module.work(Experience(Cut(torch.arange(6), 0, 0), 1.0, 1.0)) == (1.5, "episodes")
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -1415,6 +1422,29 @@ def test_running_moments_are_of_all_rollouts_so_far(fit, ppo):
     assert moments.deviation == pytest.approx(whole.std(unbiased=False).item())
     first = trainer.logger.values("objective/optimised_score")[0]
     assert first == pytest.approx(0.0, abs=1e-5), "of its own moments, the present rollout among them"
+
+
+def test_before_the_first_rollout_running_moments_have_no_scale(fit, ppo):
+    """What validation says of optimised scores then would be of other units than all that follows."""
+    shaped = {f"val/{prefix}{name}" for prefix in ("", "ema/") for name in ("optimised_score", "reward")}
+
+    class Told(L.Callback):
+        def on_validation_end(self, trainer, module):
+            self.names = [*getattr(self, "names", []), {"val/score", *shaped} & {*trainer.callback_metrics}]
+
+    for normalise, before in (("running", set()), ("reference", shaped), (None, shaped)):
+        module, data = ppo(scores=ScoresConfig(normalise=normalise), ema=EMAConfig())
+        fit(module, data, num_sanity_val_steps=-1, callbacks=[told := Told()])
+        assert told.names == [{"val/score", *before}, {"val/score", *shaped}]
+
+
+def test_each_term_of_a_sum_is_logged_and_together_they_are_the_score(fit, ppo, micro, functions):
+    terms = [RewardSource(function="toy_rewards:length", weight=-0.5), RewardSource(str(micro.reward))]
+    logged = fit(*ppo(rewards=terms)).logger
+    for room in ("objective", "val"):
+        (length,), (model,) = (logged.values(f"{room}/score/{name}") for name in ("length", micro.reward.name))
+        assert length < 0
+        assert logged.values(f"{room}/score") == pytest.approx([length + model], rel=1e-5)
 
 
 def test_a_clip_and_a_length_penalty_reach_what_is_optimised(fit, ppo):

@@ -195,7 +195,7 @@ def expect_whole_iterations(trainer: L.Trainer) -> None:
         return  # which is never resumed
     limit = trainer.limit_train_batches
     cuts = {
-        "overfit_batches": bool(trainer.overfit_batches),  # before the limit, which it sets
+        "overfit_batches": bool(trainer.overfit_batches),  # type: ignore[attr-defined]  # sets the limit
         "limit_train_batches": repr(limit) != "1.0" and bool(limit),  # 1 is one batch, 1.0 is all
         "reload_dataloaders_every_n_epochs": bool(trainer.reload_dataloaders_every_n_epochs),  # type: ignore[attr-defined]
     }

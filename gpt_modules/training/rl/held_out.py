@@ -17,6 +17,7 @@ from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.shaping import DIVERSITY, diversity
 
 MEASURED = ("score", "optimised_score", "reward", "kl", "length", "ended", "repetition")  # of each answer
+SHAPED = ("optimised_score", "reward")  # of these, what has a scale only once there are moments to normalise by
 SPREAD = "reward_spread"  # too, where an ensemble rewards
 PRETRAINING = "pretraining_"
 _TAKEN = {*MEASURED, SPREAD, *DIVERSITY, "score_std", "temperature", f"{PRETRAINING}loss", f"{PRETRAINING}perplexity"}
@@ -30,15 +31,19 @@ class HeldOutAnswers:
         prefixes: of the metrics' names, one for each model that answers; that of the exported one is empty.
         monitors: names of the scores that are only watched.
         spread: whether an ensemble rewards.
+        terms: names of the reward's terms, if it has several.
 
     Raises:
         UserError: a monitor has the name of another metric.
     """
 
-    def __init__(self, prefixes: Sequence[str], monitors: Sequence[str], spread: bool) -> None:
-        ours = sorted(name for name in monitors if name in _TAKEN or name.startswith(tuple(filter(None, prefixes))))
+    def __init__(
+        self, prefixes: Sequence[str], monitors: Sequence[str], spread: bool, terms: Sequence[str] = ()
+    ) -> None:
+        taken = ("score/", *filter(None, prefixes))
+        ours = sorted(name for name in monitors if name in _TAKEN or name.startswith(taken))
         expect(not ours, "monitors", ours, "names that no metric of PPO has")
-        names = [*MEASURED, *([SPREAD] if spread else []), *monitors]
+        names = [*MEASURED, *([SPREAD] if spread else []), *(f"score/{name}" for name in terms), *monitors]
         self.prefixes = prefixes
         self._numbers = {prefix: HeldOut(*names) for prefix in prefixes}
         self._answers: dict[str, list[tuple[Tensor, Tensor]]] = {prefix: [] for prefix in prefixes}

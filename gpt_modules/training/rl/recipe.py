@@ -10,7 +10,7 @@ from gpt_modules.training.hyperparameters import SEEDS, expect_idle, expect_numb
 from gpt_modules.training.lora import ADAPTER
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.rl.estimators import EstimatorConfig
-from gpt_modules.training.rl.rewards import RewardSource, reward_sources
+from gpt_modules.training.rl.rewards import RewardSource, expect_weight, reward_sources
 from gpt_modules.training.rl.scores import ScoresConfig
 from gpt_modules.training.rl.settings import (
     ClipConfig,
@@ -93,6 +93,7 @@ def read_recipe(module: object, given: Mapping[str, Any], owner: Callable[..., A
         schedule=typed(ScheduleConfig, given["schedule"]),
     )
     _expect_agreement(recipe, given["max_new_tokens"])
+    _refuse_of_later_steps(recipe, given["ppo_epochs"], given["minibatches"])
     refuse_idle(module, optimizer=recipe.optimizer, schedule=recipe.schedule, scores=recipe.shaping.scores)
     refuse_idle(module, kl=recipe.kl, clip=recipe.clip, ptx=recipe.ptx, estimator=recipe.estimator)
     recipe.estimator.refuse_of_a_critic(given, owner)
@@ -119,9 +120,31 @@ def _shaping(given: Mapping[str, Any]) -> Shaping:
 def _expect_agreement(recipe: Recipe, max_new_tokens: int) -> None:
     after = recipe.sampling.truncate_after
     expect(after < max_new_tokens, "sampling.truncate_after", after, f"less than max_new_tokens: {max_new_tokens}")
+    scores, free = recipe.shaping.scores, f"less than max_new_tokens: {max_new_tokens}, or no answer costs anything"
+    expect(
+        not scores.length_penalty or scores.free_length < max_new_tokens, "scores.free_length", scores.free_length, free
+    )
+    expect_weight("rewards", recipe.rewards)
+    for name, monitor in recipe.monitors.items():
+        expect_weight(f"monitors.{name}", [monitor])
     expect_no_dropout("lora", recipe.lora)
     if recipe.lora is not None and recipe.ema is not None:
         raise UserError("ema: found beside lora, expected one of them: averaged factors are no averaged weights")
+
+
+def _refuse_of_later_steps(recipe: Recipe, epochs: int, minibatches: int) -> None:
+    """What looks at how far the policy has come, where every step finds the one that sampled; what is of a minibatch,
+    where that is the rollout.
+    """
+    if minibatches == 1:
+        expect_idle("whiten_over", recipe.shaping.whiten_over, ["rollout"], "minibatches is 1, the rollout itself")
+    if epochs * minibatches > 1:
+        return
+    reason = "ppo_epochs x minibatches is 1, and an iteration's first step finds the policy that sampled"
+    usual: dict[str, Any] = {"early_stop": EarlyStop(), "clip": ClipConfig()}
+    for group, names in {"early_stop": ("kl", "ratio"), "clip": ("ratio", "ratio_high", "value")}.items():
+        for name in names:
+            expect_idle(f"{group}.{name}", getattr(getattr(recipe, group), name), [getattr(usual[group], name)], reason)
 
 
 def _refuse_of_a_critic_at_rest(recipe: Recipe) -> None:

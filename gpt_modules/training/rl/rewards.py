@@ -14,6 +14,7 @@ from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import Combination, combine_ensemble, ensemble_spread
 from gpt_modules.training.hyperparameters import expect_idle, expect_number, typed
+from gpt_modules.training.preference_metrics import tag_of
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.terms import Columns, FunctionScores, ModelScores
 from gpt_modules.training.rl.unchanged import FUNCTION
@@ -71,6 +72,13 @@ class RewardSource:
         """The folders or the function."""
         return self.folders or [self.function or ""]
 
+    def label(self) -> str:
+        """What a metric of this term is named by: the function, or the last word of a folder that is not `export`."""
+        if self.function:
+            return self.function.rpartition(":")[2]
+        words = [word for word in Path(self.names[0]).parts if word not in ("export", "/")]
+        return f"{words[-1] if words else 'export'}{'-ensemble' if self.ensemble else ''}"
+
     def combined(self, scores: Float[Tensor, "K B"]) -> Float[Tensor, "B"]:
         """One score from those of its members."""
         return scores[0] if self.combine is None else combine_ensemble(scores, self.combine, self.spread_coef)
@@ -94,15 +102,35 @@ def reward_sources(
     return [typed(RewardSource, source) for source in rewards]
 
 
+def term_names(sources: Sequence[RewardSource]) -> list[str]:
+    """Of the terms of a sum, each by its `label`, with its place where two have the same; none for one term, which is
+    the whole reward.
+    """
+    if len(sources) == 1:
+        return []
+    labels = [tag_of(source.label()) for source in sources]
+    return [f"{label}-{i}" if labels.count(label) > 1 else label for i, label in enumerate(labels, start=1)]
+
+
+def expect_weight(field: str, sources: Sequence[RewardSource]) -> None:
+    """Raises:
+    UserError: their sum is 0 whatever they say.
+    """
+    weights = [source.weight for source in sources]
+    expect(any(weights), f"{field}.weight", weights, "one that is not 0")
+
+
 class Scores(NamedTuple):
     """What a reward says of each response.
 
     totals: (B,) the weighted sum of the terms.
     spreads: (B, E) of each of the E ensembles among them: the standard deviation of its weighted members.
+    terms: (B, S) the weighted terms, in their order.
     """
 
     totals: Float[Tensor, "B"]
     spreads: Float[Tensor, "B E"]
+    terms: Float[Tensor, "B S"]
 
 
 class Reward:
@@ -142,16 +170,16 @@ class Reward:
         Raises:
             UserError: a score is no finite number.
         """
-        totals = torch.zeros(len(sequences.tokens), dtype=torch.float32, device=sequences.tokens.device)
-        spreads = []
+        spreads, terms = [], []
         for source, term in zip(self.sources, self.terms, strict=True):
             scores = source.weight * torch.stack([member(sequences).float() for member in term])
             for name, own in zip(source.names, scores, strict=True):
                 if not bool(own.isfinite().all()):
                     raise UserError(f"rewards: found a score that is not finite, expected numbers of {name}")
-            totals += source.combined(scores)
+            terms.append(source.combined(scores))
             spreads += [ensemble_spread(scores)] if source.ensemble else []
-        return Scores(totals, torch.stack(spreads, 1) if spreads else totals.new_zeros(len(totals), 0))
+        totals, stacked = torch.stack(terms).sum(0), torch.stack(terms, 1)
+        return Scores(totals, torch.stack(spreads, 1) if spreads else stacked[:, :0], stacked)
 
     def models(self) -> dict[str, RewardModel]:
         """The reward models by folder."""

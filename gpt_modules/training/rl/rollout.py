@@ -30,6 +30,7 @@ class Scored(NamedTuple):
     scores: (B,) of the reward.
     spreads: (B, E) how far the members of each of its ensembles lie apart.
     sampled: (B, R) log-probabilities as the sampler had them.
+    terms: (B, S) of the terms that the scores are the sum of.
     values: (B, R) of a critic on the policy's trunk, which the same pass gives; None: the critic has its own.
     """
 
@@ -42,6 +43,7 @@ class Scored(NamedTuple):
     scores: Float[Tensor, "B"]
     spreads: Float[Tensor, "B E"]
     sampled: Float[Tensor, "B R"]
+    terms: Float[Tensor, "B S"]
     values: Float[Tensor, "B R"] | None = None
 
     @property
@@ -204,8 +206,8 @@ def score_responses(
 
     own, theirs, entropy, *valued = in_pieces(outputs, rows, sequences, responses, mask)
     values = valued[0] if valued else None
-    scores, spreads = in_pieces(reward, rows, sequences)
-    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, sampled, values)
+    scores, spreads, terms = in_pieces(reward, rows, sequences)
+    return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, sampled, terms, values)
 
 
 @torch.no_grad()

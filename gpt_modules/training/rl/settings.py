@@ -96,11 +96,12 @@ class CriticConfig:
     Args:
         init_from: folder it begins from; None: the first reward model, or the policy's with a head of zeros. With a
             shared trunk the head alone is read, of a folder whose trunk is the policy's; None: a head of zeros.
-        lr: its peak rate; None: the policy's. InstructGPT: 9e-6 (Ouyang et al. 2022, appendix C.4).
+        lr: its peak rate; None: the policy's. InstructGPT: 9e-6 (Ouyang et al. 2022, appendix C.4). One that is to
+            stay as it is has `clip.value_coef` 0.
         shared_trunk: a head on the policy's own trunk, which the value loss moves too (Ziegler et al. 2019, code):
             one forward pass in place of two and about half the memory; `lr` and `max_norm` are then the head's.
-        warmup: iterations in which the critic alone learns. The policy keeps its weights to the bit, and begins at the
-            place that the schedule has come to; an adaptive KL coefficient waits with it.
+        warmup: iterations in which the critic alone learns. The policy keeps its weights to the bit, and `schedule`
+            counts from its first step for it, from the run's for the critic; an adaptive KL coefficient waits with it.
         max_norm: largest norm of its gradient, clipped apart from the policy's; None: both are clipped as one by
             `trainer.gradient_clip_val`, and a large gradient of the critic shrinks the policy's.
         lora: low-rank updates learn in place of its trunk, beside its head; a reward model of the same folder shares
@@ -121,7 +122,7 @@ class CriticConfig:
         if self.shared_trunk:
             expect_idle("critic.lora", self.lora, [None], "a shared trunk has the policy's `lora`")
         if self.lr is not None:
-            expect_number("critic.lr", self.lr, "[0, inf)")
+            expect_number("critic.lr", self.lr, "(0, inf)")
         expect_number("critic.warmup", self.warmup, "[0, inf)", whole=True)
         if self.max_norm is not None:
             expect_number("critic.max_norm", self.max_norm, "(0, inf)")
@@ -220,8 +221,10 @@ class SamplingConfig:
             token like others.
         truncate_after: tokens of a response in which nothing ends it. Ziegler et al.: 16 of 24.
         eval_temperature: of the responses of validation, test, prediction and sample table; 0 takes the likeliest
-            token; None: as in training. Their log-probabilities and KL stay those of the policy that is trained, at
-            `temperature`: of answers drawn otherwise the KL is a mean log-ratio, no estimate of the divergence.
+            token, and `val/kl` is then of that text; None: as in training. Their log-probabilities and KL stay those of
+            the policy that is trained, at `temperature`: of answers drawn otherwise the KL is a mean log-ratio, no
+            estimate of the divergence, and neither it nor `val/reward` and the figure of score against KL compare with
+            `objective/kl`, with `kl.target`, or with a run that validates at another temperature.
     """
 
     stop: list[str | int] | None = None

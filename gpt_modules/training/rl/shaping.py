@@ -1,5 +1,6 @@
 """The second half of an iteration's experience: scores, KL and values become rewards, advantages and returns."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import (
     distinct_ngrams,
     explained_variance,
@@ -116,6 +117,7 @@ def shape_rollout(
     """
     kl = kl_estimate(scored.logprobs, scored.ref_logprobs)
     rewards = kl_shaped_rewards(optimised_scores(scored, shaping), kl, scored.mask, kl_coef)
+    _expect_squares(rewards, scored, kl_coef, shaping)
     tokens, prompt_lengths, *_ = scored.sequences
     sampled = (tokens, prompt_lengths, scored.responses, scored.mask, scored.logprobs)
     if values is None:
@@ -123,6 +125,29 @@ def shape_rollout(
     white = shaping.whiten_over == "rollout"
     advantages, returns, shaped = _advantages(rewards, values, scored.mask, shaping, white)
     return Rollout(*sampled, advantages, values, returns, rewards=rewards), shaped
+
+
+def _expect_squares(rewards: Float[Tensor, "B R"], scored: Scored, kl_coef: float, shaping: Shaping) -> None:
+    """Advantages, returns and the critic's loss have sums and squares of the rewards, in float32: what overflows there
+    would be told later as a loss that is not finite, or be whitened to nothing.
+
+    Raises:
+        UserError: it would; with what made them so large.
+    """
+    totals = torch.where(scored.mask, rewards, 0.0).abs().sum(1)
+    if bool(totals.square().sum().isfinite()):
+        return
+    costs = (scored.mask.sum(1) - shaping.scores.free_length).clamp_min(0).double() * shaping.scores.length_penalty
+    missing = 0.0 if shaping.missing_eos_score is None else abs(shaping.missing_eos_score)
+    found = {
+        "rewards": float(scored.scores.abs().max()),
+        "missing_eos_score": missing if bool((~scored.ended).any()) else 0.0,
+        "scores.length_penalty": float(costs.max()),
+        "kl.coef": kl_coef * float(scored.sequence_kl().abs().max()),
+    }
+    name = max(found, key=lambda one: found[one])
+    expected = "of an answer, expected numbers whose squares float32 can sum"
+    raise UserError(f"model.init_args.{name}: found {found[name]:.3g} {expected}")
 
 
 def expect_enough(whiten_over: str, episodes: int) -> None:
@@ -165,12 +190,14 @@ def _advantages(
     return masked_whiten(advantages, mask) if white and shaping.whiten_advantages else advantages, returns, rewards
 
 
-def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dict[str, Float[Tensor, "B"]]:
+def response_statistics(
+    scored: Scored, kl_coef: float, shaping: Shaping, terms: Sequence[str] = ()
+) -> dict[str, Float[Tensor, "B"]]:
     """What is known of each response.
 
     `score` is the reward's own, whether the response ended or not; `optimised_score` is what training uses of it, and
     `reward` what it maximises: the optimised score less the penalty, before any whitening. `reward_spread` is there
-    where the reward has ensembles: the sum of their spreads.
+    where the reward has ensembles: the sum of their spreads; `score/...` of each of its `terms`, by name.
     """
     optimised, kl = optimised_scores(scored, shaping), scored.sequence_kl()
     return {
@@ -182,22 +209,47 @@ def response_statistics(scored: Scored, kl_coef: float, shaping: Shaping) -> dic
         "ended": scored.ended.float(),
         "repetition": repeated_ngrams(scored.responses, scored.mask),
         **({"reward_spread": scored.spreads.sum(1)} if scored.spreads.shape[1] else {}),
+        **{f"score/{name}": scored.terms[:, i] for i, name in enumerate(terms)},
     }
 
 
-def rollout_statistics(scored: Scored, rollout: Rollout, kl_coef: float, shaping: Shaping) -> dict[str, Tensor]:
-    """What a run is watched by: means over all responses, or over all response tokens."""
-    responses, mask = response_statistics(scored, kl_coef, shaping), scored.mask
+def rollout_statistics(
+    scored: Scored, rollout: Rollout, kl_coef: float, shaping: Shaping, answers: int = 1, terms: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """What a run is watched by: means over all responses, or over all response tokens.
+
+    Args:
+        answers: to a prompt, which stand one after the other.
+        terms: names of those of the reward; none where it has one.
+    """
+    responses, mask = response_statistics(scored, kl_coef, shaping, terms), scored.mask
     rooms = dict.fromkeys(("length", "ended", "repetition"), "response")
     values, returns = rollout.values, rollout.returns
     return {
         **{f"{rooms.get(name, 'objective')}/{name}": values.double().mean() for name, values in responses.items()},
         "objective/score_std": scored.scores.std(unbiased=False),
+        **_scores_statistics(scored, shaping, answers),
         "objective/entropy": masked_mean(scored.entropy, mask),
         **({} if values is None or returns is None else _critics_statistics(values, returns, mask)),
         **{f"response/{name}": value for name, value in diversity(scored.responses, mask).items()},
         **sampler_agreement(scored),
     }
+
+
+def _scores_statistics(scored: Scored, shaping: Shaping, answers: int) -> dict[str, Tensor]:
+    """Of what became of them. `objective/groups_without_spread` is the share of prompts whose answers are all optimised
+    alike: measured by one another, as without a critic, they teach nothing of the reward.
+    """
+    found, scores, moments = dict[str, Tensor](), scored.scores, shaping.moments
+    if moments.seen:
+        units = {"score_gain": 1.0 / moments.deviation, "score_bias": -moments.mean / moments.deviation}
+        found |= {f"objective/{name}": scores.new_tensor(value, dtype=torch.float64) for name, value in units.items()}
+    if shaping.scores.clip is not None:
+        found["objective/clipped_scores"] = (moments.normalised(scores).abs() > shaping.scores.clip).double().mean()
+    if not shaping.estimator.has_critic:
+        groups = optimised_scores(scored, shaping).view(-1, answers)
+        found["objective/groups_without_spread"] = (groups == groups[:, :1]).all(1).double().mean()
+    return found
 
 
 def _critics_statistics(values: Tensor, returns: Tensor, mask: Tensor) -> dict[str, Tensor]:

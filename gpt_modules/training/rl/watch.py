@@ -20,7 +20,7 @@ class RolloutWatch:
     def __init__(self, max_new_tokens: int, missing_eos_score: float | None) -> None:
         self.max_new_tokens, self.missing_eos_score = max_new_tokens, missing_eos_score
         self.shown: dict[str, float] = {}
-        self._told_endless = self._told_sampler = False
+        self._told_endless = self._told_sampler = self._told_alike = False
 
     def look(self, numbers: Mapping[str, float], episodes: int) -> None:
         """The numbers of a rollout of so many episodes, as they are logged."""
@@ -28,6 +28,7 @@ class RolloutWatch:
         if getattr(rank_zero_only, "rank", 0) == 0:
             self._warn_of_endless(numbers["response/ended"], episodes)
             self._warn_of_sampler(numbers["sampler/kl"], numbers["sampler/max_prob_error"])
+            self._warn_of_alike(numbers.get("objective/groups_without_spread", 0.0))
 
     def _warn_of_endless(self, ended: float, episodes: int) -> None:
         """Once: where (nearly) no response ends, the reward has no say."""
@@ -38,6 +39,16 @@ class RolloutWatch:
             "missing_eos_score: %d of %d responses ended; the others score %s, whatever the reward says. Expected more "
             "than max_new_tokens: %d, a model that ends its answers, or null here, which trusts the reward",
             *(round(ended * episodes), episodes, self.missing_eos_score, self.max_new_tokens),
+        )
+
+    def _warn_of_alike(self, share: float) -> None:
+        """Once: answers that all score alike are no better than one another."""
+        if share < 1.0 or self._told_alike:
+            return
+        self._told_alike = True
+        log.warning(
+            "objective/groups_without_spread: the answers to each prompt of a rollout all score alike: it teaches "
+            "nothing; expected prompts whose answers differ in it, or more data.init_args.answers"
         )
 
     def _warn_of_sampler(self, kl: float, error: float) -> None:

@@ -22,7 +22,7 @@ def scored(micro, responses, scores, prompts=PROMPTS):
     ends = torch.tensor([len(prompt) + len(response) for prompt, response in pairs])
     unread = torch.full((len(pairs), 1), torch.nan)
     sequences = Sequences(tokens, starts, ends, unread[:, 0], unread[:, 0])
-    return Scored(sequences, unread, unread, unread, unread, unread, torch.tensor(scores), unread, unread)
+    return Scored(sequences, unread, unread, unread, unread, unread, torch.tensor(scores), unread, unread, unread)
 
 
 def test_each_row_is_its_prompt_its_response_and_its_score(micro):

@@ -16,7 +16,7 @@ def answers(*rows):
     none = torch.zeros(len(rows))
     sequences = Sequences(responses, none.long(), mask.sum(1), none.bool(), none.long())
     cells = torch.zeros_like(mask, dtype=torch.float32)
-    return Scored(sequences, responses, mask, cells, cells, cells, none, none[:, None], cells)
+    return Scored(sequences, responses, mask, cells, cells, cells, none, none[:, None], cells, none[:, None])
 
 
 def numbers(*scores):

@@ -12,7 +12,7 @@ from conftest import shaken
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.rewards import Reward, RewardSource, reward_sources
+from gpt_modules.training.rl.rewards import Reward, RewardSource, reward_sources, term_names
 from gpt_modules.training.rl.sequences import Sequences
 
 
@@ -246,3 +246,17 @@ def test_the_digest_is_of_what_was_read(micro, functions, tmp_path):
     again = Reward(sources, micro.tokenizer, lambda model: model.bfloat16()).digests()
     assert again == digests, "whatever the precision of the run"
     assert all(len(digest) == 64 for digest in digests.values())
+
+
+def test_terms_of_a_sum_have_names_that_tell_them_apart():
+    sources = [
+        RewardSource(function="rules:brief"),
+        RewardSource(folder="runs/reward/export"),
+        RewardSource("other/reward"),
+    ]
+    assert term_names(sources) == ["brief", "reward-2", "reward-3"]
+    assert term_names([RewardSource(ensemble=["a/r-0/export", "a/r-1"], combine="worst"), sources[0]]) == [
+        "r-0-ensemble",
+        "brief",
+    ]
+    assert term_names(sources[:1]) == []

@@ -81,7 +81,7 @@ def sampling(policy, prompts):
 def last_token_score(sequences):
     """A reward that depends on the response's text alone: the id of its last token; its spread is a tenth of it."""
     last = sequences.tokens.gather(1, sequences.lengths[:, None] - 1).float()
-    return Scores(last[:, 0], last / 10)
+    return Scores(last[:, 0], last / 10, last)
 
 
 @pytest.fixture(scope="module")

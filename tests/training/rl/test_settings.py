@@ -29,7 +29,7 @@ TAKEN = {
     "clip.ratio_high": {None, 0.5, 1e30, math.inf},
     "clip.value": {0.5, 1e30, math.inf},
     "clip.value_coef": {0.0, 0.5, 1e30},
-    "critic.lr": {None, 0.0, 0.5, 1.0, 1e30},
+    "critic.lr": {None, 0.5, 1.0, 1e30},
     "ptx.coef": {0.0, 0.5, 1.0, 1e30},
     "critic.max_norm": {None, 0.5, 1.0, 1e30},
     "ema.decay": {0.0, 0.5},

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_map
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.rollout import Scored
+from gpt_modules.training.rl.scores import Moments, ScoresConfig
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Shaping
 from gpt_modules.training.rl.shaping import (
@@ -45,7 +46,9 @@ def scored():
     entropy = torch.where(MASK, 0.5, 100.0)
     sequences = Sequences(tokens, torch.ones(3, dtype=torch.long), lengths + 1, ended, torch.arange(3))
     logprobs = (KL - 7.0, torch.full((3, 3), -7.0))
-    return Scored(sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0), SAMPLED)
+    return Scored(
+        sequences, tokens[:, 1:], MASK, *logprobs, entropy, scores, torch.zeros(3, 0), SAMPLED, scores[:, None]
+    )
 
 
 def test_a_missing_end_replaces_the_score_and_the_score_lands_on_the_last_token(scored):
@@ -226,3 +229,65 @@ def test_episodes_come_in_the_order_of_their_numbers(scored):
     assert shuffled.scores.tolist() == [2.0, -3.0, 4.0]
     assert torch.equal(values, VALUES[[1, 2, 0]])
     assert torch.equal(shuffled.sequences.tokens, scored.sequences.tokens[[1, 2, 0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "scores", "coef", "given"),
+    [
+        ("rewards", [1e30, 2.0, -3.0], 0.1, {}),
+        ("scores.length_penalty", [4.0, 2.0, -3.0], 0.1, {"scores": ScoresConfig(length_penalty=1e30)}),
+        ("missing_eos_score", [4.0, 2.0, -3.0], 0.1, {"missing_eos_score": -1e30}),
+        ("kl.coef", [4.0, 2.0, -3.0], 1e30, {}),
+    ],
+)
+def test_what_overflows_is_told_by_what_made_it(scored, name, scores, coef, given):
+    """Whitened, rewards of 1e30 would be advantages of 0; unwhitened, the losses would be infinite."""
+    scored = scored._replace(scores=torch.tensor(scores))
+    line = (
+        rf"^model\.init_args\.{name}: found [0-9.]+e\+30 of an answer, expected numbers whose squares float32 can sum"
+    )
+    for shaping in (Shaping(**PLAIN, **given), Shaping(estimator=EstimatorConfig("rloo"), **given)):
+        with pytest.raises(UserError, match=line):
+            shape_rollout(scored, VALUES if shaping.estimator.has_critic else None, coef, shaping, answers=3)
+
+
+def test_large_scores_that_are_normalised_are_not_large(scored):
+    moments = Moments("reference", 2, 1e30, 2e60)
+    shaping = Shaping(scores=ScoresConfig("reference"), moments=moments, missing_eos_score=None, **PLAIN)
+    rollout, _ = shape_rollout(scored._replace(scores=scored.scores * 1e30), VALUES, 0.0, shaping)
+    assert rollout.returns.sum(1).tolist() != [0.0] * 3
+
+
+def statistics(scored, shaping, answers, terms=()):
+    rollout, _ = shape_rollout(scored, None if not shaping.estimator.has_critic else VALUES, 0.0, shaping, answers)
+    return {
+        name: float(value) for name, value in rollout_statistics(scored, rollout, 0.0, shaping, answers, terms).items()
+    }
+
+
+def test_the_share_of_groups_whose_answers_are_optimised_alike(scored):
+    """Four answers to two prompts; the second of the first group did not end, and the clip makes the last two alike."""
+    four = rows_of(scored, torch.tensor([0, 1, 2, 2]))._replace(scores=torch.tensor([-1.0, 7.0, 3.0, 9.0]))
+    name, grpo = "objective/groups_without_spread", EstimatorConfig("grpo")
+    for shaping, share in (
+        (Shaping(estimator=grpo), 0.5),
+        (Shaping(estimator=grpo, missing_eos_score=None), 0.0),
+        (Shaping(estimator=grpo, scores=ScoresConfig(clip=2.0)), 1.0),
+        (Shaping(estimator=EstimatorConfig("rloo"), scores=ScoresConfig(clip=2.0)), 1.0),
+    ):
+        assert statistics(four, shaping, 2)[name] == share
+    assert name not in statistics(scored, Shaping(**PLAIN), 1)
+
+
+def test_what_became_of_the_scores_is_told(scored):
+    """Scores 4, 2, -3 by a mean of 2 and a deviation of 4: a gain of 1/4, a bias of -1/2; -1.25 alone is beyond 1."""
+    shaping = Shaping(scores=ScoresConfig("running", clip=1.0), moments=Moments("running", 2, 2.0, 32.0), **PLAIN)
+    found = statistics(scored, shaping, 1, ["words"])
+    expected = {"objective/score_gain": 0.25, "objective/score_bias": -0.5, "objective/clipped_scores": 1 / 3}
+    expected |= {"objective/score/words": 1.0}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert not [
+        name
+        for name in statistics(scored, Shaping(**PLAIN), 1)
+        if name.startswith(("objective/clip", "objective/score_g"))
+    ]

@@ -42,3 +42,15 @@ def test_a_sampler_that_draws_from_another_distribution_is_told_once(caplog, kl,
             watch.look({**numbers(1.0), "sampler/kl": kl, "sampler/max_prob_error": 0.25}, 40)
     begins = "sampler/kl: found 0.002 nats a token between sampler and policy (a probability differs by up to 0.25)"
     assert [message.startswith(begins) for message in caplog.messages] == [True] * told
+
+
+@pytest.mark.parametrize(("share", "told"), [(1.0, 1), (0.99, 0), (None, 0)])
+def test_answers_that_all_score_alike_are_told_once(caplog, share, told):
+    watch = RolloutWatch(8, None)
+    found = numbers(1.0) | ({} if share is None else {"objective/groups_without_spread": share})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            watch.look(found, 40)
+    assert [line.startswith("objective/groups_without_spread: the answers to each") for line in caplog.messages] == [
+        True
+    ] * told
