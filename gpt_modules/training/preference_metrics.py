@@ -111,14 +111,11 @@ class PreferenceMetrics:
         """
         losses, margins, metrics = self.take(getattr(module.trainer.datamodule, "held_out_labelers", {}))  # type: ignore[attr-defined]
         preferences, right = torch.sigmoid(margins), _right(margins)
-        # Each pair twice, once with its tie for right and once for wrong: the error of half a count, the same else.
-        confidence = torch.maximum(preferences, 1 - preferences).repeat(2)
-        both = torch.cat([margins > 0, margins >= 0]).long()
         values = {
             "loss": losses.mean(),
             "accuracy": right.mean(),
             "margin": margins.mean(),
-            "calibration_error": binary_calibration_error(confidence, both, CALIBRATION_BINS),
+            "calibration_error": calibration_error(margins),
         }
         # Equal on all processes; said, as Lightning warns otherwise.
         module.log_dict({f"{stage}/{name}": float(value) for name, value in values.items()}, True, sync_dist=True)
@@ -163,6 +160,15 @@ def tag_of(name: str) -> str:
     if clean == name and not re.search(r"-[0-9a-f]{8}$", name):
         return name
     return f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def calibration_error(margins: Tensor) -> Tensor:
+    """How far confidence lies from accuracy in the mean over pairs, by `CALIBRATION_BINS` bins of confidence. Each pair
+    is there twice, once with a tie for right and once for wrong: half a count of each.
+    """
+    preferences = torch.sigmoid(margins)
+    confidence = torch.maximum(preferences, 1 - preferences).repeat(2)
+    return binary_calibration_error(confidence, torch.cat([margins > 0, margins >= 0]).long(), CALIBRATION_BINS)
 
 
 def _right(margins: Tensor) -> Tensor:

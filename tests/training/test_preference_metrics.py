@@ -3,14 +3,13 @@
 import math
 import random
 import re
-import types
 
 import numpy as np
 import pytest
 import torch
 
 from gpt_modules.data.collate import RankedAnswers, collate_rankings
-from gpt_modules.training.preference_metrics import LENGTHS, MARGINS, PreferenceMetrics, tag_of
+from gpt_modules.training.preference_metrics import LENGTHS, MARGINS, PreferenceMetrics, calibration_error, tag_of
 
 NAMES = {"ann": 0, "ben": 1}
 
@@ -141,20 +140,12 @@ def test_no_two_names_have_one_tag():
 
 
 def test_a_pair_whose_answers_score_the_same_is_half_right():
-    """A policy that still is its reference is right as often as a coin, and says so: no error of its calibration."""
-    logged = {}
-    module = types.SimpleNamespace(
-        trainer=types.SimpleNamespace(datamodule=None, callback_metrics={}, loggers=[]),
-        log_dict=lambda values, *_, **__: logged.update(values),
-    )
+    """A policy that still is its reference is right as often as a coin, and says so: no error of its calibration. Of
+    three pairs that are certain, one is wrong, which is a quarter with a tie beside them.
+    """
     rows = [RankedAnswers([np.arange(2), np.arange(3)], [1, 2], (), 0, 1)] * 4
-    for scores, accuracy, error in (
-        ([[0.0, 0.0]] * 4, 0.5, 0.0),
-        ([[9e9, 0.0], [0.0, 9e9], [9e9, 0.0], [0.0, 0.0]], 0.625, 0.25),  # of three that are certain, one is wrong
-    ):
-        metrics = PreferenceMetrics()
-        metrics.add(collate_rankings(rows), torch.tensor(scores, dtype=torch.float64))
-        metrics.log(module, "val")
-        assert logged["val/accuracy"] == accuracy
-        assert logged["val/accuracy_round/1"] == accuracy
-        assert logged["val/calibration_error"] == pytest.approx(error)
+    certain = [[9e9, 0.0], [0.0, 9e9], [9e9, 0.0], [0.0, 0.0]]
+    for scores, accuracy, error in (([[0.0, 0.0]] * 4, 0.5, 0.0), (certain, 0.625, 0.25)):
+        found = measured(rows, scores)
+        assert found.metrics["accuracy_round/1"] == accuracy
+        assert calibration_error(found.margins).item() == pytest.approx(error)
