@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import wraps
 from math import prod
@@ -24,11 +24,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 SECONDS = 2.0  # of the processor; a conversation takes some ten thousandths
-LARGEST = 1 << 24  # letters of a text, or what is as large
+LARGEST = 1 << 22  # letters of a text, or what is as large
 ITEM = 64  # letters that an item of a list counts as
 MOST_WORK = 1 << 28  # letters that one operation may make, or read
 _WIDE = re.compile(r"\d{5}|\*")  # in a format: a field that is wider than any text
-_WITHOUT = {"random", "lipsum", "pprint"}
+_WITHOUT = {"random", "lipsum", "pprint", "wordwrap", "urlize", "striptags"}  # the last three: quadratic in a text
+_NO_ATTRIBUTES = {"encode", "to_bytes", "from_bytes", "striptags"}  # nothing here looks at bytes
 
 
 def compile_template(source: str) -> Template:
@@ -117,8 +118,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             extensions=[_Generation, loopcontrols],
         )
         self._clock = threading.local()
-        self.filters = {name: _guarded(name, of) for name, of in self.filters.items() if name not in _WITHOUT}
-        self.filters["tojson"] = _guarded("tojson", _tojson)
+        self.filters = {name: self._guarded(name, of) for name, of in self.filters.items() if name not in _WITHOUT}
+        self.filters["tojson"] = self._guarded("tojson", _tojson)
         for name in _WITHOUT & set(self.globals):
             del self.globals[name]
         self.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
@@ -131,6 +132,15 @@ class _Environment(ImmutableSandboxedEnvironment):
         """One step of it."""
         _expect(time.thread_time() < self._clock.end, f"is not done after {SECONDS:g} seconds")
         return ""
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """A part of something; filters ask here for one of each item."""
+        self.tick()
+        return super().getitem(obj, argument)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may have it."""
+        return attr not in _NO_ATTRIBUTES and super().is_safe_attribute(obj, attr, value)
 
     @staticmethod
     def joined(*parts: Any) -> str:
@@ -171,6 +181,30 @@ class _Environment(ImmutableSandboxedEnvironment):
             _expect(not _WIDE.search(text) and "{:{" not in text, "formats too wide a text")
         return super().wrap_str_format(value)
 
+    def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A filter that looks at what it is given, and at what it makes."""
+        own = 1 if hasattr(function, "jinja_pass_arg") else 0
+
+        @wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            self.tick()
+            given = args[own:]
+            if name == "format":
+                _expect(not _WIDE.search(str(given[0])), "formats too wide a text")
+            if name == "sum":  # lists would be copied again with each that is added
+                start = given[2] if len(given) > 2 else kwargs.get("start", 0)
+                _expect(isinstance(start, int | float), "makes too large a sum, of what are no numbers")
+            _expect_small(*given, *kwargs.values())
+            made = function(*args, **kwargs)
+            return self._ticking(made) if isinstance(made, Generator) else _finite(made)
+
+        return guarded
+
+    def _ticking(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self.tick()
+            yield item
+
 
 def size_of(value: Any) -> int:
     """What a value takes, written out or repeated: letters of a text, the amount of a whole number, `ITEM` for each
@@ -198,7 +232,8 @@ def size_of(value: Any) -> int:
 
 
 def _finite(value: Any) -> Any:
-    """The value; one that is small itself but not when it is written is refused."""
+    """The value; one that is small itself but not when it is written is refused, and bytes, which nothing counts."""
+    _expect(not isinstance(value, bytes | bytearray | memoryview), "makes bytes, too large for all that is known")
     if isinstance(value, str | Mapping | list | tuple | set | frozenset):
         _expect(size_of(value) <= LARGEST, "makes too large a value")
     return value
@@ -208,21 +243,6 @@ def _expect_small(*values: Any) -> None:
     sizes = [size_of(value) for value in values]
     small = max(sizes, default=0) <= LARGEST and prod(1 + size for size in sizes) <= MOST_WORK
     _expect(small, "makes too large a value")
-
-
-def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that looks at what it is given, and at what it makes."""
-    own = 1 if hasattr(function, "jinja_pass_arg") else 0
-
-    @wraps(function)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        given = args[own:]
-        if name == "format":
-            _expect(not _WIDE.search(str(given[0])), "formats too wide a text")
-        _expect_small(*given, *kwargs.values())
-        return _finite(function(*args, **kwargs))
-
-    return guarded
 
 
 def _expect(fits: bool, what: str) -> None:
