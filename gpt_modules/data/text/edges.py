@@ -7,6 +7,7 @@ that is already there, such as an answer, has neither.
 """
 
 import json
+from collections.abc import Collection
 from typing import Any
 
 import tokenizers
@@ -34,6 +35,14 @@ def set_begin(backend: tokenizers.Tokenizer, token: str) -> None:
     """Have a token of the vocabulary before every text."""
     found = [(token, backend.token_to_id(token))]
     backend.post_processor = processors.TemplateProcessing(single=f"{token} $A", special_tokens=found)
+
+
+def make_special(backend: tokenizers.Tokenizer, names: Collection[str]) -> None:
+    """Added tokens become special ones, with the same id."""
+    for token in backend.get_added_tokens_decoder().values():
+        if token.content in names:
+            flags = {name: getattr(token, name) for name in ("lstrip", "rstrip", "single_word", "normalized")}
+            backend.add_special_tokens([AddedToken(token.content, special=True, **flags)])
 
 
 def keep_apart(backend: tokenizers.Tokenizer, ends: str) -> None:

@@ -67,6 +67,17 @@ def constants(source: str) -> set[str]:
     return {node.value for node in found if isinstance(node.value, str)}
 
 
+def sought(source: str) -> set[str]:
+    """The texts that a template asks for in what is said: by `in`, or by a method of a text."""
+    tree, found = _Environment().parse(source), set()
+    for test in tree.find_all(nodes.Compare):
+        found |= {test.expr} if any(operand.op in ("in", "notin") for operand in test.ops) else set()
+    for call in tree.find_all(nodes.Call):
+        asks = isinstance(call.node, nodes.Getattr) and call.node.attr in ("split", "startswith", "endswith")
+        found |= set(call.args) if asks else set()
+    return {node.value for node in found if isinstance(node, nodes.Const) and isinstance(node.value, str)}
+
+
 class _Generation(Extension):
     """`{% generation %}` around what an assistant says changes nothing: what is learned follows from the prompts."""
 

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gpt_modules.data.arguments import expect_one_of, expect_whole
 from gpt_modules.data.text.chat_template import ChatTemplate
-from gpt_modules.data.text.edges import begin_id, keep_apart, reason_of, without_space
+from gpt_modules.data.text.edges import begin_id, keep_apart, make_special, reason_of, without_space
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.gpt2_bpe import byte_level, gpt2_bpe, with_end
 from gpt_modules.data.text.reading import (
@@ -33,7 +33,7 @@ from gpt_modules.data.text.reading import (
     find_tokenizer,
     read_tokenizer,
 )
-from gpt_modules.data.text.turns import Parts, Turns
+from gpt_modules.data.text.turns import Parts, Turns, written
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import replace_durably, room_for
 from gpt_modules.storage.model_files import END_OF_TEXT, TEMPLATE_FILE, TOKENIZER_FILE, ChatFiles
@@ -83,6 +83,9 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True  # as text; not stored in the JSON, so set at every construction
+        self.template = (template or ChatTemplate()).with_end(eos)
+        added = backend.get_added_tokens_decoder().values()
+        make_special(backend, written(self.template, [token.content for token in added if not token.special]))
         if eos != NEWLINE:  # of GPT-1's released vocabulary, in which a line is a text
             keep_apart(backend, eos)
         self._backend = backend
@@ -91,7 +94,6 @@ class Tokenizer:
         self.eos_id: int = eos_id
         self.bos_id = begin_id(backend)
         """The token that begins every sequence; None where the family has none (GPT-1, GPT-2, Pythia, Qwen)."""
-        self.template = (template or ChatTemplate()).with_end(eos)
         self._ends = tuple(end for end in ends if backend.id_to_token(end) is not None)
 
     def encode(self, text: str) -> list[int]:

@@ -7,18 +7,24 @@ because of the marks is refused.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 from gpt_modules.data.text.chat_template import ChatTemplate, Message
-from gpt_modules.data.text.sandbox import constants
+from gpt_modules.data.text.sandbox import constants, sought
 from gpt_modules.errors import UserError
 
 Parts = list[str | int]
 """Text, id, text, ..., text; a text may be empty."""
 _PRIVATE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))  # characters without a meaning
+_TOLD = {"role": "system", "content": "Be brief."}
 _ASKED = {"role": "user", "content": "Why?"}
 _SAID = {"role": "assistant", "content": "So."}
+_CALLED = {"role": "tool", "content": "1"}
+_HEARD = (([_ASKED], False), ([_TOLD, _ASKED], False), ([_ASKED, _CALLED], False))
+_SPOKEN = (([_ASKED], True), ([_ASKED, _SAID], False), ([_TOLD, _ASKED, _SAID, _ASKED, _SAID], False))
+"""Conversations in which a template writes what it writes around each who speaks."""
 
 
 class Turns:
@@ -109,6 +115,32 @@ class Turns:
 
     def _marked(self, content: str, mark: str) -> str:
         return self._signs.sub(lambda found: found[0] + mark * (found.lastgroup == "sign"), content)
+
+
+def written(template: ChatTemplate, tokens: Iterable[str]) -> set[str]:
+    """Those of the tokens that a template writes itself, around what is said. A vocabulary need not call them special
+    (Hermes' `<|im_start|>`), yet whoever types them is to steer nothing.
+
+    What it writes only where the assistant speaks, and also looks for in what is said, is the assistant's own to write
+    (Qwen's `<think>`); and a word or white space is text.
+    """
+    signs = {token for token in tokens if len(token) > 1 and not token.strip().isalnum() and not token.isspace()}
+    if not signs:
+        return set()
+    heard, spoken = ({token for token in signs if token in _renderings(template, of)} for of in (_HEARD, _SPOKEN))
+    try:
+        return heard | (spoken - sought(template.source))
+    except Exception:  # no template of Jinja: told where a conversation needs one
+        return set()
+
+
+def _renderings(template: ChatTemplate, conversations: Iterable[tuple[Sequence[Message], bool]]) -> str:
+    """What a template makes of the conversations that it takes."""
+    texts = []
+    for messages, speak in conversations:
+        with suppress(UserError):
+            texts.append(template.render(messages, speak))
+    return "\0".join(texts)
 
 
 def _unused(messages: Sequence[Message]) -> str:

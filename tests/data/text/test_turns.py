@@ -1,8 +1,13 @@
+import json
+
 import chats
 import pytest
+import tokenizers
 
 from gpt_modules.data.text.chat_template import ChatTemplate
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.data.text.turns import Turns
+from gpt_modules.data.text.turns import written as written_by
 from gpt_modules.errors import UserError
 
 CONTROL = {token: i for i, token in enumerate(chats.SPECIAL)}
@@ -85,3 +90,27 @@ def test_every_private_character_said():
     said = "<" + "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE)]))
     with pytest.raises(UserError, match="every private character"):
         turns(chats.CHATML).parts([{"role": "user", "content": said}], True)
+
+
+@pytest.mark.parametrize("name", chats.TEMPLATES)
+def test_a_token_that_a_template_writes_is_control_whatever_the_vocabulary_calls_it(name):
+    """With none of its tokens called special, a conversation has the ids that it has with all of them so called."""
+    template = ChatTemplate(chats.TEMPLATES[name], tuple(chats.NAMES.items()))
+    special = Tokenizer(chats.byte_level(), "</s>", template)
+    form = json.loads(chats.byte_level().to_str())
+    form["added_tokens"] = [{**token, "special": False} for token in form["added_tokens"]]
+    plain = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(form)), "</s>", template)
+    assert plain.end_ids == special.end_ids
+    for conversation in chats.conversations(chats.HARD):
+        controls = [of.turns.parts(conversation, True)[1::2] for of in (plain, special)]
+        assert controls[0] == controls[1]
+    for token in written_by(template, chats.SPECIAL):
+        assert plain.encode(token) == special.encode(token)
+
+
+def test_what_an_assistant_writes_itself_is_no_control_token():
+    tokens = ["<think>", "</think>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "user", "\n", "\n\n", "<tool>"]
+    assert written_by(ChatTemplate(chats.QWEN3), tokens) == {"<|im_start|>", "<|im_end|>"}
+    looks = chats.CHATML.replace("{% for", "{% if '<|im_start|>' in messages[0].content %}{% endif %}{% for", 1)
+    assert written_by(ChatTemplate(looks), tokens) == {"<|im_start|>", "<|im_end|>"}
+    assert written_by(ChatTemplate("{% if %}"), tokens) == set()
