@@ -106,7 +106,7 @@ def _open(options: Namespace, opened: ExitStack) -> "Served":
         scorer = model_scorer(options.model, model, tokenizer, field="responses")
         scoring = Scoring(scorer.scores, options.queue, options.deadline)
         opened.callback(scoring.close)
-        return Served(name, scorer.digest or "", scoring=scoring)
+        return Served(name, scorer.digest or "", scoring=scoring, deadline=options.deadline)
     batch = Batch(model, options.rows, options.cache_mb * 2**20, fitting_rows(model, options.rows))
     engine = Engine(batch, options.queue)
     opened.callback(engine.close)

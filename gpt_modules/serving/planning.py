@@ -49,6 +49,9 @@ class Speaker:
         Raises:
             UserError: it is none, or does not fit.
         """
+        if len(asked.messages) > (limit := self.model.config.n_positions):  # told before a template works for nothing
+            raise TooLong(f"messages: found {len(asked.messages)} messages, expected fewer than {limit} tokens, the "
+                          "model's context")  # fmt: skip
         prompt = encode_conversation(asked.conversation, self.tokenizer)
         self._check_room("messages", prompt, asked.most or 1)
         most = asked.most or self.model.config.n_positions - len(prompt)

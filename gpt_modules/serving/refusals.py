@@ -4,12 +4,12 @@ import re
 from typing import Any
 
 from gpt_modules.errors import UserError
+from gpt_modules.serving.bodies import TooLarge, TooSlow, Unread
 from gpt_modules.serving.engine import Busy, Failed, Late
 from gpt_modules.serving.forms import error_of
 from gpt_modules.serving.planning import TooLong
-from gpt_modules.serving.requests import TooLarge
 
-_FIELD = re.compile(r"([a-z_]+)(?=[.\[:])")
+_FIELD = re.compile(r"([a-z_-]+)(?=[.\[:])")
 
 
 class UnknownModel(UserError):
@@ -36,6 +36,8 @@ def refusal_of(error: Exception) -> tuple[int, dict[str, Any]]:
 
 _KINDS: dict[type[UserError], tuple[int, str | None]] = {
     TooLarge: (413, "body_too_large"),
+    TooSlow: (408, "deadline"),
+    Unread: (415, None),
     TooLong: (400, "context_length_exceeded"),
     UnknownModel: (404, "model_not_found"),
 }

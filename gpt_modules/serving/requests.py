@@ -7,23 +7,15 @@ such as `user`, is taken. `null` means that it is not given.
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from starlette.requests import Request
-
 from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.messages import question_of
 from gpt_modules.errors import UserError
 from gpt_modules.storage.documents import Rule, typed
 from gpt_modules.storage.strict_json import only_value
 
-LARGEST_BODY = 1 << 20  # bytes
-DRAINED = 1 << 24  # bytes of a body beyond it that are read all the same, so that its sender hears why
 MOST_CHOICES = 128  # of one request, over all its prompts
 
 KindT = TypeVar("KindT")
-
-
-class TooLarge(UserError):
-    """A body beyond `LARGEST_BODY`."""
 
 
 def _only(fits: Any, expected: str) -> Rule:
@@ -226,24 +218,17 @@ def _conversation(messages: list[Message]) -> list[dict[str, str]]:
         raise UserError(str(error)) from error
 
 
-async def read_request(request: Request, kind: type[KindT]) -> KindT:
-    """The body of a request.
+def read_body(body: bytes, kind: type[KindT]) -> KindT:
+    """What a body asks for.
 
     Raises:
-        TooLarge: it is beyond `LARGEST_BODY`.
         UserError: it is no JSON, or not of this kind; the line begins with the name of the field.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
-        raise UserError(f"content-type: found {request.headers.get('content-type', '')[:40]!r}, expected JSON")
-    body, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= LARGEST_BODY:
-            body += chunk
-        elif size > DRAINED:
-            break
-    if size > LARGEST_BODY:
-        raise TooLarge(f"body: found more than {LARGEST_BODY:,} bytes, expected fewer")
-    value = only_value(bytes(body))
-    given = {key: of for key, of in value.items() if of is not None} if isinstance(value, dict) else value
-    return typed(kind, given)  # type: ignore[no-any-return]
+    return typed(kind, _given(only_value(body)))  # type: ignore[no-any-return]
+
+
+def _given(value: object) -> object:
+    """Without the keys that are null, wherever they stand."""
+    if isinstance(value, list):
+        return [_given(item) for item in value]
+    return {key: _given(of) for key, of in value.items() if of is not None} if isinstance(value, dict) else value

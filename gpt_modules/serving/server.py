@@ -1,5 +1,6 @@
 """The application: its paths, and what serves it."""
 
+import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -14,16 +15,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from gpt_modules.data.text.spelling import Spelling
-from gpt_modules.serving.engine import Counts, Engine
+from gpt_modules.serving.bodies import Bodies, TooLarge, TooSlow
+from gpt_modules.serving.ending import Ending, Uvicorn
+from gpt_modules.serving.engine import Counts, Engine, Failed
 from gpt_modules.serving.forms import Form, error_of
 from gpt_modules.serving.guard import Guard
 from gpt_modules.serving.metrics import Metrics
 from gpt_modules.serving.planning import Speaker
 from gpt_modules.serving.refusals import UnknownModel, refusal_of
-from gpt_modules.serving.requests import Asked, Chat, Completion, Score, read_request
+from gpt_modules.serving.requests import Asked, Chat, Completion, Score, read_body
 from gpt_modules.serving.scoring import Scoring
 from gpt_modules.serving.speaking import Answering
 
@@ -41,7 +43,7 @@ class Served:
         digest: of its weights.
         speaker, engine: of a language model.
         scoring: of a reward model.
-        deadline: seconds that an answer may take.
+        deadline: seconds that an answer may take, and as many the body that asks for it.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Served:
 class _Paths:
     def __init__(self, served: Served) -> None:
         self.served, self.metrics, self.began = served, Metrics(), int(time.time())
+        self.bodies = Bodies(served.deadline)
         if served.speaker is not None and served.engine is not None:
             self.spelling = Spelling(served.speaker.tokenizer)
             self.answering = Answering(served.engine, self.metrics, served.deadline)
@@ -82,7 +85,7 @@ class _Paths:
         """Texts that go on."""
         asked = await self._asked(request, Completion)
         speaker = self._speaker()
-        choices = speaker.completion(asked)
+        choices = await asyncio.to_thread(speaker.completion, asked)
 
         def prompt(choice: int) -> str:
             text = asked.prompts[choice // asked.n]
@@ -93,7 +96,7 @@ class _Paths:
     async def chat(self, request: Request) -> Response:
         """Conversations that go on."""
         asked = await self._asked(request, Chat)
-        choices = self._speaker().chat(asked)
+        choices = await asyncio.to_thread(self._speaker().chat, asked)
         return await self.answering.respond(request, asked, choices, self._form("chat.completion"), lambda choice: "")
 
     async def score(self, request: Request) -> Response:
@@ -105,7 +108,7 @@ class _Paths:
         return JSONResponse({"object": "list", "model": self.served.name, "scores": scores})
 
     async def _asked(self, request: Request, kind: type[KindT]) -> KindT:
-        asked = await read_request(request, kind)
+        asked = await asyncio.to_thread(read_body, await self.bodies.read(request), kind)
         if isinstance(asked, Asked | Score):
             self._expect(asked.model)
         return asked
@@ -123,7 +126,7 @@ class _Paths:
         return Form(kind, self.served.name, f"fp_{self.served.digest[:12]}", self.spelling)
 
 
-def make_app(served: Served, key: str | None = None, private: bool = True) -> ASGIApp:
+def make_app(served: Served, key: str | None = None, private: bool = True) -> Ending:
     """The application. key, private: as of `Guard`."""
     paths = _Paths(served)
     ways: list[tuple[str, str, Answer]] = [
@@ -135,7 +138,7 @@ def make_app(served: Served, key: str | None = None, private: bool = True) -> AS
     pages = {"/" if name == "page.html" else f"/{name}": (name, content) for name, content in _files().items()}
     routes += [_page(path, name, content) for path, (name, content) in pages.items()]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _elsewhere})
-    return Guard(app, key, private, ["/health", *pages])
+    return Ending(Guard(app, key, private, ["/health", *pages]), paths.bodies)
 
 
 def _told(metrics: Metrics, path: str, answer: Answer) -> Answer:
@@ -147,7 +150,10 @@ def _told(metrics: Metrics, path: str, answer: Answer) -> Answer:
             return Response(status_code=400)  # to nobody
         except Exception as error:
             status, body = refusal_of(error)
-            response = JSONResponse(body, status, {"Retry-After": "1"} if status in (429, 503) else None)
+            headers = {"Retry-After": "1"} if status in (429, 503) else {}
+            if isinstance(error, TooLarge | TooSlow | Failed):  # what is left of its body would be read as a request
+                headers["Connection"] = "close"
+            response = JSONResponse(body, status, headers)
         metrics.answered(path.partition("{")[0], response.status_code)
         return response
 
@@ -173,7 +179,7 @@ def _page(path: str, name: str, content: bytes) -> Route:
     return Route(path, answer)
 
 
-def serve(app: ASGIApp, listener: socket.socket, drain: int, started: Callable[[], Any]) -> None:
+def serve(app: Ending, listener: socket.socket, drain: int, started: Callable[[], Any]) -> None:
     """Answer until a signal ends it: then no connection is taken, and what is at work has `drain` seconds.
 
     Args:
@@ -183,6 +189,6 @@ def serve(app: ASGIApp, listener: socket.socket, drain: int, started: Callable[[
         app, log_level="error", access_log=False, lifespan="off", ws="none", server_header=False, proxy_headers=False,
         timeout_graceful_shutdown=drain,
     )  # fmt: skip
-    server = uvicorn.Server(config)
+    server = Uvicorn(app, config)
     started()
     server.run(sockets=[listener])

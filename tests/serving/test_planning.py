@@ -39,6 +39,13 @@ def test_no_room(server):
         server.speaker.completion(completion(prompt=[1] * 90, max_tokens=7))
 
 
+def test_more_messages_than_tokens_are_refused_before_the_template(server, monkeypatch):
+    monkeypatch.setattr("gpt_modules.serving.planning.encode_conversation", None)
+    turns = [{"role": "user", "content": "a"}] * 97
+    with pytest.raises(TooLong, match="messages: found 97 messages, expected fewer than 96 tokens"):
+        server.speaker.chat(typed(Chat, {"model": "tiny", "messages": turns}))
+
+
 def test_noise_is_of_the_seed_and_the_place(server):
     def texts(**more):
         found = server.ask("completions", prompt=["the film", "the film"], n=2, max_tokens=12, **more)

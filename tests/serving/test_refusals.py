@@ -3,10 +3,10 @@
 import pytest
 
 from gpt_modules.errors import UserError
+from gpt_modules.serving.bodies import TooLarge, TooSlow, Unread
 from gpt_modules.serving.engine import Busy, Failed, Late
 from gpt_modules.serving.planning import TooLong
 from gpt_modules.serving.refusals import UnknownModel, refusal_of
-from gpt_modules.serving.requests import TooLarge
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from gpt_modules.serving.requests import TooLarge
         (UserError("No field here."), 400, "invalid_request_error", None, None),
         (TooLong("prompt: found"), 400, "invalid_request_error", "prompt", "context_length_exceeded"),
         (TooLarge("body: found"), 413, "invalid_request_error", "body", "body_too_large"),
+        (TooSlow("body: found"), 408, "invalid_request_error", "body", "deadline"),
+        (Unread("content-encoding: found"), 415, "invalid_request_error", "content-encoding", None),
         (UnknownModel("model: found"), 404, "invalid_request_error", "model", "model_not_found"),
         (Busy(), 429, "rate_limit_error", None, "queue_full"),
         (Late(), 504, "timeout", None, "deadline"),

@@ -3,7 +3,8 @@
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.serving.requests import LARGEST_BODY, Chat, Completion
+from gpt_modules.serving.bodies import LARGEST_BODY
+from gpt_modules.serving.requests import Chat, Completion
 from gpt_modules.storage.documents import typed
 
 TURN = {"role": "user", "content": "hello"}
@@ -79,7 +80,7 @@ def test_another_model_is_not_found(server):
         (b"[]", "application/json", 400),
         (b"\xff", "application/json", 400),
         (b'{"model": "tiny", "model": "x"}', "application/json", 400),
-        (b'{"model": "tiny", "prompt": "a"}', "text/plain", 400),
+        (b'{"model": "tiny", "prompt": "a"}', "text/plain", 415),
         (b"[" * 100_000, "application/json", 400),
         (b'"' + b"a" * LARGEST_BODY + b'"', "application/json", 413),
     ],

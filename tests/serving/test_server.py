@@ -1,9 +1,14 @@
 """Paths, and the page: its own files alone, and no markup of what anybody wrote."""
 
+import asyncio
 import re
+import threading
 from importlib.resources import files
 
+import httpx2
 import pytest
+
+from gpt_modules.serving.planning import Speaker
 
 STATIC = files("gpt_modules.serving") / "static"
 SCRIPTS = {file.name: file.read_text() for file in STATIC.iterdir() if file.name.endswith(".js")}
@@ -57,6 +62,35 @@ def test_a_full_queue_says_when_to_come_again(server, monkeypatch):
     found = server.client.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
     assert (found.status_code, found.headers["retry-after"]) == (429, "1")
     assert found.json()["error"]["code"] == "queue_full"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [("completions", {"prompt": "a"}), ("chat/completions", {"messages": [{"role": "user", "content": "a"}]})],
+)
+def test_a_request_that_takes_long_to_read_holds_no_other(server, monkeypatch, path, asked):
+    """Its template and its tokens are worked out while the event loop answers others."""
+    began, others, heard = threading.Event(), threading.Event(), []
+    name = "chat" if "messages" in asked else "completion"
+    plan = getattr(Speaker, name)
+
+    def slow(speaker, asked):
+        began.set()
+        heard.append(others.wait(10))
+        return plan(speaker, asked)
+
+    monkeypatch.setattr(Speaker, name, slow)
+
+    async def ask():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(server.app), base_url="http://127.0.0.1") as one:
+            first = asyncio.ensure_future(one.post(f"/v1/{path}", json={"model": "tiny", "max_tokens": 1, **asked}))
+            while not began.is_set():
+                await asyncio.sleep(0.001)
+            assert (await one.get("/health")).status_code == 200
+            others.set()
+            return (await first).status_code
+
+    assert (asyncio.run(ask()), heard) == (200, [True])
 
 
 def test_the_page_has_no_script_style_or_handler_of_its_own():
