@@ -187,7 +187,7 @@ def test_help_on_keys(parse, capsys, words, parts):
     assert ended.value.code == 0
     page = capsys.readouterr().out
     assert all(part in page for part in parts)
-    assert len(page.splitlines()) < 200
+    assert len(page.splitlines()) < 240
 
 
 @pytest.mark.parametrize(

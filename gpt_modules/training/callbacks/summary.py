@@ -102,6 +102,8 @@ class RunSummary(L.Callback):
             words += " had been reached before: nothing was trained"
         elif any(stop.stopped_epoch for stop in stops):
             words += " (stopped early)"
+        elif 0 < trainer.global_step < trainer.max_steps and trainer.current_epoch == trainer.max_epochs:
+            words += f" (trainer.max_epochs {trainer.max_epochs} came before max_steps {trainer.max_steps})"
         told = {name: value for name, value in self.after.items() if name.count("/") == 1}  # of a whole, not of parts
         values = "".join(f"  {name} {value:.4g}" for name, value in told.items())
         return f"{words}{values}  {Path(trainer.default_root_dir) / 'export'}"

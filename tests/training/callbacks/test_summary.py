@@ -30,6 +30,13 @@ def test_without_a_validation_before_the_first_step_there_is_no_before(fit, part
     assert (found["before"], "val/loss" in found["after"]) == ({}, True)
 
 
+@pytest.mark.parametrize(("steps", "told"), [(1000, " (trainer.max_epochs 1 came before max_steps 1000)  "), (2, "  ")])
+def test_of_two_ends_the_one_that_came_first_is_told(fit, parts, capsys, steps, told):
+    trainer = fit(*parts(), max_epochs=1, max_steps=steps, limit_train_batches=2, callbacks=[RunSummary()])
+    assert trainer.global_step == 2
+    assert f"done: step 2{told}val/loss" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("monitor", [None, "val/loss"])
 @pytest.mark.parametrize("steps", [3, 4])
 def test_the_numbers_are_those_of_the_exported_weights(fit, parts, tmp_path, monitor, steps):
