@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from gpt_modules.backbone.config import GPT_FIELDS, Attention, DecoderConfig, Init
 from gpt_modules.backbone.config_rules import MOST_LAYERS
 from gpt_modules.backbone.folders.newer_families import (
+    NEUTRAL_EVERYWHERE,
     NewerFamily,
     newer_family_of,
     newer_spelling,
@@ -72,7 +73,9 @@ _FIXED_FIELDS: dict[str, tuple[Any, ...]] = {
     "afn": ("gelu",),  # GPT-1's "gelu" is the tanh form
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
+    "add_cross_attention": (False, None),
+    "quantization_config": (None, {}),
+    **NEUTRAL_EVERYWHERE,
     "tie_word_embeddings": (True,),
 }
 _SAID: dict[OlderFamily, dict[str, Any]] = {

@@ -8,6 +8,7 @@ knows what a model with it would compute.
 
 import dataclasses
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.config_rules import MOST_LAYERS
 from gpt_modules.backbone.folders.rope_fields import NEOX_FIELDS, ROPE_FIELDS, read_rope, write_rope
 from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import at
 from gpt_modules.storage.json_files import shown
 from gpt_modules.storage.model_files import CONFIG_FILE
 
@@ -113,6 +115,8 @@ _NEUTRAL: dict[NewerFamily, dict[str, tuple[Any, ...]]] = {
     "qwen2": _GATED,
     "qwen3": _GATED,
 }
+# In any family: their masks ask for it, though no class has a field of this name.
+NEUTRAL_EVERYWHERE: dict[str, tuple[Any, ...]] = {"is_causal": (True,)}
 _WHY = {"do_layer_norm_before": " (OPT-350M alone normalises after each block, and has narrower embeddings)"}
 _SLIDING = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
 # Of no consequence for what a model computes: about files, tokens, training, generation and other heads.
@@ -234,11 +238,12 @@ def _leave_out_usual(values: dict[str, Any]) -> None:
 
 def check_newer(document: Mapping[str, Any], family: NewerFamily, path: Path) -> None:
     """Raises `UserError` for what a file says beyond what this decoder computes."""
-    for name, allowed in _NEUTRAL[family].items():
+    neutral = _NEUTRAL[family] | NEUTRAL_EVERYWHERE
+    for name, allowed in neutral.items():
         found = document.get(name, allowed[0])
         if not any(type(found) is type(one) and found == one for one in allowed):
             raise UserError(f"{path}: {name}: found {shown(found)}, expected {allowed[0]!r}{_WHY.get(name, '')}")
-    fields = [*_SPELLING[family], *_NEUTRAL[family], *([_ACTIVATION[family]] if family in _ACTIVATION else [])]
+    fields = [*_SPELLING[family], *neutral, *([_ACTIVATION[family]] if family in _ACTIVATION else [])]
     fields += ["word_embed_proj_dim"] if family == "opt" else NEOX_FIELDS if family == "gpt_neox" else ROPE_FIELDS
     fields += {"mistral": _SLIDING[:1], "qwen2": _SLIDING, "qwen3": _SLIDING}.get(family, ())
     for name, value in document.items():
@@ -248,8 +253,9 @@ def check_newer(document: Mapping[str, Any], family: NewerFamily, path: Path) ->
             and name not in _NOTES
             and not name.startswith("_")
         ):
-            known = f"expected no field of this name beside {', '.join(fields)}"
-            raise UserError(f"{path}: {name[:60]}: found {shown(value)}, {known}")
+            near = ", ".join(get_close_matches(name, fields))
+            known = "expected no field of this name" + (f" (near to it: {near})" if near else "")
+            raise UserError(f"{path}: {at('', name)}: found {shown(value)}, {known}")
 
 
 def _read_layers(document: Mapping[str, Any], family: NewerFamily, path: Path) -> dict[str, Any]:
@@ -259,12 +265,18 @@ def _read_layers(document: Mapping[str, Any], family: NewerFamily, path: Path) -
     if not family.startswith("qwen"):
         return {}
     layers = document.get("num_hidden_layers", _DEFAULTS[family]["num_hidden_layers"])
-    sliding = document.get("use_sliding_window", False) is True and window is not None
-    kinds = document.get("layer_types")
+    slides, dense = document.get("use_sliding_window", False), document.get("max_window_layers", 28)
+    for name, found, kind, expected in (
+        ("use_sliding_window", slides, bool, "true or false"),
+        ("max_window_layers", dense, int, "a whole number"),
+    ):
+        if type(found) is not kind:
+            raise UserError(f"{path}: {name}: found {shown(found)}, expected {expected}")
+    kinds, sliding = document.get("layer_types"), slides and window is not None
     if kinds is None:
-        dense = document.get("max_window_layers", 28) if sliding else layers
-        count = type(layers) is int and type(dense) is int and 0 < layers <= MOST_LAYERS
-        kinds = ["full_attention" if layer < dense else "sliding_attention" for layer in range(layers if count else 0)]
+        if type(layers) is not int or not 0 < layers <= MOST_LAYERS:
+            return {}  # which the decoder refuses
+        kinds = ["sliding_attention" if sliding and layer >= dense else "full_attention" for layer in range(layers)]
     return _layers_of(kinds, layers, window if sliding else None, path)
 
 
@@ -273,7 +285,7 @@ def _layers_of(kinds: Any, layers: Any, window: Any, path: Path) -> dict[str, An
     if not isinstance(kinds, list) or any(kind not in list(ours) for kind in kinds):
         words = " and ".join(ours) + ("" if window is not None else " where use_sliding_window is false")
         raise UserError(f"{path}: layer_types: found {shown(kinds)}, expected a list of {words}")
-    if kinds and len(kinds) != layers:
+    if len(kinds) != layers:
         raise UserError(f"{path}: layer_types: found {len(kinds)} layers, expected num_hidden_layers = {shown(layers)}")
-    found = [ours[kind] for kind in kinds] or ["dense"]
+    found = [ours[kind] for kind in kinds]
     return {"attention": found, **({"window": window} if "banded" in found else {})}

@@ -100,6 +100,10 @@ _IGNORED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.ma
             "rotary_emb.inv_freq", "multiple_choice_head.")  # fmt: skip
 
 
+# Those that torch computes with; of the smaller ones it cannot even say whether they are finite.
+_PLAIN_NUMBERS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
 class Entry(NamedTuple):
     """One tensor under both names; `shape` is theirs, `transposed` says that ours is the transpose.
 
@@ -272,9 +276,9 @@ def _checked(tensor: Tensor | None, entry: Entry, source: str) -> Tensor:
 
 def flaw_of(tensor: Tensor, numbers: str) -> str | None:
     """Why a tensor of a file cannot hold such `numbers` ("weights"), if so."""
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _PLAIN_NUMBERS:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return f"found numbers of type {dtype}, expected floating-point {numbers}"
+        return f"found numbers of type {dtype}, expected floating-point {numbers} of 16 bits or more"
     return None if torch.isfinite(tensor).all() else f"found NaN or infinite values, expected finite {numbers}"
 
 

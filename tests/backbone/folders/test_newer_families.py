@@ -171,7 +171,11 @@ REFUSED = [
     ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm: found True, expected False"),
     ("opt", {"activation_function": "silu"}, "activation_function: found 'silu', expected one of gelu, relu"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act: found 'gelu', expected 'silu'"),
-    ("llama", {"attention_multiplier": 0.1}, "attention_multiplier: found 0.1, expected no field of this name beside "),
+    ("llama", {"attention_multiplier": 0.1}, "attention_multiplier: found 0.1, expected no field of this name"),
+    ("llama", {"attention_bais": True}, "attention_bais: found True, expected no field of this name (near to it: att"),
+    ("llama", {"x" * 900: "y" * 900}, "'xxxxxxx"),
+    ("llama", {"a\nb": 1}, r"'a\nb': found 1, expected no field of this name"),
+    ("mistral", {"is_causal": None}, "is_causal: found None, expected True"),
     ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: found {'bits': 4}, expected no field of"),
     ("llama", {"auto_map": {"AutoModel": "x"}}, "auto_map: found {'AutoModel': 'x'}, expected no field of this name"),
     ("llama", {"rope_interleaved": True}, "rope_interleaved: found True, expected False"),
@@ -180,6 +184,10 @@ REFUSED = [
     ("mistral", {"sliding_window": 0}, "sliding_window: found 0, expected a whole number of at least 1"),
     ("qwen2", {"use_sliding_window": False}, "layer_types: found ['full_attention', 'sliding_attention', "),
     ("qwen2", {"layer_types": ["full_attention"]}, "layer_types: found 1 layers, expected num_hidden_layers = 3"),
+    ("qwen2", {"layer_types": []}, "layer_types: found 0 layers, expected num_hidden_layers = 3"),
+    ("qwen2", {"use_sliding_window": 1}, "use_sliding_window: found 1, expected true or false"),
+    ("qwen3", {"use_sliding_window": "true"}, "use_sliding_window: found 'true', expected true or false"),
+    ("qwen3", {"max_window_layers": 1.0}, "max_window_layers: found 1.0, expected a whole number"),
     ("qwen3", {"layer_types": ["chunked"] * 3}, "layer_types: found ['chunked', 'chunked', 'chunked'], expected a"),
 ]  # fmt: skip
 
@@ -193,6 +201,29 @@ def test_what_this_decoder_does_not_compute_is_refused(
         read_config(folder)
     assert str(caught.value).startswith(f"{folder}/config.json: {message}")
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) - len(str(folder)) <= 400
+
+
+CLASSES = ["GPT2", "OpenAIGPT", "GPTNeo", "GPTNeoX", "OPT", "Llama", "Mistral", "Qwen2", "Qwen3"]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_switch_that_is_on_unless_a_file_says_otherwise_is_understood_or_refused(
+    name: str, tmp_path: Path, transformers: ModuleType
+) -> None:
+    """`is_causal` is no field of any class; the masks of all ask for it."""
+    config = getattr(transformers, f"{name}Config")()
+    on = {field for field, value in vars(config).items() if value is True and not field.startswith("_")}
+    written, path = config.to_dict(), tmp_path / "config.json"
+    path.write_text(json.dumps({**written, "is_causal": True}))
+    plain, silent = read_config(tmp_path), set()
+    for field in on | {"is_causal"}:
+        path.write_text(json.dumps({**written, field: False}))
+        try:
+            silent |= {field} if read_config(tmp_path) == plain else set()
+        except UserError:
+            continue
+    assert silent <= NOTES | {"summary_use_proj", "summary_proj_to_labels"}  # of heads, read with them
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "," not in name])

@@ -91,3 +91,25 @@ def test_refusals(change: dict[str, torch.Tensor | None], message: str) -> None:
     with pytest.raises(UserError) as caught:
         from_transformers(kept, model.config, "gpt", "dir/model.safetensors")
     assert str(caught.value).startswith(f"dir/model.safetensors: {message}")
+
+
+NUMBERS = [
+    found for name in dir(torch)
+    if name.startswith(("float", "bfloat", "int")) and isinstance(found := getattr(torch, name), torch.dtype)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", NUMBERS, ids=str)
+def test_numbers_of_every_type_are_read_or_refused_in_a_line(dtype: torch.dtype) -> None:
+    model = make("pre", "gpt")
+    tensors = to_transformers(model.state_dict(), model.config, "gpt")
+    name, wide = "transformer.wte.weight", (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    shape = tensors[name].shape
+    tensors[name] = (
+        torch.zeros(shape, dtype=torch.uint8).to(dtype) if dtype in wide else torch.empty(shape, dtype=dtype)
+    )
+    if dtype in wide:
+        assert from_transformers(tensors, model.config, "gpt", "here")["decoder.wte.weight"].dtype == torch.float32
+    else:
+        with pytest.raises(UserError, match=r"found numbers of type (float|int).*, expected floating-point weights"):
+            from_transformers(tensors, model.config, "gpt", "here")
