@@ -124,10 +124,24 @@ class TextPart:
 
 @dataclass(frozen=True)
 class Message:
-    """A turn of a conversation; several parts of text are one text."""
+    """A turn of a conversation; several parts of text are one text.
+
+    What the server itself says may be sent back as clients keep it: with nothing refused, called or noted.
+    """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart]
+    name: NoText = ""
+    refusal: NoText = ""
+    tool_calls: NoList = field(default_factory=list)
+    function_call: Empty = field(default_factory=dict)
+    audio: Empty = field(default_factory=dict)
+    annotations: NoList = field(default_factory=list)
+    tool_call_id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.tool_call_id and self.role != "tool":
+            raise UserError(f"tool_call_id: found with the role {self.role}, expected tool")
 
     @property
     def plain(self) -> dict[str, str]:
@@ -170,6 +184,9 @@ class Chat(Asked):
         super().__post_init__()
         if self.top_logprobs is not None and not self.logprobs:
             raise UserError("top_logprobs: found without logprobs, expected logprobs: true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            found = f"{self.max_completion_tokens} beside max_tokens = {self.max_tokens}"
+            raise UserError(f"max_completion_tokens: found {found}, expected one of them")
         if self.most == 0:
             raise UserError("max_tokens: found 0, expected at least 1")
         _ = self.conversation
@@ -224,7 +241,7 @@ def read_body(body: bytes, kind: type[KindT]) -> KindT:
     Raises:
         UserError: it is no JSON, or not of this kind; the line begins with the name of the field.
     """
-    return typed(kind, _given(only_value(body)))  # type: ignore[no-any-return]
+    return typed(kind, _given(only_value(body)), first=0)  # type: ignore[no-any-return]
 
 
 def _given(value: object) -> object:

@@ -85,11 +85,12 @@ def document_of(path: Path, kind: type[DocumentT], value: object) -> DocumentT:
         raise UserError(f"{path}: {error}") from error
 
 
-def typed(kind: Any, value: object, key: str = "") -> Any:
+def typed(kind: Any, value: object, key: str = "", first: int = 1) -> Any:
     """A plain value as the type of an annotation.
 
     Args:
         key: where the value stands, such as "stages[2].name".
+        first: the number of a list's first item, in messages: 1 in what people write, 0 in what programs send.
 
     Raises:
         UserError: one line with the key, for what does not fit.
@@ -98,41 +99,41 @@ def typed(kind: Any, value: object, key: str = "") -> Any:
     if kind is Any:
         return value
     if origin is Annotated:
-        return _ruled(kind, value, key)
+        return _ruled(kind, value, key, first)
     if origin in _UNIONS:
-        return _one_of(kind, value, key)
+        return _one_of(kind, value, key, first)
     if not _alike(kind, value):
         raise _misfit(kind, value, key)
     if dataclasses.is_dataclass(kind) or hasattr(kind, "_fields"):
-        return _fields(kind, value, key)
+        return _fields(kind, value, key, first)
     if origin in _LISTS:
-        return _items(origin, of, value, key)
+        return _items(origin, of, value, key, first)
     if origin in _MAPPINGS:
-        return _entries(of[1], value, key)
+        return _entries(of[1], value, key, first)
     return value if origin is Literal else _plain(kind, value, key)
 
 
-def _ruled(kind: Any, value: object, key: str) -> Any:
+def _ruled(kind: Any, value: object, key: str, first: int) -> Any:
     inner, *rules = get_args(kind)
     if inner in _PLAIN and not _alike(inner, value):
         raise _misfit(kind, value, key)
-    found = typed(inner, value, key)
+    found = typed(inner, value, key, first)
     if not all(rule.fits(found) for rule in rules):
         raise _misfit(kind, value, key)
     return found
 
 
-def _one_of(kind: Any, value: object, key: str) -> Any:
+def _one_of(kind: Any, value: object, key: str, first: int) -> Any:
     """The first of the union's types that fits; where but one is of the right shape, it says what is wrong inside."""
     near = [option for option in get_args(kind) if _alike(option, value)]
     for option in near[:-1]:
         try:
-            return typed(option, value, key)
+            return typed(option, value, key, first)
         except UserError:
             continue
     if not near:
         raise _misfit(kind, value, key)
-    return typed(near[-1], value, key)
+    return typed(near[-1], value, key, first)
 
 
 def _alike(kind: Any, value: object) -> bool:
@@ -151,7 +152,7 @@ def _alike(kind: Any, value: object) -> bool:
     return kind is Any or isinstance(value, dict)
 
 
-def _fields(kind: Any, value: Any, key: str) -> Any:
+def _fields(kind: Any, value: Any, key: str, first: int) -> Any:
     known, required = _known(kind)
     for name in value:
         if name not in known and not issubclass(kind, Foreign):
@@ -159,7 +160,7 @@ def _fields(kind: Any, value: Any, key: str) -> Any:
     for name in required:
         if name not in value:
             raise UserError(f"{at(key, name)}: missing, expected {expected_of(known[name])}")
-    found = {name: typed(known[name], value[name], at(key, name)) for name in known if name in value}
+    found = {name: typed(known[name], value[name], at(key, name), first) for name in known if name in value}
     try:
         return kind(**found)
     except UserError as error:
@@ -178,22 +179,23 @@ def _known(kind: Any) -> tuple[dict[str, Any], list[str]]:
     return {field.name: types[field.name] for field in fields}, required
 
 
-def _items(origin: Any, of: tuple[Any, ...], value: Any, key: str) -> Any:
+def _items(origin: Any, of: tuple[Any, ...], value: Any, key: str, first: int) -> Any:
     if origin is not tuple or of[-1] is ...:
         kinds = (of[0],) * len(value)
     elif len(of) == len(value):
         kinds = of
     else:
         raise UserError(f"{key}: found {len(value)} values, expected {len(of)}")
-    found = [typed(kind, item, f"{key}[{at}]") for at, (kind, item) in enumerate(zip(kinds, value, strict=True), 1)]
+    found = [typed(kind, item, f"{key}[{place}]", first)
+             for place, (kind, item) in enumerate(zip(kinds, value, strict=True), first)]  # fmt: skip
     return tuple(found) if origin is tuple else found
 
 
-def _entries(kind: Any, value: Any, key: str) -> dict[str, Any]:
+def _entries(kind: Any, value: Any, key: str, first: int) -> dict[str, Any]:
     for name in value:
         if not isinstance(name, str):
             raise UserError(f"{at(key, name)}: found this key, expected text in quotation marks")
-    return {name: typed(kind, item, at(key, name)) for name, item in value.items()}
+    return {name: typed(kind, item, at(key, name), first) for name, item in value.items()}
 
 
 def _plain(kind: Any, value: Any, key: str) -> Any:

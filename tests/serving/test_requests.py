@@ -1,10 +1,12 @@
 """What is taken, what is refused and by which name."""
 
+import json
+
 import pytest
 
 from gpt_modules.errors import UserError
 from gpt_modules.serving.bodies import LARGEST_BODY
-from gpt_modules.serving.requests import Chat, Completion
+from gpt_modules.serving.requests import Chat, Completion, read_body
 from gpt_modules.storage.documents import typed
 
 TURN = {"role": "user", "content": "hello"}
@@ -46,7 +48,7 @@ def test_what_would_change_an_answer_and_is_not_computed_is_refused(server, name
         ("completions", {"prompt": "a", "temperature": "hot"}, "temperature", "temperature: found 'hot'"),
         ("completions", {"prompt": "a", "top_p": 0}, "top_p", "top_p: found 0, expected a number above 0"),
         ("completions", {"prompt": "a", "stop": ["a"] * 5}, "stop", "stop: found"),
-        ("completions", {"prompt": "a", "stop": [""]}, "stop", "stop[1]: found '', expected a text"),
+        ("completions", {"prompt": "a", "stop": [""]}, "stop", "stop[0]: found '', expected a text"),
         ("completions", {"prompt": "a", "logprobs": 6}, "logprobs", "logprobs: found 6, expected a number from 0 to 5"),
         ("completions", {"prompt": "a", "echo": True, "stream": True}, "echo", "echo: found with stream"),
         ("completions", {"prompt": "a", "stream_options": {}}, "stream_options", "stream_options: found without"),
@@ -55,8 +57,8 @@ def test_what_would_change_an_answer_and_is_not_computed_is_refused(server, name
         ("chat/completions", {"messages": [TURN, SAID]}, "messages", "messages[1].role: found the assistant, which is"),
         ("chat/completions", {"messages": [{**TURN, "content": " "}]}, "messages", "messages[0].content: found"),
         ("score", {"messages": [], "responses": ["x"]}, "messages", "messages: found an empty list"),
-        ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[1].role: found"),
-        ("chat/completions", {"messages": [{"role": "user"}]}, "messages", "messages[1].content: missing"),
+        ("chat/completions", {"messages": [{"role": "king", "content": "x"}]}, "messages", "messages[0].role: found"),
+        ("chat/completions", {"messages": [{"role": "user"}]}, "messages", "messages[0].content: missing"),
         ("chat/completions", {"messages": [TURN], "top_logprobs": 2}, "top_logprobs", "top_logprobs: found without"),
         ("chat/completions", {"messages": [TURN], "max_tokens": 0}, "max_tokens", "max_tokens: found 0"),
         ("chat/completions", {"messages": [{"role": "user", "content": "film " * 99}]}, "messages", "messages: found "),
@@ -95,8 +97,9 @@ def test_parts_of_text_are_one_text():
     parts = [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]
     asked = typed(Chat, {"model": "m", "messages": [{"role": "developer", "content": parts}, TURN]})
     assert asked.conversation == [{"role": "system", "content": "a b"}, TURN]
-    with pytest.raises(UserError, match=r"messages\[1\]\.content\[1\]"):
-        typed(Chat, {"model": "m", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]})
+    body = json.dumps({"model": "m", "messages": [TURN, {"role": "user", "content": [{"type": "image_url"}]}]}).encode()
+    with pytest.raises(UserError, match=r"messages\[1\]\.content\[0\]"):
+        read_body(body, Chat)
 
 
 def test_prompts_are_one_or_several():
@@ -109,7 +112,37 @@ def test_prompts_are_one_or_several():
     assert of([[1], [2]]) == [[1], [2]]
 
 
+def test_an_answer_is_taken_back_as_it_was_sent(server):
+    """And as OpenAI's client, which makes objects of answers, writes them: with all that a message may have."""
+    told = server.ask("chat/completions", messages=[TURN], max_tokens=4, temperature=0)["choices"][0]["message"]
+    plain = {"role": "assistant", "content": told["content"] or "x"}
+    whole = {**told, **plain, "audio": None, "function_call": None, "tool_calls": None, "annotations": []}
+    kept = {**whole, "tool_calls": [], "name": None}
+    asked = {"max_tokens": 4, "temperature": 0}
+    texts = [
+        server.ask("chat/completions", messages=[TURN, said, TURN], **asked)["choices"][0]["message"]
+        for said in (plain, {**told, **plain}, whole, kept)
+    ]
+    assert texts == texts[:1] * 4
+    tool = {"role": "tool", "content": "42", "tool_call_id": "call_1"}
+    server.ask("chat/completions", messages=[TURN, plain, tool], **asked)
+
+
+@pytest.mark.parametrize("name", ["name", "refusal", "tool_calls", "function_call", "audio", "annotations"])
+def test_what_a_message_may_not_have(server, name):
+    found = {"tool_calls": [{}], "annotations": [{}], "audio": {"id": "x"}, "function_call": {"name": "x"}}
+    error = server.ask("chat/completions", 400, messages=[{**TURN, name: found.get(name, "x")}])["error"]
+    assert error["message"].startswith(f"messages[0].{name}: found")
+
+
+def test_a_tools_answer_alone_has_its_id(server):
+    error = server.ask("chat/completions", 400, messages=[{**TURN, "tool_call_id": "x"}])["error"]
+    assert error["message"].startswith("messages[0].tool_call_id: found with the role user")
+
+
 def test_the_newer_name_of_the_longest_answer():
     asked = {"model": "m", "messages": [TURN], "max_tokens": 3}
     assert typed(Chat, asked).most == 3
-    assert typed(Chat, {**asked, "max_completion_tokens": 5}).most == 5
+    assert typed(Chat, {**asked, "max_completion_tokens": 3}).most == 3
+    with pytest.raises(UserError, match="max_completion_tokens: found 5 beside max_tokens = 3, expected one of them"):
+        typed(Chat, {**asked, "max_completion_tokens": 5})

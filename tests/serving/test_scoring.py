@@ -22,7 +22,7 @@ def test_scores_of_a_prompt_or_a_conversation(rewarding):
         ({"responses": ["a"]}, "prompt: expected either"),
         ({"prompt": "a", "messages": [], "responses": ["a"]}, "prompt: expected either"),
         ({"prompt": "a", "responses": []}, "responses: found"),
-        ({"prompt": "a", "responses": [3]}, "responses[1]: found 3"),
+        ({"prompt": "a", "responses": [3]}, "responses[0]: found 3"),
     ],
 )
 def test_what_is_no_question(rewarding, body, line):
