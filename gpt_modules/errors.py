@@ -9,6 +9,10 @@ class UserError(RuntimeError):
     """
 
 
+class TooLong(UserError):
+    """More tokens than a model's context has."""
+
+
 def expect(fits: bool, field: str, found: object, expected: str) -> None:
     """Refuse a value that does not fit: `expect(size >= 1, "batch_size", size, "at least 1")`.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import TooLong, UserError
 from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
 from gpt_modules.storage.comparisons import Judgement, Task, Vote
 
@@ -72,7 +72,9 @@ def model_scorer(
     """A reward model, which reads prompt, answer and end token as it was trained to (`data.reward.Comparisons`).
 
     Args:
-        field: where answers come from, for the line of one that is too long; by default `--by: NAME`.
+        field: the list that answers come from, for the line of one that is too long; by default `--by: NAME`.
+
+    Its scores raise `TooLong` for an answer that is, with its prompt.
     """
     from gpt_modules.backbone import model_digest
     from gpt_modules.data.rows.chat import encode_answers
@@ -80,11 +82,12 @@ def model_scorer(
     def scores(prompts: "Sequence[Prompt]", answers: Sequence[str]) -> list[float]:
         asked = encode_answers([*zip(prompts, answers, strict=True)], tokenizer)
         rows = [[*prompt, *answer] for prompt, answer in asked]
-        for row, prompt in zip(rows, prompts, strict=True):
+        for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
             if len(row) > model.config.n_positions:
-                found = f"{len(row)} tokens of an answer to {prompt[:40]!r}, its prompt among them"
-                raise UserError(f"{field or f'--by: {name}'}: found {found}, expected at most its context of "
-                                f"{model.config.n_positions}")  # fmt: skip
+                to = repr(prompt[:40]) if isinstance(prompt, str) else f"a conversation of {len(prompt)} messages"
+                where = f"--by: {name}" if field is None else f"{field}[{i}]"
+                raise TooLong(f"{where}: found {len(row)} tokens of an answer to {to}, its prompt among "
+                              f"them, expected at most its context of {model.config.n_positions}")  # fmt: skip
         return _model_scores(model, rows)
 
     return Scorer(name, model_digest(model), scores, weight)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from gpt_modules.backbone.decoding.batching import Batch, Likely, Row, Said
 from gpt_modules.data.text.streaming import AnswerText
+from gpt_modules.errors import UserError
 
 
 class Busy(Exception):
@@ -113,8 +114,11 @@ class Engine:
         Raises:
             Busy: its rows do not fit behind those that wait.
             Failed: nothing is computed any more.
-            UserError: the model cannot continue a row.
+            UserError: the model cannot continue a row, or there are more than may ever wait.
         """
+        if len(job.choices) > self._queue:
+            raise UserError(f"n: found {len(job.choices)} answers in one request, expected at most the {self._queue} "
+                            "that may wait")  # fmt: skip
         for choice in job.choices:
             choice.row.check(self._batch.model)
         with self._changed:

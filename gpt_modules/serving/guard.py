@@ -43,10 +43,12 @@ class Guard:
             return _refusal(403, "found a request of another site", "permission_error")
         if self._key is None or scope["path"] in self._free:
             return None
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if hmac.compare_digest(given.encode(), self._key.encode()):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(given.strip(" ").encode(), self._key.encode()):
             return None
-        return _refusal(401, "found no API key, or another one, in the Authorization header", "invalid_api_key")
+        return _refusal(
+            401, "found no API key, or another one, in the Authorization header, expected Bearer KEY", "invalid_api_key"
+        )
 
 
 def _refusal(status: int, message: str, code: str) -> Response:

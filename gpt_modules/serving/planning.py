@@ -11,13 +11,9 @@ from gpt_modules.backbone.models import GPT
 from gpt_modules.data.rows.chat import encode_conversation
 from gpt_modules.data.text.streaming import AnswerText
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import TooLong
 from gpt_modules.serving.engine import Choice
 from gpt_modules.serving.requests import Asked, Chat, Completion
-
-
-class TooLong(UserError):
-    """A prompt and its answer do not fit the context."""
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 import re
 from typing import Any
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import TooLong, UserError
 from gpt_modules.serving.bodies import TooLarge, TooSlow, Unread
 from gpt_modules.serving.engine import Busy, Failed, Late
 from gpt_modules.serving.forms import error_of
-from gpt_modules.serving.planning import TooLong
 
 _FIELD = re.compile(r"([a-z_-]+)(?=[.\[:])")
 

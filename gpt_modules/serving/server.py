@@ -88,8 +88,8 @@ class _Paths:
         choices = await asyncio.to_thread(speaker.completion, asked)
 
         def prompt(choice: int) -> str:
-            text = asked.prompts[choice // asked.n]
-            return text if isinstance(text, str) else speaker.tokenizer.decode(text)
+            text, ids = asked.prompts[choice // asked.n], choices[choice].row.prompt
+            return self.spelling.text_of(ids) if self.spelling.has_control(ids) or not isinstance(text, str) else text
 
         return await self.answering.respond(request, asked, choices, self._form("text_completion"), prompt)
 

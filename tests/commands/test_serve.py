@@ -55,15 +55,21 @@ def test_a_reward_model_scores(served, micro, capsys, monkeypatch):
     assert scored["scores"] == model_scorer("x", model, micro.tokenizer).scores(
         ["the film"] * 2, [" is good", " is bad"]
     )
-    assert scored["error"].startswith("responses: found 201 tokens")
+    assert scored["error"]["message"].startswith("responses[1]: found 201 tokens of an answer to 'the film', its")
+    assert scored["told"]["message"].startswith("responses[0]: found ")
+    assert len(scored["told"]["message"]) < 150
+    for error in (scored["error"], scored["told"]):
+        assert (error["param"], error["code"]) == ("responses", "context_length_exceeded")
 
 
 def ask(app):
     asking = TestClient(app, base_url="http://127.0.0.1")
     asked = {"model": "judge", "prompt": "the film"}
     found = asking.post("/v1/score", json={**asked, "responses": [" is good", " is bad"]}).json()
-    refused = asking.post("/v1/score", json={**asked, "responses": [" is good" * 99]}).json()
-    return {**found, "error": refused["error"]["message"]}
+    refused = asking.post("/v1/score", json={**asked, "responses": [" is", " is good" * 99]}).json()
+    turns = [{"role": "user", "content": "the film " * 50}, {"role": "assistant", "content": "good"}] * 20
+    told = asking.post("/v1/score", json={"model": "judge", "messages": turns[:-1], "responses": ["x"]}).json()
+    return {**found, "error": refused["error"], "told": told["error"]}
 
 
 def test_others_need_the_key(served, micro, tmp_path, monkeypatch):

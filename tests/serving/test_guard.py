@@ -27,7 +27,7 @@ def test_another_site_is_refused(server, origin):
     assert server.client.post("/v1/completions", json=body, headers=own).status_code == 200
 
 
-@pytest.mark.parametrize("given", [None, "", "Bearer ", "Bearer x", f"Bearer {KEY}x", "Bearer é"])
+@pytest.mark.parametrize("given", [None, "", "Bearer ", "Bearer x", f"Bearer {KEY}x", "Bearer é", KEY, f"Basic {KEY}"])
 def test_without_the_key_there_is_the_page_alone(server, given):
     client = TestClient(make_app(server.served, KEY, private=False), base_url="http://models.example")
     headers = {} if given is None else {"Authorization": given.encode()}
@@ -36,7 +36,8 @@ def test_without_the_key_there_is_the_page_alone(server, given):
         assert refused.status_code == 401
         assert refused.json()["error"]["code"] == "invalid_api_key"
     assert {client.get(path).status_code for path in ("/", "/page.js", "/health")} == {200}
-    assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        assert client.get("/v1/models", headers={"Authorization": f"{scheme} {KEY}"}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/page.css", "/nothing", "/v1/models"])

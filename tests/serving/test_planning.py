@@ -3,7 +3,7 @@
 import pytest
 
 from gpt_modules.data.rows.chat import encode_conversation
-from gpt_modules.serving.planning import TooLong
+from gpt_modules.errors import TooLong
 from gpt_modules.serving.requests import Chat, Completion
 from gpt_modules.storage.documents import typed
 

@@ -2,10 +2,9 @@
 
 import pytest
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import TooLong, UserError
 from gpt_modules.serving.bodies import TooLarge, TooSlow, Unread
 from gpt_modules.serving.engine import Busy, Failed, Late
-from gpt_modules.serving.planning import TooLong
 from gpt_modules.serving.refusals import UnknownModel, refusal_of
 
 

@@ -8,6 +8,7 @@ from importlib.resources import files
 import httpx2
 import pytest
 
+from gpt_modules.serving.engine import Busy
 from gpt_modules.serving.planning import Speaker
 
 STATIC = files("gpt_modules.serving") / "static"
@@ -58,10 +59,20 @@ def test_elsewhere(server, method, path, status):
 
 
 def test_a_full_queue_says_when_to_come_again(server, monkeypatch):
-    monkeypatch.setattr(server.engine, "_queue", 0)
+    def full(job):
+        raise Busy
+
+    monkeypatch.setattr(server.engine, "submit", full)
     found = server.client.post("/v1/completions", json={"model": "tiny", "prompt": "a"})
     assert (found.status_code, found.headers["retry-after"]) == (429, "1")
     assert found.json()["error"]["code"] == "queue_full"
+
+
+def test_more_answers_than_may_ever_wait_are_a_mistake(server):
+    error = server.ask("completions", 400, prompt="a", n=9, max_tokens=1)["error"]
+    assert (error["param"], error["code"]) == ("n", None)
+    assert error["message"].startswith("n: found 9 answers in one request, expected at most the 8 that")
+    server.ask("completions", prompt="a", n=8, max_tokens=1)
 
 
 @pytest.mark.parametrize(

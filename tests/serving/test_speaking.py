@@ -67,6 +67,18 @@ def test_a_prompt_may_be_scored_alone(server):
     assert found["usage"]["completion_tokens"] == 0
 
 
+@pytest.mark.parametrize("prompt", ["", [0, 5, 6], [5, 0, 0, 6]])
+def test_control_tokens_of_an_echo_are_in_its_text(server, prompt):
+    """As OpenAI has them: each token stands in the text where its offset says."""
+    prompt = [server.tokenizer.eos_id if token == 0 else token for token in prompt] if prompt else prompt
+    found = server.ask("completions", prompt=prompt, max_tokens=0, echo=True, logprobs=0)["choices"][0]
+    told = found["logprobs"]
+    assert found["text"] == "".join(told["tokens"])
+    assert server.tokenizer.eos in told["tokens"]
+    for token, at in zip(told["tokens"], told["text_offset"], strict=True):
+        assert found["text"][at:].startswith(token)
+
+
 def test_usage_counts_a_prompt_once(server):
     found = server.ask("completions", prompt=["the film", "a"], n=2, max_tokens=4, temperature=1.0, seed=0)
     prompts = len(server.tokenizer.encode("the film")) + len(server.tokenizer.encode("a"))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,14 @@ class Spelling:
         if "ByteFallback" in self._kinds and (found := _BYTE.fullmatch(name)):
             return bytes.fromhex(found[1])
         return name.replace(_SPACE, " ").replace(WORD_END, " ").encode()
+
+    def text_of(self, tokens: Iterable[int]) -> str:
+        """Their bytes as a text, in which control tokens stand as they are written."""
+        return b"".join(map(self.bytes_of, tokens)).decode(errors="replace")
+
+    def has_control(self, tokens: Iterable[int]) -> bool:
+        """Whether there is one that no text is made of."""
+        return any(token in self._added for token in tokens)
 
     def name_of(self, token: int) -> str:
         """Its text; where its bytes are none, `bytes:\\xe2\\x80`, as OpenAI has it."""

@@ -25,6 +25,13 @@ def test_names():
     assert "".join(map(Spelling(words).name_of, words.encode("the film is"))) == "the film is "
 
 
+def test_control_tokens_of_a_text_are_in_it():
+    tokenizer = TOKENIZERS["gpt2"]
+    spelling, ids = Spelling(tokenizer), tokenizer.encode("日 film")
+    assert spelling.text_of([*ids, tokenizer.eos_id, *ids]) == "日 film<|endoftext|>日 film"
+    assert [spelling.has_control(of) for of in (ids, [*ids, tokenizer.eos_id])] == [False, True]
+
+
 def test_no_two_tokens_of_bytes_have_one_name():
     tokenizer = TOKENIZERS["gpt2"]
     spelling = Spelling(tokenizer)
