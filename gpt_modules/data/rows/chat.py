@@ -4,12 +4,14 @@ What is said is text and never a control token (`data.text.turns`). A prompt has
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import NamedTuple
 
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.chat_template import Message
 from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
 
 Prompt = str | Sequence[Message]
 """What is to be answered: a text, or a conversation."""
@@ -49,7 +51,11 @@ def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> li
 
 def encode_conversations(conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> list[list[int]]:
     """Equal to `[encode_conversation(messages, tokenizer) for messages in conversations]`, on all cores."""
-    return tokenizer.encode_parts([tokenizer.turns.parts(messages, speak=True) for messages in conversations])
+    parts = []
+    for messages in conversations:
+        with _naming(messages):
+            parts.append(tokenizer.turns.parts(messages, speak=True))
+    return tokenizer.encode_parts(parts)
 
 
 def encode_asked(prompts: Sequence[Prompt], tokenizer: Tokenizer) -> list[list[int]]:
@@ -86,7 +92,10 @@ def encode_exchanges(asked: Sequence[tuple[Sequence[Message], str]], tokenizer: 
     Raises:
         UserError: The template does not take one of them, or does not end its answer.
     """
-    parts = [tokenizer.turns.answer(messages, answer) for messages, answer in asked]
+    parts = []
+    for messages, answer in asked:
+        with _naming(messages):
+            parts.append(tokenizer.turns.answer(messages, answer))
     prompts = tokenizer.encode_parts([prompt for prompt, _ in parts])
     wholes = tokenizer.encode_parts([[*prompt[:-1], f"{prompt[-1]}{said[0]}", *said[1:]] for prompt, said in parts])
     follows = [whole[: len(prompt)] == prompt for prompt, whole in zip(prompts, wholes, strict=True)]
@@ -95,6 +104,17 @@ def encode_exchanges(asked: Sequence[tuple[Sequence[Message], str]], tokenizer: 
         Exchange(prompt, whole[len(prompt) :] if fits else next(alone))
         for prompt, whole, fits in zip(prompts, wholes, follows, strict=True)
     ]
+
+
+@contextmanager
+def _naming(messages: Sequence[Message]) -> Iterator[None]:
+    """What a template says of one conversation among many says of which: by what was said last in it."""
+    try:
+        yield
+    except UserError as error:
+        last = messages[-1] if messages else {"role": "nobody", "content": ""}
+        text = repr(last["content"][:40]) + ("..." if len(last["content"]) > 40 else "")
+        raise UserError(f"{error} (in the conversation in which the {last['role']} says {text})") from error
 
 
 def fit_conversation(messages: Sequence[Message], tokenizer: Tokenizer, room: int) -> tuple[list[int], int]:

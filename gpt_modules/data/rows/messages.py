@@ -7,6 +7,7 @@ conversations that begin alike (TRL's implicit prompt); and as two transcripts (
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any
 
@@ -14,6 +15,12 @@ from gpt_modules.data.rows.fields import FieldError, describe, items_of, text_of
 from gpt_modules.data.splits import Row
 
 ROLES = ("system", "user", "assistant", "tool")
+_READ = ("role", "content", "weight")
+_CALLS = ("tool_calls", "tool_call_id", "function_call", "name", "refusal", "audio", "images", "prefix")
+_THOUGHTS = ("thinking", "reasoning", "reasoning_content")
+_LEARNED = ("train", "training", "loss", "mask", "learn")
+_MEANT = (*_CALLS, *_THOUGHTS, *_LEARNED)
+"""What others' messages have beside them that changes what is said or learned."""
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _ASSISTANT = "\n\nAssistant:"
 
@@ -79,6 +86,7 @@ def shared_question(record: Mapping[Any, Any]) -> tuple[list[Row], str, str] | N
 def _message(item: object, name: str, weighed: bool) -> Row:
     if not isinstance(item, Mapping):
         raise FieldError(name, describe(item), "an object with role and content")
+    _expect_read(item, name)
     role = text_of(item, "role", f"{name}.role")
     if role not in ROLES:
         raise FieldError(f"{name}.role", describe(role), " or ".join(ROLES))
@@ -90,6 +98,18 @@ def _message(item: object, name: str, weighed: bool) -> Row:
             raise FieldError(f"{name}.weight", f"{describe(weight)} of the {role}", "0 or 1, of the assistant")
         message["weight"] = int(weight)
     return message
+
+
+def _expect_read(item: Mapping[Any, Any], name: str) -> None:
+    """No key of a message means something that is not read, nor is one that is read misspelt; null is not given.
+
+    Others, such as a date or a language, say something of the message and change nothing.
+    """
+    for key, value in item.items():
+        if key in _READ or value is None or value in ("", [], {}):
+            continue
+        if key in _MEANT or get_close_matches(str(key).lower(), _READ, cutoff=0.75):
+            raise FieldError(f"{name}.{key:.24}", describe(value), "role, content and weight: it is not read")
 
 
 def _last(messages: list[Row], shared: int, field: str) -> str:

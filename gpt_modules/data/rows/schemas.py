@@ -62,6 +62,9 @@ def _demonstration(record: Mapping[Any, Any]) -> Row:
     messages = messages_of(record, weighed=True)
     if all(message["role"] != "assistant" or message.get("weight") == 0 for message in messages):
         raise FieldError("messages", "no turn of the assistant", "at least one to learn from")
+    if messages[0]["role"] == "assistant" and messages[0].get("weight") != 0:
+        expected = 'system or user, or "weight": 0 beside it'
+        raise FieldError("messages[0].role", "the assistant, which nobody has asked", expected)
     _expect_said("prompt", record, messages, "user")
     _expect_said("response", record, messages, "assistant")
     return {"messages": messages}

@@ -10,6 +10,7 @@ from gpt_modules.data.rows.chat import (
 )
 from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
+from gpt_modules.errors import UserError
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},
@@ -106,3 +107,14 @@ def test_whole_turns_are_left_out_and_the_system_stays():
     assert fit_conversation(longer, tokenizer, len(whole)) == (whole, 1)
     answered = [*told, {"role": "assistant", "content": "Hello."}, *MESSAGES[1:]]  # before anybody asks
     assert fit_conversation(answered, tokenizer, len(last)) == (last, 1)
+
+
+@pytest.mark.parametrize(
+    "encode",
+    [lambda of, to: encode_conversations(of, to), lambda of, to: encode_exchanges([(one, "So.") for one in of], to)],
+)
+def test_what_a_template_refuses_is_found_among_many(encode):
+    tokenizer = tokenizer_of(chats.byte_level, "mistral")
+    twice = [{"role": "user", "content": "Why?"}, {"role": "user", "content": "And how?"}]
+    with pytest.raises(UserError, match=r"roles must alternate.*the user says 'And how\?'\)$"):
+        encode([MESSAGES, twice], tokenizer)

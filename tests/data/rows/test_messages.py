@@ -47,6 +47,14 @@ def test_a_system_may_be_silent_and_a_weight_is_kept_for_sft():
     assert check_row({"messages": [ASKED, unlearned, ASKED]}, "ppo")["messages"] == [ASKED, SAID, ASKED]
 
 
+def test_keys_that_say_nothing_are_not_given():
+    """A table has every key in every row, null where it is not given; and some tell only where a message is from."""
+    nothing = {"tool_calls": None, "weight": None, "name": "", "audio": [], "timestamp": 3, "language": "English"}
+    assert check_row({"messages": [ASKED | nothing, SAID | nothing]}, "sft") == {"messages": [ASKED, SAID]}
+    greeted = {"messages": [{**SAID, "weight": 0}, ASKED, ALSO]}
+    assert check_row(greeted, "sft") == greeted
+
+
 @pytest.mark.parametrize(
     ("schema", "record", "line"),
     [
@@ -71,6 +79,15 @@ def test_a_system_may_be_silent_and_a_weight_is_kept_for_sft():
         ("reward", {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}, "chosen: found nothing behind the messages"),
         ("reward", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"},
          "rejected: found the text"),
+        ("sft", {"messages": [SAID, ASKED, ALSO]}, "messages[0].role: found the assistant, which nobody has asked"),
+        ("sft", {"messages": []}, "messages: found an empty list, expected a list"),
+        ("sft", {"messages": [ASKED, {**SAID, "wieght": 0}]}, "messages[1].wieght: found the number 0, expected role, "
+         "content and weight: it is not read"),
+        ("sft", {"messages": [ASKED, {**SAID, "train": False}]}, "messages[1].train: found the truth value False"),
+        ("ppo", {"messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}, TOOL]},
+         "messages[1].tool_calls: found a list of 1, expected role, content and weight: it is not read"),
+        ("reward", {"messages": [ASKED], "chosen": [{**SAID, "reasoning_content": "Hm."}], "rejected": "b"},
+         "chosen[0].reasoning_content: found the text 'Hm.'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_gets_its_line(schema, record, line):
