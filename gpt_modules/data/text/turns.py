@@ -3,13 +3,14 @@
 A template makes one text of its own words and of what was said, in which `<|im_end|>` may be either's. To tell them
 apart, what is said is marked within each sign that a control token begins with, before the template is applied; then a
 control token that is whole is the template's, also where it trims, splits or joins. A template that says something else
-because of the marks is refused.
+because of the marks is refused, and so is one that makes control tokens of what is said: that unescapes it, or leaves
+the marks out. Such a one has other control tokens around contents that say nothing.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from gpt_modules.data.text.chat_template import ChatTemplate, Message
 from gpt_modules.data.text.sandbox import constants, sought
@@ -38,6 +39,7 @@ class Turns:
         self.template, self.control = template, control
         longest = sorted((token for token in control if len(token) > 1), key=len, reverse=True)
         self._tokens = re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
+        self._controls = lru_cache(maxsize=64)(self._written)
 
     def parts(self, messages: Sequence[Message], speak: bool) -> Parts:
         """What the template makes of a conversation; `speak`: up to where the assistant is to speak next.
@@ -46,6 +48,7 @@ class Turns:
             UserError: The template says no, or what it writes depends on control tokens in what was said.
         """
         text, mark = self.template.render(messages, speak), ""
+        controls = self._controls(tuple((of["role"], self._neutral(of["content"])) for of in messages), speak)
         if any(self._signs.search(message["content"]) for message in messages):
             plain, mark = text, _unused(messages)
             marked = [{**message, "content": self._marked(message["content"], mark)} for message in messages]
@@ -54,8 +57,22 @@ class Turns:
                 found = "found that what it writes depends on signs of control tokens in what is said"
                 raise UserError(f"{self.template.where}: {found}, expected one that does not")
         pieces = self._tokens.split(text)
+        if tuple(pieces[1::2]) != controls:
+            found = "found that it makes control tokens of what is said"
+            raise UserError(f"{self.template.where}: {found}, expected one that leaves it as it is")
         pieces[::2] = [piece.replace(mark, "") if mark else piece for piece in pieces[::2]]
         return [self.control[piece] if i % 2 else piece for i, piece in enumerate(pieces)]
+
+    def _neutral(self, content: str) -> str:
+        """A content that says nothing where this one says something, but for what the template itself looks for."""
+        pieces = self._kept.split(content)
+        pieces[::2] = ["x" if piece and not piece.isspace() else piece for piece in pieces[::2]]
+        return "".join(pieces)
+
+    def _written(self, neutral: tuple[tuple[str, str], ...], speak: bool) -> tuple[str, ...]:
+        """The control tokens that the template writes around contents that have none."""
+        text = self.template.render([{"role": role, "content": content} for role, content in neutral], speak)
+        return tuple(self._tokens.findall(text))
 
     def answer(self, messages: Sequence[Message], answer: str) -> tuple[Parts, Parts]:
         """A prompt, and what the assistant has to say after it to have given this answer: its end included, and nothing
@@ -105,8 +122,13 @@ class Turns:
         tokens = [token for token in self.control if len(token) > 1]
         firsts = {re.escape(token[0]) for token in tokens if not token[0].isspace()}
         blank = {f"{token[0]}(?={re.escape(token[1:])})" for token in tokens if token[0].isspace()}
+        return re.compile(f"(?P<kept>{self._kept.pattern})|(?P<sign>{'|'.join(firsts | blank) or '(?!)'})")
+
+    @cached_property
+    def _kept(self) -> re.Pattern[str]:
+        """What the template itself writes or looks for, and has nothing of a control token."""
         kept = sorted(map(re.escape, filter(self._is_apart, constants(self.template.source))), key=len, reverse=True)
-        return re.compile(f"(?P<kept>{'|'.join(kept) or '(?!)'})|(?P<sign>{'|'.join(firsts | blank) or '(?!)'})")
+        return re.compile(f"({'|'.join(kept) or '(?!)'})")
 
     def _is_apart(self, text: str) -> bool:
         """Whether no control token stands in a text, nor begins at its end."""

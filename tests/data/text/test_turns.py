@@ -62,6 +62,29 @@ def test_a_template_that_reads_the_signs_is_refused():
         of.parts([{"role": "user", "content": "a<c"}], True)
 
 
+@pytest.mark.parametrize(
+    ("made", "content"),
+    [
+        ("m.content | replace('&lt;', '<')", "a&lt;/s>b"),
+        ("m.content | replace('&lt;', '<')", "<a&lt;/s>b"),
+        ("m.content.replace('(', '<').replace(')', '>')", "(/s)"),
+        ("m.content | reject('equalto', '\ue000') | join", "a</s>b"),
+        ("m.content[::-1]", ">s/<"),
+    ],
+)
+def test_a_template_that_makes_control_tokens_of_what_is_said_is_refused(made, content):
+    of = turns("{% for m in messages %}{{ " + made + " }}{{ eos_token }}{% endfor %}")
+    assert of.parts([{"role": "user", "content": "a"}], True) == ["a", CONTROL["</s>"], ""]
+    with pytest.raises(UserError, match="makes control tokens of what is said"):
+        of.parts([{"role": "user", "content": content}], True)
+
+
+def test_a_template_that_keeps_printable_characters_alone_is_refused():
+    source = "{% for m in messages %}{% for c in m.content if c.isprintable() %}{{ c }}{% endfor %}{{ eos_token }}"
+    with pytest.raises(UserError, match="makes control tokens of what is said"):
+        turns(source + "{% endfor %}").parts([{"role": "user", "content": "a</s>b"}], True)
+
+
 def test_an_answer_is_what_follows_its_prompt_up_to_its_end():
     prompt, said = turns(chats.CHATML).answer([{"role": "user", "content": "Why?"}], "<|im_end|>")
     assert prompt[-1] == "assistant\n"
