@@ -25,7 +25,7 @@ HELP = """/reset         forget the conversation
 /save FILE     the conversation as a row of messages, as SFT reads it
 /load FILE     go on from there
 /set NAME VALUE   temperature, top_k, top_p, max_new_tokens or seed; none takes top_k or top_p away
-/a /b /tie     with --beside: which answer was better; the conversation goes on with it
+/a /b /tie     with --beside and --store: a vote on which answer was better; the conversation goes on with it
 //...          a line that begins with /"""
 
 
@@ -186,8 +186,10 @@ class Chat:
         """Which of two answers was better: the conversation goes on with it."""
         if len(self.voices) < 2 or not self._said:
             raise UserError(f"/{choice}: found no two answers to a question, expected some (--beside)")
-        if self._ballot is not None:
-            self._ballot.vote(*self._as_text(choice), self.sampling, choice)
+        if self._ballot is None:
+            raise UserError(f"/{choice}: found no store, in which a vote is kept, expected one (--store FILE)")
+        self._ballot.vote(*self._as_text(choice), self.sampling, choice)
+        say("kept")
         self.conversation.replace_answer(self._said[choice == "b"].text)
         self._said = []
 

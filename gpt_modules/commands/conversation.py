@@ -5,6 +5,7 @@ from pathlib import Path
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import replace_durably
+from gpt_modules.storage.json_files import read_json
 
 Message = dict[str, str]
 
@@ -71,11 +72,17 @@ class Conversation:
         Raises:
             UserError: it is none, or does not end with the assistant's turn.
         """
-        from gpt_modules.data.rows.sources import load_rows
+        from gpt_modules.data.rows.fields import FieldError
+        from gpt_modules.data.rows.messages import messages_of
 
-        rows = load_rows(str(path), "train", "sft")
-        messages = rows[0].get("messages") if len(rows) == 1 else None
+        expected = "one row of messages, as /save writes it"
+        try:
+            row = read_json(path, expected)
+            messages = messages_of(row) if isinstance(row, dict) and "messages" in row else None
+        except (FieldError, UserError) as error:
+            where = f"{path}: " if isinstance(error, FieldError) else ""
+            raise UserError(f"/load: {where}{error}") from error
         if not messages or messages[-1]["role"] != "assistant":
-            raise UserError(f"/load: {path}: found no single row of messages that ends with the assistant's, expected "
-                            "one, as /save writes it")  # fmt: skip
-        self.messages = [{"role": of["role"], "content": of["content"]} for of in messages]
+            found = "no messages" if not messages else f"messages of which the last is the {messages[-1]['role']}'s"
+            raise UserError(f"/load: {path}: found {found}, expected {expected}, of which the last is the assistant's")
+        self.messages = messages

@@ -99,13 +99,20 @@ def test_a_command_that_cannot_be_followed(talk, line, found):
 def test_two_side_by_side_and_a_vote(talk, micro, tmp_path):
     store = tmp_path / "votes.db"
     words = ["--beside", str(micro.gpt), "--store", str(store), "--name", "ann"]
-    asked, _ = talk("a\n/b\nb\n", *words)
+    asked, said = talk("a\n/b\nb\n", *words)
+    assert said.splitlines().count("kept") == 1
     assert asked == [["a"], ["a"], ["a", "two", "b"], ["a", "two", "b"]]
     with ComparisonStore.open(store) as votes:
         (found,) = votes.rankings()
     (row,) = encode_answers([(found.prompt, found.answers[1].text)], micro.tokenizer)
     assert [row] == encode_exchanges([([{"role": "user", "content": "a"}], "two")], micro.tokenizer)
     assert (found.ranks, found.labeler) == ((2, 1), "ann")
+
+
+@pytest.mark.parametrize("choice", ["a", "b", "tie"])
+def test_a_vote_that_would_be_kept_nowhere_is_refused(talk, micro, choice):
+    with pytest.raises(UserError, match=f"/{choice}: found no store, in which a vote is kept, expected one"):
+        talk(f"a\n/{choice}\n", "--beside", str(micro.gpt))
 
 
 def test_a_vote_on_what_text_cannot_hold_is_refused(talk, micro, tmp_path):

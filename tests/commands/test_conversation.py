@@ -1,6 +1,7 @@
 """What a person does to a conversation, and what becomes of its file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -62,18 +63,44 @@ def test_a_file_is_a_row_that_sft_reads_and_is_gone_on_from(tmp_path):
         conversation.save(path)
 
 
+ASKED, ANSWERED = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+WHOLE = json.dumps({"messages": [ASKED, ANSWERED]})
+
+
 @pytest.mark.parametrize(
-    "rows",
+    ("text", "line"),
     [
-        [{"prompt": "a", "response": "b"}],
-        [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}] * 2,
+        ('{"prompt": "a", "response": "b"}', "found no messages, expected one row of messages, as /save writes it"),
+        ('{\n  "a": [\n1]}', "found no messages"),
+        ("[1, 2]", "found no messages"),
+        (f"{WHOLE}\n{WHOLE}", "found broken JSON (more after the first value)"),
+        (json.dumps({"messages": [ASKED]}), "found messages of which the last is the user's"),
+        (json.dumps({"messages": [ASKED, {**ANSWERED, "content": " "}]}), "messages[1].content: found empty text"),
     ],
 )
-def test_files_that_are_no_conversation(tmp_path, rows):
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=r"/load: .*: found no single row of messages"):
-        Conversation().load(path)
+def test_files_that_are_no_conversation(tmp_path, text, line):
+    path, conversation = tmp_path / "talk.jsonl", talked()
+    path.write_text(text)
+    with pytest.raises(UserError) as refused:
+        conversation.load(path)
+    assert str(refused.value).startswith(f"/load: {path}:")
+    assert line in str(refused.value)
+    assert conversation.turns == 2
+
+
+@pytest.mark.parametrize("name", ["owner/name", "reviews", "synthetic:copy"])
+def test_what_is_no_file_is_asked_of_nobody(tmp_path, monkeypatch, name):
+    """Rows have such names, on the hub or here; a conversation has a file alone."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^/load: {name}: no such file"):
+        Conversation().load(Path(name))
+
+
+def test_a_file_that_was_edited_by_hand(tmp_path):
+    path, conversation = tmp_path / "talk.json", Conversation()
+    path.write_text(json.dumps(json.loads(WHOLE), indent=2))
+    conversation.load(path)
+    assert conversation.messages == [ASKED, ANSWERED]
 
 
 def test_nothing_to_save(tmp_path):
