@@ -135,8 +135,11 @@ def make_app(served: Served, key: str | None = None, private: bool = True) -> En
         ("POST", "/v1/score", paths.score), ("GET", "/health", paths.health), ("GET", "/metrics", paths.told),
     ]  # fmt: skip
     routes = [Route(path, _told(paths.metrics, path, answer), methods=[method]) for method, path, answer in ways]
-    pages = {"/" if name == "page.html" else f"/{name}": (name, content) for name, content in _files().items()}
+    speaks = served.speaker is not None
+    shown = _files().items() if speaks else ()
+    pages = {"/" if name == "page.html" else f"/{name}": (name, content) for name, content in shown}
     routes += [_page(path, name, content) for path, (name, content) in pages.items()]
+    routes += [] if speaks else [Route("/", _no_page)]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _elsewhere})
     return Ending(Guard(app, key, private, ["/health", *pages]), paths.bodies)
 
@@ -165,6 +168,11 @@ async def _elsewhere(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     found = f"found {request.method} {request.url.path[:200]}: {error.detail}"
     return JSONResponse(error_of(found, "invalid_request_error"), error.status_code, error.headers)
+
+
+async def _no_page(request: Request) -> Response:
+    """In place of a page to chat at."""
+    return PlainTextResponse("A reward model: it does not chat, it scores answers at POST /v1/score.\n")
 
 
 def _files() -> dict[str, bytes]:

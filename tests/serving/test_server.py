@@ -1,6 +1,7 @@
 """Paths, and the page: its own files alone, and no markup of what anybody wrote."""
 
 import asyncio
+import dataclasses
 import re
 import threading
 from importlib.resources import files
@@ -10,6 +11,7 @@ import pytest
 
 from gpt_modules.serving.engine import Busy
 from gpt_modules.serving.planning import Speaker
+from gpt_modules.serving.requests import Chat
 
 STATIC = files("gpt_modules.serving") / "static"
 SCRIPTS = {file.name: file.read_text() for file in STATIC.iterdir() if file.name.endswith(".js")}
@@ -108,6 +110,21 @@ def test_the_page_has_no_script_style_or_handler_of_its_own():
     page = (STATIC / "page.html").read_text()
     assert re.findall(r"<script([^>]*)>(.*?)</script>", page, re.S) == [(' type="module" src="page.js"', "")]
     assert not re.search(r"\son\w+=|\sstyle=|<style|https?:|javascript:", page)
+
+
+def test_the_page_asks_for_what_the_api_gives_by_default():
+    page = (STATIC / "page.html").read_text()
+    given = dict(re.findall(r'<input id="(\w+)"[^>]*value="([^"]*)"', page))
+    defaults = {field.name: field.default for field in dataclasses.fields(Chat)}
+    assert {name: float(value) for name, value in given.items()} == {name: defaults[name] for name in given}
+    assert set(given) == {"temperature", "top_p"}
+
+
+def test_a_reward_model_has_no_page_to_chat_at(rewarding):
+    found = rewarding.get("/")
+    assert found.headers["content-type"].startswith("text/plain")
+    assert "POST /v1/score" in found.text
+    assert rewarding.get("/page.js").status_code == 404
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
