@@ -41,10 +41,15 @@ class Form:
         return {**names, "system_fingerprint": self.fingerprint}
 
     def choice(
-        self, index: int, text: str, likely: Sequence[Likely] | None, end: str | None, offset: int = 0
+        self, index: int, text: str, likely: Sequence[Likely] | None, end: str | None, offset: int = 0, echoed: int = 0
     ) -> dict[str, Any]:
-        """A choice of a whole answer. offset: where its first token stands in its text, for `text_offset`."""
-        logprobs = None if likely is None else self._logprobs(likely, offset)
+        """A choice of a whole answer.
+
+        Args:
+            offset: where its first token stands in its text, for `text_offset`.
+            echoed: how many of its tokens are the prompt's, whose control tokens have a text; an answer's have none.
+        """
+        logprobs = None if likely is None else self._logprobs(likely, offset, echoed)
         if self.chats:
             said: dict[str, Any] = {"message": {"role": "assistant", "content": text, "refusal": None}}
         else:
@@ -62,8 +67,8 @@ class Form:
         logprobs = None if not likely else self._logprobs(likely, offset)
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": end}
 
-    def _logprobs(self, likely: Sequence[Likely], offset: int) -> dict[str, Any]:
-        return self._of_chat(likely) if self.chats else self._of_text(likely, offset)
+    def _logprobs(self, likely: Sequence[Likely], offset: int, echoed: int = 0) -> dict[str, Any]:
+        return self._of_chat(likely) if self.chats else self._of_text(likely, offset, echoed)
 
     def _of_chat(self, likely: Sequence[Likely]) -> dict[str, Any]:
         content = [
@@ -76,12 +81,13 @@ class Form:
         spelled = self.spelling.bytes_of(token)
         return {"token": self.spelling.name_of(token), "logprob": _finite(logprob), "bytes": list(spelled)}
 
-    def _of_text(self, likely: Sequence[Likely], offset: int) -> dict[str, Any]:
+    def _of_text(self, likely: Sequence[Likely], offset: int, echoed: int) -> dict[str, Any]:
         tokens, offsets, spelled = [], [], b""
-        for of in likely:
+        for place, of in enumerate(likely):
             tokens.append(self.spelling.name_of(of.token))
             offsets.append(offset + len(spelled.decode(errors="ignore")))
-            spelled += self.spelling.bytes_of(of.token)
+            if place < echoed or not self.spelling.has_control([of.token]):
+                spelled += self.spelling.bytes_of(of.token)
         known = [not math.isnan(of.logprob) for of in likely]
         return {
             "tokens": tokens,

@@ -126,7 +126,8 @@ def _whole(
     likely: list[Likely] | None = None
     if _tells_logprobs(asked):
         likely = [*choice.row.prompt_likely, *(of for piece in own for of in piece.likely)]
-    return form.choice(index, echoed + "".join(piece.text for piece in own), likely, own[-1].end)
+    text = echoed + "".join(piece.text for piece in own)
+    return form.choice(index, text, likely, own[-1].end, echoed=len(choice.row.prompt_likely))
 
 
 def _tells_logprobs(asked: Asked) -> bool:

@@ -56,3 +56,14 @@ def test_log_probabilities_of_a_completion():
 
 def test_an_error():
     assert error_of("m", "t", "p") == {"error": {"message": "m", "type": "t", "param": "p", "code": None}}
+
+
+def test_a_control_token_has_a_place_in_an_echo_and_none_in_an_answer():
+    """An answer's text goes on without it: what follows it stands where it would have stood."""
+    form = Form("text_completion", "m", "fp_1", SPELLING, "1", 5)
+    ids = [A, TOKENIZER.eos_id, A, A, TOKENIZER.eos_id, A]
+    text = SPELLING.text_of(ids[:3]) + " film film"
+    told = form.choice(0, text, [Likely(id, -1.0, ()) for id in ids], "stop", echoed=3)["logprobs"]
+    assert told["tokens"] == [" film", "<|endoftext|>", " film", " film", "<|endoftext|>", " film"]
+    assert [text[at:].startswith(" film") for at in told["text_offset"]] == [True, False, True, True, True, True]
+    assert told["text_offset"] == [0, 5, 18, 23, 28, 28]

@@ -20,6 +20,7 @@ class Spelling:
     def __init__(self, tokenizer: Tokenizer) -> None:
         form = json.loads(tokenizer.to_json())
         self._added = {added["id"]: added["content"] for added in form["added_tokens"]}
+        self._control = {added["id"] for added in form["added_tokens"] if added["special"]}
         vocabulary = form["model"].get("vocab", {})
         pairs = ((name, id) for id, (name, _) in enumerate(vocabulary)) if isinstance(vocabulary, list) else None
         self._names: dict[int, str] = {id: name for name, id in pairs or vocabulary.items()}
@@ -42,7 +43,7 @@ class Spelling:
 
     def has_control(self, tokens: Iterable[int]) -> bool:
         """Whether there is one that no text is made of."""
-        return any(token in self._added for token in tokens)
+        return not self._control.isdisjoint(tokens)
 
     def name_of(self, token: int) -> str:
         """Its text; where its bytes are none, `bytes:\\xe2\\x80`, as OpenAI has it."""
