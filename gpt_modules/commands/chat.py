@@ -22,7 +22,7 @@ HELP = """/reset         forget the conversation
 /retry         another answer to the last question
 /undo          take back the last question
 /system TEXT   what the system says, first of all; without TEXT, nothing
-/save FILE     the conversation as a row of messages, as SFT reads it
+/save FILE     the conversation as a row of messages, as SFT reads it; of an answer that was cut off it learns nothing
 /load FILE     go on from there
 /set NAME VALUE   temperature, top_k, top_p, max_new_tokens or seed; none takes top_k or top_p away
 /a /b /tie     with --beside and --store: a vote on which answer was better; the conversation goes on with it
@@ -119,7 +119,7 @@ class Chat:
         except BaseException:
             self.conversation.undo()
             raise
-        self.conversation.answer(self._said[0].text)
+        self.conversation.answer(*self._said[0])
 
     # --- commands ---
 
@@ -190,7 +190,7 @@ class Chat:
             raise UserError(f"/{choice}: found no store, in which a vote is kept, expected one (--store FILE)")
         self._ballot.vote(*self._as_text(choice), self.sampling, choice)
         say("kept")
-        self.conversation.replace_answer(self._said[choice == "b"].text)
+        self.conversation.replace_answer(*self._said[choice == "b"])
         self._said = []
 
     def _as_text(self, choice: str) -> tuple[str, list[Said]]:

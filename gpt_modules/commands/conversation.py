@@ -2,16 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import replace_durably
 from gpt_modules.storage.json_files import read_json
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class Conversation:
-    """What was said so far. A file of it is a row of `messages`, as SFT reads them."""
+    """What was said so far. A file of it is a row of `messages`, as SFT reads them: an answer that was cut off has a
+    weight of 0 there, for what SFT learns of an answer is its end too.
+    """
 
     def __init__(self, system: str | None = None) -> None:
         self.messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
@@ -25,23 +28,23 @@ class Conversation:
         """The user's turn."""
         self.messages.append({"role": "user", "content": text})
 
-    def answer(self, text: str) -> None:
-        """The assistant's; an empty one is none, and the question is taken back."""
+    def answer(self, text: str, ended: bool = True) -> None:
+        """The assistant's, which ended or was cut off; an empty one is none, and the question is taken back."""
         if text:
-            self.messages.append({"role": "assistant", "content": text})
+            self.messages.append(_answer(text, ended))
         else:
             self.undo()
 
-    def replace_answer(self, text: str) -> None:
+    def replace_answer(self, text: str, ended: bool = True) -> None:
         """Another answer in place of the last one."""
-        self.messages[-1] = {"role": "assistant", "content": text}
+        self.messages[-1] = _answer(text, ended)
 
     def undo(self) -> str | None:
         """Take back the last question and what came of it: the question, None where there is none."""
         asked = [i for i, message in enumerate(self.messages) if message["role"] == "user"]
         if not asked:
             return None
-        question = self.messages[asked[-1]]["content"]
+        question: str = self.messages[asked[-1]]["content"]
         del self.messages[asked[-1] :]
         return question
 
@@ -78,7 +81,7 @@ class Conversation:
         expected = "one row of messages, as /save writes it"
         try:
             row = read_json(path, expected)
-            messages = messages_of(row) if isinstance(row, dict) and "messages" in row else None
+            messages = messages_of(row, weighed=True) if isinstance(row, dict) and "messages" in row else None
         except (FieldError, UserError) as error:
             where = f"{path}: " if isinstance(error, FieldError) else ""
             raise UserError(f"/load: {where}{error}") from error
@@ -86,3 +89,7 @@ class Conversation:
             found = "no messages" if not messages else f"messages of which the last is the {messages[-1]['role']}'s"
             raise UserError(f"/load: {path}: found {found}, expected {expected}, of which the last is the assistant's")
         self.messages = messages
+
+
+def _answer(text: str, ended: bool) -> Message:
+    return {"role": "assistant", "content": text} | ({} if ended else {"weight": 0})

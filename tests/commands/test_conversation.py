@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt_modules.commands.conversation import Conversation
+from gpt_modules.data.demonstrations import learned_turns
 from gpt_modules.data.rows.sources import load_rows
 from gpt_modules.errors import UserError
 
@@ -61,6 +62,27 @@ def test_a_file_is_a_row_that_sft_reads_and_is_gone_on_from(tmp_path):
     assert other.messages == conversation.messages
     with pytest.raises(UserError, match=r"/save: found .*talk.jsonl, which is there already"):
         conversation.save(path)
+
+
+def test_nothing_is_learned_of_an_answer_that_was_cut_off(tmp_path):
+    """SFT learns the end of each answer: one that had none would teach to end in the middle of a word."""
+    conversation = talked()
+    conversation.ask("q2")
+    conversation.answer("a cut ans", ended=False)
+    conversation.save(tmp_path / "talk.jsonl")
+    messages = load_rows(str(tmp_path / "talk.jsonl"), "train", "sft")[0]["messages"]
+    assert [messages[i]["content"] for i in learned_turns(messages)] == ["a0", "a1"]
+    conversation.replace_answer("whole")
+    assert "weight" not in conversation.messages[-1]
+
+
+def test_a_conversation_of_cut_answers_alone_is_gone_on_from(tmp_path):
+    conversation, other = Conversation(), Conversation()
+    conversation.ask("q")
+    conversation.answer("a cut ans", ended=False)
+    conversation.save(tmp_path / "talk.jsonl")
+    other.load(tmp_path / "talk.jsonl")
+    assert other.messages == conversation.messages
 
 
 ASKED, ANSWERED = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
