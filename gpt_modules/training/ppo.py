@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, LoRAConfig, RewardModel
+from gpt_modules.backbone.folders.card import Facts
 from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import ppo_layout
@@ -521,6 +522,10 @@ class PPOModule(L.LightningModule):
     def export(self, folder: Path) -> None:
         """Write the policy, or its average, and what goes beside it, see `Learners.export`."""
         self.learners.export(self, folder)
+
+    def tell(self, name: str | None, facts: Facts) -> Facts:
+        """Of the run, what holds for the folder of this name, see `Learners.tell`."""
+        return self.learners.tell(name, facts)
 
     @property
     def also_exports(self) -> list[str]:

@@ -25,6 +25,7 @@ from gpt_modules.training import PPOModule, processes
 from gpt_modules.training import ppo as ppo_module
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.callbacks.dashboard import ppo_layout
+from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -443,6 +444,22 @@ def test_a_shared_trunk_is_trained_once_and_its_head_at_its_own_rate(fit, ppo, t
     fit(*ppo(), default_root_dir=tmp_path / "apart").save_checkpoint(tmp_path / "apart.ckpt")
     sizes = [(tmp_path / f"{name}.ckpt").stat().st_size for name in ("shared", "apart")]
     assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_the_cards_of_a_run_tell_of_each_folder_what_is_in_it(fit, ppo, tmp_path):
+    module, data = ppo(ema=EMAConfig(0.9))
+    fit(module, data, callbacks=[ExportBest()])
+    policy, critic, average = (
+        (tmp_path / f"export{name}" / "README.md").read_text() for name in ("", "-critic", "-ema")
+    )
+    assert "| Reference |" in policy
+    assert "| val/score |" in policy
+    assert "val/ema/" not in policy
+    assert "| Kind | critic" in critic
+    assert f"| Began from | `{module.learners.critic_folder}` |" in critic
+    assert "val/" not in critic
+    assert "| Weights | exponential moving average" in average
+    assert "| val/ema/score |" in average
 
 
 def test_a_shared_trunk_goes_on_in_a_later_run(fit, ppo, tmp_path):

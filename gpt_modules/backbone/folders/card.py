@@ -28,8 +28,11 @@ class Facts:
         procedure: the name of what trained it.
         recipe: as the user named it.
         base: folder or name of what it began from; None: new weights.
+        kind: what it is, where its folder does not say so: a critic has the form of a reward model.
+        weights: how they were taken, where they are not those of a step.
+        models: by use ("Reference"), the other models that it learnt from.
         data: by use ("train"), the sources as the user named them.
-        metrics: validation metrics of these weights.
+        before, metrics: validation metrics before the first step, and those of these weights.
         steps: of the optimizer.
         versions: of libraries, by name.
     """
@@ -37,7 +40,11 @@ class Facts:
     procedure: str
     recipe: str | None = None
     base: str | None = None
+    kind: str | None = None
+    weights: str | None = None
+    models: Mapping[str, Sequence[str]] = field(default_factory=dict)
     data: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    before: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -71,28 +78,39 @@ def _body(folder: Path, facts: Facts) -> str:
     config, kind = decoder_of(document), document.ours.kind or "gpt"
     sizes = f"n_layer {config.n_layer}, n_embd {config.n_embd}, n_positions {config.n_positions}"
     rows = {
-        "Kind": _KINDS[kind],
+        "Kind": facts.kind or _KINDS[kind],
         "Decoder": f"{document.theirs['model_type']}, {sizes}, {config.n_params():,} parameters as a language model",
         "Trained by": facts.procedure + ("" if facts.recipe is None else f", recipe `{facts.recipe}`"),
         "Steps": f"{facts.steps:,}",
+        **({} if facts.weights is None else {"Weights": facts.weights}),
         "Began from": "new weights" if facts.base is None else f"`{facts.base}`",
-        **{f"Data ({use})": ", ".join(f"`{name}`" for name in names) for use, names in facts.data.items() if names},
+        **_named(facts.models),
+        **_named({f"Data ({use})": names for use, names in facts.data.items()}),
         "Versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
-    metrics = {name: f"{value:.4g}" for name, value in sorted(facts.metrics.items())}
     title = f"# {facts.recipe or facts.procedure}\n\n"
-    return (
-        title + _table(("", ""), rows) + _section("Validation", ("metric", "value"), metrics) + _opening(folder, kind)
-    )
+    return title + _table(("", ""), list(rows.items())) + _validation(facts) + _opening(folder, kind)
 
 
-def _section(title: str, head: tuple[str, str], rows: Mapping[str, str]) -> str:
-    return f"\n## {title}\n\n{_table(head, rows)}" if rows else ""
+def _named(uses: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    return {use: ", ".join(f"`{name}`" for name in names) for use, names in uses.items() if names}
 
 
-def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
-    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
+def _validation(facts: Facts) -> str:
+    if not facts.metrics:
+        return ""
+    found = sorted(facts.metrics.items())
+    if not facts.before:
+        return f"\n## Validation\n\n{_table(('metric', 'value'), [(name, f'{value:.4g}') for name, value in found])}"
+    told = [
+        (name, f"{facts.before[name]:.4g}" if name in facts.before else "", f"{value:.4g}") for name, value in found
+    ]
+    return f"\n## Validation\n\n{_table(('metric', 'before', 'after'), told)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -107,7 +125,12 @@ def _opening(folder: Path, kind: str) -> str:
     theirs = _OPENED_BY.get(kind)
     if theirs is None or read_family(document.theirs, document.path) == "gpt_modules":
         return ours
-    return ours + (
-        f"\n```python\nfrom transformers import {theirs}, AutoTokenizer\n\n"
-        f'model, tokenizer = {theirs}.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")\n```\n'
-    )
+    lines = [
+        f"from transformers import {theirs}, AutoTokenizer\n",
+        f'model, tokenizer = {theirs}.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")',
+    ]
+    if kind == "reward":  # no token is there to pad with: a text may end with any
+        lines.append("# One text at a time; the same scores as ours but for a constant and a positive factor.")
+        lines.append('scores = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]')
+    code = "\n".join(lines)
+    return f"{ours}\n```python\n{code}\n```\n"

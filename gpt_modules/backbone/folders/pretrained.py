@@ -78,6 +78,7 @@ def save_pretrained(
         tokenizer_json = Path(tokenizer_file).read_text(encoding="utf-8")
     vocabulary = {} if tokenizer_json is None else _vocabulary(tokenizer_json, model.config.vocab_size)
     settings = {**_tokenizer_config(vocabulary, model.config), **({} if chat is None else chat.names)}
+    ids = _ids(vocabulary, settings, () if chat is None else chat.end_ids)
     task = model.task if isinstance(model, LabellingModel) else None
     tensors = to_transformers(model.state_dict(), model.config, kind_of(model), task)
     with replace_folder(Path(folder)) as new:
@@ -92,8 +93,9 @@ def save_pretrained(
             _write_json(new / "tokenizer_config.json", settings)
         if chat is not None:
             (new / TEMPLATE_FILE).write_bytes(chat.template.encode())
-            _write_json(new / GENERATION_FILE, {"eos_token_id": [*chat.end_ids]})
-        config = {**write_theirs(model), **_ids(vocabulary, settings), "dtype": dtype, "gpt_modules": ours}
+            begin_and_pad = {name: found for name, found in ids.items() if name != "eos_token_id" and found is not None}
+            _write_json(new / GENERATION_FILE, {"eos_token_id": [*chat.end_ids], **begin_and_pad})
+        config = {**write_theirs(model), **ids, "dtype": dtype, "gpt_modules": ours}
         ours["config_sha256"] = config_digest(json.loads(json.dumps(config)))
         _write_json(new / CONFIG_FILE, config)
 
@@ -109,9 +111,13 @@ def _vocabulary(tokenizer_json: str, vocab_size: int) -> dict[str, int]:
     return ids
 
 
-def _ids(vocabulary: dict[str, int], settings: dict[str, Any]) -> dict[str, int | None]:
-    # Said even where there is none: their default is 50256, outside a small vocabulary.
-    return {f"{name}_id": vocabulary.get(settings.get(name, "")) for name in ("bos_token", "eos_token")}
+def _ids(vocabulary: dict[str, int], settings: dict[str, Any], ends: tuple[int, ...]) -> dict[str, int | None]:
+    # Said even where there is none: their default is 50256, outside a small vocabulary, or another family's token 1.
+    names = ("bos_token", "eos_token", "pad_token")
+    ids = {f"{name}_id": vocabulary.get(settings.get(name, "")) for name in names}
+    if ids["pad_token_id"] in (ids["eos_token_id"], *ends):
+        ids["pad_token_id"] = None  # their classifier would pass over the end of an answer, which is what is scored
+    return ids
 
 
 def _tokenizer_config(vocabulary: dict[str, int], config: DecoderConfig) -> dict[str, Any]:

@@ -34,6 +34,14 @@ class Exports(Protocol):
         """Write the folder."""
 
 
+@runtime_checkable
+class Tells(Protocol):
+    """A module whose folders are not all of the same facts."""
+
+    def tell(self, name: str | None, facts: Facts) -> Facts:
+        """Those of the folder `export-<name>`, or `export`, given those of the run."""
+
+
 class ExportBest(L.Callback):
     """Writes the artefact folder `<root>/export`, the weights that validate best, or the last ones.
 
@@ -93,7 +101,7 @@ class ExportBest(L.Callback):
         if self.monitor is not None and trainer.limit_val_batches == 0:
             raise UserError("export.monitor: found beside trainer.limit_val_batches 0, expected a run that validates")
         if trainer.is_global_zero and isinstance(pl_module, Exports):
-            for folder in self._folders(trainer, pl_module):
+            for folder in self._folders(trainer, pl_module).values():
                 check_replaceable(folder)
                 check_writable(folder.parent)
 
@@ -182,23 +190,30 @@ class ExportBest(L.Callback):
     def _write_cards(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         data = getattr(trainer, "datamodule", None)
         sources: dict[str, list[Any]] = data.sources() if data is not None and hasattr(data, "sources") else {}
+        averages = [type(one).__name__ for one in _averages(trainer)]
         facts = Facts(
             type(module).__name__.removesuffix("Module"),
             self.recipe,
             module.hparams.get("init_from"),
-            {use: [str(name) for source in found for name in _names(source)] for use, found in sources.items()},
-            {name: value for name, value in self._latest.items() if name.startswith("val/")},
-            trainer.global_step,
-            {name: version(name) for name in _LIBRARIES},
+            weights=f"average over steps, by {averages[0]}" if averages else None,
+            data={use: [str(name) for source in found for name in _names(source)] for use, found in sources.items()},
+            before=next((one.before for one in trainer.callbacks if hasattr(one, "before")), {}),  # type: ignore[attr-defined]
+            metrics={name: value for name, value in self._latest.items() if name.startswith("val/")},
+            steps=trainer.global_step,
+            versions={name: version(name) for name in _LIBRARIES},
         )
-        for folder in self._folders(trainer, module):
+        for name, folder in self._folders(trainer, module).items():
             if (folder / CONFIG_FILE).is_file():
-                write_card(folder, facts)
+                write_card(folder, module.tell(name, facts) if isinstance(module, Tells) else facts)
 
     @staticmethod
-    def _folders(trainer: L.Trainer, module: L.LightningModule) -> list[Path]:
+    def _folders(trainer: L.Trainer, module: L.LightningModule) -> dict[str | None, Path]:
+        """By what stands behind `export-` in their names."""
         first = Path(trainer.default_root_dir) / "export"
-        return [first, *(first.with_name(f"export-{name}") for name in getattr(module, "also_exports", ()))]
+        return {
+            None: first,
+            **{name: first.with_name(f"export-{name}") for name in getattr(module, "also_exports", ())},
+        }
 
 
 def _names(source: Any) -> list[Any]:
@@ -210,12 +225,16 @@ def _digest(folder: Path) -> str | None:
     return sha256_of(folder / CONFIG_FILE) if (folder / CONFIG_FILE).is_file() else None
 
 
+def _averages(trainer: L.Trainer) -> list[WeightAveraging]:
+    return [one for one in trainer.callbacks if isinstance(one, WeightAveraging) and one._average_model]  # type: ignore[attr-defined]
+
+
 @contextmanager
 def _as_validated(trainer: L.Trainer, module: L.LightningModule) -> Iterator[None]:
     """Inside: the weights that a validation sees, which are an average where a callback of Lightning's keeps one; it
     puts the average in for the validation alone.
     """
-    averages = [one for one in trainer.callbacks if isinstance(one, WeightAveraging) and one._average_model]  # type: ignore[attr-defined]
+    averages = _averages(trainer)
     for average in averages:
         average._swap_models(module)
     try:

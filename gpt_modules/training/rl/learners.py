@@ -1,6 +1,7 @@
 """The models that learn from rewards: the policy, its critic, and the average of its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gpt_modules.backbone import GPT, Decoder, RewardModel, base_of, merge_lora
+from gpt_modules.backbone.folders.card import Facts
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.lora import export_merged, learn_updates
 from gpt_modules.training.rl.average import Average
@@ -143,3 +145,24 @@ class Learners:
             beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
         for name, model in beside.items():
             artefacts.export(module, model, folder.with_name(f"{folder.name}-{name}"))
+
+    def tell(self, name: str | None, facts: Facts) -> Facts:
+        """For a model card: the facts of a run, as they are of the folder `export-<name>` (None: `export`)."""
+        ema, critic = self.recipe.ema, self.recipe.critic
+        sources = [said for source in self.recipe.rewards for said in source.names]
+        models = {"Reference": [self.recipe.reference], "Rewards": sources}
+        if name == "critic":
+            head = "" if critic.init_from is None else f", under the head of {critic.init_from}"
+            shared = f"the policy's trunk{head}" if critic.shared_trunk else None
+            base = self.recipe.init_from if critic.shared_trunk else self.critic_folder
+            return replace(facts, base=base, kind="critic: a value of each token", weights=shared,
+                           models={"Rewards": sources}, before={}, metrics={})  # fmt: skip
+        averaged = ema is not None and (name == "ema" or ema.export == "instead")
+        weights = f"exponential moving average of the policy's, decay {ema.decay:g}" if ema and averaged else None
+        before, metrics = _own(facts.before, name), _own(facts.metrics, name)
+        return replace(facts, weights=weights, models=models, before=before, metrics=metrics)
+
+
+def _own(metrics: Mapping[str, float], name: str | None) -> dict[str, float]:
+    """Of all metrics, those of the average, or of the policy."""
+    return {metric: value for metric, value in metrics.items() if metric.startswith("val/ema/") == (name == "ema")}

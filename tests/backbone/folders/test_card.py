@@ -1,12 +1,16 @@
 """The model card: what the hub's own reader finds in it."""
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
-from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, save_pretrained
+from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.backbone.folders.card import Facts, write_card
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 
@@ -35,6 +39,34 @@ def test_it_says_where_a_model_comes_from_and_what_it_reached(tmp_path: Path) ->
         f"| Decoder | gpt2, n_layer 1, n_embd 8, n_positions 12, {SMALL.n_params():,} parameters as a language model |",
     ):  # fmt: skip
         assert line in found.text.splitlines()
+
+
+def test_it_says_what_it_learnt_from_and_where_it_stood_before(tmp_path: Path) -> None:
+    found = card(
+        tmp_path / "m", RewardModel(SMALL), kind="critic", weights="an average",
+        models={"Rewards": ["a", "b"], "No": []},
+        before={"val/score": 1.0, "val/gone": 3.0}, metrics={"val/score": 2.5, "val/new": 0.5},
+    )  # fmt: skip
+    lines = found.text.splitlines()
+    for line in ("| Kind | critic |", "| Weights | an average |", "| Rewards | `a`, `b` |",
+                 "| metric | before | after |", "| val/score | 1 | 2.5 |", "| val/new |  | 0.5 |"):  # fmt: skip
+        assert line in lines
+    assert not [line for line in lines if line.startswith(("| No", "| val/gone"))]
+
+
+def test_its_code_scores_texts_of_any_lengths(micro: Any, tmp_path: Path, transformers: ModuleType) -> None:
+    """Run as it stands: their scores are ours but for the constant and the scale that the folder keeps."""
+    model = cast(RewardModel, load_pretrained(micro.reward)).eval()
+    tokenizer = Tokenizer.load(micro.reward)
+    save_pretrained(tmp_path / "m", model, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
+    write_card(tmp_path / "m", Facts("Reward"))
+    code = (tmp_path / "m" / "README.md").read_text().split("```python\n")[-1].split("```")[0]
+    values: dict[str, Any] = {"texts": ["good", "a film that is much longer than that"]}
+    exec(code.replace("FOLDER", str(tmp_path / "m")), values)
+    for text, score in zip(values["texts"], values["scores"], strict=True):
+        ids = torch.tensor([tokenizer.encode(text)])
+        ours = model.token_values(ids)[0, -1].item()
+        assert (score + model.head.linear.bias.item()) == pytest.approx(ours, abs=1e-5)
 
 
 @pytest.mark.parametrize(

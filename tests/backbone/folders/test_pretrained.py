@@ -378,6 +378,35 @@ def test_weights_of_whole_numbers_are_no_weights(tmp_path: Path) -> None:
         load_pretrained(tmp_path / "m")
 
 
+@pytest.mark.parametrize("pad", ["<pad>", "</s>", None])
+def test_a_token_to_pad_with_is_kept_unless_it_is_an_end(tmp_path: Path, pad: str | None) -> None:
+    """Their classifier scores the last token that is none to pad with; an answer's last token is its end."""
+    from transformers import AutoModelForSequenceClassification
+
+    backend = chats.byte_level()
+    backend.add_special_tokens(["<pad>"])
+    names = (("eos_token", "</s>"), *([] if pad is None else [("pad_token", pad)]))
+    tokenizer = ours_of.Tokenizer(backend, "</s>", ChatTemplate(names=names))
+    model = RewardModel(DecoderConfig(vocab_size=tokenizer.vocab_size, n_positions=16, n_layer=1, n_head=1, n_embd=8))
+    torch.nn.init.normal_(model.head.linear.weight)
+    save_pretrained(tmp_path / "m", model.eval(), tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
+    kept = backend.token_to_id("<pad>") if pad == "<pad>" else None
+    said, generation = (
+        json.loads((tmp_path / "m" / name).read_text()) for name in ("config.json", "generation_config.json")
+    )
+    assert (said["pad_token_id"], said["eos_token_id"]) == (kept, tokenizer.eos_id)
+    assert generation.get("pad_token_id") == kept
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "m").eval()
+    rows = [[*tokenizer.encode("ab"), tokenizer.eos_id], [*tokenizer.encode("abcdef"), tokenizer.eos_id]]
+    ours = [model.token_values(torch.tensor([row]))[0, -1] - model.head.linear.bias[0] for row in rows]
+    batch = torch.tensor([row + [kept or 0] * (len(rows[1]) - len(row)) for row in rows])
+    if kept is None:
+        with pytest.raises(ValueError, match="padding"):
+            theirs(batch)
+    else:
+        assert torch.allclose(theirs(batch).logits[:, 0], torch.stack(ours), atol=1e-6)
+
+
 @pytest.mark.parametrize("template", ["ours", "chatml", "llama3"])
 def test_a_folder_talks_in_transformers_as_here(tmp_path: Path, template: str) -> None:
     from transformers import AutoTokenizer

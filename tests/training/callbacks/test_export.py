@@ -57,6 +57,14 @@ def test_the_model_card_tells_the_metrics_of_the_exported_weights(fit, parts, tm
     assert "| val/chosen | 7 |" in (tmp_path / "export" / "README.md").read_text().splitlines()
 
 
+def test_the_model_card_tells_where_a_run_began(fit, parts, tmp_path):
+    callbacks = [ExportBest(), RunSummary()]
+    fit(*parts(), max_epochs=1, num_sanity_val_steps=-1, callbacks=callbacks)
+    told = read_summary(tmp_path)
+    line = f"| val/loss | {told.before['val/loss']:.4g} | {told.after['val/loss']:.4g} |"
+    assert line in (tmp_path / "export" / "README.md").read_text().splitlines()
+
+
 averaging = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that overrides")
 
 
@@ -70,6 +78,8 @@ def test_an_average_that_is_validated_is_what_is_exported(fit, parts, tmp_path, 
     fit(module, data, max_epochs=3, callbacks=[*(both if first == "average" else both[::-1]), chosen])
     exported = load_pretrained(tmp_path / "export", kind="gpt")
     assert torch.equal(exported.head_weight.detach(), chosen.weights[validated])
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "| Weights | average over steps, by EMAWeightAveraging |" in card.splitlines()
 
 
 @averaging

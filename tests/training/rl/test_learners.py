@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gpt_modules.backbone import LoRAConfig, add_lora
+from gpt_modules.backbone.folders.card import Facts
 from gpt_modules.training import PPOModule
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.rl.estimators import EstimatorConfig
@@ -132,3 +133,22 @@ def test_a_critic_that_began_as_a_part_follows_the_parts_own_mean(learners, micr
     was = model.critic.token_values(ROLLOUT.tokens)
     model.follow(first, other, True, no_part)
     torch.testing.assert_close(model.critic.token_values(ROLLOUT.tokens), was * 3.0 + 3.0)
+
+
+def test_every_folder_has_facts_of_its_own(learners, micro):
+    """A critic began where it did, and no metric is of it; an average says so, and has its own."""
+    metrics = {"val/score": 1.0, "val/ema/score": 2.0}
+    facts = Facts("PPO", base=str(micro.gpt), before=metrics, metrics=metrics)
+    model = learners(ema=EMAConfig(0.9))
+    policy, critic, average = (model.tell(name, facts) for name in (None, "critic", "ema"))
+    assert (policy.base, policy.weights, policy.kind) == (str(micro.gpt), None, None)
+    assert policy.models == {"Reference": [str(micro.gpt)], "Rewards": [str(micro.reward)]} == average.models
+    assert (policy.metrics, policy.before) == ({"val/score": 1.0},) * 2
+    assert average.metrics == {"val/ema/score": 2.0}
+    assert "average" in average.weights
+    assert "0.9" in average.weights
+    assert (critic.base, critic.metrics, critic.before) == (str(micro.reward), {}, {})
+    assert critic.kind.startswith("critic")
+    shared = learners(critic=CriticConfig(shared_trunk=True), ema=EMAConfig(0.9, "instead"))
+    assert shared.tell("critic", facts).base == str(micro.gpt)
+    assert "average" in shared.tell(None, facts).weights
