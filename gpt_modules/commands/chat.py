@@ -42,6 +42,9 @@ def main(words: list[str]) -> None:
     for voice in voices if len(voices) > 1 else []:
         sys.stderr.write(f"{voice.letter} is {voice.name}\n")
     ballot = None if options.store is None else Ballot(options.store, options.name, voices)
+    for voice in voices:
+        if told := voice.speaker.tokenizer.template.told:
+            sys.stderr.write(f"{voice.name}: {told}\n")
     chat = Chat(voices, sampling_of(options), Conversation(options.system), ballot)
     person = sys.stdin is not None and sys.stdin.isatty()
     if person:  # Ctrl-C is a person's word to the answer, not to the command

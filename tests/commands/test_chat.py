@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -163,3 +164,16 @@ def test_it_speaks(micro, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the film\n")))
     chat.main(["--model", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4"])
     assert capsys.readouterr().out.endswith("\n")
+
+
+def test_a_folder_without_a_template_is_told_of(micro, monkeypatch, capsys, tmp_path):
+    """What answers may then be like is no fault of what was typed."""
+    for source, lines in ((None, 1), ("{{ messages[-1].content }}{{ eos_token }}", 0)):
+        folder = tmp_path / str(lines)
+        shutil.copytree(micro.gpt, folder)
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        if source:
+            (folder / "chat_template.jinja").write_text(source)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+        chat.main(["--model", str(folder), "--device", "cpu", "--max-new-tokens", "4"])
+        assert capsys.readouterr().err.count(f"{folder}: chat template: ours") == lines

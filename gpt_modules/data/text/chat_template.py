@@ -71,6 +71,12 @@ class ChatTemplate:
         found, where = settings.get("chat_template"), f"{folder / SETTINGS_FILE}: chat_template"
         return cls(names=names) if found is None else cls(_default(found, where), names, where)
 
+    @property
+    def told(self) -> str:
+        """What a person who opens a model should know of it: a line, nothing where the template is the folder's own."""
+        line = "chat template: ours (User: ... Assistant:), as the folder has no other; a model that never learned it "
+        return line + "goes on with the text" if self.source == OURS else ""
+
     def with_end(self, token: str) -> "ChatTemplate":
         """The same; where it has no name for the token that ends a text, it is this one."""
         return self if "eos_token" in dict(self.names) else replace(self, names=(*self.names, ("eos_token", token)))
