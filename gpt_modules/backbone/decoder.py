@@ -23,6 +23,7 @@ from gpt_modules.backbone.config import Activation, DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
+from gpt_modules.backbone.norms import norm
 from gpt_modules.backbone.rotary import Rotary, Rotation, rotate
 from gpt_modules.errors import UserError
 
@@ -133,23 +134,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "swiglu": swiglu,
 }
-
-
-class RMSNorm(nn.RMSNorm):
-    """In the wider of the types of input and weight, which torch would not take together, and back in the input's: no
-    rule of autocast is about this norm.
-    """
-
-    def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(x.dtype)
-
-
-def norm(config: DecoderConfig, width: int) -> nn.Module:
-    """Over the last `width` channels; of the mean square alone, or of mean and variance with a bias."""
-    kind = RMSNorm if config.norm_kind == "rms" else nn.LayerNorm
-    made: nn.Module = kind(width, eps=config.layer_norm_epsilon)
-    return made
 
 
 class Block(nn.Module):
