@@ -115,6 +115,8 @@ class SFTDataModule(ResumableDataModule):
         else:
             self.pretraining = pretraining.open(tokenizer, seed, cache_dir, context, val_batch_size or batch_size)
             self.beside = {"pretraining": self.pretraining.data}
+        self.in_turns = False
+        """Whether all that is learned stands in conversations; known once the rows are read."""
         self.train_examples: Examples[Any] | None = None
         self.validation_examples: Examples[Any] | None = None
 
@@ -130,6 +132,7 @@ class SFTDataModule(ResumableDataModule):
         if self.train_examples is None:
             train, validation = self.read_whole(self._rows)
             self.expect_agreement()
+            self.in_turns = all("messages" in row for row in train)
             self.train_examples = self._examples(train, "train")
             self.validation_examples = self._examples(validation, "validation")
             if self.pretraining is not None:

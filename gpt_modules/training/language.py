@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT, generate
 from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
+from gpt_modules.data.rows.chat import Prompt, encode_asked
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
 from gpt_modules.training.accumulation import StepMean
@@ -89,13 +90,14 @@ def check_samples(prompts: list[str] | None, tokens: int, seed: int, usual: int)
 
 
 def continuation_rows(
-    module: L.LightningModule, model: GPT, prompts: list[str] | None, max_new_tokens: int
+    module: L.LightningModule, model: GPT, prompts: list[str] | None, max_new_tokens: int, in_turns: bool = False
 ) -> list[dict[str, str]]:
     """Each prompt with a sampled continuation (temperature 1 and 0.7), for the sample table. Of a sharded
-    model all processes ask, and generate the same.
+    model all processes ask, and generate the same. in_turns: each is what a user says, as the chat template has it.
     """
     tokenizer, prompts = datamodule_tokenizer(module), prompts or []
-    ids = tokenizer.opening(prompts)
+    asked: list[Prompt] = [[{"role": "user", "content": prompt}] if in_turns else prompt for prompt in prompts]
+    ids = encode_asked(asked, tokenizer)
     room = model.decoder.config.n_positions - max((len(row) for row in ids), default=0)
     if not ids or room < 1:
         return []

@@ -35,7 +35,7 @@ class SFTModule(L.LightningModule):
         optimizer: AdamW's settings; InstructGPT's rate is 9.65e-6 at 1.3B and 6B.
         schedule: InstructGPT has no warm-up and a cosine to 10 %.
         compile: compile each block with `torch.compile`.
-        sample_prompts: prompts to answer after each validation.
+        sample_prompts: prompts to answer after each validation; where the data is in turns, what a user says.
         sample_tokens: longest answer shown.
         seed: of the samples.
     """
@@ -123,8 +123,10 @@ class SFTModule(L.LightningModule):
         return self.model.config.flops_per_token(self.trainer.datamodule.context)  # type: ignore[attr-defined]
 
     def sample_rows(self) -> list[dict[str, str]]:
-        """Answers to the recipe's prompts."""
-        return continuation_rows(self, self.model, self.hparams["sample_prompts"], self.hparams["sample_tokens"])
+        """Answers to the recipe's prompts, asked in the form that the data has."""
+        in_turns: bool = self.trainer.datamodule.in_turns  # type: ignore[attr-defined]
+        given = self.hparams
+        return continuation_rows(self, self.model, given["sample_prompts"], given["sample_tokens"], in_turns)
 
     def export(self, folder: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer."""

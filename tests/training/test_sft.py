@@ -1,5 +1,6 @@
 """SFT: the loss sees answers only, packing changes nothing, and answers come out."""
 
+import json
 import math
 
 import lightning.pytorch as L
@@ -7,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt_modules.backbone import load_pretrained
+from gpt_modules.backbone import generate, load_pretrained
 from gpt_modules.data import PretrainingText, SFTDataModule
 from gpt_modules.data.batches import TokenBatch
+from gpt_modules.data.rows.chat import encode_conversation
 from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.errors import UserError
-from gpt_modules.training import SFTModule
+from gpt_modules.training import SFTModule, language
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.language import next_token_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -85,6 +87,28 @@ def test_it_learns_to_answer_and_to_end(fit, micro, data):
     (row,) = module.sample_rows()
     assert row["temperature 0.7"].startswith(" is")
     assert row["temperature 0.7"].endswith("."), "it ended by itself, within 12 tokens"
+
+
+def test_samples_are_asked_in_the_form_that_the_data_has(fit, micro, tmp_path, monkeypatch):
+    """A prompt that is read as no prompt of the data was shows nothing of what has been learned."""
+    asked = []
+
+    def seen(model, ids, **given):
+        asked.append(ids)
+        return generate(model, ids, **given)
+
+    monkeypatch.setattr(language, "generate", seen)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for row in ({"messages": turns}, {"prompt": "a", "response": "b"}):
+        paths = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
+        for number, path in enumerate(paths):
+            path.write_text(json.dumps(row) + "\n" * (1 + number))
+        source = SFTDataModule(*map(str, paths), tokenizer=str(micro.gpt), context=32, batch_size=1)
+        module = SFTModule(str(micro.gpt), optimizer=FAST, sample_prompts=["the"], sample_tokens=1)
+        fit(module, source, max_steps=1, limit_val_batches=0)
+        module.sample_rows()
+    user = encode_conversation([{"role": "user", "content": "the"}], micro.tokenizer)
+    assert asked[::2] == [[user], micro.tokenizer.opening(["the"])]
 
 
 def test_dropout_is_what_is_asked_for_or_as_stored(micro):
