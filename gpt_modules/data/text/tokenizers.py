@@ -131,6 +131,10 @@ class Tokenizer:
     def encode_parts(self, rows: Sequence[Parts]) -> list[list[int]]:
         """The ids of texts between control tokens (`Turns`): those that the whole would have, were each control token
         written out and read as one, and that text never has.
+
+        They are those of `transformers`, but where a vocabulary has its special tokens normalized (`normalized: true`)
+        and its normalizer puts a space before a text (`Prepend`): there `transformers` puts none behind a token, and
+        reads a token that another one touches as characters. Here each stays a token, and each text has its space.
         """
         backend, aliases, controls = self._aliased
         texts = [
