@@ -213,6 +213,8 @@ class RewardDataModule(ResumableDataModule):
         self.context, self.k, self.batch_size, self.val_batch_size = context, k or 2, batch_size, val_batch_size
         self.seed, self.cache_dir, self.validation_fraction = seed, cache_dir, validation_fraction
         self.labelers, self.rounds = labelers, rounds
+        self.in_turns = False
+        """Whether all that is asked stands in conversations; known once the rows are read."""
         self.train_examples: Comparisons | None = None
         self.validation_examples: Comparisons | None = None
         self._rows: tuple[list[Row], list[Row]] | None = None
@@ -228,6 +230,7 @@ class RewardDataModule(ResumableDataModule):
         if self.train_examples is None:
             train, validation = self.rows()
             self.expect_agreement()
+            self.in_turns = all("messages" in row for row in train)
             redrawn = self.train_source == REVIEWS
             draw, pool = (self._regroup, reward_pool("train")) if redrawn else (lambda epoch: train, None)
             self.train_examples = Comparisons(draw, self.tokenizer, self.context, "train", pool)

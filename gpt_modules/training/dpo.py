@@ -61,7 +61,7 @@ class DPOModule(L.LightningModule):
             correction of the bias.
         schedule: the paper has a linear warm-up over 150 steps, then a constant rate.
         compile: compile each block with `torch.compile`.
-        sample_prompts: prompts to answer after each validation.
+        sample_prompts: prompts to answer after each validation; where the data is in turns, what a user says.
         sample_tokens: longest answer shown.
         seed: of the samples.
     """
@@ -207,8 +207,10 @@ class DPOModule(L.LightningModule):
         return batch.tokens.shape[0], "answers"
 
     def sample_rows(self) -> list[dict[str, str]]:
-        """Answers to the recipe's prompts."""
-        return continuation_rows(self, self.model, self.hparams["sample_prompts"], self.hparams["sample_tokens"])
+        """Answers to the recipe's prompts, asked in the form that the data has."""
+        in_turns: bool = self.trainer.datamodule.in_turns  # type: ignore[attr-defined]
+        given = self.hparams
+        return continuation_rows(self, self.model, given["sample_prompts"], given["sample_tokens"], in_turns)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Which reference it was."""

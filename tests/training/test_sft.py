@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from gpt_modules.backbone import generate, load_pretrained
-from gpt_modules.data import PretrainingText, SFTDataModule
+from gpt_modules.data import PretrainingText, RewardDataModule, SFTDataModule
 from gpt_modules.data.batches import TokenBatch
 from gpt_modules.data.rows.chat import encode_conversation
 from gpt_modules.data.rows.sources import load_splits
 from gpt_modules.errors import UserError
-from gpt_modules.training import SFTModule, language
+from gpt_modules.training import DPOModule, SFTModule, language
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
 from gpt_modules.training.language import next_token_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -99,16 +99,22 @@ def test_samples_are_asked_in_the_form_that_the_data_has(fit, micro, tmp_path, m
 
     monkeypatch.setattr(language, "generate", seen)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    for row in ({"messages": turns}, {"prompt": "a", "response": "b"}):
+    pair = {"messages": turns[:1], "chosen": "b", "rejected": "c"}
+    for row, Module in (
+        ({"messages": turns}, SFTModule),
+        ({"prompt": "a", "response": "b"}, SFTModule),
+        (pair, DPOModule),
+    ):
         paths = tmp_path / "train.jsonl", tmp_path / "validation.jsonl"
         for number, path in enumerate(paths):
             path.write_text(json.dumps(row) + "\n" * (1 + number))
-        source = SFTDataModule(*map(str, paths), tokenizer=str(micro.gpt), context=32, batch_size=1)
-        module = SFTModule(str(micro.gpt), optimizer=FAST, sample_prompts=["the"], sample_tokens=1)
+        Data = SFTDataModule if Module is SFTModule else RewardDataModule
+        source = Data(*map(str, paths), tokenizer=str(micro.gpt), context=32, batch_size=1)
+        module = Module(str(micro.gpt), optimizer=FAST, sample_prompts=["the"], sample_tokens=1)
         fit(module, source, max_steps=1, limit_val_batches=0)
         module.sample_rows()
     user = encode_conversation([{"role": "user", "content": "the"}], micro.tokenizer)
-    assert asked[::2] == [[user], micro.tokenizer.opening(["the"])]
+    assert asked[::2] == [[user], micro.tokenizer.opening(["the"]), [user]]
 
 
 def test_dropout_is_what_is_asked_for_or_as_stored(micro):
