@@ -1,5 +1,6 @@
 """Scores of answers by a function of the user's own, on texts: found by its name, and not believed blindly."""
 
+import copy
 import difflib
 import hashlib
 import importlib
@@ -59,7 +60,7 @@ def source_digest(function: TextReward) -> str | None:
 
 def further_arguments(name: str, function: TextReward, known: Collection[str] = ()) -> dict[str, bool]:
     """Names of what a function asks for beside prompts and responses, each with whether it must have it; none where
-    Python knows no signature.
+    Python knows no signature. With `**columns` it asks for all that are known.
 
     Args:
         name: as of `text_scores`.
@@ -80,7 +81,8 @@ def further_arguments(name: str, function: TextReward, known: Collection[str] = 
         found = ", ".join(of.name for of in parameters) or "no arguments"
         raise UserError(f"{name} takes ({found:.80}), expected prompts and responses as its first two arguments")
     named = [of for of in parameters if of.kind not in (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)]
-    return {of.name: of.default is kinds.empty for of in named if of.name not in places}
+    rest = known if any(of.kind is kinds.VAR_KEYWORD for of in parameters) else ()
+    return dict.fromkeys(rest, False) | {of.name: of.default is kinds.empty for of in named if of.name not in places}
 
 
 def unknown_argument(name: str, argument: str, known: Sequence[str]) -> UserError:
@@ -122,8 +124,8 @@ def text_scores(
 
 
 def _copied(further: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """The lists are theirs to change."""
-    return {key: [*values] for key, values in further.items()}
+    """The lists, and what is in them, are theirs to change: each answer to a prompt has its own."""
+    return {key: [copy.deepcopy(value) for value in values] for key, values in further.items()}
 
 
 def _number(name: str, value: Any, prompt: str, response: str) -> float:
@@ -147,7 +149,7 @@ def _first_failure(
     """The first response that fails alone, as a batch does not tell which of them it was."""
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
-            function([prompt], [response], **{key: [values[i]] for key, values in further.items()})
+            function([prompt], [response], **_copied({key: [values[i]] for key, values in further.items()}))
         except BaseException as alone:
             _let_end(alone)
             return f"raised {_told(alone)} {_example(prompt, response)}"

@@ -259,6 +259,7 @@ def test_what_a_function_asks_for_beside_prompts_and_responses():
     assert further_arguments("m:f", Judge()) == {"answer": True}
     assert further_arguments("m:f", functools.partial(Judge(), answer=3)) == {"answer": False}
     assert further_arguments("m:f", loose) == {"ended": True}
+    assert further_arguments("m:f", loose, ["answer", "ended"]) == {"answer": False, "ended": True}
     assert further_arguments("m:f", max) in ({}, {"key": False, "default": False})
 
 

@@ -134,7 +134,8 @@ class ModelScores:
 
 class FunctionScores:
     """A function on texts as a term; it gets `prompts, responses`, and by name what its signature asks for beside them:
-    `ended`, `token_ids`, `prompt_token_ids`, or a column of the prompts' rows, each a list.
+    `ended`, `token_ids`, `prompt_token_ids`, or a column of the prompts' rows, each a list; where it takes `**columns`,
+    all of these but for columns that some rows lack.
 
     Raises:
         UserError: there is no such function, or it asks for what there is not.
@@ -164,10 +165,11 @@ class FunctionScores:
         where, known = f"rewards: {self.name}", {*OF_ANSWERS, *columns} - {"prompts", "responses"}
         asked = further_arguments(where, self.function, known)
         given = [*OF_ANSWERS, *(name for name, lacking in columns.items() if not lacking)]
+        named = further_arguments(where, self.function)
         for name, required in asked.items():
             if name in columns and name in OF_ANSWERS:
                 raise UserError(f"{where} asks for {name!r}, which is a column of the data too, expected one of them")
-            if columns.get(name):
+            if columns.get(name) and name in named:
                 raise UserError(f"{where} asks for {name!r}, which {columns[name]} rows of training and validation "
                                 "lack, expected a column that every row has")  # fmt: skip
             if required and name not in given:

@@ -175,6 +175,22 @@ def test_what_a_function_asks_for_by_name_it_gets_for_each_response(functions, m
     assert found == [([0, 1, 2], ids, [True, False, True], ["a0", "a1", "a2"], prompts, True, {})]
 
 
+def test_a_function_of_any_columns_gets_all_that_every_row_has(functions, micro):
+    found = []
+    score(functions, micro, lambda prompts, responses, **columns: found.append(columns) or [0.0] * 3)
+    assert found[0].keys() == {"ended", "token_ids", "prompt_token_ids", "answer", "level"}
+    assert found[0]["answer"] == ["a0", "a1", "a2"]
+
+
+def test_what_a_function_does_to_its_columns_is_seen_by_no_other_answer(functions, micro):
+    data = Table([{"keys": ["x", "y"]}] * 3)  # one object, as the answers to one prompt have
+
+    def taking(prompts, responses, keys):
+        return [float(len(one)) - len(one.pop()) for one in keys]
+
+    assert score(functions, micro, taking, data) == score(functions, micro, taking, data) == [1.0] * 3
+
+
 @pytest.mark.parametrize(
     ("function", "line"),
     [
