@@ -59,6 +59,14 @@ def recipe_names() -> list[str]:
     return sorted({_name(path, root) for root in (LOCAL, SHIPPED) for path in root.glob("*/*.yaml")})
 
 
+def writer_of(folder: str) -> str:
+    """How to come by a folder that recipes write, `runs/sft/tiny/export`, as the end of a line; "" for others."""
+    parts = Path(folder).parts
+    name = "/".join(parts[1:3])
+    made = len(parts) == 4 and parts[0] == "runs" and parts[3].startswith("export") and name in recipe_names()
+    return f"; gpt fit --config {name} writes it" if made else ""
+
+
 def _name(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix().removesuffix(".yaml")
 

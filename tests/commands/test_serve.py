@@ -99,6 +99,7 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_opened(served):
 def test_it_drains_when_it_is_told_to_end(micro, gpt):
     """What is at work when SIGTERM comes is answered, and nothing else is begun."""
     process = gpt.start("serve", "--model", micro.gpt, "--name", "tiny", "--port", 0, "--rows", 1, "--device", "cpu")
+    told = False
     try:
         said = gpt.folder / "stdout"
         address = until(lambda: said.exists() and re.search(r"http://\S+(?= \(Ctrl-C)", said.read_text()))[0]
@@ -107,9 +108,11 @@ def test_it_drains_when_it_is_told_to_end(micro, gpt):
             answer = pool.submit(httpx2.post, f"{address}/completions", json=body, timeout=60)
             until(lambda: "gpt_rows 1\n" in httpx2.get(f"{address.removesuffix('v1')}metrics").text)
             os.kill(process, signal.SIGTERM)
+            told = True
             assert len(answer.result().json()["choices"]) == 64
     finally:
-        os.kill(process, signal.SIGTERM)
+        if not told:
+            os.kill(process, signal.SIGTERM)
         ended = gpt.wait()
     assert (ended.status, ended.stderr) == (128 + signal.SIGTERM, f"opening {micro.gpt}\n")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.recipes import SHIPPED, find_recipe, read_recipe, recipe_names, resolver_in
+from gpt_modules.storage.recipes import SHIPPED, find_recipe, read_recipe, recipe_names, resolver_in, writer_of
 
 
 @pytest.mark.parametrize("name", ["ppo/tiny", "ppo/tiny.yaml", "recipes/ppo/tiny", "recipes/ppo/tiny.yaml"])
@@ -71,3 +71,10 @@ def test_a_resolver_is_told_with_its_line(tmp_path):
     assert str(refused.value) == (
         f"{path}:2: a.b: found ${{oc.env:...}}, expected ${{key}} only: resolvers are not allowed"
     )
+
+
+def test_what_writes_a_folder_that_is_not_there() -> None:
+    assert writer_of("runs/sft/tiny/export") == "; gpt fit --config sft/tiny writes it"
+    assert writer_of("runs/ppo/tiny/export-critic") == "; gpt fit --config ppo/tiny writes it"
+    for other in ("runs/sft/mine/export", "runs/sft/tiny", "sft/tiny/export", "/runs/sft/tiny/export", ""):
+        assert writer_of(other) == ""

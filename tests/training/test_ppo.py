@@ -1305,10 +1305,14 @@ def test_every_number_of_the_constructor_is_checked(ppo, value):
 def test_a_monitor_cannot_take_the_place_of_a_metric(ppo, functions):
     names = ("score_std", "letters", "kl", "distinct_1", "ema/letters")
     monitors = dict.fromkeys(names, RewardSource(function="toy_rewards:length"))
-    with pytest.raises(UserError, match=r"^monitors: found \['distinct_1', 'kl', 'score_std'\], expected names that"):
-        ppo(monitors=monitors)
-    with pytest.raises(UserError, match=r"^monitors: found \['distinct_1', 'ema/letters', 'kl', 'score_std'\], expec"):
-        ppo(monitors=monitors, ema=EMAConfig())
+    for name in ("distinct_1", "kl", "score_std"):
+        with pytest.raises(
+            UserError, match=rf"^monitors\.{name}: found the name of a metric of PPO, expected another$"
+        ):
+            ppo(monitors={"letters": monitors["letters"], name: monitors[name]})
+    assert ppo(monitors={"ema/letters": monitors["ema/letters"]})
+    with pytest.raises(UserError, match=r"^monitors\.ema/letters: found the name of a metric of PPO"):
+        ppo(monitors={"ema/letters": monitors["ema/letters"]}, ema=EMAConfig())
 
 
 def test_the_defaults_are_those_of_the_rlhf_codes():

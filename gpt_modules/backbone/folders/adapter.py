@@ -50,7 +50,7 @@ def save_adapter(folder: Path, model: GPT | RewardModel, config: LoRAConfig, bas
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": "SEQ_CLS" if reward else "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": str(Path(base).resolve()) if Path(base).is_dir() else base,
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,

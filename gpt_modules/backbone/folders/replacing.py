@@ -18,6 +18,7 @@ from gpt_modules.storage.model_files import (
     WEIGHTS_FILE,
 )
 from gpt_modules.storage.paths import is_there, path_of
+from gpt_modules.storage.recipes import writer_of
 
 # All that is ever fetched: no pickles, no code.
 _HUB_FILES = [
@@ -53,7 +54,8 @@ def find_folder(name: str | Path) -> Path:
     if is_there(folder):
         raise UserError(f"{name}: found a file, expected a model folder")
     if not isinstance(name, str) or not is_hub_name(name):
-        raise UserError(f"{str(name)[:200]}: no such folder, expected a model folder or a name on the Hugging Face hub")
+        expected = "expected a model folder or a name on the Hugging Face hub"
+        raise UserError(f"{str(name)[:200]}: no such folder, {expected}{writer_of(str(name))}")
     return fetch(name, _HUB_FILES)
 
 
@@ -70,8 +72,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         try:
             new.mkdir(parents=True)
             yield new
-            for path in (*new.iterdir(), new):
+            for path in new.iterdir():
+                path.chmod(new.stat().st_mode & 0o666)  # as the umask says; safetensors writes for the owner alone
                 sync(path)
+            sync(new)
             _swap(new, folder)
             sync(folder.parent)
         finally:

@@ -17,8 +17,16 @@ from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.hub import fetch, is_hub_name
 from gpt_modules.storage.json_files import read_json
-from gpt_modules.storage.model_files import CONFIG_FILE, END_OF_TEXT, GENERATION_FILE, TEMPLATE_FILE, TOKENIZER_FILE
+from gpt_modules.storage.model_files import (
+    ADAPTER_CONFIG_FILE,
+    CONFIG_FILE,
+    END_OF_TEXT,
+    GENERATION_FILE,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+)
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
+from gpt_modules.storage.recipes import writer_of
 
 SETTINGS_FILE, SPECIALS_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
@@ -35,7 +43,8 @@ def find_tokenizer(name: str) -> Path:
     if name == "train":
         raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")
     if not is_hub_name(name):
-        raise UserError(f"{name[:200]!r}: found no such file or folder, expected a tokenizer")
+        found = f"found {name[:200]!r}, no such file or folder"
+        raise UserError(f"tokenizer: {found}, expected a tokenizer{writer_of(name)}")
     if get_close_matches(name, ["gpt2"], 1, LIKENESS):
         raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
     beside = [SETTINGS_FILE, SPECIALS_FILE, CONFIG_FILE, GENERATION_FILE, TEMPLATE_FILE]
@@ -50,6 +59,8 @@ def has_tokenizer(folder: Path) -> bool:
 def build_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """The tokenizer of a vocabulary in two files; special tokens and the begin token are what the settings say."""
     found = find_vocabulary(folder)
+    if found is None and (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise UserError(f"{folder}: found an adapter, expected a model: the export beside it has its updates merged")
     if found is None:
         raise UserError(f"{folder}: found no {TOKENIZER_FILE} in this folder, expected one beside the weights")
     model = read_vocabulary(*found)

@@ -10,7 +10,7 @@ from gpt_modules.backbone import GPT, Decoder, model_digest
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.rollout import autocast_type
-from gpt_modules.training.rl.terms import ModelScores
+from gpt_modules.training.rl.terms import Columns, ModelScores
 from gpt_modules.training.rl.unchanged import check_unchanged
 
 REFERENCE = "model.init_args.reference_from or init_from"  # one name in a checkpoint, wherever it lies now
@@ -67,7 +67,8 @@ class Frozen:
         rewards, monitors = self._sources
         tokenizer = artefacts.datamodule_tokenizer(module)
         opened: dict[str, ModelScores] = {}  # once each, whoever names them
-        data = module.trainer.datamodule  # type: ignore[attr-defined]
+        own = module.trainer.datamodule  # type: ignore[attr-defined]
+        data = own if isinstance(own, Columns) else None  # a DataModule of the user's own may have prompts alone
         reward = Reward(rewards, tokenizer, place, opened, data)
         self.monitors = {name: Reward([source], tokenizer, place, opened, data) for name, source in monitors.items()}
         models: dict[str, nn.Module] = {self.reference_folder: self.reference}
@@ -75,7 +76,7 @@ class Frozen:
             models |= {name: of.model for name, of in scorer.readers().items() if not of.through_text}
             self.digests |= scorer.digests()
         for reader in (reader for reader in opened.values() if reader.through_text):
-            reader.check_prompts(data.prompt_tokens())
+            reader.check_prompts(own.prompt_tokens())
         check_unchanged(self.digests, self.recorded)
         for folder in opened.keys() & self._trunks.keys():  # the copy that was read, to know it, is let go
             opened[folder].model.decoder = self._trunks[folder].eval()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT
 from gpt_modules.data.batches import PackedBatch, TokenBatch
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError
 from gpt_modules.training.language import HeldOutText
 from gpt_modules.training.processes import HeldOut, gathered, joined
 from gpt_modules.training.rl.rollout import Scored
@@ -42,7 +42,8 @@ class HeldOutAnswers:
     ) -> None:
         taken = ("score/", *filter(None, prefixes))
         ours = sorted(name for name in monitors if name in _TAKEN or name.startswith(taken))
-        expect(not ours, "monitors", ours, "names that no metric of PPO has")
+        for name in ours:
+            raise UserError(f"monitors.{name}: found the name of a metric of PPO, expected another")
         names = [*MEASURED, *([SPREAD] if spread else []), *(f"score/{name}" for name in terms), *monitors]
         self.prefixes = prefixes
         self._numbers = {prefix: HeldOut(*names) for prefix in prefixes}

@@ -74,8 +74,8 @@ class ClipConfig:
     def __post_init__(self) -> None:
         expect_number("clip.ratio", self.ratio, "(0, 1)")
         if self.ratio_high is not None:
-            expect_number("clip.ratio_high", self.ratio_high, "(0, inf]")
-        expect_number("clip.value", self.value, "(0, inf]")
+            expect_number("clip.ratio_high", self.ratio_high, "(0, inf)")
+        expect_number("clip.value", self.value, "(0, inf)")
         expect_number("clip.value_coef", self.value_coef, "[0, inf)")
 
     def idle(self) -> dict[str, str]:

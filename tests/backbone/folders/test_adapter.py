@@ -106,6 +106,17 @@ def test_a_family_that_transformers_lacks_is_refused(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_base_on_this_machine_is_found_from_any_folder(tmp_path, monkeypatch):
+    lora = LoRAConfig(rank=2)
+    model = GPT(GPT2)
+    add_lora(model.decoder, lora)
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    save_adapter(tmp_path / "adapter", model, lora, "base")
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == str(tmp_path / "base")
+
+
 def test_an_adapter_is_no_model_folder_and_is_replaced_by_a_later_one_alone(tmp_path):
     lora = LoRAConfig(rank=2)
     model = GPT(GPT2)

@@ -1,16 +1,20 @@
 """A folder is replaced whole or not at all, never at the cost of other files; names that are no folder say so."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gpt_modules.backbone.folders import replacing as folders
 from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import clear_leftovers
+from gpt_modules.storage.model_files import CONFIG_FILE, WEIGHTS_FILE
 
 
 def write(folder: Path, text: str) -> None:
@@ -35,6 +39,18 @@ def test_a_card_goes_with_its_model_and_a_readme_alone_is_kept(tmp_path: Path) -
     (tmp_path / "own" / "README.md").write_text("mine")
     with pytest.raises(UserError, match=r"own: found README\.md, expected a new folder"):
         write(tmp_path / "own", "three")
+
+
+def test_files_are_as_readable_as_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replace_folder(tmp_path / "model") as new:
+            save_file({"weight": torch.zeros(1)}, new / WEIGHTS_FILE)
+            (new / CONFIG_FILE).write_text("{}")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {WEIGHTS_FILE: 0o640, CONFIG_FILE: 0o640}
 
 
 def test_an_error_half_way_leaves_all_as_it_was(tmp_path: Path) -> None:

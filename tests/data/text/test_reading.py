@@ -107,3 +107,9 @@ def test_a_tokenizer_altered_since_its_export_is_not_opened(tmp_path):
             Tokenizer.load(name)
     (tmp_path / "config.json").write_text("{}")  # as folders of others and of earlier versions are
     Tokenizer.load(tmp_path)
+
+
+def test_an_adapter_is_told_for_what_it_is(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"found an adapter, expected a model: the export beside it has its updates"):
+        Tokenizer.load(tmp_path)

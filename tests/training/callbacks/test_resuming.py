@@ -1,6 +1,7 @@
 """What a resumed run's recipe says holds from its first step, is named, or is refused."""
 
 import copy
+import dataclasses
 import logging
 import re
 
@@ -105,6 +106,13 @@ def attribute(**settings):
     return change
 
 
+def recipe(**settings):
+    def change(trainer, module):
+        module.recipe = dataclasses.replace(module.recipe, **settings)
+
+    return change
+
+
 def inner_rates(trainer, module):
     for rate in module.inner_rates.values():
         rate.data.fill_(0.3)
@@ -140,7 +148,7 @@ PENALTY = {"kl": KLConfig(coef=0.1), "schedule": FLAT}
         ("maml", {**FIXED}, {**FIXED, "inner": InnerLoop(2, 0.1)}, attribute(inner=InnerLoop(2, 0.1))),
         ("ppo", adam(), adam(lr=3e-3), groups(lr=3e-3)),
         ("ppo", PENALTY, {**PENALTY, "kl": KLConfig(coef=2.0)}, attribute(kl_coef=2.0)),
-        ("ppo", {}, {"clip": ClipConfig(0.01, 0.01, 3.0)}, attribute(clip_config=ClipConfig(0.01, 0.01, 3.0))),
+        ("ppo", {}, {"clip": ClipConfig(0.01, 0.01, 3.0)}, recipe(clip=ClipConfig(0.01, 0.01, 3.0))),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
