@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -56,6 +57,7 @@ class ModelScores:
         data: Columns | None = None,
     ) -> None:
         self.folder, self.tokenizer, self.data = folder, tokenizer, data
+        self.talks = data is not None and MESSAGES in data.columns()  # once: it counts all rows
         self.model = open_reward_model(folder)
         self.own = load_fitting(folder, self.model.config.vocab_size)
         self.digest: str | None = model_digest(self.model)
@@ -65,19 +67,16 @@ class ModelScores:
         if other is not None:
             log.warning("%s: its %s is not the policy's: it reads texts, encoded anew in its own tokens", folder, other)
 
-    @property
+    @cached_property
     def through_text(self) -> bool:
         """Whether its ids are others than the policy's."""
         return not self.tokenizer.reads_like(self.own) or (
-            MESSAGES in self._columns() and not self.tokenizer.template.reads_like(self.own.template)
+            self.talks and not self.tokenizer.template.reads_like(self.own.template)
         )
-
-    def _columns(self) -> Mapping[str, int]:
-        return {} if self.data is None else self.data.columns()
 
     def _asked(self, sequences: Sequences) -> list[Prompt] | None:
         """The conversations of these rows; None: they are plain prompts."""
-        if self.data is None or MESSAGES not in self._columns():
+        if self.data is None or not self.talks:
             return None
         return self.data.column(MESSAGES, sequences.rows.tolist())
 
@@ -93,7 +92,7 @@ class ModelScores:
     def _closed(self, sequences: Sequences) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B"]]:
         """Ids with the token that its training ended answers with, where another one ended the response."""
         tokens, _, lengths, ended, _ = sequences
-        end = (self.own.turns.end if MESSAGES in self._columns() else None) or self.own.eos_id
+        end = (self.own.turns.end if self.talks else None) or self.own.eos_id
         open_ended = ended & (tokens.gather(1, lengths[:, None] - 1)[:, 0] != end)
         if not bool(open_ended.any()):
             return tokens, lengths
