@@ -172,7 +172,7 @@ def test_mistakes_are_one_line(tmp_path):
     body["added_tokens"] = []
     (headless / "tokenizer.json").write_text(json.dumps(body))
     cases = {
-        "./nowhere": "no such file",
+        "./nowhere": "'./nowhere', no such file",
         tmp_path: "no tokenizer.json",
         tmp_path / "broken.json": "no readable",
         headless: "no <",
