@@ -1,5 +1,6 @@
 """Each notebook runs from top to bottom on a demo folder of tiny random models, and draws what it promises."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -21,23 +22,31 @@ FIGURES = {
 }
 
 
-@pytest.fixture
-def environment(demo: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few steps, one core, and a cache that the notebooks share and nobody else has."""
-    cache = tmp_path_factory.getbasetemp() / "notebook-cache"
-    settings = {"GPT_DEMO": demo, "GPT_NOTEBOOK_STEPS": 4, "GPT_MODULES_CACHE": cache, "OMP_NUM_THREADS": 1}
-    settings["GPT_MULTITASK"] = demo / "pretraining/export"
-    for name, value in settings.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("TMPDIR", str(tmp_path_factory.getbasetemp()))  # where mkdtemp puts the runs
+@pytest.fixture(scope="module")
+def kernel(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotebookClient]:
+    """One process for all notebooks, which imports once: a few steps, one core, a cache that nobody else has."""
+    base = tmp_path_factory.getbasetemp()
+    settings = {"GPT_DEMO": demo, "GPT_NOTEBOOK_STEPS": 4, "GPT_MODULES_CACHE": base / "notebook-cache"}
+    settings |= {"OMP_NUM_THREADS": 1, "GPT_MULTITASK": demo / "pretraining/export"}
+    settings["TMPDIR"] = base  # where mkdtemp puts the runs
+    resources = {"metadata": {"path": NOTEBOOKS}}
+    client = NotebookClient(nbformat.v4.new_notebook(), timeout=None, kernel_name="python3", resources=resources)
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in settings.items():
+            environment.setenv(name, str(value))
+        client.execute(cleanup_kc=False)
+    yield client
+    client.nb = nbformat.v4.new_notebook()
+    client.execute(cleanup_kc=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FIGURES)
-def test_notebook_runs_and_draws(name: str, environment: None) -> None:
+def test_notebook_runs_and_draws(name: str, kernel: NotebookClient) -> None:
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": NOTEBOOKS}})
-    client.execute()  # raises at the first cell that fails
+    notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))  # no name of the notebook before
+    kernel.nb = notebook
+    kernel.execute(cleanup_kc=False)  # raises at the first cell that fails
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == FIGURES[name]
     assert not [output for output in outputs if output.output_type == "error"]

@@ -1,7 +1,7 @@
 """A run's folder is begun once, and nothing is written outside it."""
 
-import subprocess
-import sys
+import itertools
+import os
 
 import pytest
 
@@ -115,18 +115,16 @@ def test_what_stays_inside_is_not(tmp_path, monkeypatch):
     keep_inside(tmp_path / "run", trainer(**inside), Composition())
 
 
-TELL = "import sys; from pathlib import Path; from gpt_modules.commands.run_folder import told_elsewhere; "
-TELL += "print(told_elsewhere(Path(sys.argv[1]), sys.argv[2] == 'mistake'))"
-
-
-def test_of_several_processes_one_tells_the_mistake(tmp_path):
-    """In processes of their own: the first mistake is told, neither the same of another nor the loss of a peer is; of
-    the next run another is told.
+def test_of_several_processes_one_tells_the_mistake(tmp_path, monkeypatch):
+    """The first mistake is told, neither the same of another process nor the loss of a peer is; of the next run another
+    is told.
     """
+    processes = itertools.count(1)
 
     def tell(what):
-        command = [sys.executable, "-c", TELL, str(tmp_path), what]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"
+        with monkeypatch.context() as process:
+            process.setattr(os, "getpid", lambda number=next(processes): number)
+            return not told_elsewhere(tmp_path, what == "mistake")
 
     lock(tmp_path).close()
     assert [tell("loss"), tell("mistake"), tell("mistake"), tell("loss")] == [True, True, False, False]

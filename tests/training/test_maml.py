@@ -125,20 +125,20 @@ def weights_of(network):
 class TestAdapting:
     @pytest.mark.slow
     def test_the_sinusoid_is_learned_in_one_step_and_joint_training_is_not_that_start(self, fit):
-        """Finn et al. 2017, section 5.1, at a thirty-fifth of its length; means over 400 tasks."""
+        """Finn et al. 2017, section 5.1, at a seventieth of its length; means over 400 tasks."""
         errors = {}
         start = FeedForward()
         for name, steps in (("maml", 1), ("joint", 0)):
             module = MAMLModule(network=copy.deepcopy(start), inner=InnerLoop(steps, 0.01), optimizer=ADAM)
-            data = waves(tasks=25, steps=2000, validation_tasks=400, val_tasks_a_batch=400)
-            fit(module, data, max_steps=2000, limit_val_batches=0, log_every_n_steps=500)
+            data = waves(tasks=25, steps=1000, validation_tasks=400, val_tasks_a_batch=400)
+            fit(module, data, max_steps=1000, limit_val_batches=0, log_every_n_steps=500)
             for taken in (1, 10):
                 module.inner = InnerLoop(taken, 0.01)
                 batch = next(iter(data.val_dataloader()))
                 errors[name, taken] = module.adapted_scores(batch)[1].mean().item()
-        assert errors["maml", 1] < 1.3
+        assert errors["maml", 1] < 1.5
         assert errors["maml", 1] < 0.6 * errors["joint", 1]
-        assert errors["maml", 10] < 0.75
+        assert errors["maml", 10] < 0.85
 
     @pytest.mark.slow
     def test_a_cipher_is_read_off_its_examples(self, fit):
