@@ -191,23 +191,10 @@ class Chat:
             raise UserError(f"/{choice}: found no two answers to a question, expected some (--beside)")
         if self._ballot is None:
             raise UserError(f"/{choice}: found no store, in which a vote is kept, expected one (--store FILE)")
-        self._ballot.vote(*self._as_text(choice), self.sampling, choice)
+        self._ballot.vote(self.conversation.messages[:-1], self._said, self.sampling, choice)
         say("kept")
         self.conversation.replace_answer(*self._said[choice == "b"])
         self._said = []
-
-    def _as_text(self, choice: str) -> tuple[str, list[Said]]:
-        """The conversation and its answers as the texts that a store keeps, where they are the same ids to a model."""
-        from gpt_modules.data.rows.chat import encode_answers, encode_exchanges, render_conversation
-
-        messages, tokenizer = self.conversation.messages[:-1], self.voices[0].speaker.tokenizer
-        prompt = render_conversation(messages, tokenizer)
-        meant = encode_exchanges([(messages, said.text) for said in self._said], tokenizer)
-        said = [Said(tokenizer.within.decode(of.answer), one.ended) for of, one in zip(meant, self._said, strict=True)]
-        if encode_answers([(prompt, of.text) for of in said], tokenizer) != meant:
-            raise UserError(f"/{choice}: a store keeps prompts as text, which has no control tokens, and this "
-                            "conversation has some: expected a vote on a first question (/reset)")  # fmt: skip
-        return prompt, said
 
 
 COMMANDS = {name: getattr(Chat, name) for name in ("help", "reset", "retry", "undo", "system", "save", "load", "set")}

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from gpt_modules.commands.arguments import Arguments, device_of, path_name, utf8_text, whole_number
@@ -14,7 +14,8 @@ from gpt_modules.commands.speaker import MODEL, Prompt, Sampling, Speaker, add_s
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.sampling import Draw, Said, Voice, sample_answers
 from gpt_modules.progress import Meter
-from gpt_modules.storage.comparisons import ComparisonStore, Source
+from gpt_modules.storage.comparisons import ComparisonStore, Source, spelled
+from gpt_modules.storage.comparisons import Prompt as Asked
 from gpt_modules.storage.durable import check_writable
 
 DESCRIPTION = """Sample K different answers to each prompt into a store of comparisons, for gpt label to have them
@@ -52,7 +53,8 @@ def parse(words: list[str]) -> Namespace:
     """
     parser = Arguments(prog="gpt compare", description=DESCRIPTION)
     parser.add_argument("--model", required=True, nargs="+", help=MODEL)
-    parser.add_argument("--prompts", required=True, nargs="+", help="rows with a prompt, as PPO reads them")
+    parser.add_argument("--prompts", required=True, nargs="+", help="rows with a prompt, or with messages that end "
+                        "with a question, as PPO reads them")  # fmt: skip
     parser.add_argument("--output", required=True, type=path_name, metavar="FILE", help="the store, new or to go on")
     parser.add_argument("--k", type=whole_number(2), default=4, help="answers to a prompt (default 4)")
     parser.add_argument(
@@ -71,29 +73,40 @@ def parse(words: list[str]) -> Namespace:
     return options
 
 
-def read_prompts(sources: list[str]) -> list[str]:
+def read_prompts(sources: list[str]) -> list[Asked]:
     """The prompts of these rows, each once.
 
     Raises:
-        UserError: they cannot be read, or a row has no prompt that is text.
+        UserError: they cannot be read, or are texts beside conversations.
     """
+    from gpt_modules.data.rows.messages import prompt_of
     from gpt_modules.data.rows.sources import load_rows
 
     rows = load_rows(sources[0] if len(sources) == 1 else sources, "train", "ppo")
-    if told := sum("messages" in row for row in rows):
-        raise UserError(f"--prompts: found {told} conversations of {len(rows)} rows, expected texts, as a store "
-                        "of comparisons keeps them")  # fmt: skip
-    return list(dict.fromkeys(row["prompt"] for row in rows))
+    if 0 < (told := sum("messages" in row for row in rows)) < len(rows):
+        raise UserError(f"--prompts: found {told} conversations of {len(rows)} rows, expected one kind: their answers "
+                        "end with different tokens")  # fmt: skip
+    return _once(map(prompt_of, rows))
 
 
-def _fitting(prompts: Sequence[str], speakers: dict[str, Speaker]) -> list[str]:
-    """Prompts that every model sees whole."""
-    kept = [
-        prompt
-        for prompt in prompts
-        if all(len(of.tokenizer.opening([prompt])[0]) <= of.room for of in speakers.values())
-    ]
+def _once(prompts: Iterable[Asked]) -> list[Asked]:
+    return list({spelled(prompt): prompt for prompt in prompts}.values())
+
+
+def _fitting(prompts: Sequence[Asked], speakers: dict[str, Speaker]) -> list[Asked]:
+    """Prompts that every model sees whole: conversations without as many of their oldest turns as it takes."""
+    from gpt_modules.data.rows.chat import encode_asked
+
     room = min(speaker.room for speaker in speakers.values())
+    cut = [_shortened(prompt, speakers) for prompt in prompts]
+    if shortened := sum(len(one) < len(prompt) for one, prompt in zip(cut, prompts, strict=True)):
+        _tell(f"{shortened} conversations lose their oldest turns: there is room for {room} tokens, the context less "
+              "--max-new-tokens")  # fmt: skip
+    prompts = _once(cut)
+    kept = prompts
+    for speaker in speakers.values():
+        lengths = [len(ids) for ids in encode_asked(kept, speaker.tokenizer)]
+        kept = [prompt for prompt, length in zip(kept, lengths, strict=True) if length <= speaker.room]
     if not kept:
         raise UserError(f"--prompts: found none of up to {room} tokens, which is the context less --max-new-tokens, "
                         "expected some")  # fmt: skip
@@ -103,11 +116,20 @@ def _fitting(prompts: Sequence[str], speakers: dict[str, Speaker]) -> list[str]:
     return kept
 
 
+def _shortened(prompt: Asked, speakers: dict[str, Speaker]) -> Asked:
+    from gpt_modules.data.rows.chat import shorten
+
+    for speaker in speakers.values():
+        prompt = prompt if isinstance(prompt, str) else shorten(prompt, speaker.tokenizer, speaker.room)[0]
+    return prompt
+
+
 def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
     from gpt_modules.backbone import model_digest
+    from gpt_modules.data.rows.chat import encode_asked
 
     def answers(draws: Sequence[Draw]) -> list[Said]:
-        ids = (speaker.tokenizer.opening([draw.prompt])[0] for draw in draws)
+        ids = encode_asked([draw.prompt for draw in draws], speaker.tokenizer)
         prompts = (Prompt(of, draw.place, "") for of, draw in zip(ids, draws, strict=True))
         return [Said(*answer) for answer in speaker.answers(prompts)]
 
@@ -115,19 +137,19 @@ def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
     return Voice(Source(plain_name(name), model_digest(speaker.model), settings), answers)
 
 
-def _sample(store: ComparisonStore, prompts: Sequence[str], voices: Sequence[Voice], options: Namespace) -> None:
+def _sample(store: ComparisonStore, prompts: Sequence[Asked], voices: Sequence[Voice], options: Namespace) -> None:
     k, count = options.k, options.count
     sources = [[voice.source.digest, voice.source.settings] for voice in voices]
     number = store.round_of(json.dumps([k, sources]), options.name)
     if count is not None:
         elsewhere = {prompt for other in store.rounds() if other != number for prompt in store.prompts(other)}
-        prompts = list(islice((prompt for prompt in prompts if prompt not in elsewhere), count))
+        prompts = list(islice((prompt for prompt in prompts if spelled(prompt) not in elsewhere), count))
         if not prompts:
             raise UserError(f"--prompts: found none that no other round of {store.path} has, expected {count}")
         if len(prompts) < count:
             _tell(f"--count: {len(prompts)} in place of {count} prompts: no more are left that no other round has")
     there = store.prompts(number)
-    wanted = [prompt for prompt in prompts if prompt not in there]
+    wanted = [prompt for prompt in prompts if spelled(prompt) not in there]
     few, none = 0, 0
     with Meter("answers", len(wanted) * k) as meter:
         for done, (prompt, answers) in enumerate(sample_answers(wanted, voices, k), start=1):

@@ -10,7 +10,7 @@ from gpt_modules.commands.scorers import plain_name
 from gpt_modules.commands.speaker import Sampling
 from gpt_modules.commands.telling import Voice
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Prompt, Source, Vote
 
 RANKS = {"a": (1, 2), "b": (2, 1), "tie": (1, 1)}
 
@@ -36,7 +36,7 @@ class Ballot:
         self._digests = [(plain_name(voice.name), model_digest(voice.speaker.model)) for voice in voices]
         self._store.add_labeler(labeler, "person")
 
-    def vote(self, prompt: str, said: Sequence[Said], sampling: Sampling, choice: str) -> None:
+    def vote(self, prompt: Prompt, said: Sequence[Said], sampling: Sampling, choice: str) -> None:
         """Keep a vote: "a", "b" or "tie".
 
         Raises:

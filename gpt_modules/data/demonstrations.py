@@ -7,10 +7,11 @@ from typing import Literal
 import numpy as np
 
 from gpt_modules.data.collate import TokenExample, truncate_example
-from gpt_modules.data.rows.chat import Exchange, Prompt, encode_answers, fit_conversation
+from gpt_modules.data.rows.chat import Exchange, encode_answers, fit_conversation
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.storage.comparisons import Prompt
 
 log = logging.getLogger(__name__)
 

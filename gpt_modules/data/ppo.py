@@ -17,7 +17,8 @@ from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.mixed import PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.chat import encode_asked, prompt_of, shorten
+from gpt_modules.data.rows.chat import encode_asked, shorten
+from gpt_modules.data.rows.messages import prompt_of
 from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer

@@ -16,8 +16,9 @@ from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_ran
 from gpt_modules.data.demonstrations import learned_turns
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.chat import encode_answers, prompt_of
+from gpt_modules.data.rows.chat import encode_answers
 from gpt_modules.data.rows.comparisons import chosen_votes
+from gpt_modules.data.rows.messages import prompt_of
 from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer

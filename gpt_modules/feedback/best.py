@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Ranking
+from gpt_modules.storage.comparisons import Prompt, Ranking, prompt_field
 
 SHOWN = 3  # labelers in a message
 
@@ -29,12 +29,21 @@ def of_one_labeler(rankings: Iterable[Ranking], labeler: str | None, store: Path
 
 
 def best_answers(rankings: Sequence[Ranking]) -> Iterator[Row]:
-    """{"prompt", "response"} of each vote that has an answer which was not cut off: the best of those, and of equals
-    the one that was drawn first. What was cut off would teach to stop there.
+    """A demonstration of each vote that has an answer which was not cut off: the best of those, and of equals the one
+    that was drawn first. What was cut off would teach to stop there. Of a conversation nothing else is learned: nobody
+    has ranked what its assistant said before.
     """
     for ranking in rankings:
         judged = zip(ranking.ranks, ranking.answers, strict=True)
         whole = [(rank, answer.text) for rank, answer in judged if answer.ended is not False]
         if whole:
             _, response = min(whole, key=lambda one: one[0])
-            yield {"prompt": ranking.prompt, "response": response}
+            yield _demonstration(ranking.prompt, response)
+
+
+def _demonstration(prompt: Prompt, response: str) -> Row:
+    row: Row = prompt_field(prompt)
+    if "messages" not in row:
+        return {**row, "response": response}
+    before = [{**turn, "weight": 0} if turn["role"] == "assistant" else turn for turn in row["messages"]]
+    return {"messages": [*before, {"role": "assistant", "content": response}]}

@@ -1,10 +1,9 @@
 """Votes as rows of a file: out, for any reward model's training; in, from what other projects wrote.
 
-In come {"prompt", "responses", "ranking"}, {"prompt", "chosen", "rejected"}, best-of-K votes {"prompt", "responses",
-"best"} (Ziegler et al. 2019: one answer is the best, nobody says how the others compare), and transcripts {"chosen",
-"rejected"} of Anthropic's hh-rlhf, whose beginning they share. A "labeler" in a row is who ranked it, "labeler_kind"
-whether scores do (whoever else comes from a file counts as people do); "scores", "flags" and "models" (who answered)
-stand parallel to "responses"; "round" says of which round a task is.
+In comes what a reward model reads (`data.rows.schemas`), conversations among it, and best-of-K votes {"prompt",
+"responses", "best"} (Ziegler et al. 2019: one answer is the best, nobody says how the others compare). A "labeler" in a
+row is who ranked it, "labeler_kind" whether scores do (whoever else comes from a file counts as people do); "scores",
+"flags" and "models" (who answered) stand parallel to "responses"; "round" says of which round a task is.
 
 A row keeps who ranked, ranks, scores, flags, and the models by name. Their digests and sampling settings, notes, time
 spent, skips, and votes that count no more stay in their store.
@@ -12,10 +11,10 @@ spent, skips, and votes that count no more stay in their store.
 
 import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import Any, NamedTuple, get_args
 
 from gpt_modules.data.rows.fields import FieldError, describe, items_of, mapping_of, text_of, texts_of
+from gpt_modules.data.rows.messages import prompt_of
 from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
@@ -29,10 +28,10 @@ from gpt_modules.storage.comparisons import (
     Task,
     Vote,
     competition_ranks,
+    prompt_field,
 )
 
 LONGEST_LABELER = 1000  # characters of a labeler: a folder or a function may be one
-ASSISTANT = "\n\nAssistant:"
 IMPORTED = Source("file")
 
 
@@ -44,7 +43,7 @@ def exported(rankings: Iterable[Ranking], kind_of: Callable[[str], LabelerKind |
     """
     for found in rankings:
         row: Row = {
-            "prompt": found.prompt,
+            **prompt_field(found.prompt),
             "responses": [answer.text for answer in found.answers],
             "ranking": list(found.ranks),
             "labeler": found.labeler,
@@ -61,20 +60,13 @@ def exported(rankings: Iterable[Ranking], kind_of: Callable[[str], LabelerKind |
 
 
 def check_imported(record: object) -> Row:
-    """A row of any of the kinds, as prompt, responses and ranking, with what else it says of them.
+    """A row of any of the kinds, as prompt or messages, responses and ranking, with what else it says of them.
 
     Raises:
         FieldError: it is of none of them, or says two things of the same answer.
     """
     fields = mapping_of(record)
-    if fields.get("best") is not None:
-        row = _best_of(fields)
-    elif fields.get("prompt") is None and fields.get("chosen") is not None:
-        row = _transcripts(fields)
-    else:
-        row = check_row(fields, "reward")
-    if "messages" in row:
-        raise FieldError("messages", "a conversation", "a prompt that is text")
+    row = _best_of(fields) if fields.get("best") is not None else check_row(fields, "reward")
     if fields.get("labeler") is not None:
         row["labeler"] = _name(text_of(fields, "labeler"), "labeler")
     if (kind := fields.get("labeler_kind")) is not None:
@@ -118,22 +110,6 @@ def _best_of(fields: Mapping[Any, Any]) -> Row:
     if fields.get("ranking") is None:
         return check_row({**fields, "ranking": [1 + (text != responses[best]) for text in responses]}, "reward")
     return check_row(fields, "reward")
-
-
-def _transcripts(fields: Mapping[Any, Any]) -> Row:
-    """What both share, up to the last turn of the assistant that both begin, is the prompt; all that follows in each,
-    be it one turn or several, is what was compared.
-    """
-    chosen, rejected = text_of(fields, "chosen"), text_of(fields, "rejected")
-    *turns, _ = chosen.split(ASSISTANT)
-    *others, _ = rejected.split(ASSISTANT)
-    shared = [*takewhile(lambda both: both[0] == both[1], zip(turns, others, strict=False))]
-    if not shared:
-        raise FieldError(
-            "rejected", describe(rejected), f"a transcript that begins like chosen, up to an {ASSISTANT!r}"
-        )
-    prompt = "".join(turn + ASSISTANT for turn, _ in shared)
-    return check_row({"prompt": prompt, "chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}, "reward")
 
 
 class BroughtIn(NamedTuple):
@@ -188,13 +164,13 @@ def _tasks(store: ComparisonStore, rows: Sequence[Row]) -> list[Task | None]:
     """Of each row; None where it has but one answer, again and again. All that are there are found before the first is
     made, so that equal ones of two rounds stay two.
     """
-    found = [_known(store.tasks_of(row["prompt"], [*_answers(row)]), row.get("round")) for row in rows]
+    found = [_known(store.tasks_of(prompt_of(row), [*_answers(row)]), row.get("round")) for row in rows]
     new = [i for i, row in enumerate(rows) if found[i] is None and len(_answers(row)) > 1]
     rounds = {}
     for said in sorted({rows[i].get("round", 0) for i in new}):
         rounds[said] = store.round_of(f"imported {said}" if said else "imported")
     for i in new:
-        number, prompt, answers = rounds[rows[i].get("round", 0)], rows[i]["prompt"], _answers(rows[i])
+        number, prompt, answers = rounds[rows[i].get("round", 0)], prompt_of(rows[i]), _answers(rows[i])
         store.add_task(number, prompt, [Answer(text, source) for text, source in answers.items()])
         found[i] = _known(store.tasks_of(prompt, list(answers)), number)
     return found

@@ -13,16 +13,16 @@ import numpy as np
 
 from gpt_modules.errors import TooLong, UserError
 from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
-from gpt_modules.storage.comparisons import Judgement, Task, Vote
+from gpt_modules.storage.comparisons import Judgement, Prompt, Task, Vote, spelled
 
 if TYPE_CHECKING:
     from gpt_modules.backbone import RewardModel
-    from gpt_modules.data.rows.chat import Prompt
     from gpt_modules.data.text.tokenizers import Tokenizer
 
+MESSAGES = "messages"  # what a function may ask for by name
 BATCH_TOKENS = 8192  # of prompts and answers that are scored at a time, padding among them
 
-Scores = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
+Scores = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float]]
 """(prompts, answers) -> one score each."""
 
 
@@ -50,18 +50,29 @@ class Manner(NamedTuple):
 
 
 def function_scorer(name: str, weight: float = 1.0) -> Scorer:
-    """A function `package.module:name` of (prompts, answers).
+    """A function `package.module:name` of (prompts, answers), and of `messages` where it asks for them by name, as a
+    reward of PPO may. A conversation is a text to it in the form of our own template.
 
     Raises:
         UserError: it cannot be imported, or asks for more: a store has no further columns.
     """
-    function = import_reward(name, "--by")
-    for argument, required in further_arguments(f"--by: {name}", function).items():
-        if required:
-            raise unknown_argument(f"--by: {name}", argument, [])
+    from gpt_modules.data.text.chat_template import ChatTemplate
 
-    def scores(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
-        return text_scores(f"--by: {name}", function, list(prompts), list(answers))
+    function, of = import_reward(name, "--by"), f"--by: {name}"
+    asked = further_arguments(of, function, [MESSAGES])
+    for argument, required in asked.items():
+        if required and argument != MESSAGES:
+            raise unknown_argument(of, argument, [MESSAGES])
+    template = ChatTemplate().with_end("")
+
+    def scores(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
+        texts = [prompt if isinstance(prompt, str) else template.render(prompt, speak=True) for prompt in prompts]
+        told = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        if asked.get(MESSAGES) and len(told) < len(prompts):
+            raise UserError(f"{of} asks for messages: found a prompt that is a text, {texts[0][:40]!r}, expected "
+                            "conversations")  # fmt: skip
+        further = {MESSAGES: told} if MESSAGES in asked and len(told) == len(prompts) else {}
+        return text_scores(of, function, texts, list(answers), further)
 
     return Scorer(name, source_digest(function), scores, weight)
 
@@ -79,7 +90,7 @@ def model_scorer(
     from gpt_modules.backbone import model_digest
     from gpt_modules.data.rows.chat import encode_answers
 
-    def scores(prompts: "Sequence[Prompt]", answers: Sequence[str]) -> list[float]:
+    def scores(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
         asked = encode_answers([*zip(prompts, answers, strict=True)], tokenizer)
         rows = [[*prompt, *answer] for prompt, answer in asked]
         for i, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
@@ -146,7 +157,8 @@ def ranking(scores: Sequence[float], task: Task, manner: Manner) -> list[int]:
     """Ranks, 1 is best. Gumbel noise makes of scores the order of Plackett and Luce, whose pairs are Bradley's and
     Terry's; an answer's noise is its own, wherever it stands among the others.
     """
-    noise = [manner.temperature * _gumbel(f"{manner.seed}\0{task.prompt}\0{answer.text}") for answer in task.answers]
+    asked = spelled(task.prompt).letters
+    noise = [manner.temperature * _gumbel(f"{manner.seed}\0{asked}\0{answer.text}") for answer in task.answers]
     noisy = [score + of for score, of in zip(scores, noise, strict=True)]
     order = sorted(range(len(noisy)), key=lambda i: -noisy[i])
     ranks, rank, best = [0] * len(order), 0, math.inf

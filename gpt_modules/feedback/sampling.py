@@ -7,7 +7,7 @@ off goes on as if it had not been.
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from gpt_modules.storage.comparisons import Answer, Source
+from gpt_modules.storage.comparisons import Answer, Prompt, Source, spelled
 
 ATTEMPTS = 8  # draws for one of the K, until it differs from the others and says something
 WINDOW = 64  # prompts that are answered together
@@ -16,7 +16,7 @@ WINDOW = 64  # prompts that are answered together
 class Draw(NamedTuple):
     """An answer that is wanted: the prompt, and what makes its noise its own."""
 
-    prompt: str
+    prompt: Prompt
     place: str
 
 
@@ -34,7 +34,7 @@ class Voice(NamedTuple):
     answers: Callable[[Sequence[Draw]], Sequence[Said]]
 
 
-def sample_answers(prompts: Sequence[str], voices: Sequence[Voice], k: int) -> Iterator[tuple[str, list[Answer]]]:
+def sample_answers(prompts: Sequence[Prompt], voices: Sequence[Voice], k: int) -> Iterator[tuple[Prompt, list[Answer]]]:
     """(prompt, up to k different answers), in order; the voices answer in turn.
 
     An answer that another one of the same prompt has given before, or that has no letters, is drawn anew, up to
@@ -57,13 +57,13 @@ def sample_answers(prompts: Sequence[str], voices: Sequence[Voice], k: int) -> I
 
 
 def _asked(
-    prompts: Sequence[str], voices: Sequence[Voice], wanted: Sequence[tuple[int, int]], attempt: int
+    prompts: Sequence[Prompt], voices: Sequence[Voice], wanted: Sequence[tuple[int, int]], attempt: int
 ) -> list[Answer]:
     answers: dict[tuple[int, int], Answer] = {}
     for number, voice in enumerate(voices):
         own = [(i, place) for i, place in wanted if place % len(voices) == number]
         if not own:
             continue
-        said = voice.answers([Draw(prompts[i], f"{place} {attempt} {prompts[i]}") for i, place in own])
+        said = voice.answers([Draw(prompts[i], f"{place} {attempt} {spelled(prompts[i]).letters}") for i, place in own])
         answers |= {key: Answer(text, voice.source, ended) for key, (text, ended) in zip(own, said, strict=True)}
     return [answers[key] for key in wanted]

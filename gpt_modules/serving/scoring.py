@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from gpt_modules.data.rows.chat import Prompt
 from gpt_modules.serving.engine import Busy, Late
+from gpt_modules.storage.comparisons import Prompt
 
 Scores = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]
 """(prompts, answers) -> one score each."""

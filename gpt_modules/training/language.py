@@ -8,9 +8,10 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT, generate
 from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
-from gpt_modules.data.rows.chat import Prompt, encode_asked
+from gpt_modules.data.rows.chat import encode_asked
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.functional import linear_cross_entropy
+from gpt_modules.storage.comparisons import Prompt
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_generator
 from gpt_modules.training.hyperparameters import SEEDS, expect_idle, expect_number

@@ -9,7 +9,6 @@ import pytest
 
 from gpt_modules.commands import chat
 from gpt_modules.commands.telling import Voice
-from gpt_modules.data.rows.chat import encode_answers, encode_exchanges
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import ComparisonStore
 
@@ -97,32 +96,25 @@ def test_a_command_that_cannot_be_followed(talk, line, found):
     assert found in str(refused.value)
 
 
-def test_two_side_by_side_and_a_vote(talk, micro, tmp_path):
+def test_two_side_by_side_and_votes_at_any_turn(talk, micro, tmp_path):
+    """On the conversation as it went on, whatever was cut off in it."""
     store = tmp_path / "votes.db"
-    words = ["--beside", str(micro.gpt), "--store", str(store), "--name", "ann"]
-    asked, said = talk("a\n/b\nb\n", *words)
-    assert said.splitlines().count("kept") == 1
-    assert asked == [["a"], ["a"], ["a", "two", "b"], ["a", "two", "b"]]
+    words = ["--beside", str(micro.gpt), "--store", str(store), "--name", "ann", "--system", "Hm."]
+    asked, said = talk("a\n/b\nb\n/a\n", *words)
+    assert said.splitlines().count("kept") == 2
+    assert asked == [["Hm.", "a"]] * 2 + [["Hm.", "a", "two", "b"]] * 2
     with ComparisonStore.open(store) as votes:
-        (found,) = votes.rankings()
-    (row,) = encode_answers([(found.prompt, found.answers[1].text)], micro.tokenizer)
-    assert [row] == encode_exchanges([([{"role": "user", "content": "a"}], "two")], micro.tokenizer)
-    assert (found.ranks, found.labeler) == ((2, 1), "ann")
+        first, second = votes.rankings()
+    roles = ("system", "user", "assistant", "user")
+    turns = [{"role": role, "content": text} for role, text in zip(roles, asked[2], strict=True)]
+    assert (first.prompt, first.ranks, first.labeler) == (turns[:2], (2, 1), "ann")
+    assert (second.prompt, second.ranks, [a.text for a in second.answers]) == (turns, (1, 2), ["three", "four"])
 
 
 @pytest.mark.parametrize("choice", ["a", "b", "tie"])
 def test_a_vote_that_would_be_kept_nowhere_is_refused(talk, micro, choice):
     with pytest.raises(UserError, match=f"/{choice}: found no store, in which a vote is kept, expected one"):
         talk(f"a\n/{choice}\n", "--beside", str(micro.gpt))
-
-
-def test_a_vote_on_what_text_cannot_hold_is_refused(talk, micro, tmp_path):
-    """Between turns there is an end token: as text it would be other ids."""
-    store = tmp_path / "votes.db"
-    with pytest.raises(UserError, match="/a: a store keeps prompts as text"):
-        talk("a\n/b\nb\n/a\n", "--beside", str(micro.gpt), "--store", str(store))
-    with ComparisonStore.open(store) as votes:
-        assert len(list(votes.rankings())) == 1
 
 
 def test_words_that_do_not_fit(micro, tmp_path):

@@ -9,6 +9,9 @@ import pytest
 
 from gpt_modules.backbone import GPT, load_pretrained, model_digest, save_pretrained
 from gpt_modules.commands import compare
+from gpt_modules.commands.speaker import Speaker
+from gpt_modules.data.ppo import encode_prompts
+from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.errors import UserError
 from gpt_modules.feedback import sampling
 from gpt_modules.storage.comparisons import ComparisonStore
@@ -132,6 +135,27 @@ def test_from_prompts_to_the_best_of_n_answers_to_fine_tuning(run, micro, tmp_pa
         assert row["response"] in {answer.text for answer in answers[row["prompt"]] if answer.ended}
 
 
-def test_a_conversation_is_no_prompt_of_a_store(run):
-    with pytest.raises(UserError, match="--prompts: found 1 conversations of 2 rows, expected texts"):
-        run(prompts=[{"prompt": "a"}, {"messages": [{"role": "user", "content": "b"}]}])
+def test_conversations_are_asked_with_the_ids_of_reinforcement_learning(run, micro, tmp_path, monkeypatch):
+    """And with as many of their turns; the store keeps those that the models have seen."""
+    short = [{"role": "user", "content": "a film"}]
+    long = [*short, {"role": "assistant", "content": "good " * 12}, *short]
+    asked, say = [], Speaker.answers
+
+    def answers(self, prompts):
+        kept = [*prompts]
+        asked.extend(prompt.ids for prompt in kept)
+        return say(self, kept)
+
+    monkeypatch.setattr(Speaker, "answers", answers)
+    rows = [{"messages": messages} for messages in ([{"role": "user", "content": "why?"}], long, short)]
+    said = run("--k", "2", prompts=rows)
+    assert "1 conversations lose their oldest turns" in said.err
+    assert "round 1: 2 prompts with 2 answers each" in said.out
+    assert "round 1: 0 prompts with 2 answers each, 2 were there before" in run("--k", "2", prompts=rows).out
+    kept = [prompt for _, prompt, _ in tasks(tmp_path / "c.db")]
+    assert kept == [rows[0]["messages"], short]
+    room = micro.config().n_positions - 6
+    of_ppo = encode_prompts([check_row(row, "ppo") for row in rows], micro.tokenizer, room, "x")
+    assert {tuple(ids) for ids in asked} == {tuple(ids) for ids in of_ppo.tokens}
+    with pytest.raises(UserError, match="--prompts: found 1 conversations of 2 rows, expected one kind: their answers"):
+        run(prompts=[{"prompt": "a"}, {"messages": short}])

@@ -12,9 +12,11 @@ from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.data.ppo import encode_prompts
 from gpt_modules.data.reward import Comparisons, RewardDataModule
 from gpt_modules.data.rows.chat import encode_conversation, encode_conversations
+from gpt_modules.data.rows.sources import load_rows
 from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.feedback.exchange import exported
 from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote, votes_digest
 
 
@@ -339,6 +341,30 @@ def test_conversations_have_the_ids_that_the_assistant_is_asked_with(tmp_path, t
     assert {int(answer.tokens[-1]) for answer in comparisons.answers} == {tokenizer.turns.end}
     prompts = encode_prompts([{"messages": messages} for messages in asked], tokenizer, None, "x")
     assert [tokens.tolist() for tokens in prompts.tokens] == ids
+
+
+def test_a_store_is_read_as_rows_of_chosen_and_rejected_are(tmp_path):
+    """Ids are byte for byte those of the rows, also by way of an export."""
+    asked, pair = [*chats.conversations(chats.HARD)][::5], ("Yes", " [/INST]")
+    with ComparisonStore.create(tmp_path / "c.db") as store:
+        store.add_labeler("ann", "person")
+        for number in range(1, len(asked) + 1):
+            store.add_task(store.round_of("first"), asked[number - 1], [Answer(text, Source("m")) for text in pair])
+            judged = {a.id: Judgement(rank) for a, rank in zip(store.task(number).answers, (1, 2), strict=True)}
+            store.vote(Vote(number, "ann", judged, str(number)))
+        write(tmp_path / "votes.jsonl", exported(store.rankings()))
+    rows = [{"messages": messages, "chosen": pair[0], "rejected": pair[1]} for messages in asked]
+    write(tmp_path / "rows.jsonl", rows)
+    tokenizer = Tokenizer(chats.byte_level(), "</s>", ChatTemplate(chats.LLAMA3, tuple(chats.NAMES.items())))
+    found = []
+    for name in ("rows.jsonl", "c.db", "votes.jsonl"):
+        rows = load_rows(str(tmp_path / name), "train", "reward")
+        found.append(Comparisons(lambda epoch, rows=rows: rows, tokenizer, 4096, name))
+    ids = [[(answer.tokens.tolist(), answer.prompt_length) for answer in of.answers] for of in found]
+    ranks = [[row.ranks for row in of._of(0)] for of in found]
+    assert ids[0] == ids[1] == ids[2]
+    assert len(ids[0]) == 2 * len(asked)
+    assert ranks[0] == ranks[1] == ranks[2]
 
 
 def test_demonstrations_of_conversations_score_their_last_answer(tmp_path):

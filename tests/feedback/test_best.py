@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.best import best_answers, of_one_labeler
 from gpt_modules.storage.comparisons import Answer, Ranking, Source
@@ -28,6 +29,17 @@ def ranking(ranks, ended, labeler="judge", prompt="q"):
 def test_the_best_of_those_that_came_to_their_end_and_of_equals_the_first(ranks, ended, best):
     expected = [] if best is None else [{"prompt": "q", "response": best}]
     assert list(best_answers([ranking(ranks, ended)])) == expected
+
+
+def test_of_a_conversation_the_best_answer_alone_is_learned():
+    asked = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Oh"},
+        {"role": "user", "content": "?"},
+    ]
+    (row,) = best_answers([ranking((2, 1), (True, True), prompt=asked)])
+    said = [*asked[:1], {**asked[1], "weight": 0}, asked[2], {"role": "assistant", "content": "a1"}]
+    assert row == check_row({"messages": said}, "sft") == {"messages": said}
 
 
 def test_one_labelers_votes():

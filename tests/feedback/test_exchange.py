@@ -6,7 +6,7 @@ from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.schemas import check_row
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.exchange import bring_in, check_imported, exported
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, Source, Vote, spelled
 
 
 @pytest.fixture
@@ -18,6 +18,9 @@ def store(tmp_path):
     judged = {1: Judgement(2, 4, frozenset({"harmful"})), 2: Judgement(1, 7), 3: Judgement(2)}
     store.vote(Vote(1, "ann", judged, "k"))
     return store
+
+
+ASKED = [{"role": "user", "content": "Hi"}]
 
 
 def asked(prompt="prompt", texts="abc", **more):
@@ -45,23 +48,27 @@ def test_of_equal_tasks_the_rows_round_chooses_else_the_newest(store):
 
 
 def test_there_and_back_changes_nothing(store, tmp_path):
-    """Rounds, models, and votes of every kind of labeler, the same answers in two rounds among them."""
+    """Rounds, models, conversations, and votes of every kind of labeler, the same answers in two rounds among them."""
     number = store.round_of("second")
     store.add_task(number, "prompt", [Answer(text, Source(f"m{text}")) for text in ("c", "b", "a")])
     store.add_task(number, "other", [Answer(text, Source("m")) for text in ("x", "y")])
+    store.add_task(number, ASKED, [Answer(text, Source("m")) for text in ("x", "y")])
+    store.add_task(number, spelled(ASKED).letters, [Answer(text, Source("m")) for text in ("x", "y")])
     store.add_labeler("rules", "scores", "by length")
+    store.vote(Vote(4, "rules", {9: Judgement(2), 10: Judgement(1)}, "k4"))
+    store.vote(Vote(5, "rules", {11: Judgement(1), 12: Judgement(2)}, "k5"))
     store.vote(Vote(2, "ann", {4: Judgement(1, 5), 5: Judgement(2, 4), 6: Judgement(3, 1)}, "k2"))
     store.vote(Vote(3, "rules", {7: Judgement(2), 8: Judgement(1)}, "k3"))
     out = list(exported(store.rankings(), store.kind_of))
     rows = [check_imported(row) for row in out]
     with ComparisonStore.create(tmp_path / "other.db") as other:
-        assert bring_in(other, rows, "file") == (3, 0, 0)
+        assert bring_in(other, rows, "file") == (5, 0, 0)
         assert (other.kind_of("ann"), other.kind_of("rules")) == ("file", "scores")
         there = list(exported(other.rankings(), other.kind_of))
         people = {"person": "file"}
         assert there == [{**row, "labeler_kind": people.get(row["labeler_kind"], "scores")} for row in out]
-        assert bring_in(other, rows, "file") == (0, 0, 3)
-    assert bring_in(store, [check_imported(row) for row in there], "file") == (0, 0, 3)
+        assert bring_in(other, rows, "file") == (0, 0, 5)
+    assert bring_in(store, [check_imported(row) for row in there], "file") == (0, 0, 5)
 
 
 def test_out_and_in_again_is_the_same_vote(store, tmp_path):
@@ -100,37 +107,12 @@ def test_another_ranking_of_the_same_answers_takes_its_place(tmp_path):
             {"prompt": "p", "responses": ["a", "b", "c", "d"], "ranking": [2, 2, 1, 2]},
         ),
         (
-            {
-                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: So.",
-                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: No.\n\nHuman: Oh",
-            },
-            {
-                "prompt": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant:",
-                "responses": [" So.", " No.\n\nHuman: Oh"],
-                "ranking": [1, 2],
-            },
+            {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},
+            {"messages": ASKED, "responses": ["Yes.", "No."], "ranking": [1, 2]},
         ),
         (
-            {  # whichever goes on for longer
-                "chosen": "\n\nHuman: Hi\n\nAssistant: Yes.\n\nHuman: Why?\n\nAssistant: So.",
-                "rejected": "\n\nHuman: Hi\n\nAssistant: No.",
-            },
-            {
-                "prompt": "\n\nHuman: Hi\n\nAssistant:",
-                "responses": [" Yes.\n\nHuman: Why?\n\nAssistant: So.", " No."],
-                "ranking": [1, 2],
-            },
-        ),
-        (
-            {  # the same answer, then another question
-                "chosen": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: So.",
-                "rejected": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: When?\n\nAssistant: So.",
-            },
-            {
-                "prompt": "\n\nHuman: Hi\n\nAssistant:",
-                "responses": [" Hello\n\nHuman: Why?\n\nAssistant: So.", " Hello\n\nHuman: When?\n\nAssistant: So."],
-                "ranking": [1, 2],
-            },
+            {"messages": ASKED, "responses": ["a", "b"], "best": 1},
+            {"messages": ASKED, "responses": ["a", "b"], "ranking": [2, 1]},
         ),
         (
             {"prompt": "p", "responses": ["a", "b", "a"], "best": 2},
@@ -160,12 +142,7 @@ SAME = {"prompt": "p", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
         ({"prompt": "p", "responses": ["a", "b"], "best": 2}, "best: found the number 2, expected the number of a"),
         ({"prompt": "p", "responses": ["a", "b"], "best": True}, "best: found the truth value True, expected"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}, "rejected: found the"),
-        ({"chosen": "no transcript", "rejected": "none"}, "rejected: found the text 'none', expected a transcript"),
-        (
-            {"chosen": "\n\nAssistant: b", "rejected": "\n\nAssistant: b"},
-            "rejected: found the text ' b', which is chosen",
-        ),
-        ({"chosen": "\n\nAssistant:", "rejected": "\n\nAssistant: b"}, "chosen: found empty text, expected"),
+        ({"chosen": "no transcript", "rejected": "none"}, "prompt: found no such field among ['chosen', 'rejected'],"),
         ({**TWO, "best": 1}, "best: found 1, whose rank is 2, beside a ranking that begins with 0, expected one that"),
         ({**TWO, "ranking": None, "best": 0, "chosen": "a", "rejected": "b"}, "responses: found it beside chosen"),
         (

@@ -111,9 +111,31 @@ def test_what_a_function_does_wrong_is_one_line():
     with pytest.raises(UserError, match=r"--by: tests\S*broken gave 1 scores, expected one for each of 3 responses"):
         votes([task()], "judge", [function_scorer(f"{__name__}:broken")], Manner())
     with pytest.raises(
-        UserError, match=r"^--by: \S*known asks for 'answer', expected arguments of prompts, responses$"
+        UserError, match=r"^--by: \S*known asks for 'answer', expected arguments of prompts, responses, messages$"
     ):
         function_scorer(f"{__name__}:known")
+
+
+TOLD = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}, {"role": "user", "content": "?"}]
+
+
+def seen(prompts, answers, messages=None):
+    """Whether it was told what it is told in PPO."""
+    text = "User: Hi\nAssistant: Oh\nUser: ?\nAssistant:"
+    return [float(prompt == text and one == TOLD) for prompt, one in zip(prompts, messages or prompts, strict=True)]
+
+
+def told(prompts, answers, messages):
+    return seen(prompts, answers, messages)
+
+
+def test_a_function_reads_conversations_as_text_and_may_ask_for_them():
+    for function in ("seen", "told"):
+        assert function_scorer(f"{__name__}:{function}").scores([TOLD, TOLD], ["a", "b"]) == [1.0, 1.0]
+    assert function_scorer(f"{__name__}:length").scores([TOLD, "a"], ["a", "bb"]) == [1.0, 2.0]
+    assert function_scorer(f"{__name__}:seen").scores(["a"], ["b"]) == [0.0]
+    with pytest.raises(UserError, match=r"^--by: \S*told asks for messages: found a prompt that is a text, 'a', exp"):
+        function_scorer(f"{__name__}:told").scores(["a"], ["b"])
 
 
 def broken(prompts, answers):

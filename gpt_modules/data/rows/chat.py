@@ -8,19 +8,10 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import NamedTuple
 
-from gpt_modules.data.splits import Row
 from gpt_modules.data.text.chat_template import Message
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
-
-Prompt = str | Sequence[Message]
-"""What is to be answered: a text, or a conversation."""
-
-
-def prompt_of(row: Row) -> Prompt:
-    """That of a checked row."""
-    found: Prompt = row["messages"] if "messages" in row else row["prompt"]
-    return found
+from gpt_modules.storage.comparisons import Prompt
 
 
 class Exchange(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt_modules.data.splits import Row
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import ComparisonStore
+from gpt_modules.storage.comparisons import ComparisonStore, prompt_field
 
 SHOWN = 9
 
@@ -22,7 +22,7 @@ def store_rows(path: Path) -> Iterator[tuple[str, object]]:
             answers = [answer.text for answer in found.answers]
             judged = {"ranking": [*found.ranks], "scores": [*found.scores]}
             told = {"labeler": found.labeler, "round": found.round}
-            yield f"{path}: task {found.task}", {"prompt": found.prompt, "responses": answers, **judged, **told}
+            yield f"{path}: task {found.task}", {**prompt_field(found.prompt), "responses": answers, **judged, **told}
 
 
 def chosen_votes(rows: Sequence[Row], labelers: Sequence[str] | None, rounds: Sequence[int] | None) -> list[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_modules.data.rows.fields import FieldError, describe, items_of, text_of
 from gpt_modules.data.splits import Row
+from gpt_modules.storage.comparisons import Prompt
 
 ROLES = ("system", "user", "assistant", "tool")
 _READ = ("role", "content", "weight")
@@ -23,6 +24,12 @@ _MEANT = (*_CALLS, *_THOUGHTS, *_LEARNED)
 """What others' messages have beside them that changes what is said or learned."""
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _ASSISTANT = "\n\nAssistant:"
+
+
+def prompt_of(row: Row) -> Prompt:
+    """What is to be answered in a checked row: a text, or a conversation."""
+    found: Prompt = row["messages"] if "messages" in row else row["prompt"]
+    return found
 
 
 def messages_of(record: Mapping[Any, Any], field: str = "messages", weighed: bool = False) -> list[Row]:

@@ -25,7 +25,7 @@ from gpt_modules.feedback.page.guard import Guard
 from gpt_modules.feedback.page.markdown import tree_of
 from gpt_modules.feedback.page.messages import Message, OfTask, TooLarge, Voting, read_message
 from gpt_modules.feedback.page.shown import in_order, shown, vote_of
-from gpt_modules.storage.comparisons import Desk, Wanted
+from gpt_modules.storage.comparisons import Desk, Wanted, said_last
 
 CLAIM_SECONDS = (
     900.0  # a task is held for one labeler since it last did something; a vote that comes later counts all the same
@@ -55,10 +55,13 @@ class _Actions:
         return {"held": desk.hold(message.task, labeler, CLAIM_SECONDS)}
 
     def markdown(self, desk: Desk, labeler: str, message: OfTask) -> dict[str, Any]:
-        """Trees of prompt and answers, these in the labeler's order; None: it stays text."""
+        """Trees of prompt, one for each turn of a conversation, and of answers in the labeler's order; None: it stays
+        text.
+        """
         task = desk.task(message.task)
+        said = [task.prompt] if isinstance(task.prompt, str) else [str(turn["content"]) for turn in task.prompt]
         return {
-            "prompt": tree_of(task.prompt),
+            "prompt": [tree_of(text) for text in said],
             "answers": [tree_of(answer.text) for answer in in_order(task, labeler)],
         }
 
@@ -83,7 +86,9 @@ class _Actions:
 
     def votes(self, desk: Desk, labeler: str, message: Message) -> dict[str, Any]:
         """Its votes, the newest first."""
-        return {"votes": [own._replace(prompt=own.prompt[:300])._asdict() for own in desk.own_votes(labeler)]}
+        return {
+            "votes": [own._replace(prompt=said_last(own.prompt)[:300])._asdict() for own in desk.own_votes(labeler)]
+        }
 
     def standing(self, desk: Desk, labeler: str, message: Message) -> dict[str, Any]:
         """How far it is, its pace, and how far others agree with it."""

@@ -10,14 +10,15 @@ from typing import Any
 
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.page.messages import Voting
-from gpt_modules.storage.comparisons import Answer, Judgement, Task, Vote
+from gpt_modules.storage.comparisons import Answer, Judgement, Task, Vote, spelled
 
 
 def in_order(task: Task, labeler: str) -> list[Answer]:
     """The answers as this labeler sees them."""
+    asked = spelled(task.prompt).letters
 
     def place(answer: Answer) -> str:
-        return hashlib.sha256(f"{labeler}\0{task.prompt}\0{answer.text}".encode()).hexdigest()
+        return hashlib.sha256(f"{labeler}\0{asked}\0{answer.text}".encode()).hexdigest()
 
     return sorted(task.answers, key=place)
 

@@ -2,6 +2,7 @@
 
 from gpt_modules.storage.comparisons.database import is_store
 from gpt_modules.storage.comparisons.desk import Desk, OwnVote, Standing, Wanted
+from gpt_modules.storage.comparisons.prompts import Prompt, Spelled, prompt_field, said_last, spelled
 from gpt_modules.storage.comparisons.records import (
     FLAGS,
     LONGEST_NAME,
@@ -27,13 +28,18 @@ __all__ = [
     "Judgement",
     "LabelerKind",
     "OwnVote",
+    "Prompt",
     "Ranking",
     "Source",
+    "Spelled",
     "Standing",
     "Task",
     "Vote",
     "Wanted",
     "competition_ranks",
     "is_store",
+    "prompt_field",
+    "said_last",
+    "spelled",
     "votes_digest",
 ]

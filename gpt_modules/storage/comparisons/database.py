@@ -15,7 +15,7 @@ from urllib.parse import quote
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import no_room, sync, temporary_for
 
-VERSION = 1
+VERSION = 2
 _MARK = 0x47434D50  # "GCMP"
 PATIENCE = 60.0  # seconds to wait for another writer, whose transactions take milliseconds
 EXPECTED = "a store of comparisons (gpt compare makes one)"
@@ -26,7 +26,9 @@ CREATE TABLE sources (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, digest TEXT NOT NULL, settings TEXT NOT NULL,
     UNIQUE (name, digest, settings)
 );
-CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
+CREATE TABLE prompts (
+    id INTEGER PRIMARY KEY, text TEXT UNIQUE, messages TEXT UNIQUE, CHECK ((text IS NULL) <> (messages IS NULL))
+);
 CREATE TABLE rounds (number INTEGER PRIMARY KEY CHECK (number >= 1), sampling TEXT NOT NULL);
 CREATE TABLE tasks (
     id INTEGER PRIMARY KEY, round INTEGER NOT NULL REFERENCES rounds, prompt INTEGER NOT NULL REFERENCES prompts,
@@ -60,8 +62,23 @@ CREATE TABLE claims (
     PRIMARY KEY (task, labeler)
 ) WITHOUT ROWID;
 """
-# A vote that counts has `superseded` NULL; the others say since when they do not. The content of a task is the SHA-256
-# of its prompt and its answers, in any order.
+# A prompt is a text or a conversation (`Spelled`). A vote that counts has `superseded` NULL; the others say since when
+# they do not. The content of a task is the SHA-256 of its prompt and its answers, in any order.
+_EITHER = """
+CREATE TEMP VIEW prompts AS
+SELECT p.id AS id, p.text AS text, (SELECT messages FROM main.prompts q WHERE q.id = p.id) AS messages
+FROM (SELECT NULL AS messages) none, main.prompts p
+"""
+# The table of version 1 or of now: `messages` is that of `q` where it has one, else that of `none`. So a reader goes on
+# where another process upgrades the file meanwhile.
+_UPGRADE = (
+    "CREATE TEMP TABLE kept AS SELECT id, text, NULL AS messages FROM main.prompts",
+    "DROP TABLE main.prompts",
+    next(statement for statement in TABLES.split(";\n") if "TABLE prompts" in statement),
+    "INSERT INTO main.prompts SELECT * FROM kept",
+    "DROP TABLE kept",
+    f"PRAGMA user_version = {VERSION}",
+)
 
 
 def is_store(path: Path) -> bool:
@@ -131,7 +148,8 @@ def _make(path: Path) -> None:
 
 
 def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
-    """An existing store.
+    """An existing store. One of version 1, whose prompts are all texts, is of this version once it is written to; who
+    only reads it leaves it as it is.
 
     Raises:
         UserError: it is not there, not a store, of another version, or cannot be opened.
@@ -142,11 +160,38 @@ def connect(path: Path, writing: bool = True) -> sqlite3.Connection:
         raise UserError(f"{path}: found another file, expected {EXPECTED}")
     with told(path, writing):
         connection = _opened(path, "rw" if writing else "ro")
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version != VERSION:
+    try:
+        if (version := _version_of(path, connection, writing)) not in (1, VERSION):
+            raise UserError(f"{path}: found a store of version {version}, expected version {VERSION}")
+        if version == 1:
+            _upgrade(path, connection) if writing else _read_as_new(path, connection)
+    except BaseException:
         connection.close()
-        raise UserError(f"{path}: found a store of version {version}, expected version {VERSION}")
+        raise
     return connection
+
+
+def _version_of(path: Path, connection: sqlite3.Connection, writing: bool = True) -> int:
+    with told(path, writing):
+        return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _upgrade(path: Path, connection: sqlite3.Connection) -> None:
+    """All of it or nothing; unless another process was faster. Ids stay, so that what refers to them does."""
+    with told(path):
+        connection.execute("PRAGMA foreign_keys = OFF")
+    with transaction(path, connection):
+        for statement in _UPGRADE if _version_of(path, connection) == 1 else ():
+            connection.execute(statement)
+    with told(path):
+        connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _read_as_new(path: Path, connection: sqlite3.Connection) -> None:
+    """A view of this connection alone, in memory, stands before the table of the same name."""
+    with told(path, writing=False):
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute(_EITHER)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from gpt_modules.storage.comparisons.database import transaction
+from gpt_modules.storage.comparisons.prompts import Prompt, prompt_of
 from gpt_modules.storage.comparisons.records import Ranking, Task, Vote
 from gpt_modules.storage.comparisons.store import ComparisonStore, ranking_of
 
@@ -28,7 +29,7 @@ class OwnVote(NamedTuple):
     """A labeler's vote that counts. made: seconds since 1970."""
 
     task: int
-    prompt: str
+    prompt: Prompt
     made: float
     skipped: bool
 
@@ -93,7 +94,8 @@ class Desk(ComparisonStore):
 
     def own_votes(self, labeler: str) -> list[OwnVote]:
         """The labeler's votes that count, the newest first."""
-        return [OwnVote(task, prompt, made, not judged) for task, prompt, made, judged, _ in self._run(_OWN, labeler)]
+        found = self._run(_OWN, labeler)
+        return [OwnVote(task, prompt_of(*asked), made, not judged) for task, *asked, made, judged, _ in found]
 
     def standing(self, labeler: str, wanted: Wanted = Wanted()) -> Standing:
         """How far the labeler is with the tasks that `claim` gives."""
@@ -151,7 +153,7 @@ AND ?3 + (tasks.content < ?2) >
 """
 _CLAIMED = "(SELECT count(*) FROM claims c WHERE c.task = tasks.id AND c.labeler <> ?1)"
 _OWN = f"""
-SELECT v.task, p.text, v.made, {_JUDGED}, v.seconds
+SELECT v.task, p.text, p.messages, v.made, {_JUDGED}, v.seconds
 FROM votes v JOIN tasks t ON t.id = v.task JOIN prompts p ON p.id = t.prompt
 WHERE v.labeler = ? AND v.superseded IS NULL ORDER BY v.id DESC
 """

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
+from gpt_modules.storage.comparisons.prompts import Prompt
+
 LabelerKind = Literal["person", "scores", "file"]
 """A person at the page; scores of models and functions; votes that were brought in from a file."""
 KeyT = TypeVar("KeyT")
@@ -52,7 +54,7 @@ class Task:
 
     id: int
     round: int
-    prompt: str
+    prompt: Prompt
     answers: tuple[Answer, ...]
 
 
@@ -104,7 +106,7 @@ class Ranking:
 
     task: int
     round: int
-    prompt: str
+    prompt: Prompt
     labeler: str
     answers: tuple[Answer, ...]
     ranks: tuple[int, ...]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons.database import check_whole, connect, create, told, transaction
+from gpt_modules.storage.comparisons.prompts import Prompt, Spelled, plain_prompt, prompt_of, said_last, spelled
 from gpt_modules.storage.comparisons.records import (
     FLAGS,
     SCORES,
@@ -29,7 +30,7 @@ _ANSWERS = """
 SELECT a.id, a.text, a.ended, s.name, s.digest, s.settings
 FROM answers a JOIN sources s ON s.id = a.source WHERE a.task = ? ORDER BY a.id
 """
-_TASK = "SELECT t.id, t.round, p.text FROM tasks t JOIN prompts p ON p.id = t.prompt"
+_TASK = "SELECT t.id, t.round, p.text, p.messages FROM tasks t JOIN prompts p ON p.id = t.prompt"
 _COUNTING = "SELECT id, task, labeler FROM votes WHERE superseded IS NULL"
 
 StoreT = TypeVar("StoreT", bound="ComparisonStore")
@@ -123,12 +124,12 @@ class ComparisonStore:
         """Numbers of the rounds."""
         return [number for (number,) in self._run("SELECT number FROM rounds ORDER BY number")]
 
-    def prompts(self, number: int) -> set[str]:
+    def prompts(self, number: int) -> set[Spelled]:
         """Prompts that have a task in a round."""
-        words = "SELECT text FROM prompts WHERE id IN (SELECT prompt FROM tasks WHERE round = ?)"
-        return {text for (text,) in self._run(words, number)}
+        words = "SELECT text, messages FROM prompts WHERE id IN (SELECT prompt FROM tasks WHERE round = ?)"
+        return {Spelled(*found) for found in self._run(words, number)}
 
-    def add_task(self, number: int, prompt: str, answers: Sequence[Answer]) -> int | None:
+    def add_task(self, number: int, prompt: Prompt, answers: Sequence[Answer]) -> int | None:
         """A task of a round that is there; its id, or None where the round has this prompt with these answers already.
 
         Raises:
@@ -136,11 +137,13 @@ class ComparisonStore:
         """
         texts = [answer.text for answer in answers if answer.text.strip()]
         if len(texts) < 2 or len(set(texts)) < len(answers):
-            raise UserError(f"answers to {prompt[:40]!r}: found {len(set(texts))} different texts of {len(answers)} "
-                            "answers, expected at least 2, all different and none empty")  # fmt: skip
+            found = f"found {len(set(texts))} different texts of {len(answers)} answers"
+            raise UserError(f"answers to {said_last(prompt)[:40]!r}: {found}, expected at least 2, all different and "
+                            "none empty")  # fmt: skip
         with transaction(self.path, self._connection):
-            self._run("INSERT INTO prompts (text) VALUES (?) ON CONFLICT DO NOTHING", prompt)
-            added = self._run(_NEW_TASK, number, content_of(prompt, texts), prompt)
+            asked = spelled(prompt)
+            self._run("INSERT INTO prompts (text, messages) VALUES (?, ?) ON CONFLICT DO NOTHING", *asked)
+            added = self._run(_NEW_TASK, number, content_of(prompt, texts), *asked)
             if not added.rowcount:
                 return None
             task = added.lastrowid
@@ -174,8 +177,8 @@ class ComparisonStore:
             Answer(text, Source(name, digest or None, settings), None if ended is None else bool(ended), id)
             for id, text, ended, name, digest, settings in self._run(_ANSWERS, row[0])
         )
-        id, number, prompt = row
-        return Task(id, number, prompt, tuple(answers))
+        id, number, *asked = row
+        return Task(id, number, prompt_of(*asked), tuple(answers))
 
     def contents(self, number: int) -> list[str]:
         """`content_of` each task of a round, sorted."""
@@ -191,7 +194,7 @@ class ComparisonStore:
         words = "SELECT count(*) FROM votes JOIN tasks ON tasks.id = task WHERE round <= ?"
         return int(self._run(words, number).fetchone()[0])
 
-    def tasks_of(self, prompt: str, answers: Sequence[str]) -> list[Task]:
+    def tasks_of(self, prompt: Prompt, answers: Sequence[str]) -> list[Task]:
         """The tasks with this prompt and these answers, in any order: at most one a round, the newest round's last."""
         words = (
             "SELECT id FROM rounds CROSS JOIN tasks ON round = number AND content = ? ORDER BY number"  # by the index
@@ -312,7 +315,8 @@ FROM votes JOIN tasks ON tasks.id = task JOIN labelers ON labelers.name = labele
 WHERE superseded IS NULL AND kind != 'scores' AND round = ?
 """
 _NEW_TASK = """
-INSERT INTO tasks (round, prompt, content) SELECT ?1, id, ?2 FROM prompts WHERE text = ?3 ON CONFLICT DO NOTHING
+INSERT INTO tasks (round, prompt, content) SELECT ?1, id, ?2 FROM prompts WHERE text = ?3 OR messages = ?4
+ON CONFLICT DO NOTHING
 """
 
 
@@ -323,9 +327,9 @@ def ranking_of(task: Task, labeler: str, judged: Mapping[int, Judgement]) -> Ran
     return Ranking(task.id, task.round, task.prompt, labeler, task.answers, ranks, scores, flags)
 
 
-def content_of(prompt: str, answers: Sequence[str]) -> str:
+def content_of(prompt: Prompt, answers: Sequence[str]) -> str:
     """SHA-256 of a prompt and its answers, in any order."""
-    return hashlib.sha256(json.dumps([prompt, *sorted(answers)]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([plain_prompt(prompt), *sorted(answers)]).encode()).hexdigest()
 
 
 def votes_digest(path: Path) -> str:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone import RewardModel, load_pretrained, model_digest
 from gpt_modules.data.collate import pad_right
-from gpt_modules.data.rows.chat import Prompt, encode_answers, encode_asked
+from gpt_modules.data.rows.chat import encode_answers, encode_asked
 from gpt_modules.data.text.tokenizers import Tokenizer, load_fitting
 from gpt_modules.errors import UserError
 from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
+from gpt_modules.storage.comparisons import Prompt
 from gpt_modules.training.rl.sequences import Sequences, texts
 
 log = logging.getLogger(__name__)

@@ -129,7 +129,7 @@ def test_markdown_is_of_the_answers_as_they_are_shown(world):
     emphasis = [{"tag": "p", "of": [{"tag": "em", "of": ["a"]}]}]
     trees = {"*a*": emphasis, "<b>": [{"tag": "p", "of": ["<b>"]}], "c" * 30_000: None}
     assert found == {
-        "prompt": [{"tag": "heading", "of": ["prompt"]}], "answers": [trees[text] for text in task["answers"]]
+        "prompt": [[{"tag": "heading", "of": ["prompt"]}]], "answers": [trees[text] for text in task["answers"]]
     }  # fmt: skip
 
 
@@ -240,6 +240,19 @@ def test_only_the_pages_own_files_are_served(world):
     for path in ("/page.html", "/../server.py", "/%2e%2e/server.py", "/static/page.js", "/c.db", "/api", "/api/task"):
         assert client.get(path).status_code in (404, 405)
     assert client.get("/").text == (STATIC / "page.html").read_text()
+
+
+def test_a_conversation_is_shown_turn_by_turn(world):
+    turns = [{"role": "system", "content": ""}, {"role": "user", "content": "*a*"}]
+    with world.store as store:
+        store.add_task(store.round_of("second"), turns, [Answer(text, Source("SECRET")) for text in "xy"])
+    ann = world.labeler("ann", Wanted(round=2))
+    task = ann.ask("task")["task"]
+    assert task["prompt"] == turns
+    trees = ann.ask("markdown", task=task["task"])["prompt"]
+    assert trees == [[], [{"tag": "p", "of": [{"tag": "em", "of": ["a"]}]}]]
+    ann.vote(task, [1, 2])
+    assert ann.ask("votes")["votes"][0]["prompt"] == "*a*"
 
 
 # --- hostile texts ---

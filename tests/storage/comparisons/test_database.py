@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Source, is_store
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Source, database, is_store, spelled, votes_digest
+from gpt_modules.storage.comparisons.store import content_of
 
 
 def test_made_once(tmp_path: Path) -> None:
@@ -39,8 +40,65 @@ def test_a_store_of_another_version(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     ComparisonStore.create(path).close()
     sqlite3.connect(path).execute("PRAGMA user_version = 7").connection.close()
-    with pytest.raises(UserError, match=r"c.db: found a store of version 7, expected version 1"):
+    with pytest.raises(UserError, match=r"c.db: found a store of version 7, expected version 2"):
         ComparisonStore.open(path)
+
+
+def of_version_1(path: Path) -> None:
+    """As it was made when prompts were texts alone, with a vote on one of them."""
+    store = sqlite3.connect(path)
+    old = "CREATE TABLE prompts (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE)"
+    begin, _, rest = database.TABLES.partition("CREATE TABLE prompts (")
+    store.executescript(f"{begin}{old};{rest.partition(';')[2]}")
+    store.executescript(f"""
+    PRAGMA user_version = 1; PRAGMA application_id = {database._MARK}; PRAGMA journal_mode = WAL;
+    INSERT INTO sources VALUES (1, 'm', '', '{{}}');
+    INSERT INTO prompts VALUES (7, 'other'), (8, 'prompt');
+    INSERT INTO rounds VALUES (1, 'first');
+    INSERT INTO tasks VALUES (3, 1, 8, '{content_of("prompt", ["a", "b"])}');
+    INSERT INTO answers VALUES (1, 3, 'a', 1, 1), (2, 3, 'b', 1, 0);
+    INSERT INTO labelers VALUES ('ann', 'person', '');
+    INSERT INTO votes VALUES (1, 'k', 3, 'ann', 1.0, 2.0, '', NULL);
+    INSERT INTO judgements VALUES (1, 1, 1, 7), (1, 2, 2, 3);
+    """)
+    store.close()
+
+
+def test_a_store_without_conversations_is_read_as_it_is_and_takes_them_once_it_is_written_to(tmp_path: Path) -> None:
+    path, asked = tmp_path / "c.db", [{"role": "user", "content": "hi"}]
+    of_version_1(path)
+    before, digest = path.read_bytes(), votes_digest(path)
+    with ComparisonStore.open(path, writing=False) as reader:
+        (known,) = reader.rankings()
+        assert (known.task, known.prompt, known.ranks) == (3, "prompt", (1, 2))
+        assert reader.prompts(1) == {spelled("prompt")}
+    assert path.read_bytes() == before
+    with ComparisonStore.open(path, writing=False) as reader, ComparisonStore.create(path) as store:
+        assert store.add_task(1, "prompt", [Answer("b", Source("m")), Answer("a", Source("m"))]) is None
+        assert store.add_task(1, asked, [Answer("b", Source("m")), Answer("a", Source("m"))]) == 4
+        assert [task.prompt for task in store.tasks()] == ["prompt", asked]
+        assert [*reader.rankings()] == [*store.rankings()] == [known]
+    assert votes_digest(path) == digest
+    raw = sqlite3.connect(path)
+    assert raw.execute("PRAGMA user_version").fetchone() == (2,)
+    assert raw.execute("PRAGMA foreign_key_check").fetchall() == []
+    assert raw.execute("SELECT id, text FROM prompts ORDER BY id").fetchall() == [
+        (7, "other"),
+        (8, "prompt"),
+        (9, None),
+    ]
+    raw.close()
+
+
+def test_an_upgrade_that_is_cut_off_leaves_the_old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.db"
+    of_version_1(path)
+    monkeypatch.setattr(database, "_UPGRADE", (*database._UPGRADE[:-1], "no statement"))
+    with pytest.raises(UserError, match=r"c.db: "):
+        ComparisonStore.open(path)
+    monkeypatch.undo()
+    with ComparisonStore.open(path) as store:
+        assert [found.prompt for found in store.rankings()] == ["prompt"]
 
 
 def test_a_damaged_store(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Desk, Judgement, Source, Vote, votes_digest
+from gpt_modules.storage.comparisons import Answer, ComparisonStore, Desk, Judgement, Source, Vote, spelled, votes_digest
 
 MODEL = Source("runs/sft/export", "a" * 64, '{"temperature": 1.0}')
 
@@ -160,7 +160,7 @@ def test_a_round_is_one_way_of_sampling(tmp_path: Path) -> None:
     assert store.tasks_of("prompt 0", ["b", "a"]) == [store.task(4)]
     assert store.tasks_of("prompt 1", ["b", "a"]) == []
     assert store.add_task(2, "prompt 0", [*answers, Answer("c", MODEL)]) == 5
-    assert store.prompts(2) == {"prompt 0"}
+    assert store.prompts(2) == {spelled("prompt 0")}
     assert [task.prompt for task in store.tasks(1)] == ["prompt 0", "prompt 1", "prompt 2"]
 
 

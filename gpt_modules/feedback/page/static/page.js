@@ -8,7 +8,8 @@ import { Panel } from "./panel.js";
 import { Ranking, letter } from "./ranking.js";
 import { Refused, call, newKey } from "./server.js";
 import { showStanding } from "./standing.js";
-import { make, snippet, textBlock } from "./text.js";
+import { make, snippet } from "./text.js";
+import { turnsOf } from "./turns.js";
 
 const of = (id) => document.getElementById(id);
 const POLL = 20_000; // milliseconds between looks for tasks that others give back
@@ -28,7 +29,7 @@ const panel = new Panel(of("ranking"), of("unplaced"), (i) => {
 });
 const markdown = new Markdown(of("markdown"), async () => {
   const found = await ask("markdown", { task: task.task }, true);
-  return found && [found.prompt, ...found.answers];
+  return found && [...found.prompt, ...found.answers];
 });
 
 // --- talking to the server ---
@@ -136,16 +137,19 @@ function showTask(shown, change) {
   const changed = { score: setScore, flag: setFlag, current: setCurrent };
   cards = task.answers.map((text, i) => card(i, text, task.form, changed));
   of("answers").replaceChildren(...cards);
-  of("prompt").replaceChildren(of("prompt-heading"), textBlock(task.prompt, "the prompt"));
+  const asked = turnsOf(task.prompt);
+  of("prompt-title").textContent = typeof task.prompt === "string" ? "Prompt" : "Conversation";
+  of("prompt").replaceChildren(of("prompt-heading"), ...asked.map(([element]) => element));
   of("more-letters").hidden = count <= 9;
   const answers = cards.map((element, i) => [element, task.answers[i], `answer ${letter(i)}`]);
-  markdown.show([[of("prompt"), task.prompt, "the prompt"], ...answers], true);
+  markdown.show([...asked, ...answers], true);
   of("editing").hidden = !editing;
   show("task");
   update();
   window.scrollTo(0, 0);
+  of("prompt").scrollTop = asked.length > 1 ? of("prompt").scrollHeight : 0; // what is to be answered stands last
   of("prompt").focus({ preventScroll: true });
-  say(`Prompt and ${count} answers.`);
+  say(`${of("prompt-title").textContent} and ${count} answers.`);
 }
 
 const draftName = () => `draft ${who} ${task.task}`;
