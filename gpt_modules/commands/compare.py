@@ -4,8 +4,9 @@ import json
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from gpt_modules.commands.arguments import Arguments, device_of, path_name, utf8_text, whole_number
 from gpt_modules.commands.opening import open_language_model
@@ -17,6 +18,9 @@ from gpt_modules.progress import Meter
 from gpt_modules.storage.comparisons import ComparisonStore, Source, spelled
 from gpt_modules.storage.comparisons import Prompt as Asked
 from gpt_modules.storage.durable import check_writable
+
+if TYPE_CHECKING:
+    from gpt_modules.data.splits import Row
 
 DESCRIPTION = """Sample K different answers to each prompt into a store of comparisons, for gpt label to have them
 ranked. With several models they answer in turn. Answers of the same models in the same order, sampled in the same way,
@@ -35,11 +39,11 @@ def main(words: list[str]) -> None:
     if options.output.exists():
         ComparisonStore.open(options.output).close()
     check_writable(options.output.parent)
-    prompts = read_prompts(options.prompts)
+    rows = read_rows(options.prompts)
     if "torch" not in sys.modules:  # which takes seconds, in which nothing else is said
         _tell(f"opening {', '.join(options.model)}")
     speakers = {name: Speaker(*open_language_model(name, device_of(options)), sampling) for name in options.model}
-    prompts = _fitting(prompts, speakers)
+    prompts = _fitting(rows, speakers)
     voices = [_voice(name, speaker, sampling) for name, speaker in speakers.items()]
     with ComparisonStore.create(options.output) as store:
         _sample(store, prompts, voices, options)
@@ -73,8 +77,8 @@ def parse(words: list[str]) -> Namespace:
     return options
 
 
-def read_prompts(sources: list[str]) -> list[Asked]:
-    """The prompts of these rows, each once.
+def read_rows(sources: list[str]) -> "list[Row]":
+    """The rows of these sources, each prompt once.
 
     Raises:
         UserError: they cannot be read, or are texts beside conversations.
@@ -86,33 +90,29 @@ def read_prompts(sources: list[str]) -> list[Asked]:
     if 0 < (told := sum("messages" in row for row in rows)) < len(rows):
         raise UserError(f"--prompts: found {told} conversations of {len(rows)} rows, expected one kind: their answers "
                         "end with different tokens")  # fmt: skip
-    return _once(map(prompt_of, rows))
+    return list({spelled(prompt_of(row)): row for row in rows}.values())
 
 
-def _once(prompts: Iterable[Asked]) -> list[Asked]:
-    return list({spelled(prompt): prompt for prompt in prompts}.values())
-
-
-def _fitting(prompts: Sequence[Asked], speakers: dict[str, Speaker]) -> list[Asked]:
+def _fitting(rows: "Sequence[Row]", speakers: dict[str, Speaker]) -> list[Asked]:
     """Prompts that every model sees whole: conversations without as many of their oldest turns as it takes."""
-    from gpt_modules.data.rows.chat import encode_asked
+    from gpt_modules.data.rows.chat import encode_asked, naming_rows
+    from gpt_modules.data.rows.messages import prompt_of
 
     room = min(speaker.room for speaker in speakers.values())
-    cut = [_shortened(prompt, speakers) for prompt in prompts]
-    if shortened := sum(len(one) < len(prompt) for one, prompt in zip(cut, prompts, strict=True)):
-        _tell(f"{shortened} conversations lose their oldest turns: there is room for {room} tokens, the context less "
-              "--max-new-tokens")  # fmt: skip
-    prompts = _once(cut)
-    kept = prompts
-    for speaker in speakers.values():
-        lengths = [len(ids) for ids in encode_asked(kept, speaker.tokenizer)]
-        kept = [prompt for prompt, length in zip(kept, lengths, strict=True) if length <= speaker.room]
+    with naming_rows(rows):
+        cut = [_shortened(prompt_of(row), speakers) for row in rows]
+        kept = prompts = list({spelled(prompt): prompt for prompt in cut}.values())
+        for speaker in speakers.values():
+            lengths = [len(ids) for ids in encode_asked(kept, speaker.tokenizer)]
+            kept = [prompt for prompt, length in zip(kept, lengths, strict=True) if length <= speaker.room]
+    why = f"longer than {room} tokens, the context less --max-new-tokens"
+    if shortened := sum(len(one) < len(prompt_of(row)) for one, row in zip(cut, rows, strict=True)):
+        _tell(f"of {len(rows)} conversations, {shortened} lose their oldest turns: {why}")
     if not kept:
         raise UserError(f"--prompts: found none of up to {room} tokens, which is the context less --max-new-tokens, "
                         "expected some")  # fmt: skip
     if len(kept) < len(prompts):
-        _tell(f"of {len(prompts)} prompts, {len(prompts) - len(kept)} are left out: longer than {room} tokens, the "
-              "context less --max-new-tokens")  # fmt: skip
+        _tell(f"of {len(prompts)} prompts, {len(prompts) - len(kept)} are left out: {why}")
     return kept
 
 

@@ -70,6 +70,9 @@ class Voice:
         except KeyboardInterrupt:
             write(" ...")
         write("\n")
+        if not telling.ended:
+            _tell("cut off (/set max_new_tokens, /retry): what is said next is answered as if it had ended there, as a "
+                  "chat template writes it")  # fmt: skip
         return found.strip(), telling.ended
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from gpt_modules.data.collate import TokenExample, truncate_example
-from gpt_modules.data.rows.chat import Exchange, encode_answers, fit_conversation
+from gpt_modules.data.rows.chat import Exchange, encode_answers, fit_conversation, naming_rows
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -33,7 +33,9 @@ def encode_demonstrations(
         UserError: None is left, or the chat template does not take a conversation.
     """
     whole, shortened = [], 0
-    for row, example in zip(rows, _encoded(rows, tokenizer, turns), strict=True):
+    with naming_rows(rows):
+        encoded = _encoded(rows, tokenizer, turns)
+    for row, example in zip(rows, encoded, strict=True):
         if isinstance(example, TokenExample):
             whole.append(example)
             continue

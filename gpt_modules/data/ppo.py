@@ -17,7 +17,7 @@ from gpt_modules.data.collate import collate_prompts
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.mixed import PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.chat import encode_asked, shorten
+from gpt_modules.data.rows.chat import encode_asked, naming_rows, shorten
 from gpt_modules.data.rows.messages import prompt_of
 from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
@@ -58,9 +58,9 @@ def encode_prompts(
     if 0 < (texts := sum("messages" not in row for row in rows)) < len(rows):
         found = f"{texts} prompts beside {len(rows) - texts} conversations"
         raise UserError(f"{source}: found {found}, expected one kind: their answers end with different tokens")
-    if max_tokens is not None:
-        rows = _shortened(rows, tokenizer, max_tokens, source)
-    encoded = encode_asked([prompt_of(row) for row in rows], tokenizer)
+    with naming_rows(rows):
+        rows = rows if max_tokens is None else _shortened(rows, tokenizer, max_tokens, source)
+        encoded = encode_asked([prompt_of(row) for row in rows], tokenizer)
     empty = next((prompt_of(row) for row, ids in zip(rows, encoded, strict=True) if not ids), None)
     if empty is not None:
         raise UserError(f"{source}: prompt: found {empty!r:.60}, which has no tokens, expected text to continue")

@@ -16,7 +16,7 @@ from gpt_modules.data.collate import RankedAnswers, collate_prompts, collate_ran
 from gpt_modules.data.demonstrations import learned_turns
 from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.resumable import ResumableDataModule
-from gpt_modules.data.rows.chat import encode_answers
+from gpt_modules.data.rows.chat import encode_answers, naming_rows
 from gpt_modules.data.rows.comparisons import chosen_votes
 from gpt_modules.data.rows.messages import prompt_of
 from gpt_modules.data.rows.sources import REVIEWS, load_rows, load_splits
@@ -107,7 +107,9 @@ class Comparisons(Examples[RankingBatch]):
 
     def _encode(self, rows: Sequence[Row], tokenizer: Tokenizer) -> None:
         asked = {(_key(row), text): (prompt_of(row), text) for row in rows for text in row["responses"]}
-        for key, (prompt, answer) in zip(asked, encode_answers([*asked.values()], tokenizer), strict=True):
+        with naming_rows(rows):
+            encoded = encode_answers([*asked.values()], tokenizer)
+        for key, (prompt, answer) in zip(asked, encoded, strict=True):
             tokens = np.array([*prompt, *answer])
             fits = len(tokens) <= self.context
             self._numbers[key] = len(self.answers) if fits else None
@@ -283,7 +285,8 @@ class RewardDataModule(ResumableDataModule):
     def _encoded_demonstrations(self) -> list[PromptBatch]:
         rows = self._demonstration_rows()[: self.max_demonstrations]
         asked = [(prompt_of(row), row["response"]) for row in rows]
-        joined = [np.array([*prompt, *answer]) for prompt, answer in encode_answers(asked, self.tokenizer)]
+        with naming_rows(rows):
+            joined = [np.array([*prompt, *answer]) for prompt, answer in encode_answers(asked, self.tokenizer)]
         kept = sorted((tokens for tokens in joined if len(tokens) <= self.context), key=len)
         if not kept:
             raise UserError(f"demonstrations: found none that fits a context of {self.context} tokens, expected some")

@@ -14,6 +14,18 @@ from gpt_modules.errors import UserError
 
 Split = Literal["train", "validation"]
 Row = dict[str, Any]
+
+
+class PlacedRow(Row):
+    """A row that says where it stands, file and line, for what is found out of it later than it is checked."""
+
+    __slots__ = ("where",)
+
+    def __init__(self, row: Row, where: str) -> None:
+        super().__init__(row)
+        self.where = where
+
+
 T = TypeVar("T")
 
 VALIDATION_FRACTION = 0.1

@@ -149,7 +149,7 @@ def test_conversations_are_asked_with_the_ids_of_reinforcement_learning(run, mic
     monkeypatch.setattr(Speaker, "answers", answers)
     rows = [{"messages": messages} for messages in ([{"role": "user", "content": "why?"}], long, short)]
     said = run("--k", "2", prompts=rows)
-    assert "1 conversations lose their oldest turns" in said.err
+    assert "of 3 conversations, 1 lose their oldest turns: longer than" in said.err
     assert "round 1: 2 prompts with 2 answers each" in said.out
     assert "round 1: 0 prompts with 2 answers each, 2 were there before" in run("--k", "2", prompts=rows).out
     kept = [prompt for _, prompt, _ in tasks(tmp_path / "c.db")]

@@ -41,7 +41,11 @@ def test_what_is_stopped_is_kept_as_far_as_it_came(speaker, capsys, monkeypatch)
 
     monkeypatch.setattr(Telling, "__iter__", stopped)
     assert Voice("m", speaker).answer(TURNS, Sampling(6), "1") == ("so far", False)
-    assert capsys.readouterr().out == "so far ...\n"
+    said = capsys.readouterr()
+    assert said.out == "so far ...\n"
+    assert said.err.startswith(
+        "cut off (/set max_new_tokens, /retry): what is said next is answered as if it had ended"
+    )
 
 
 def test_turns_that_are_not_read_are_told(speaker, capsys):

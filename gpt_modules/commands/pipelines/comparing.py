@@ -52,7 +52,7 @@ class ComparePlan(Plan):
         rounds, count = self.pipeline.rounds, self.options.count
         if count is None and rounds > 1:
             raise UserError(f"count: found none for {rounds} rounds, expected how many prompts each takes: all are new")
-        there = len(compare.read_prompts(self.options.prompts))
+        there = len(compare.read_rows(self.options.prompts))
         if count is not None and rounds * count > there:
             raise UserError(f"count: found {count} in each of {rounds} rounds, expected at most {there // rounds}: "
                             f"there are {there} prompts")  # fmt: skip

@@ -3,11 +3,12 @@
 What is said is text and never a control token (`data.text.turns`). A prompt has the same ids wherever it is read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from typing import NamedTuple
 
+from gpt_modules.data.splits import Row
 from gpt_modules.data.text.chat_template import Message
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -97,6 +98,28 @@ def encode_exchanges(asked: Sequence[tuple[Sequence[Message], str]], tokenizer: 
     ]
 
 
+class Refused(UserError):
+    """A template takes no conversation of these messages."""
+
+    def __init__(self, line: str, messages: Sequence[Message]) -> None:
+        super().__init__(line)
+        self.messages = messages
+
+
+@contextmanager
+def naming_rows(rows: Iterable[Row]) -> Iterator[None]:
+    """What a template refuses is named with the file and the line of its row, where one of these has it."""
+    try:
+        yield
+    except Refused as error:
+        # Rows are cut and shortened before they are encoded, but a message stays the one that was read.
+        found = (row for row in rows if any(of is error.messages[-1] for of in row.get("messages", ())))
+        where = getattr(next(found, None), "where", None)
+        if where is None:
+            raise
+        raise UserError(f"{where}: {error}") from error
+
+
 @contextmanager
 def _naming(messages: Sequence[Message]) -> Iterator[None]:
     """What a template says of one conversation among many says of which: by what was said last in it."""
@@ -105,7 +128,8 @@ def _naming(messages: Sequence[Message]) -> Iterator[None]:
     except UserError as error:
         last = messages[-1] if messages else {"role": "nobody", "content": ""}
         text = repr(last["content"][:40]) + ("..." if len(last["content"]) > 40 else "")
-        raise UserError(f"{error} (in the conversation in which the {last['role']} says {text})") from error
+        line = f"{error} (in the conversation in which the {last['role']} says {text})"
+        raise Refused(line, messages) from error
 
 
 def fit_conversation(messages: Sequence[Message], tokenizer: Tokenizer, room: int) -> tuple[list[int], int]:

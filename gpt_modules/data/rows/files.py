@@ -26,7 +26,7 @@ from gpt_modules.data.rows.lines import text_blocks, text_lines
 from gpt_modules.data.rows.parquet import parquet_rows
 from gpt_modules.data.rows.schemas import Check, Schema
 from gpt_modules.data.rows.tables import SEPARATORS, table_rows
-from gpt_modules.data.splits import Row
+from gpt_modules.data.splits import PlacedRow, Row
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import is_store, votes_digest
 from gpt_modules.storage.digests import sha256_of
@@ -129,7 +129,7 @@ def file_rows(path: Path, schema: Schema | Check, check: Check) -> Iterator[Row]
     found = False
     for where, record in _records(path):
         try:
-            row = check(record)
+            row = PlacedRow(check(record), where)
         except FieldError as error:
             raise UserError(f"{where}: {error}") from error
         found = True

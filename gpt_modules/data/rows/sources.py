@@ -16,7 +16,7 @@ from gpt_modules.data.rows.fields import FieldError
 from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, refuse_twice, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, Schema, check_row
-from gpt_modules.data.splits import Row, Split, hold_out, normalise
+from gpt_modules.data.splits import PlacedRow, Row, Split, hold_out, normalise
 from gpt_modules.errors import UserError
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.paths import LIKENESS, path_of
@@ -306,10 +306,11 @@ def _hub_rows(
         if text_field is not None and record.get(text_field) == "":
             empty += 1  # data sets that were cut into lines hold many, and the user cannot mend them
             continue
+        where = f"{name}[{split}]:{number}"
         try:
-            yield check(record)
+            yield PlacedRow(check(record), where)
         except FieldError as error:
-            raise UserError(f"{name}[{split}]:{number}: {error}") from error
+            raise UserError(f"{where}: {error}") from error
     if empty:
         log.warning("%s[%s]: left out %d empty rows", name, split, empty)
 

@@ -1,6 +1,11 @@
+import json
+
 import chats
 import pytest
 
+from gpt_modules.data.demonstrations import encode_demonstrations
+from gpt_modules.data.ppo import encode_prompts
+from gpt_modules.data.reward import Comparisons
 from gpt_modules.data.rows.chat import (
     encode_conversation,
     encode_conversations,
@@ -8,6 +13,7 @@ from gpt_modules.data.rows.chat import (
     fit_conversation,
     render_conversation,
 )
+from gpt_modules.data.rows.sources import load_rows
 from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
@@ -118,3 +124,22 @@ def test_what_a_template_refuses_is_found_among_many(encode):
     twice = [{"role": "user", "content": "Why?"}, {"role": "user", "content": "And how?"}]
     with pytest.raises(UserError, match=r"roles must alternate.*the user says 'And how\?'\)$"):
         encode([MESSAGES, twice], tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("schema", "encode"),
+    [
+        ("sft", lambda rows, tokenizer: encode_demonstrations(rows, tokenizer, 4096, "train")),
+        ("reward", lambda rows, tokenizer: Comparisons(lambda epoch: rows, tokenizer, 4096, "train")),
+        ("ppo", lambda rows, tokenizer: encode_prompts(rows, tokenizer, 4096, "train")),
+    ],
+)
+def test_what_a_template_refuses_is_named_with_its_row(tmp_path, schema, encode):
+    why, so = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}
+    more = {"sft": {}, "reward": {"chosen": "a", "rejected": "b"}, "ppo": {}}[schema]
+    rows = [{"messages": [*asked, *([so] if schema == "sft" else [])]} | more for asked in ([why, so, why], [why, why])]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    tokenizer = Tokenizer(chats.byte_level(), "</s>", ChatTemplate(chats.MISTRAL, tuple(chats.NAMES.items())))
+    with pytest.raises(UserError, match=rf"^{path}:2: .*roles must alternate.* \(in the conversation in which"):
+        encode(load_rows(str(path), "train", schema), tokenizer)

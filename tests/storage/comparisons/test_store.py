@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from gpt_modules.errors import UserError
-from gpt_modules.storage.comparisons import Answer, ComparisonStore, Desk, Judgement, Source, Vote, spelled, votes_digest
+from gpt_modules.storage.comparisons import (
+    Answer,
+    ComparisonStore,
+    Desk,
+    Judgement,
+    Source,
+    Vote,
+    spelled,
+    votes_digest,
+)
 
 MODEL = Source("runs/sft/export", "a" * 64, '{"temperature": 1.0}')
 
