@@ -107,8 +107,8 @@ def _parser() -> Arguments:
                         help="scores that are less apart from the best of a tie belong to it (default 0)")  # fmt: skip
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the noise")
     parser.add_argument("--round", type=whole_number(1), metavar="N", help="this round's tasks only")
-    parser.add_argument("--import", nargs="+", metavar="FILE", help="rows with prompt or messages, responses and ranking; prompt, "
-                        "chosen and rejected; prompt, responses and best; or hh-rlhf's transcripts")  # fmt: skip
+    parser.add_argument("--import", nargs="+", metavar="FILE", help="rows with prompt or messages, responses and "
+                        "ranking; chosen and rejected; responses and best; or hh-rlhf's transcripts")  # fmt: skip
     parser.add_argument("--export", type=path_name, metavar="FILE", help="a JSONL file, a row for each vote")
     parser.add_argument("--best", type=path_name, metavar="FILE", help="a JSONL file of demonstrations for SFT: each "
                         "prompt with the answer that is ranked best, of those that were not cut off")  # fmt: skip
