@@ -10,7 +10,7 @@ section 2.1; of today's settings, those that `DecoderConfig` names.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +42,9 @@ class CausalSelfAttention(nn.Module):
         width = config.head_width
         self.qkv = nn.Linear(config.n_embd, sum(self.heads) * width, bias=config.qkv_bias)
         self.proj = nn.Linear(config.n_head * width, config.n_embd, bias=config.proj_bias)
-        self.drop = nn.Dropout(config.resid_pdrop)
-        if config.qk_norm:
+        self.drop = Dropout(config.resid_pdrop)
+        self.normed = config.qk_norm
+        if self.normed:
             self.q_norm, self.k_norm = norm(config, width), norm(config, width)
 
     def forward(
@@ -58,8 +59,8 @@ class CausalSelfAttention(nn.Module):
         `read`: as of `Decoder.forward`.
         """
         batch, width, _ = x.shape
-        parts = self._turned(self.qkv(x).view(batch, width, sum(self.heads), -1), rotation)
-        query, key, value = (part.transpose(1, 2) for part in parts)
+        heads = self.qkv(x).view(batch, width, sum(self.heads), -1)
+        query, key, value = self._turned(heads, rotation)
         if isinstance(cache, RowCaches):  # of unequal length: each attends alone
             mixed = cache.attend(self.layer, query, key, value)
         else:
@@ -72,18 +73,19 @@ class CausalSelfAttention(nn.Module):
         out: Tensor = self.drop(self.proj(only(read, mixed.transpose(1, 2).reshape(batch, width, -1))))
         return out
 
-    def _turned(self, heads: Float[Tensor, "B T _ D"], rotation: Rotation | None) -> tuple[Tensor, ...]:
-        """Queries (B, T, H, D), keys and values (B, T, K, D); the first two normed and turned where a model does."""
+    def _turned(self, heads: Float[Tensor, "B T _ D"], rotation: Rotation | None) -> Sequence[Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D); the first two normed and turned where a model does."""
+        if rotation is None and not self.normed:
+            return heads.transpose(1, 2).split_with_sizes(self.heads, dim=1)
         query_heads, key_heads, _ = self.heads
-        if rotation is None and not hasattr(self, "q_norm"):
-            return torch.split(heads, self.heads, dim=2)
         turning, value = torch.split(heads, [query_heads + key_heads, key_heads], dim=2)
-        if hasattr(self, "q_norm"):
+        if self.normed:
             query, key = torch.split(turning, [query_heads, key_heads], dim=2)
             turning = torch.cat([self.q_norm(query), self.k_norm(key)], dim=2)
         if rotation is not None:  # all at once: half the kernels
             turning = rotate(turning, rotation)
-        return *torch.split(turning, [query_heads, key_heads], dim=2), value
+        query, key = turning.transpose(1, 2).split_with_sizes([query_heads, key_heads], dim=1)
+        return query, key, value.transpose(1, 2)
 
     def _attend(
         self,
@@ -115,7 +117,7 @@ class MLP(nn.Module):
         made = 2 * config.inner_width if config.mlp == "swiglu" else config.inner_width
         self.fc = nn.Linear(config.n_embd, made, bias=config.mlp_bias)
         self.proj = nn.Linear(config.inner_width, config.n_embd, bias=config.mlp_bias)
-        self.drop = nn.Dropout(config.resid_pdrop)
+        self.drop = Dropout(config.resid_pdrop)
 
     def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
         out: Tensor = self.drop(self.proj(self.act(self.fc(x))))
@@ -186,6 +188,13 @@ def only(read: Int[Tensor, "N"] | None, x: Float[Tensor, "B T C"]) -> Float[Tens
     return x if read is None else x.flatten(0, 1).index_select(0, read)
 
 
+class Dropout(nn.Dropout):
+    """Not even asked of torch where nothing is dropped: a step of decoding has more such calls than products."""
+
+    def forward(self, input: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
+        return super().forward(input) if self.training and self.p > 0.0 else input
+
+
 class Decoder(nn.Module):
     """Embeddings, blocks and (pre-norm only) a final norm. It knows no head and no loss."""
 
@@ -199,7 +208,7 @@ class Decoder(nn.Module):
             self.wpe = nn.Embedding(config.position_offset + config.n_positions, config.n_embd)
         else:
             self.rotary = Rotary(config.rotary_width, config.rope_theta, config.rope_scaling)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.drop = Dropout(config.embd_pdrop)
         block = ParallelBlock if config.parallel_residual else Block if config.norm == "pre" else PostNormBlock
         self.blocks = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
         if config.norm == "pre":

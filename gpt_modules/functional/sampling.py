@@ -30,7 +30,8 @@ def filter_logits(
     filtered = logits.float()
     if temperature < _COLD:
         filtered = filtered - filtered.amax(dim=1, keepdim=True)
-    filtered = filtered / max(temperature, _COLDEST)
+    if temperature != 1.0:
+        filtered = filtered / max(temperature, _COLDEST)
     if top_k is not None and top_k < filtered.shape[1]:
         kth = filtered.topk(top_k, dim=1).values[:, -1:]
         filtered = filtered.masked_fill(filtered < kth, -torch.inf)

@@ -18,7 +18,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gpt_modules.backbone.decoding.kvcache import KVCache
-from gpt_modules.backbone.decoding.step import Advance, DecodeStep, SamplingRule, accelerated, can_capture, input_major
+from gpt_modules.backbone.decoding.step import (
+    Advance,
+    DecodeStep,
+    SamplingRule,
+    accelerated,
+    can_capture,
+    input_major,
+    is_whole,
+)
 from gpt_modules.backbone.lora import lend_merged
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
@@ -88,8 +96,9 @@ def generate(
             part = tokens[rows, tokens.shape[1] - max(own) :]
             cache = new_cache(model, len(own), max(own) + max_new_tokens, static)
             step = DecodeStep(model, cache, rule, head)
-            written = _Transcript(len(uniforms), part, ends_of(eos_id, tokens.device), ends_after)
-            return _decode(step, part, real_tokens(part, own), uniforms[:, :, rows], written, compile)
+            written = _Transcript(len(uniforms), len(own), ends_of(eos_id, tokens.device), ends_after)
+            with _without_graphs(model):
+                return _decode(step, part, real_tokens(part, own), uniforms[:, :, rows], written, compile)
 
         drawn = [turn(rows.to(tokens.device)) for rows in turns]
     back = torch.cat(turns).argsort().to(tokens.device)
@@ -195,6 +204,13 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
+def _without_graphs(model: GPT) -> torch.inference_mode:
+    """A tenth off a step of a small model: nothing is noted that a graph might want. Not with sharded weights: they are
+    gathered into memory that training reads later, which must not be made here.
+    """
+    return torch.inference_mode(is_whole(model))
+
+
 def new_cache(model: GPT, batch: int, capacity: int, static: bool) -> KVCache:
     """An empty cache of the type that the model computes in, autocast considered."""
     weight = model.head_weight
@@ -215,7 +231,7 @@ def _decode(
     token, logprob = step.prefill(tokens, mask, uniforms[0])
     advance: Advance | None = None
     for index in range(1, len(uniforms)):
-        token = written.record(index - 1, token, logprob)
+        written.record(token, logprob)
         if len(written.ends) and index % interval == 0:
             # Another batch size would be compiled anew, which costs more than rows that say nothing.
             survivors = written.survivors(1.0 if compile else RETIRED_PART)
@@ -223,44 +239,56 @@ def _decode(
                 return written.result()
             if survivors is not None:
                 step.cache.keep(survivors)
-                token, advance = token[survivors], None
-        uniform = uniforms[index][:, written.rows]
-        advance = advance or accelerated(step, token, uniform, compile)
-        token, logprob = advance(token, uniform)
-    written.record(len(uniforms) - 1, token, logprob)
+                token, uniforms, advance = token[survivors], uniforms[:, :, survivors], None
+        advance = advance or accelerated(step, token, uniforms[index], compile)
+        token, logprob = advance(token, uniforms[index])
+    written.record(token, logprob)
     return written.result()
 
 
 class _Transcript:
-    """What every row has said, and which rows still speak. Written (N, B): a step then fills one contiguous row."""
+    """What every row has said, (N, B), and which rows still speak.
 
-    def __init__(self, steps: int, prompts: Int[Tensor, "B T"], ends: Int[Tensor, "E"], ends_after: int) -> None:
+    A row goes on behind its end until it leaves; what it says there is cut off in `result`.
+    """
+
+    def __init__(self, steps: int, rows: int, ends: Int[Tensor, "E"], ends_after: int) -> None:
         self.ends, self.ends_after = ends, ends_after
-        self.tokens = prompts.new_zeros(steps, len(prompts))
-        self.logprobs = torch.zeros_like(self.tokens, dtype=torch.float32)
-        self.mask = torch.zeros_like(self.tokens, dtype=torch.bool)
-        self.rows = torch.arange(len(prompts), device=prompts.device)
+        self.tokens = torch.zeros(steps, rows, dtype=torch.long, device=ends.device)
+        self.logprobs = torch.zeros(steps, rows, device=ends.device)
+        self.rows = torch.arange(rows, device=ends.device)
         self.finished = torch.zeros_like(self.rows, dtype=torch.bool)
+        self.steps = 0
+        self._since: list[tuple[Tensor, Tensor]] = []  # steps of these rows that are still to be written
 
-    def record(self, index: int, token: Int[Tensor, "B"], logprob: Float[Tensor, "B"]) -> Int[Tensor, "B"]:
-        """Note one step; returns the tokens with those of finished rows zeroed."""
-        speaking = ~self.finished
-        token = token * speaking
-        self.tokens[index].index_copy_(0, self.rows, token)
-        self.logprobs[index].index_copy_(0, self.rows, logprob.masked_fill(self.finished, 0.0))
-        self.mask[index].index_copy_(0, self.rows, speaking)
-        if len(self.ends) and index >= self.ends_after:
+    def record(self, token: Int[Tensor, "B"], logprob: Float[Tensor, "B"]) -> None:
+        """Note one step."""
+        self._since.append((token, logprob))
+        if len(self.ends) and self.steps >= self.ends_after:
             self.finished |= is_end(token, self.ends)
-        return token
+        self.steps += 1
 
     def survivors(self, part: float) -> Int[Tensor, "K"] | None:
         """Indices of the rows to go on with where this part of them has finished, else None. Waits for it."""
         finished = int(self.finished.sum())
         if finished < max(1, part * len(self.rows)):
             return None
+        self._write()
         survivors = (~self.finished).nonzero()[:, 0]
         self.rows, self.finished = self.rows[survivors], self.finished[survivors]
         return survivors
 
+    def _write(self) -> None:
+        if not self._since:
+            return
+        places = slice(self.steps - len(self._since), self.steps)
+        for whole, parts in zip((self.tokens, self.logprobs), zip(*self._since, strict=True), strict=True):
+            whole[places, self.rows] = torch.stack(parts).to(whole.dtype)
+        self._since = []
+
     def result(self) -> Generation:
-        return Generation(self.tokens.t().contiguous(), self.logprobs.t().contiguous(), self.mask.t().contiguous())
+        self._write()
+        ends = is_end(self.tokens, self.ends)
+        ends[: self.ends_after] = False
+        mask = (ends.cumsum(0) - ends.long() == 0).t()
+        return Generation(self.tokens.t() * mask, self.logprobs.t().masked_fill(~mask, 0.0), mask)

@@ -92,7 +92,7 @@ class KVCache:
         self, layer: int, key: Float[Tensor, "B K T D"], value: Float[Tensor, "B K T D"]
     ) -> tuple[Float[Tensor, "B K S D"], Float[Tensor, "B K S D"]]:
         """Store the keys and values of the tokens last reserved; returns all that attention has to read."""
-        ring, width = self.rings[self.kinds[layer]], key.shape[2]
+        ring = self.rings[self.kinds[layer]]
         keys, values = self.keys[layer], self.values[layer]
         if self.static and self.single:
             keys.index_copy_(2, ring.last, key.to(keys.dtype))
@@ -100,10 +100,9 @@ class KVCache:
             return keys, values
         if self.length > ring.slots and not self.single:
             return ring.turn(keys, key, self.length), ring.turn(values, value, self.length)
-        places, filled = ring.places(range(self.length - width, self.length)), min(self.length, ring.slots)
-        keys[:, :, places] = key.to(keys.dtype)
-        values[:, :, places] = value.to(values.dtype)
-        return keys[:, :, :filled], values[:, :, :filled]
+        keys[:, :, ring.newest] = key.to(keys.dtype)
+        values[:, :, ring.newest] = value.to(values.dtype)
+        return keys[:, :, ring.filled], values[:, :, ring.filled]
 
     def rewind(self) -> None:
         """Forget the last token of a static cache, read alone: a warm-up step must leave no trace."""
@@ -214,8 +213,12 @@ class _Ring:
     """The slots of all layers of one kind of attention, and which of them may be read.
 
     `bias` (B, 1, 1, slots) is what attention adds to the scores: 0 for a token that may be read, -inf for padding and,
-    in a static cache, for slots not yet filled. `last` (1,) is the slot last filled, for a static cache.
+    in a static cache, for slots not yet filled. `last` (1,) is the slot last filled, for a static cache; of a sliced
+    one, `newest` are the slots last opened and `filled` all that hold a token.
     """
+
+    newest: slice | Tensor
+    filled: slice
 
     def __init__(self, bias: Float[Tensor, "B 1 1 S"], capacity: int, band: int) -> None:
         self.bias, self.slots, self.band = bias, bias.shape[3], band
@@ -240,6 +243,7 @@ class _Ring:
         stop = start + width
         self.bias[..., self.places(self.held(stop))] = readable[..., -self.slots :]
         self.last.fill_((stop - 1) % self.slots)
+        self._open(range(start, stop))
         return self.mask(readable, width, padded)
 
     def readable(self, start: int, real: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1 1 _"]:
@@ -260,10 +264,14 @@ class _Ring:
 
     def reserve_one(self, length: int, padded: bool) -> Float[Tensor, "B 1 1 _"] | None:
         """The mask of the token that makes `length`: all that is held, less padding."""
+        self._open(range(length - 1, length))
         if not padded:
             return None
-        self.bias[..., (length - 1) % self.slots] = 0.0
-        return self.bias[..., : min(length, self.slots)]
+        self.bias[..., self.newest] = 0.0
+        return self.bias[..., self.filled]
+
+    def _open(self, tokens: range) -> None:
+        self.newest, self.filled = self.places(tokens), slice(min(tokens.stop, self.slots))
 
     def reserve_on_device(self) -> Float[Tensor, "B 1 1 S"]:
         """The same without asking the device where it stands."""

@@ -71,7 +71,7 @@ def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
     Parameters keep their shape and identity and get their own memory back. Elsewhere, and for few steps, does nothing.
     """
     weight = model.head_weight
-    if weight.device.type != "cpu" or steps < LONG_ENOUGH or type(weight) is not nn.Parameter:
+    if weight.device.type != "cpu" or steps < LONG_ENOUGH or not is_whole(model):
         yield weight.t()
         return
     linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
@@ -123,9 +123,14 @@ def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B"]) -> Int[T
 
 def can_capture(model: GPT) -> bool:
     """Whether a step can become a CUDA graph: weights whole on a CUDA device, and a torch that has graphs."""
-    weight = model.head_weight
-    # Sharded weights are gathered by hooks, which talk to other processes: not for a graph.
-    return weight.is_cuda and type(weight) is nn.Parameter and hasattr(torch.cuda, "CUDAGraph")
+    return model.head_weight.is_cuda and is_whole(model) and hasattr(torch.cuda, "CUDAGraph")
+
+
+def is_whole(model: nn.Module) -> bool:
+    """Whether all weights lie in this process. Sharded ones are gathered by hooks, layer by layer, which talk to other
+    processes and leave some gathered.
+    """
+    return all(type(parameter) is nn.Parameter for parameter in model.parameters())
 
 
 def accelerated(step: DecodeStep, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"], compile: bool) -> Advance:
@@ -161,4 +166,5 @@ class CapturedStep:
         self.token.copy_(token)
         self.uniform.copy_(uniform)
         self.graph.replay()
-        return self.chosen
+        token, logprob = self.chosen  # written anew by the next replay
+        return token.clone(), logprob.clone()

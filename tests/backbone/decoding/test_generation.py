@@ -113,6 +113,13 @@ def test_reported_log_probabilities_are_those_of_a_full_forward(steps: int, temp
         torch.testing.assert_close(out.logprobs[row], expected, atol=1e-4, rtol=0.0)
 
 
+def test_what_was_said_can_be_learned_from() -> None:
+    model = make()
+    said = generate(model, PROMPTS, max_new_tokens=3, eos_id=3, generator=seeded())
+    (model(said.tokens).logsumexp(-1) * said.mask * said.logprobs).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_sampling_is_a_function_of_the_generator() -> None:
     model = make()
     first, again, other = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt_modules.backbone import GPT, DecoderConfig
-from gpt_modules.backbone.decoding.step import LONG_ENOUGH, SamplingRule, choose, draw, input_major
+from gpt_modules.backbone.decoding.step import LONG_ENOUGH, SamplingRule, choose, draw, input_major, is_whole
 
 
 @pytest.mark.parametrize("vocab", [5, 256, 700])
@@ -64,3 +64,16 @@ def test_weights_come_back_to_their_own_memory(steps: int) -> None:
     with pytest.raises(InterruptedError):
         use()
     assert [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()] == before
+
+
+def test_weights_that_lie_elsewhere_are_not_whole() -> None:
+    model = GPT(DecoderConfig(vocab_size=31, n_positions=12, n_layer=1, n_head=2, n_embd=16))
+    assert is_whole(model)
+
+    class Sharded(torch.nn.Parameter):
+        """Known by its type, as torch's own."""
+
+    model.decoder.blocks[0].mlp.fc.weight = Sharded(model.decoder.blocks[0].mlp.fc.weight.data)
+    assert not is_whole(model)
+    with input_major(model, LONG_ENOUGH) as head:
+        assert head.data_ptr() == model.head_weight.data_ptr()
