@@ -1,7 +1,7 @@
 """Do the tests notice when the code is wrong? Changes one expression at a time and runs the tests that reach it.
 
     python tests/benchmarks/mutation.py gpt_modules/functional
-    python tests/benchmarks/mutation.py gpt_modules/training/ppo.py --tests tests/training --sample 200 --seed 0
+    python tests/benchmarks/mutation.py gpt_modules/training/ppo.py --tests tests/training --sample 60 --seed 0
 
 For each file: how many mutants there are, how many the tests killed, and those that survived, with line and change. A
 mutant is killed where a test fails or does not end. Without `--tests` the tests are those of the same name under
@@ -469,9 +469,12 @@ def chosen(words: argparse.Namespace) -> list[Mutant]:
         path for name in words.files for path in (Path(name).rglob("*.py") if Path(name).is_dir() else [Path(name)])
     ]
     names = sorted(str(path) for path in paths if path.name != "__init__.py")
-    mutants = [mutant for name in names for mutant in Mutator(name, (ROOT / name).read_text()).mutants]
-    if words.sample and words.sample < len(mutants):
-        mutants = sorted(random.Random(words.seed).sample(mutants, words.sample), key=lambda m: (m.file, m.start))
+    mutants = []
+    for name in names:
+        found = Mutator(name, (ROOT / name).read_text()).mutants
+        if words.sample and words.sample < len(found):
+            found = sorted(random.Random(words.seed).sample(found, words.sample), key=lambda m: m.start)
+        mutants += found
     return mutants
 
 
@@ -479,7 +482,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="files or folders, from the root of the tree")
     parser.add_argument("--tests", nargs="+", help="test files; left out: those of the same names")
-    parser.add_argument("--sample", type=int, help="so many mutants, drawn from all of them")
+    parser.add_argument("--sample", type=int, help="so many mutants of a file, drawn from all of its own")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--survivors", type=Path, help="write the survivors to this file")
     parser.add_argument("--again", type=Path, help="only the survivors in this file")
