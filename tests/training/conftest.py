@@ -1,13 +1,17 @@
 """Short fits in this process, and a logger that remembers."""
 
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import pytest
+from conftest import shaken
 from lightning.pytorch.loggers.logger import Logger
 
+from gpt_modules.backbone import load_pretrained, save_pretrained
 from gpt_modules.data import (
     EpisodicDataModule,
     FinetuningDataModule,
@@ -122,3 +126,32 @@ def procedure(micro: Any, tmp_path: Path) -> Callable[..., tuple[L.LightningModu
         return kind(**{"optimizer": FAST, **usual, **arguments}), data(word, answers)
 
     return build
+
+
+@pytest.fixture
+def functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards of the user's own, on texts."""
+    module: Any = types.ModuleType("toy_rewards")
+    module.share_of_g = lambda prompts, responses: [r.count("g") / max(1, len(r)) for r in responses]
+    module.length = lambda prompts, responses: [float(len(r)) for r in responses]
+    monkeypatch.setitem(sys.modules, "toy_rewards", module)
+
+
+@pytest.fixture
+def reference(micro: Any, tmp_path: Path) -> str:
+    """A folder like the policy's, of another model."""
+    model = shaken(load_pretrained(micro.gpt, kind="gpt"), 7)
+    save_pretrained(tmp_path / "reference", model, tokenizer_json=micro.tokenizer.to_json())
+    return str(tmp_path / "reference")
+
+
+@pytest.fixture
+def alone(fit: Any, ppo: Any) -> Callable[..., tuple[PPOModule, PPODataModule]]:
+    """alone(**module arguments): a module on its Trainer, before its first step, and its data."""
+
+    def start(**arguments: Any) -> tuple[PPOModule, PPODataModule]:
+        module, data = ppo(**arguments)
+        fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
+        return module, data
+
+    return start

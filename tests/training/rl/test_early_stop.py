@@ -1,13 +1,16 @@
 """Which steps are taken."""
 
+import itertools
 import logging
 
+import lightning.pytorch as L
 import pytest
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
+from ppo_variants import adam, distance, weights
 
 from gpt_modules.training.rl.early_stop import StepsTaken
-from gpt_modules.training.rl.settings import EarlyStop
+from gpt_modules.training.rl.settings import EarlyStop, EMAConfig
 
 
 def measured(kl, ratio=1.0):
@@ -55,3 +58,45 @@ def test_it_is_told_once_by_one_process(caplog, monkeypatch, rank, lines):
 def test_before_the_first_iteration_none_is_taken_and_none_is_left_out():
     steps = StepsTaken(EarlyStop(kl=0.1))
     assert (steps.taken, steps.stopped) == (0, False)
+
+
+# --- in a run ---
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_rest_of_an_iteration_is_left_out_in_its_place(fit, ppo, accumulate):
+    """Weights, moments and average keep every bit from the step that went too far to the iteration's end; steps,
+    schedule, validation and the next rollout come as they would have come.
+    """
+
+    class Ends(L.Callback):
+        def __init__(self):
+            self.models, self.counts, self.rates = [], [], []
+
+        def on_train_batch_end(self, trainer, module, batch, index, *_):
+            if trainer.global_step > len(self.rates):
+                self.models.append(
+                    {**weights(module), **{f"a{n}": v.clone() for n, v in module.learners.average.state().items()}}
+                )
+                state = trainer.optimizers[0].state
+                self.counts.append(state[next(module.policy.parameters())]["step"].item())
+                self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    ends, bound = Ends(), EarlyStop(kl=1e-4)
+    module, data = ppo(early_stop=bound, ema=EMAConfig(0.9), optimizer=adam(1e-2), minibatches=2, ppo_epochs=2)
+    trainer = fit(module, data, callbacks=[ends], max_epochs=2, accumulate_grad_batches=accumulate)
+    taken = trainer.logger.values("update/steps")
+    assert trainer.global_step == 8 == len(ends.models)
+    assert all(1 <= steps < 4 for steps in taken)
+    still = [distance(one, other) == 0.0 for one, other in itertools.pairwise(ends.models)]
+    first, second = map(int, taken)
+    assert still == [False] * (first - 1) + [True] * (4 - first) + [False] * second + [True] * (4 - second)
+    assert ends.counts[-1] == first + second
+    assert ends.rates == pytest.approx([1e-2 * (1 - done / 8) for done in range(1, 9)])
+    assert len(trainer.logger.values("val/score")) == 2
+    losses = trainer.logger.values("train/loss")
+    assert len(losses) == first + second + 2, "the step that went too far was measured"
+
+
+def test_without_a_bound_no_steps_are_told(fit, ppo):
+    assert not fit(*ppo(optimizer=adam(1e-1), ppo_epochs=4), limit_val_batches=0).logger.values("update/steps")

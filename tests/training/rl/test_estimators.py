@@ -2,9 +2,17 @@
 
 import pytest
 import torch
+from ppo_variants import (
+    BARE,
+    adam,
+    distance,
+    weights,
+)
 
+from gpt_modules.backbone import load_pretrained
 from gpt_modules.errors import UserError
 from gpt_modules.training import PPOModule
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.hyperparameters import refuse_idle
 from gpt_modules.training.rl.estimators import EstimatorConfig, group_advantages
 from gpt_modules.training.rl.settings import ClipConfig, CriticConfig
@@ -79,3 +87,49 @@ def test_the_variants_of_grpo_are_its_own():
     averages = [EstimatorConfig(name).averages_answers for name in ("gae", "rloo", "grpo")]
     assert [*averages, EstimatorConfig("grpo", mean_over="tokens").averages_answers] == [False, False, True, False]
     assert [EstimatorConfig(name).has_critic for name in ("gae", "rloo", "grpo")] == [True, False, False]
+
+
+# --- in a run ---
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_without_a_critic_the_loss_begins_at_the_mean_of_the_advantages(fit, ppo, name):
+    """By hand from the answers' scores: over tokens, or over answers, where those of each prompt sum to 0."""
+    module, data = ppo(**BARE[name], episodes=16)
+    original, seen = module._score, []
+    module._score = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    logged = fit(module, data, limit_val_batches=0).logger
+    (scored,) = seen
+    scores = torch.where(scored.ended, scored.scores, -1.0).view(-1, data.answers).double()
+    mean, deviation = scores.mean(1, keepdim=True), scores.std(1, keepdim=True)
+    by_hand = {"rloo": (scores - mean) * 4 / 3, "grpo": (scores - mean) / (deviation + 1e-4)}.get(name, scores - mean)
+    lengths = scored.mask.sum(1)
+    for row, length in enumerate(lengths.tolist()):
+        cells = module.rollout.advantages[row].double()
+        torch.testing.assert_close(cells[:length], by_hand.flatten()[row].repeat(length), rtol=1e-4, atol=1e-4)
+        assert not cells[length:].any()
+    expected = 0.0 if name == "grpo" else -((by_hand.flatten() * lengths).sum() / lengths.sum()).item()
+    assert by_hand.abs().max() > 0.5
+    assert logged.values("loss/policy") == pytest.approx([expected], abs=1e-4)
+    assert logged.values("train/loss") == pytest.approx([expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", BARE)
+def test_without_a_critic_nothing_of_one_is_there(fit, ppo, tmp_path, name):
+    module, data = ppo(minibatches=2, optimizer=adam(1e-2), **BARE[name])
+    trainer = fit(module, data, max_epochs=2, callbacks=[ExactCheckpoint(3, keep=9)], enable_checkpointing=True)
+    stored = torch.load(tmp_path / "checkpoints" / "step=00000003.ckpt", weights_only=True)
+    assert stored["state_dict"].keys() == {f"policy.{key}" for key in module.policy.state_dict()}
+    assert len(stored["optimizer_states"][0]["state"]) == len(list(module.policy.parameters()))
+    assert not {"values", "returns"} & stored["ppo"]["experience"]["rollout"].keys()
+    assert {group["name"] for group in trainer.optimizers[0].param_groups} == {"policy"}
+    assert not [point for point in trainer.logger.points if "value" in point[0]]
+    module.export(tmp_path / "export")
+    assert module.also_exports == []
+    assert not (tmp_path / "export-critic").exists()
+    assert distance(weights(load_pretrained(tmp_path / "export", kind="gpt")), weights(module.policy)) == 0.0
+
+
+def test_a_group_of_one_is_told_before_the_first_answer(fit, ppo):
+    with pytest.raises(UserError, match=r"^data\.init_args\.answers: found 1, expected at least 2 with .*: rloo, by"):
+        fit(*ppo(estimator=EstimatorConfig("rloo")))

@@ -1,17 +1,31 @@
 """Models that a run reads and never trains."""
 
+import shutil
 import types
 
 import lightning.pytorch as L
 import pytest
 import torch
+from conftest import shaken
+from ppo_variants import AtStart, adam, distance, weights
 from torch import nn
 
-from gpt_modules.backbone import LoRAConfig, add_lora, base_of, load_pretrained, model_digest
+from gpt_modules.backbone import (
+    GPT,
+    LoRAConfig,
+    RewardModel,
+    add_lora,
+    base_of,
+    load_pretrained,
+    model_digest,
+    save_pretrained,
+)
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.sequences import Sequences
+from gpt_modules.training.rl.settings import CriticConfig
 
 
 def length(prompts, responses):
@@ -137,3 +151,133 @@ def test_what_a_checkpoint_was_trained_with_is_compared_on_opening(micro, source
         after.open(Owner(micro.tokenizer))
     assert str(refused.value).startswith(f"{name}: found another model (SHA-256 {before.digests[name][:12]}…)")
     assert not after.opened
+
+
+# --- in a run ---
+
+
+def nats(folder, row, start, temperature):
+    """log p of each token of a row from `start` on, one row and one token at a time."""
+    model = load_pretrained(folder, kind="gpt").eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([row]))[0] / temperature
+    return [torch.log_softmax(logits[t - 1], -1)[row[t]].item() for t in range(start, len(row))]
+
+
+def test_the_penalty_is_to_the_reference_that_is_named(fit, ppo, micro, reference):
+    """From the first iteration, at the policy that init_from holds, by a sum over each answer worked token by token."""
+    module, data = ppo(reference_from=reference, temperature=0.7, optimizer=adam(0.0))
+    trainer = fit(module, data, limit_val_batches=0)
+    assert distance(weights(module.policy), weights(load_pretrained(micro.gpt, kind="gpt"))) == 0.0
+    tokens, starts, _, mask, *_ = module.rollout
+    sums = []
+    for row, start, length in zip(tokens.tolist(), starts.tolist(), mask.sum(1).tolist(), strict=True):
+        own, theirs = (nats(folder, row[: start + length], start, 0.7) for folder in (micro.gpt, reference))
+        sums.append(sum(own) - sum(theirs))
+    (kl,) = trainer.logger.values("objective/kl")
+    assert kl > 0.1
+    assert kl == pytest.approx(sum(sums) / len(sums), rel=1e-3)
+
+
+def test_the_reference_left_out_is_the_policy_that_the_run_begins_with(fit, ppo, micro):
+    def run(**given):
+        module, data = ppo(**given, optimizer=adam(1e-2), minibatches=2)
+        points = fit(module, data, max_epochs=2).logger.points
+        return weights(module), [point for point in points if not point[0].startswith("perf/")]
+
+    (left_out, points), (named, same) = run(), run(reference_from=str(micro.gpt))
+    assert all(torch.equal(value, named[name]) for name, value in left_out.items())
+    assert points == same
+
+
+def test_before_training_the_policy_is_the_reference(fit, ppo):
+    module, data = ppo()
+    trainer = fit(module, data, num_sanity_val_steps=-1, limit_train_batches=0)
+    assert trainer.global_step == 0
+    assert distance(weights(module.policy), weights(module.frozen.reference)) == 0.0
+    assert not any(m.p for m in module.modules() if isinstance(m, torch.nn.Dropout))
+    assert not any(m.p for m in module.frozen.reference.modules() if isinstance(m, torch.nn.Dropout))
+
+
+def test_the_frozen_models_neither_change_nor_reach_optimizer_or_checkpoint(fit, ppo, tmp_path):
+    module, data = ppo(optimizer=adam(1e-2))
+    start = AtStart()
+    trainer = fit(module, data, callbacks=[start], max_epochs=2)
+    assert distance(weights(module.policy), start.policy) > 0.1
+    assert distance(weights(module.critic), start.critic) > 0.1
+    assert distance(weights(module.frozen.reference), start.reference) == 0.0
+    (reward,) = module.frozen.reward.models().values()
+    assert distance(weights(reward), start.reward[0]) == 0.0
+    frozen = [*module.frozen.reference.parameters(), *reward.parameters()]
+    assert all(p.grad is None and not p.requires_grad for p in frozen)
+    trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert trained == {id(p) for model in (module.policy, module.critic) for p in model.parameters()}
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    count = sum(value.numel() for value in stored["state_dict"].values())
+    trainable = sum(p.numel() for model in (module.policy, module.critic) for p in model.parameters())
+    assert count == trainable + 2, "beyond what is trained: the critic's bias and scale"
+
+
+def moved(folder, to, kind):
+    """A copy of an exported folder, whose model is another."""
+    model = load_pretrained(folder, kind=kind)
+    with torch.no_grad():
+        next(model.parameters()).add_(0.01)
+    save_pretrained(to, model, tokenizer_json=(folder / "tokenizer.json").read_text())
+
+
+@pytest.mark.parametrize(("which", "told"), [("gpt", REFERENCE), ("reward", r".*/reward")])
+def test_a_run_does_not_go_on_with_another_reference_or_reward(fit, ppo, micro, tmp_path, which, told):
+    """Exported anew under the same name: the resumed run would be held to, or paid by, another model."""
+    folders = {name: shutil.copytree(getattr(micro, name), tmp_path / name) for name in ("gpt", "reward")}
+    given = {"init_from": str(folders["gpt"]), "rewards": str(folders["reward"])}
+    fit(*ppo(**given)).save_checkpoint(tmp_path / "x.ckpt")
+    fit(*ppo(**given), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    shutil.rmtree(folders[which])
+    moved(getattr(micro, which), folders[which], {"gpt": "gpt", "reward": "reward"}[which])
+    with pytest.raises(UserError, match=rf"^{told}: found another model \(SHA-256 .*put it back") as error:
+        fit(*ppo(**given), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def test_a_reference_may_lie_elsewhere(fit, ppo, micro, tmp_path):
+    fit(*ppo()).save_checkpoint(tmp_path / "x.ckpt")
+    there = shutil.copytree(micro.gpt, tmp_path / "there")
+    for given in ({"init_from": str(there)}, {"reference_from": str(there)}):
+        assert fit(*ppo(**given), max_epochs=2, ckpt_path=tmp_path / "x.ckpt").current_epoch == 2
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_run_goes_on_with_the_reference_that_it_began_with(fit, ppo, tmp_path, reference, first):
+    """However it is named: as reference_from, or by leaving that out."""
+    one, other = ({"reference_from": given} for given in ((reference, None) if first else (None, reference)))
+    fit(*ppo(**one)).save_checkpoint(tmp_path / "x.ckpt")
+    fit(*ppo(**one), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=rf"^{REFERENCE}: found another model \(SHA-256 .*put it back"):
+        fit(*ppo(**other), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("kind", [RewardModel, GPT])
+def test_a_model_of_another_tokenizer_is_told(fit, ppo, micro, tmp_path, kind):
+    other = Tokenizer.train(["entirely other words stand here, again and again"] * 5, 280)
+    folder = str(tmp_path / "other")
+    save_pretrained(folder, kind(micro.config()), tokenizer_json=other.to_json())
+    given = {"reference_from": folder} if kind is GPT else {"critic": CriticConfig(init_from=folder)}
+    with pytest.raises(UserError, match=r"other/tokenizer\.json: differs from the policy's tokenizer"):
+        fit(*ppo(**given))
+
+
+def test_a_reference_must_read_what_the_policy_says(fit, ppo, micro, tmp_path):
+    """It knows every token, has room for the text, and is a language model."""
+    wide = shaken(GPT(micro.config(vocab_size=micro.vocab_size + 4)), 1)
+    save_pretrained(tmp_path / "wide", wide, tokenizer_json=micro.tokenizer.to_json())
+    wider = {"init_from": str(tmp_path / "wide"), "rewards": "math:hypot"}
+    with pytest.raises(UserError, match=rf"^{micro.gpt}: found a vocabulary of {micro.vocab_size}, expected at least"):
+        fit(*ppo(**wider, reference_from=str(micro.gpt)))
+    save_pretrained(tmp_path / "short", GPT(micro.config(n_positions=10)), tokenizer_json=micro.tokenizer.to_json())
+    with pytest.raises(UserError, match=r"max_new_tokens: found 8 .* n_positions = 10 of .*/short together"):
+        fit(*ppo(reference_from=str(tmp_path / "short")))
+    for wrong, found in ((str(micro.reward), "found .*expected 'gpt'"), ("", "model folder: found ''")):
+        with pytest.raises(UserError, match=found):
+            fit(*ppo(reference_from=wrong))

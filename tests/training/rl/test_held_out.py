@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from gpt_modules.data.batches import PromptBatch
+from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl.held_out import MEASURED, HeldOutAnswers
+from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.sequences import Sequences
+from gpt_modules.training.rl.settings import SamplingConfig
 
 
 def answers(*rows):
@@ -42,3 +46,65 @@ def test_what_is_taken_is_not_counted_again():
         held_out.add("", answers([5, 6]), **numbers(score), reward_spread=torch.tensor([score]))
         found = held_out.take()
         assert (found["score"], found["reward_spread"], found["length_p90"]) == (score, score, 2.0)
+
+
+# --- in a run ---
+
+
+def test_validation_means_are_over_prompts(fit, ppo, functions):
+    """A last batch of another size weighs by its prompts: compare with one batch of all."""
+    module, data = ppo(monitors={"letters": RewardSource(function="toy_rewards:length")})
+    data.validation_fraction, data.val_batch_size = 0.1, 4
+    trainer = fit(module, data)
+    names = ("score", "kl", "length", "ended", "letters")
+    totals, count = dict.fromkeys(names, 0.0), 0
+    for batch in data.val_dataloader():
+        scored = module._score(batch, VALIDATION)
+        values = (
+            scored.scores,
+            scored.sequence_kl(),
+            scored.mask.sum(1),
+            scored.ended,
+            module.frozen.monitors["letters"](scored.sequences).totals,
+        )
+        totals = {name: totals[name] + value.double().sum().item() for name, value in zip(names, values, strict=True)}
+        count += len(batch.lengths)
+    assert count % 4, "the last batch is smaller"
+    for name in names:
+        assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(totals[name] / count, abs=1e-4)
+
+
+def test_validation_test_and_prediction_read_the_same_answers(alone):
+    """The mean and the spread are of the very scores that `predict` writes beside the texts."""
+    module, data = alone()
+    rows = [row for batch in module.trainer.predict(module, data) for row in batch]
+    scores = torch.tensor([row["score"] for row in rows], dtype=torch.float64)
+    (validated,) = module.trainer.validate(module, data, verbose=False)
+    (tested,) = module.trainer.test(module, data, verbose=False)
+    assert len({row["prompt"] for row in rows}) == len(rows) > 1
+    assert validated["val/score"] == pytest.approx(scores.mean().item(), rel=1e-5)
+    assert validated["val/score_std"] == pytest.approx(scores.std(unbiased=False).item(), rel=1e-5)
+    assert {name.replace("val/", "test/"): value for name, value in validated.items()} == tested
+
+
+def test_no_prompts_of_this_process_are_no_answers(ppo):
+    module, _ = ppo()
+    nothing = PromptBatch(torch.zeros(0, 1, dtype=torch.long), *torch.zeros(3, 0, dtype=torch.long))
+    module.validation_step(nothing, 0)
+    assert module.predict_step(nothing, 0) == []
+    assert len(module.held_out) == 0
+
+
+def test_validation_is_at_its_own_temperature_which_is_logged(fit, ppo):
+    module, data = ppo(sampling=SamplingConfig(eval_temperature=0.0), temperature=0.7)
+    trainer = fit(module, data)
+    assert trainer.callback_metrics["val/temperature"].item() == 0.0
+    batch = next(iter(data.val_dataloader()))
+    held_out, drawn = module._score(batch, VALIDATION), module._score(batch, VALIDATION + 1)
+    (tokens, starts, lengths, *_), model = held_out.sequences, module.policy.eval()
+    for row, start, length in zip(tokens, starts.tolist(), lengths.tolist(), strict=True):
+        with torch.no_grad():
+            assert torch.equal(model(row[None, :length])[0, start - 1 : -1].argmax(-1), row[start:length])
+    assert not torch.equal(held_out.sequences.tokens, drawn.sequences.tokens)
+    plain, data = ppo()
+    assert "val/temperature" not in fit(plain, data).callback_metrics

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from conftest import shaken
 
-from gpt_modules.backbone import LabellingModel, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.backbone import GPT, LabellingModel, RewardModel, load_pretrained, save_pretrained
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
@@ -138,3 +139,31 @@ def test_a_head_goes_on_with_the_trunk_that_it_was_exported_with(micro, tmp_path
     assert torch.equal(critic.head.linear.weight, head.linear.weight)
     with pytest.raises(UserError, match=r"^critic\.init_from: .*/reward: found a head on another trunk than"):
         shared_critic(policy, str(micro.reward), [FUNCTION])
+
+
+# --- in a run ---
+
+
+def test_a_text_that_a_model_has_no_room_for_is_told_before_the_first_step(fit, ppo, micro, tmp_path):
+    """Of the policy, or of the reward model alone; by a bound that is exact."""
+    _, data = ppo()
+    data.setup("fit")
+    room = 32 - data.longest_prompt
+    assert fit(*ppo(max_new_tokens=room), limit_train_batches=0, limit_val_batches=0).global_step == 0
+    line = rf"^model\.init_args\.max_new_tokens: found {room + 1} after prompts of up to .* n_positions = 32 of "
+    with pytest.raises(UserError, match=line):
+        fit(*ppo(max_new_tokens=room + 1))
+    small = shaken(RewardModel(micro.config(n_positions=data.longest_prompt + 7)), 2)
+    save_pretrained(tmp_path / "small", small, tokenizer_json=micro.tokenizer.to_json())
+    with pytest.raises(UserError, match=r"max_new_tokens: found 8 .* of .*/small together"):
+        fit(*ppo(rewards=str(tmp_path / "small")))
+
+
+def test_a_reward_model_that_does_not_know_the_policys_tokens_is_told(fit, ppo, micro, tmp_path):
+    """The policy's embedding has rows beyond the tokenizer, as padded vocabularies do; it may say them."""
+    wide = shaken(GPT(micro.config(vocab_size=micro.vocab_size + 4)), 1)
+    save_pretrained(tmp_path / "wide", wide, tokenizer_json=micro.tokenizer.to_json())
+    with pytest.raises(
+        UserError, match=r"/reward: found a vocabulary of \d+, expected at least the policy's \d+: it reads"
+    ):
+        fit(*ppo(init_from=str(tmp_path / "wide")))

@@ -1,14 +1,19 @@
 """The settings of PPO, held against one another. (Each group by itself: `test_settings`.)"""
 
+import inspect
+import math
+import re
+
 import pytest
 
 from gpt_modules.backbone import LoRAConfig
 from gpt_modules.errors import UserError
 from gpt_modules.training import PPOModule
+from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import ScoresConfig
-from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, SamplingConfig
+from gpt_modules.training.rl.settings import ClipConfig, CriticConfig, EarlyStop, EMAConfig, KLConfig, SamplingConfig
 
 
 def recipe(**given):
@@ -87,3 +92,81 @@ def test_what_does_not_agree_is_refused(given, line):
 def test_one_term_of_several_may_weigh_nothing():
     rewards = [RewardSource(function="m:f", weight=0.0), RewardSource(function="m:g", weight=-1.0)]
     assert [source.weight for source in recipe(rewards=rewards).rewards] == [0.0, -1.0]
+
+
+# --- in a run ---
+
+
+def test_no_response_is_as_short_as_truncate_after(ppo):
+    line = r"^sampling\.truncate_after: found 8, expected less than max_new_tokens: 8$"
+    with pytest.raises(UserError, match=line):
+        ppo(sampling=SamplingConfig(truncate_after=8))
+
+
+def test_what_normalises_nothing_is_refused(ppo):
+    with pytest.raises(
+        UserError, match=r"^scores\.samples: found 9, expected it left at 256: scores\.normalise is not r"
+    ):
+        ppo(scores=ScoresConfig(samples=9, normalise="running"))
+
+
+NUMBERS = [0, -1, math.nan, math.inf, 1e-38]
+
+
+TAKEN = {
+    "sample_prompts": {0},
+    "seed": {0},
+    "gamma": {0, 1e-38},
+    "lam": {0, 1e-38},
+    "missing_eos_score": {0, -1, 1e-38},
+    "cache_gb": {1e-38},
+}
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_every_number_of_the_constructor_is_checked(ppo, value):
+    """By introspection, so that a new argument is asked about too."""
+    for name, parameter in inspect.signature(PPOModule).parameters.items():
+        numeric = {"int", "float", "int | None", "float | None"}
+        kind = str(parameter.annotation)
+        if kind not in numeric and parameter.annotation not in (int, float):
+            continue
+        if isinstance(value, float) and "int" in kind:
+            continue  # the parser of recipes refuses it
+        if value in TAKEN.get(name, ()):
+            assert ppo(**{name: value})
+            continue
+        with pytest.raises(UserError, match=rf"^{name}: found {re.escape(str(value))}, expected ") as error:
+            ppo(**{name: value})
+        assert "\n" not in str(error.value)
+
+
+def test_a_monitor_cannot_take_the_place_of_a_metric(ppo, functions):
+    names = ("score_std", "letters", "kl", "distinct_1", "ema/letters")
+    monitors = dict.fromkeys(names, RewardSource(function="toy_rewards:length"))
+    for name in ("distinct_1", "kl", "score_std"):
+        with pytest.raises(
+            UserError, match=rf"^monitors\.{name}: found the name of a metric of PPO, expected another$"
+        ):
+            ppo(monitors={"letters": monitors["letters"], name: monitors[name]})
+    assert ppo(monitors={"ema/letters": monitors["ema/letters"]})
+    with pytest.raises(UserError, match=r"^monitors\.ema/letters: found the name of a metric of PPO"):
+        ppo(monitors={"ema/letters": monitors["ema/letters"]}, ema=EMAConfig())
+
+
+def test_the_defaults_are_those_of_the_rlhf_codes():
+    """Adam's epsilon 1e-5, no decay, a rate that falls linearly to 0, no discount; four passes over a rollout at a
+    temperature of 1; rewards as they are.
+    """
+    module = PPOModule("policy", "reward")
+    assert module.recipe.optimizer == OptimizerConfig(lr=1e-5, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    usual = {"ppo_epochs": 4, "minibatches": 1, "temperature": 1.0, "whiten_rewards": False, "compile": False}
+    assert {name: module.hparams[name] for name in usual} == usual
+    assert (module.hparams["max_new_tokens"], module.hparams["seed"]) == (24, 0)
+    assert (module.recipe.schedule.shape, module.recipe.schedule.final) == ("linear", 0.0)
+    assert (module.shaping.gamma, module.shaping.lam, module.shaping.missing_eos_score) == (1.0, 0.95, -1.0)
+
+
+def test_only_an_adapted_coefficient_is_learnt(ppo):
+    assert ppo(kl=KLConfig(target=6.0))[0].learned_settings == {"kl.coef"}
+    assert ppo(kl=KLConfig())[0].learned_settings == set()

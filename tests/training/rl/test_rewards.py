@@ -9,9 +9,12 @@ from collections import Counter
 import pytest
 import torch
 from conftest import shaken
+from ppo_variants import adam
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
 from gpt_modules.errors import UserError
+from gpt_modules.training.ppo import VALIDATION
+from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.rewards import Reward, RewardSource, reward_sources, term_names
 from gpt_modules.training.rl.sequences import Sequences
 
@@ -260,3 +263,54 @@ def test_terms_of_a_sum_have_names_that_tell_them_apart():
         "brief",
     ]
     assert term_names(sources[:1]) == []
+
+
+# --- in a run ---
+
+
+def test_functions_are_summed_with_models_and_monitors_are_only_watched(fit, ppo, functions):
+    twice, once = (RewardSource(function="users_rewards:length", weight=weight) for weight in (2.0, 1.0))
+    trainer = fit(*ppo(rewards=[twice], monitors={"letters": once}, missing_eos_score=None))
+    assert trainer.callback_metrics["val/score"].item() == pytest.approx(
+        2 * trainer.callback_metrics["val/letters"].item()
+    )
+
+
+def test_an_ensemble_rewards_and_watches_and_its_spread_is_logged(fit, ppo, micro, tmp_path):
+    """The score is the least of what the members say alone, as monitors; where the first is the least, it begins the
+    critic. The spread is of the same answers, held out and in the rollout.
+    """
+    model = shaken(load_pretrained(micro.reward, kind="reward"), 5)
+    save_pretrained(tmp_path / "other", model, tokenizer_json=micro.tokenizer.to_json())
+    folders = [str(micro.reward), str(tmp_path / "other")]
+    worst = RewardSource(ensemble=folders, combine="worst")
+    monitors = {"first": RewardSource(folder=folders[0]), "second": RewardSource(folder=folders[1]), "worst": worst}
+    module, data = ppo(rewards=worst, monitors=monitors, optimizer=adam(1e-2))
+    trainer = fit(module, data)
+    names = ("score", "worst", "first", "second", "reward_spread")
+    scored = [module._score(batch, VALIDATION) for batch in data.val_dataloader()]
+    texts = [answers.sequences for answers in scored]
+    members = [
+        torch.cat([model(text.tokens, text.lengths) for text in texts])
+        for model in (module.frozen.reward.models()[folder] for folder in folders)
+    ]
+    least, apart = torch.minimum(*members), (members[0] - members[1]).abs() / 2
+    expected = [least, least, *members, apart]
+    found = [trainer.callback_metrics[f"val/{name}"].item() for name in names]
+    assert found == pytest.approx([column.mean().item() for column in expected], abs=1e-4)
+    assert trainer.logger.values("objective/reward_spread")[0] > 0.1
+    assert list(module.frozen.digests) == [REFERENCE, *folders]
+
+
+def test_without_an_ensemble_no_spread_is_logged(fit, ppo):
+    names = {name for name, *_ in fit(*ppo()).logger.points}
+    assert not [name for name in names if "spread" in name]
+
+
+def test_each_term_of_a_sum_is_logged_and_together_they_are_the_score(fit, ppo, micro, functions):
+    terms = [RewardSource(function="users_rewards:length", weight=-0.5), RewardSource(str(micro.reward))]
+    logged = fit(*ppo(rewards=terms)).logger
+    for room in ("objective", "val"):
+        (length,), (model,) = (logged.values(f"{room}/score/{name}") for name in ("length", micro.reward.name))
+        assert length < 0
+        assert logged.values(f"{room}/score") == pytest.approx([length + model], rel=1e-5)

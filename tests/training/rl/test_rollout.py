@@ -1,14 +1,18 @@
 """A rollout against naive loops: one row at a time, no padding, no cache, no pieces."""
 
+import random
+import sys
 import types
 
 import lightning.pytorch as L
 import pytest
 import torch
+from ppo_variants import adam, weights
 
 from gpt_modules.backbone import generate, load_pretrained
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.functional import linear_logprobs
+from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl import rollout as rollout_module
 from gpt_modules.training.rl.models import on_trunk
 from gpt_modules.training.rl.rewards import Scores
@@ -23,7 +27,10 @@ from gpt_modules.training.rl.rollout import (
     value_responses,
 )
 from gpt_modules.training.rl.sequences import Sequences
-from gpt_modules.training.rl.settings import Sampling
+from gpt_modules.training.rl.settings import (
+    Sampling,
+    SamplingConfig,
+)
 
 TEMPERATURE = 0.5
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
@@ -343,3 +350,91 @@ def test_the_samplers_own_logprobs_are_kept(policy, scored):
 def test_nothing_scored_has_a_gradient(scored, critic):
     fields = (scored.logprobs, scored.ref_logprobs, scored.entropy, scored.scores, value_responses(critic, scored, 5))
     assert not any(field.requires_grad for field in fields)
+
+
+# --- in a run ---
+
+
+def test_each_iteration_draws_anew(fit, ppo, monkeypatch):
+    """The same prompts to the same policy: only the noise can differ, and it does not with the same seed."""
+
+    def answers(**settings):
+        module, data = ppo(optimizer=adam(0.0), **settings)
+        prompts, collect, seen = data.prompts, module.collect, []
+        score = module._score
+        monkeypatch.setattr(module, "_score", lambda batch, draw: draws.append(draw) or score(batch, draw))
+        monkeypatch.setattr(data, "prompts", lambda iteration, *processes: prompts(0, *processes))
+        monkeypatch.setattr(module, "collect", lambda: seen.append(collect()) or seen[-1])
+        fit(module, data, max_epochs=3, limit_val_batches=0)
+        return [rollout.responses.tolist() for rollout in seen]
+
+    draws = []
+    first, second, third = answers()
+    assert first != second != third != first
+    assert len({VALIDATION, *draws}) == 4, "and none is that of validation"
+    assert answers() == [first, second, third]
+    assert answers(seed=1)[0] != first
+
+
+def test_a_rollout_tells_how_far_its_sampler_is(fit, ppo, caplog):
+    logger = fit(*ppo(temperature=0.5, optimizer=adam(1e-2)), max_epochs=2).logger
+    assert max(logger.values("sampler/kl")) < 1e-6
+    assert max(logger.values("sampler/max_prob_error")) < 1e-4
+    assert not [message for message in caplog.messages if "sampler/kl" in message]
+
+
+def test_a_sampler_of_another_temperature_is_told(fit, ppo, caplog, monkeypatch):
+    """Mistakes of this kind are silent elsewhere: the KL is off, and nothing else shows it."""
+    draw = rollout_module.generate
+    monkeypatch.setattr(
+        rollout_module, "generate", lambda *given, **named: draw(*given, **named | {"temperature": 1.3})
+    )
+    logger = fit(*ppo(), limit_val_batches=0).logger
+    assert logger.values("sampler/kl")[0] > 1e-3
+    assert [message for message in caplog.messages if message.startswith("sampler/kl: found ")]
+
+
+def test_neither_a_small_cache_nor_recomputed_activations_change_a_run(fit, ppo):
+    """One row at a time, and every block's activations twice: the same answers, and the same weights bit for bit."""
+
+    def run(**memory):
+        module, data = ppo(episodes=8, optimizer=adam(1e-2), minibatches=2, **memory)
+        fit(module, data, limit_val_batches=0)
+        return module.rollout, weights(module)
+
+    (rollout, learnt), (in_turns, same) = run(), run(cache_gb=1e-9, recompute=True)
+    assert torch.equal(rollout.responses, in_turns.responses)
+    assert all(torch.equal(value, same[name]) for name, value in learnt.items())
+
+
+def test_random_numbers_of_the_process_do_not_matter(fit, ppo):
+    """Sampling and the order of minibatches have generators of their own."""
+    scores = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        scores.append(fit(*ppo(optimizer=adam(1e-3)), max_epochs=2).logger.values("train/loss"))
+    assert scores[0] == scores[1]
+
+
+def test_a_response_ends_at_the_recipes_stop_and_the_reward_reads_it_to_there(fit, ppo, micro, functions):
+    """No answer of 1 to 3 tokens; the last kept token is a stop, or there are eight. The function sees the cut text."""
+    stop = micro.tokenizer.encode("o")[0]
+    seen = []
+    sys.modules["toy_rewards"].watch = lambda _, responses, ended, token_ids: (
+        seen.extend(zip(responses, ended, token_ids, strict=True)) or [0.0] * len(responses)
+    )
+    stops = SamplingConfig(stop=["o", stop + 1, "<|endoftext|>"], truncate_after=3)
+    module, data = ppo(episodes=64, rewards="toy_rewards:watch", sampling=stops, optimizer=adam(0.0))
+    trainer = fit(module, data, limit_val_batches=0)
+    assert module.sampling.ends == (stop, stop + 1, micro.tokenizer.eos_id)
+    assert len({ended for _, ended, _ in seen}) == 2
+    for text, ended, ids in seen:
+        assert ended == (len(ids) > 3 and ids[-1] in module.sampling.ends)
+        assert not any(token in module.sampling.ends for token in ids[3:-1])
+        assert ended or len(ids) == 8
+        assert text == micro.tokenizer.decode(ids)
+    assert trainer.logger.values("response/ended") == [sum(ended for _, ended, _ in seen) / 64]
+    responses = module.rollout.responses
+    padded = [ids + [0] * (responses.shape[1] - len(ids)) for _, _, ids in seen]
+    assert sorted(responses.tolist()) == sorted(padded)

@@ -1,11 +1,15 @@
 """From what a reward says to what is optimised, worked by hand and against NumPy."""
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+from ppo_variants import FLAT, adam
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl.scores import Moments, ScoresConfig, expect_spread, first_moments, optimised
+from gpt_modules.training.rl.settings import EMAConfig, KLConfig
 
 SCORES = torch.tensor([10.0, 40.0, -20.0, 10.0])
 ENDED = torch.tensor([True, True, True, False])
@@ -68,7 +72,8 @@ def test_equal_scores_of_the_reference_have_no_gain():
     line = r"^model\.init_args\.scores\.normalise: found '4 answers of the reference that all score 7', expected scores"
     with pytest.raises(UserError, match=line):
         expect_spread(Moments("reference").joined(torch.full((4,), 7.0)))
-    assert expect_spread(SEEN) == SEEN
+    close = Moments("reference").joined(torch.tensor([7.0, 7.1]))
+    assert expect_spread(close) == close
 
 
 def test_what_changes_nothing_is_named():
@@ -104,3 +109,90 @@ def test_the_first_moments_are_of_as_many_answers_as_are_asked_for():
 
 def test_where_scores_have_no_spread_they_are_divided_by_1():
     assert Moments("running", 4, 2.0, 0.0).normalised(torch.tensor([2.0, 3.0])).tolist() == [0.0, 1.0]
+
+
+# --- in a run ---
+
+
+def test_the_references_answers_score_nought_with_variance_one_and_the_critic_follows(fit, ppo):
+    """Ziegler et al. 2019, 2.2. Before the first validation; the score that is logged is the reward's own."""
+    config = ScoresConfig(normalise="reference", samples=20)
+    module, data = ppo(scores=config, missing_eos_score=None, optimizer=adam(0.0))
+    trainer = fit(module, data, max_epochs=1)
+    moments, scores = module.shaping.moments, []
+    for number in range(3):
+        scores.append(module._score(data.prompts(number), 2**31 + number, module.frozen.reference).scores)
+    whole = torch.cat(scores)[:20].double()
+    assert (moments.of, moments.seen) == ("reference", 20)
+    assert moments.mean == pytest.approx(whole.mean().item(), rel=1e-5)
+    assert moments.deviation == pytest.approx(whole.std(unbiased=False).item(), rel=1e-4)
+    for stage in ("objective", "val"):
+        score, optimised = (trainer.logger.values(f"{stage}/{name}")[-1] for name in ("score", "optimised_score"))
+        assert optimised == pytest.approx((score - moments.mean) / moments.deviation, abs=1e-4)
+        assert abs(score - optimised) > 0.1
+    scored = module._score(data.prompts(0), 1)
+    ends = scored.sequences.lengths[:, None] - 1
+    with torch.no_grad():
+        last = module.critic.eval().token_values(scored.sequences.tokens).gather(1, ends)[:, 0]
+    torch.testing.assert_close(last, moments.normalised(scored.scores), atol=1e-3, rtol=1e-3)
+    assert module.frontier[-1][1] == pytest.approx(trainer.logger.values("val/score")[-1])
+
+
+def test_running_moments_are_of_all_rollouts_so_far(fit, ppo):
+    module, data = ppo(scores=ScoresConfig(normalise="running"), missing_eos_score=None, optimizer=adam(1e-2))
+    score, seen = module._score, []
+
+    def watched(batch, draw, policy=None):
+        found = score(batch, draw, policy)
+        seen.extend([found.scores] if draw != VALIDATION else [])
+        return found
+
+    module._score = watched
+    trainer = fit(module, data, max_epochs=3)
+    whole = torch.cat(seen).double()
+    moments = module.shaping.moments
+    assert (moments.seen, len(seen)) == (24, 3)
+    assert moments.mean == pytest.approx(whole.mean().item())
+    assert moments.deviation == pytest.approx(whole.std(unbiased=False).item())
+    first = trainer.logger.values("objective/optimised_score")[0]
+    assert first == pytest.approx(0.0, abs=1e-5), "of its own moments, the present rollout among them"
+
+
+def test_before_the_first_rollout_running_moments_have_no_scale(fit, ppo):
+    """What validation says of optimised scores then would be of other units than all that follows."""
+    shaped = {f"val/{prefix}{name}" for prefix in ("", "ema/") for name in ("optimised_score", "reward")}
+
+    class Told(L.Callback):
+        def on_validation_end(self, trainer, module):
+            self.names = [*getattr(self, "names", []), {"val/score", *shaped} & {*trainer.callback_metrics}]
+
+    for normalise, before in (("running", set()), ("reference", shaped), (None, shaped)):
+        module, data = ppo(scores=ScoresConfig(normalise=normalise), ema=EMAConfig())
+        fit(module, data, num_sanity_val_steps=-1, callbacks=[told := Told()])
+        assert told.names == [{"val/score", *before}, {"val/score", *shaped}]
+
+
+def test_a_clip_and_a_length_penalty_reach_what_is_optimised(fit, ppo):
+    module, data = ppo(scores=ScoresConfig(clip=0.5, length_penalty=0.25, free_length=2), missing_eos_score=None)
+    trainer = fit(module, data, limit_val_batches=0)
+    scored = module._score(data.prompts(0), 1)
+    expected = scored.scores.clamp(-0.5, 0.5) - 0.25 * (scored.mask.sum(1) - 2).clamp_min(0)
+    assert trainer.logger.values("objective/optimised_score") == [pytest.approx(expected.mean().item(), abs=1e-5)]
+    assert trainer.logger.values("objective/score") == [pytest.approx(scored.scores.mean().item(), abs=1e-5)]
+
+
+def test_score_is_not_what_is_optimised_and_both_are_logged(fit, ppo, functions):
+    """Some answers are cut off: the reward is a length, and theirs is replaced by -20. Of the second iteration, whose
+    policy has moved.
+    """
+    settings = {"missing_eos_score": -20.0, "kl": KLConfig(coef=0.5), "optimizer": adam(3e-3), "schedule": FLAT}
+    module, data = ppo(episodes=32, rewards="toy_rewards:length", **settings)
+    data.validation_fraction = 0.3
+    points = {name: value for name, _, value in fit(module, data, max_epochs=2).logger.points}
+    names = ("score", "optimised_score", "reward", "kl")
+    for stage, room in (("objective", "response"), ("val", "val")):
+        score, optimised, reward, kl = (points[f"{stage}/{name}"] for name in names)
+        assert 0.1 < points[f"{room}/ended"] < 0.9
+        assert optimised < 0 < score
+        assert abs(kl) > 0.01
+        assert reward == pytest.approx(optimised - 0.5 * kl, abs=1e-4)

@@ -2,16 +2,22 @@
 
 import math
 
+import lightning.pytorch as L
 import pytest
 import torch
+from ppo_variants import adam
 from torch.utils._pytree import tree_map
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl.estimators import EstimatorConfig
 from gpt_modules.training.rl.rollout import Scored
 from gpt_modules.training.rl.scores import Moments, ScoresConfig
 from gpt_modules.training.rl.sequences import Sequences
-from gpt_modules.training.rl.settings import Shaping
+from gpt_modules.training.rl.settings import (
+    KLConfig,
+    Shaping,
+)
 from gpt_modules.training.rl.shaping import (
     Cut,
     Rollout,
@@ -232,23 +238,31 @@ def test_episodes_come_in_the_order_of_their_numbers(scored):
 
 
 @pytest.mark.parametrize(
-    ("name", "scores", "coef", "given"),
+    ("found", "scores", "coef", "given"),
     [
-        ("rewards", [1e30, 2.0, -3.0], 0.1, {}),
-        ("scores.length_penalty", [4.0, 2.0, -3.0], 0.1, {"scores": ScoresConfig(length_penalty=1e30)}),
-        ("missing_eos_score", [4.0, 2.0, -3.0], 0.1, {"missing_eos_score": -1e30}),
-        ("kl.coef", [4.0, 2.0, -3.0], 1e30, {}),
+        ("rewards: found 1e+30", [1e30, 2.0, -3.0], 0.1, {"missing_eos_score": -1e31}),
+        (
+            "scores.length_penalty: found 2e+30",
+            [4.0, 2.0, -3.0],
+            0.1,
+            {"scores": ScoresConfig(None, length_penalty=1e30, free_length=1)},
+        ),
+        ("missing_eos_score: found 1e+30", [4.0, 2.0, -3.0], 0.1, {"missing_eos_score": -1e30}),
+        ("kl.coef: found 6.5e+30", [4.0, 2.0, -3.0], 1e30, {}),
     ],
 )
-def test_what_overflows_is_told_by_what_made_it(scored, name, scores, coef, given):
-    """Whitened, rewards of 1e30 would be advantages of 0; unwhitened, the losses would be infinite."""
-    scored = scored._replace(scores=torch.tensor(scores))
-    line = (
-        rf"^model\.init_args\.{name}: found [0-9.]+e\+30 of an answer, expected numbers whose squares float32 can sum"
-    )
+def test_what_overflows_is_told_by_what_made_it(scored, found, scores, coef, given):
+    """Whitened, rewards of 1e30 would be advantages of 0; unwhitened, the losses would be infinite. Of 3, 1 and 2
+    tokens one is free; the KLs are 6.5, 1 and 4.25; and where all answers ended, no score of a missing end is paid.
+    """
+    scored = scored._replace(scores=torch.tensor(scores), ref_logprobs=torch.full((3, 3), -9.0))
+    if found.startswith("rewards"):
+        scored = scored._replace(sequences=scored.sequences._replace(ended=torch.ones(3).bool()))
+    line = f"model.init_args.{found} of an answer, expected numbers whose squares float32 can sum"
     for shaping in (Shaping(**PLAIN, **given), Shaping(estimator=EstimatorConfig("rloo"), **given)):
-        with pytest.raises(UserError, match=line):
+        with pytest.raises(UserError) as refused:
             shape_rollout(scored, VALUES if shaping.estimator.has_critic else None, coef, shaping, answers=3)
+        assert str(refused.value) == line
 
 
 def test_large_scores_that_are_normalised_are_not_large(scored):
@@ -291,3 +305,75 @@ def test_what_became_of_the_scores_is_told(scored):
         for name in statistics(scored, Shaping(**PLAIN), 1)
         if name.startswith(("objective/clip", "objective/score_g"))
     ]
+
+
+# --- in a run ---
+
+
+def test_logged_statistics_are_over_counted_tokens(fit, ppo):
+    module, data = ppo(episodes=16)
+    original, seen = module._score, []
+    module._score = lambda *arguments: seen.append(original(*arguments)) or seen[-1]
+    logged = {name: value for name, _, value in fit(module, data, limit_val_batches=0).logger.points}
+    (scored,) = seen
+    entropies = [value for row, keep in zip(scored.entropy, scored.mask, strict=True) for value in row[keep].tolist()]
+    assert len(entropies) < scored.mask.numel()
+    assert logged["objective/entropy"] == pytest.approx(sum(entropies) / len(entropies), abs=1e-4)
+    assert logged["response/length"] == pytest.approx(len(entropies) / 16)
+    assert logged["response/ended"] == pytest.approx(scored.ended.float().mean().item())
+    assert logged["objective/score"] == pytest.approx(scored.scores.mean().item(), abs=1e-4)
+
+
+class Kept(L.Callback):
+    """The rollout of the first iteration, and what it was shaped from."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        Kept.rollout = module.rollout
+        prompts = trainer.datamodule.prompts(0)
+        Kept.scored = module._score(prompts, VALIDATION + 1)
+
+
+def test_the_recipes_numbers_reach_the_rollout(fit, ppo):
+    """A reference that is another model: the penalty is there from the first iteration. With lambda 1 a return is the
+    discounted sum of what is to come, whatever the critic says: the score at the end, less 0.5 for each nat.
+    """
+    returns = {}
+    for name, changes in {"free": {}, "paid": {"kl": KLConfig(coef=0.5)}, "white": {"whiten_rewards": True}}.items():
+        usual = {"kl": KLConfig(coef=0.0), "gamma": 0.5, "lam": 1.0, "missing_eos_score": -3.0}
+        module, data = ppo(**{**usual, **changes})
+        module.configure_model()
+        with torch.no_grad():
+            for parameter in module.policy.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        trainer = fit(module, data, max_epochs=1, limit_val_batches=0, callbacks=[Kept()])
+        returns[name] = Kept.rollout.returns
+        assert abs(trainer.logger.values("objective/kl")[0]) > 1e-3
+    scored = Kept.scored
+    assert 0 < scored.ended.sum() < len(scored.ended)
+    for row, length in enumerate(scored.mask.sum(1).tolist()):
+        score = scored.scores[row].item() if scored.ended[row] else -3.0
+        nats = (scored.logprobs - scored.ref_logprobs)[row].tolist()
+        for t in range(length):
+            free = 0.5 ** (length - 1 - t) * score
+            penalty = 0.5 * sum(0.5 ** (later - t) * nats[later] for later in range(t, length))
+            assert returns["free"][row, t].item() == pytest.approx(free, abs=1e-3)
+            assert returns["paid"][row, t].item() == pytest.approx(free - penalty, abs=1e-3)
+    assert not torch.allclose(returns["white"], returns["free"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_minibatches_that_are_whitened_by_themselves_have_their_own_mean_advantage(fit, ppo, accumulate):
+    """At ratio 1 a policy's loss is minus the mean of its advantages: 0 for each minibatch, whatever its micro-batches,
+    and not so where all are whitened together.
+    """
+
+    def losses(**how):
+        module, data = ppo(episodes=32, minibatches=2, optimizer=adam(0.0), **how)
+        return fit(module, data, limit_val_batches=0, accumulate_grad_batches=accumulate).logger.values("loss/policy")
+
+    assert losses(whiten_over="minibatch") == pytest.approx([0.0, 0.0], abs=1e-5)
+    assert max(map(abs, losses())) > 1e-3
+    with pytest.raises(
+        UserError, match=r"^model\.init_args\.whiten_over: found 'minibatch', expected minibatches of at least 8 "
+    ):
+        fit(*ppo(episodes=8, minibatches=2, whiten_over="minibatch"))

@@ -2,11 +2,17 @@
 
 import math
 
+import lightning.pytorch as L
 import pytest
 import torch
+from ppo_variants import FLAT, VARIANTS, adam, distance, weights
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.scores import Moments
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
+from gpt_modules.training.callbacks.resuming import Resumption
+from gpt_modules.training.hyperparameters import typed
+from gpt_modules.training.rl.scores import Moments, ScoresConfig
+from gpt_modules.training.rl.settings import CriticConfig, EMAConfig, KLConfig, SamplingConfig
 from gpt_modules.training.rl.state import expect_same_models, expect_same_penalty, read_state
 
 MOMENTS = {"of": None, "seen": 0, "mean": 0.0, "squares": 0.0}
@@ -98,3 +104,129 @@ def test_an_update_goes_on_with_the_penalty_that_its_rollout_was_made_for():
     ):
         with pytest.raises(UserError, match=rf"^--ckpt_path: found kl\.loss: {told}.* inside an iteration; change it"):
             expect_same_penalty(bare | {"rollout": fields}, loss)
+
+
+# --- in a run ---
+
+
+def test_a_checkpoint_with_a_critic_is_none_of_an_estimator_without(fit, ppo, tmp_path):
+    for name in ("plain", "rloo"):
+        fit(*ppo(**VARIANTS[name])).save_checkpoint(tmp_path / f"{name}.ckpt")
+    for name, resumed in (("plain", "rloo"), ("rloo", "plain")):
+        with pytest.raises(UserError, match=r"^--ckpt_path: found (a|no) critic in it, expected (a|no) critic for mod"):
+            fit(*ppo(**VARIANTS[resumed]), max_epochs=2, ckpt_path=tmp_path / f"{name}.ckpt")
+    trainer = fit(*ppo(**VARIANTS["grpo"]), max_epochs=2, ckpt_path=tmp_path / "rloo.ckpt")
+    assert trainer.logger.values("loss/kl"), "between iterations a run goes on by another without a critic"
+
+
+def test_the_coefficient_and_the_iteration_are_restored(fit, ppo, tmp_path):
+    settings = {"kl": KLConfig(coef=0.1, target=1e6, horizon=100), "schedule": FLAT}
+    module, data = ppo(**settings)
+    fit(module, data, max_epochs=2).save_checkpoint(tmp_path / "x.ckpt")
+    again, data = ppo(**settings)
+    trainer = fit(again, data, max_epochs=3, ckpt_path=tmp_path / "x.ckpt")
+    assert trainer.logger.values("objective/iteration") == [2.0]
+    assert trainer.logger.values("objective/kl_coef") == pytest.approx([0.1 * (1 - 0.2 * 8 / 100) ** 2])
+
+
+def test_a_run_goes_on_with_the_form_of_critic_that_it_began_with(fit, ppo, tmp_path):
+    fit(*ppo(), callbacks=[Resumption()]).save_checkpoint(tmp_path / "x.ckpt")
+    shared = ppo(critic=CriticConfig(shared_trunk=True))
+    with pytest.raises(UserError, match=r"model\.critic\.shared_trunk: found True, expected the checkpoint's False"):
+        fit(*shared, callbacks=[Resumption()], max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_a_run_with_an_average_does_not_go_on_without_one(fit, ppo, tmp_path):
+    fit(*ppo()).save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"^model\.init_args\.ema: found 'an average', expected none, as"):
+        fit(*ppo(ema=EMAConfig()), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+
+
+def test_a_checkpoint_built_in_python_is_plain_data(fit, ppo, tmp_path):
+    fit(*ppo(kl=KLConfig(target=6.0))).save_checkpoint(tmp_path / "x.ckpt")
+    stored = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert stored["hyper_parameters"]["kl"] == {"coef": 0.05, "target": 6.0, "horizon": 10_000, "loss": None}
+    assert typed(KLConfig, stored["hyper_parameters"]["kl"]) == KLConfig(target=6.0)
+
+
+@pytest.mark.parametrize(
+    ("variant", "apart"), [({}, False), *((variant, True) for variant in VARIANTS.values())], ids=["same", *VARIANTS]
+)
+def test_a_run_goes_on_inside_an_iteration(fit, ppo, tmp_path, reference, apart, variant):
+    """Rollout, place, coefficient and frontier are those of the run that was not cut off, to the bit; whatever the
+    reference is. So are the average, the steps that were left out, and what is exported.
+    """
+    ends = []
+    for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
+        given = {"kl": KLConfig(coef=0.1, target=1.0, horizon=100), **variant}
+        given |= {"reference_from": reference if apart else None}
+        module, data = ppo(minibatches=2, ppo_epochs=2, optimizer=adam(1e-2), **given)
+        callbacks = [ExactCheckpoint(3, keep=100)]
+        trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
+        assert trainer.global_step == 8
+        exported = [weights(model) for model in module.learners.answering().values()]
+        taken = (module.steps.taken, module.steps.stopped)
+        ends.append((weights(module), *exported, module.kl_coef, module.iteration, module.frontier, taken))
+    models = 1 + len(exported)
+    assert [distance(one, other) for one, other in zip(ends[0][:models], ends[1][:models], strict=True)] == [0] * models
+    assert ends[0][models:] == ends[1][models:]
+
+
+def test_a_checkpoint_saved_by_hand_before_any_fit_is_the_beginning(fit, ppo, tmp_path):
+    """A validation has made the models, and no fit the loader."""
+
+    def run(checkpoint):
+        module, data = ppo(optimizer=adam(1e-2))
+        fit(module, data, max_epochs=2, ckpt_path=checkpoint)
+        return weights(module)
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = L.Trainer(accelerator="cpu", devices=1, **quiet)
+    module, data = ppo(optimizer=adam(1e-2))
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.save_checkpoint(tmp_path / "by-hand.ckpt")
+    begun, resumed = (run(checkpoint) for checkpoint in (None, tmp_path / "by-hand.ckpt"))
+    assert all(torch.equal(value, resumed[name]) for name, value in begun.items())
+
+
+def test_a_fixed_coefficient_is_the_recipes_after_resuming(fit, ppo, tmp_path):
+    fit(*ppo(kl=KLConfig(coef=0.1))).save_checkpoint(tmp_path / "x.ckpt")
+    trainer = fit(*ppo(kl=KLConfig(coef=0.3)), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
+    assert trainer.logger.values("objective/kl_coef") == [0.3]
+
+
+@pytest.mark.parametrize("normalise", ["running", "reference"])
+def test_a_run_with_moments_goes_on_inside_an_iteration(fit, ppo, micro, tmp_path, normalise):
+    """Moments, critic's units, stop tokens and minibatches of their own: to the bit what was not cut off."""
+    ends = []
+    for checkpoint in (None, tmp_path / "checkpoints" / "step=00000003.ckpt"):
+        module, data = ppo(
+            episodes=16, minibatches=2, ppo_epochs=2, optimizer=adam(1e-2),
+            scores=ScoresConfig(normalise=normalise, clip=2.0),
+            sampling=SamplingConfig(stop=["o", "<|endoftext|>"], truncate_after=2),
+            whiten_over="minibatch", whiten_rewards=True,
+        )  # fmt: skip
+        callbacks = [ExactCheckpoint(3, keep=100)]
+        trainer = fit(module, data, max_epochs=2, callbacks=callbacks, enable_checkpointing=True, ckpt_path=checkpoint)
+        assert trainer.global_step == 8
+        ends.append((weights(module), module.shaping.moments, module.frontier))
+    assert distance(ends[0][0], ends[1][0]) == 0.0
+    assert ends[0][1:] == ends[1][1:]
+    assert ends[0][1].seen == {"running": 32, "reference": 256}[normalise]
+
+
+def test_a_resumed_run_normalises_as_its_recipe_says_now(fit, ppo, tmp_path):
+    """From running moments to the reference's: found anew, and the critic's values keep their meaning."""
+    module, data = ppo(scores=ScoresConfig(normalise="running"), optimizer=adam(0.0))
+    trainer = fit(module, data, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    other, data = ppo(scores=ScoresConfig(normalise="reference", samples=16), optimizer=adam(0.0))
+    fit(other, data, max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    before, after = module.shaping.moments, other.shaping.moments
+    assert (before.of, after.of, after.seen) == ("running", "reference", 16)
+    tokens = data.prompts(0).tokens
+    with torch.no_grad():
+        then, now = (of.critic.eval().token_values(tokens) for of in (module, other))
+    torch.testing.assert_close(
+        now * after.deviation + after.mean, then * before.deviation + before.mean, atol=1e-3, rtol=1e-3
+    )

@@ -1,6 +1,8 @@
 """Terms of a reward: models on ids and through text, functions with what they ask for."""
 
 import dataclasses
+import json
+import math
 import sys
 import types
 
@@ -15,6 +17,7 @@ from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl import terms
+from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.terms import FunctionScores, ModelScores, check_tokenizer
 
@@ -280,3 +283,64 @@ def test_a_conversation_is_read_as_the_reward_model_has_learnt_it(micro, tmp_pat
     assert [line.split(": ", 1)[1].split(" is not")[0] for line in caplog.messages] == (
         ["its chat template"] if scores.through_text else []
     )
+
+
+# --- in a run ---
+
+
+@pytest.fixture
+def asked(tmp_path, micro):
+    """A file of prompts, each with the answer that is wanted."""
+    rows = [{"prompt": f"the film {i}", "answer": f"{i % 7}"} for i in range(60)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "asked.jsonl")
+
+
+def test_a_function_gets_the_column_of_each_prompts_own_row(fit, ppo, functions, asked):
+    """Through shuffling, training and validation; and prompts of fit, validation and prediction alike."""
+    seen = []
+
+    def score(prompts, responses, answer):
+        seen.extend(zip(prompts, answer, strict=True))
+        return [float(a) for a in answer]
+
+    functions.known = score
+    module, data = ppo(rewards="users_rewards:known", monitors={"again": RewardSource(function="users_rewards:known")})
+    data.train_source, data.validation_fraction = asked, 0.3
+    trainer = fit(module, data, max_epochs=3)
+    found = dict(trainer.callback_metrics)
+    rows = trainer.predict(module, data)
+    assert len(seen) > 60
+    assert len(dict(seen)) > 20
+    assert all(answer == str(int(prompt.split()[-1]) % 7) for prompt, answer in seen)
+    assert all(row["score"] == int(row["prompt"].split()[-1]) % 7 for batch in rows for row in batch)
+    assert found["val/again"] == found["val/score"]
+
+
+def test_a_column_that_is_not_there_is_refused_before_the_first_answer(fit, ppo, functions, asked):
+    functions.wrong = lambda prompts, responses, anser: [0.0] * len(prompts)
+    module, data = ppo(rewards="users_rewards:wrong")
+    data.train_source = asked
+    module._score = None
+    line = (
+        r"^rewards: users_rewards:wrong asks for 'anser', expected .*prompt_token_ids, answer; did you mean answer\?$"
+    )
+    with pytest.raises(UserError, match=line):
+        fit(module, data)
+
+
+def test_a_reward_model_of_another_tokenizer_rewards_through_text(fit, ppo, micro, tmp_path, caplog):
+    """The critic begins as the policy, whose tokens it reads; a prompt that leaves no room is refused at the start."""
+    other = Tokenizer.train(["the film is good and this plot is bad"] * 5, 290)
+    save_pretrained(tmp_path / "foreign", shaken(RewardModel(micro.config()), 3), tokenizer_json=other.to_json())
+    module, data = ppo(rewards=str(tmp_path / "foreign"))
+    trainer = fit(module, data)
+    assert math.isfinite(trainer.callback_metrics["val/score"].item())
+    assert module.learners.critic_folder == str(micro.gpt)
+    assert sum("its tokenizer is not the policy's" in line for line in caplog.messages) == 1
+    module, data = ppo(rewards=str(tmp_path / "foreign"))
+    rows = [{"prompt": f"{i}" + " its cast" * 4} for i in range(60)]
+    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data.train_source = str(tmp_path / "odd.jsonl")
+    with pytest.raises(UserError, match=r"foreign: found \d\d of its tokens of the prompt '\d+ its cast its cast"):
+        fit(module, data)

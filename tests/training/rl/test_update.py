@@ -18,21 +18,21 @@ def rollout(rows, logprobs, values, advantages, returns, mask):
 
 
 def test_the_loss_is_worked_by_hand():
-    """One token that counts, twice as likely as it was: clipped at 1.2 where that is worse for it, and a value one
-    above its return.
+    """One token that counts, e^0.5 times as likely as it was: clipped at 1.3 where that is worse for it. Its value has
+    come 0.8 nearer to the return of 2, of which 0.4 are too many. No number is a default.
     """
     old = rollout(1, *(torch.tensor([[x, 9.0]]) for x in (-1.0, 3.0, 2.0, 2.0)), torch.tensor([[True, False]]))
-    outputs = Outputs(torch.tensor([[-0.5, 9.0]]).exp().log(), torch.tensor([[0.7, 9.0]]), torch.tensor([[3.0, 9.0]]))
-    loss, shares = update_loss(outputs, old, ClipConfig(0.2, 0.2, 0.1), 1)
+    outputs = Outputs(torch.tensor([[-0.5, 9.0]]), torch.tensor([[0.7, 9.0]]), torch.tensor([[2.2, 9.0]]))
+    loss, shares = update_loss(outputs, old, ClipConfig(0.3, 0.4, 0.25), 1)
     found = {name: float(share) for name, share in shares.items()}
     assert found == pytest.approx({
-        "train/loss": -2.4 + 0.1 * 0.5,
-        "loss/policy": -2.4,
+        "train/loss": -2.6 + 0.25 * 0.18,
+        "loss/policy": -2.6,
         "policy/approx_kl": 0.125,
         "policy/clip_fraction": 1.0,
         "policy/ratio": 1.6487213,
-        "loss/value": 0.5,
-        "value/clip_fraction": 0.0,
+        "loss/value": 0.18,
+        "value/clip_fraction": 1.0,
         "policy/entropy": 0.7,
     })  # fmt: skip
     assert loss is shares["train/loss"]

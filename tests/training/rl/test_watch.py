@@ -1,10 +1,12 @@
 """The line where the reward has no say, and what the progress bar shows."""
 
 import logging
+import re
 
 import pytest
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from gpt_modules.training.rl.settings import CriticConfig
 from gpt_modules.training.rl.watch import RolloutWatch
 
 AGREEING = {"sampler/kl": 1e-6, "sampler/max_prob_error": 1e-5}
@@ -54,3 +56,22 @@ def test_answers_that_all_score_alike_are_told_once(caplog, share, told):
     assert [line.startswith("objective/groups_without_spread: the answers to each") for line in caplog.messages] == [
         True
     ] * told
+
+
+# --- in a run ---
+
+
+def test_a_warmup_that_the_run_does_not_end_is_told(fit, ppo, caplog):
+    fit(*ppo(critic=CriticConfig(warmup=2)), max_epochs=2, limit_val_batches=0)
+    (line,) = [message for message in caplog.messages if message.startswith("critic.warmup")]
+    assert line.startswith("critic.warmup: 2 iterations in a run of 2: the policy never learns")
+
+
+def test_that_no_answer_ends_is_told_once(fit, ppo, caplog):
+    """Of one token each, hardly any does; the reward is asked for nothing."""
+    fit(*ppo(episodes=16, max_new_tokens=1, missing_eos_score=-3.0), max_epochs=3, limit_val_batches=0)
+    (line,) = [message for message in caplog.messages if message.startswith("missing_eos_score")]
+    assert re.match(r"missing_eos_score: 0 of 16 responses ended; the others score -3\.0, whatever .*: 1, a", line)
+    caplog.clear()
+    fit(*ppo(episodes=16, max_new_tokens=1, missing_eos_score=None), limit_val_batches=0)
+    assert not [message for message in caplog.messages if message.startswith("missing_eos_score")]
