@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.rl.experience import ExperienceLoader, Parts, expect_whole_iterations
+from gpt_modules.training.rl.experience import ExperienceLoader, Parts, expect_whole_iterations, read_place
 from gpt_modules.training.rl.shaping import Cut, Rollout
 
 EPISODES = 12
@@ -178,6 +178,38 @@ def test_a_cut_iteration_keeps_its_parts():
     other = loader(minibatches=2)
     with pytest.raises(UserError, match=r"found ppo_epochs x .* = 2 x 2 x 1 \+ 0, expected 2 x 3 x 1 \+ 0"):
         other.restore(source.state())
+
+
+CELLS = torch.zeros(2, 3)
+STORED = {"prompt_lengths": CELLS[:, 0]} | dict.fromkeys(
+    ("tokens", "responses", "mask", "logprobs", "advantages"), CELLS
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"position": 18}, "position: found 18, expected 1 to 17"),
+        ({"position": 0}, "position: found 0, expected 1 to 17"),
+        ({"rollout": None}, "position: found 17, expected 0 where there is no rollout"),
+        (
+            {"rollout": STORED | {"values": CELLS / 0}},
+            "rollout.values: found 'NaN or infinity', expected finite numbers",
+        ),
+        ({"rollout": STORED | {"values": CELLS[:, :2]}}, "rollout: found {"),
+        ({"rollout": STORED | {"values": CELLS[:1]}}, "rollout: found {"),
+        ({"rollout": STORED | {"values": 0.0}}, "rollout: found {"),
+        ({"rollout": STORED | {"value": CELLS}}, "rollout: found ['advantages', 'logprobs', "),
+        ({"rollout": {"tokens": CELLS}}, "rollout: found ['tokens'], expected at least advantages, logprobs, "),
+    ],
+)
+def test_a_place_is_one_in_a_rollout(changes, line):
+    """Of 2 x 3 optimizer steps of 1 + 2 micro-batches, the one before the last has the place 17."""
+    place = {"position": 17, "parts": [2, 3, 1, 2], "rollout": STORED}
+    assert read_place(place).position == 17
+    with pytest.raises(UserError) as refused:
+        read_place(place | changes)
+    assert str(refused.value).startswith(f"ppo: experience.{line}")
 
 
 @pytest.mark.parametrize(("sizes", "world", "least"), [((1, 2, 2), 1, 4), ((1, 1, 1), 4, 4)])

@@ -94,13 +94,26 @@ def test_one_term_of_several_may_weigh_nothing():
     assert [source.weight for source in recipe(rewards=rewards).rewards] == [0.0, -1.0]
 
 
-# --- in a run ---
+LATER = [{"early_stop": EarlyStop(kl=0.1)}, {"early_stop": EarlyStop(ratio=1.5)}]
+LATER += [{"clip": ClipConfig(**{name: 0.3})} for name in ("ratio", "ratio_high", "value")]
 
 
-def test_no_response_is_as_short_as_truncate_after(ppo):
-    line = r"^sampling\.truncate_after: found 8, expected less than max_new_tokens: 8$"
-    with pytest.raises(UserError, match=line):
-        ppo(sampling=SamplingConfig(truncate_after=8))
+@pytest.mark.parametrize("given", LATER, ids=str)
+def test_what_only_a_second_step_of_a_rollout_follows_needs_one(given):
+    for epochs, minibatches in ((2, 1), (1, 2), (2, 2)):
+        recipe(ppo_epochs=epochs, minibatches=minibatches, **given)
+    with pytest.raises(UserError, match=r"ppo_epochs x minibatches is 1, and an iteration's first step finds"):
+        recipe(ppo_epochs=1, **given)
+
+
+@pytest.mark.parametrize("name", ["lr", "warmup", "max_norm"])
+def test_what_moves_a_critic_needs_one_that_learns(name):
+    moves = CriticConfig(**{name: 1})
+    recipe(critic=moves)
+    with pytest.raises(
+        UserError, match=rf"^critic\.{name}: found 1, expected .*: clip\.value_coef is 0, so the critic"
+    ):
+        recipe(critic=moves, clip=ClipConfig(value_coef=0.0))
 
 
 def test_what_normalises_nothing_is_refused(ppo):
@@ -142,9 +155,9 @@ def test_every_number_of_the_constructor_is_checked(ppo, value):
 
 
 def test_a_monitor_cannot_take_the_place_of_a_metric(ppo, functions):
-    names = ("score_std", "letters", "kl", "distinct_1", "ema/letters")
+    names = ("score_std", "letters", "kl", "distinct_1", "score/length", "ema/letters")
     monitors = dict.fromkeys(names, RewardSource(function="toy_rewards:length"))
-    for name in ("distinct_1", "kl", "score_std"):
+    for name in ("distinct_1", "kl", "score_std", "score/length"):
         with pytest.raises(
             UserError, match=rf"^monitors\.{name}: found the name of a metric of PPO, expected another$"
         ):
