@@ -17,9 +17,10 @@ def test_literals():
     assert distinct_ngrams(TOKENS, MASK, 1).item() == pytest.approx(4 / 9)
     assert distinct_ngrams(TOKENS, MASK, 2).item() == pytest.approx(3 / 9)
     assert repeated_ngrams(TOKENS, MASK, 2).tolist() == [0.5, 0.0, 0.0]
+    assert distinct_ngrams(TOKENS[2:], MASK[2:], 1).item() == 1.0
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 7])
 def test_against_sets(n):
     generator = torch.Generator().manual_seed(n)
     tokens = torch.randint(0, 4, (20, 6), generator=generator)
