@@ -33,7 +33,7 @@ class Telling:
         batch.join(Row(self._ids, most, rule, noise_of(f"{seed} {self._place}"), ends))
         while len(batch):
             for said in batch.turn():
-                if said.token is not None and said.token not in ends:
+                if said.token is not None:
                     yield text.add(said.token)
                 self.ended = said.end == "stop"
         yield text.close()

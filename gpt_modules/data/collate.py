@@ -232,10 +232,14 @@ def cut_answer(text: Sequence[int], answer: Sequence[int], room: int) -> tuple[S
     return text[max(0, len(text) - (room - second)) :], answer[:second]
 
 
-def join_row(parts: Sequence[Sequence[int]], task_ids: tuple[int, int, int]) -> IntArray:
-    """[start] text [extract], or [start] text [delimiter] text [extract] (Radford et al. 2018, figure 1)."""
+def join_row(parts: Sequence[Sequence[int]], task_ids: tuple[int, int, int], begin: Sequence[int] = ()) -> IntArray:
+    """[start] text [extract], or [start] text [delimiter] text [extract] (Radford et al. 2018, figure 1).
+
+    Args:
+        begin: the token that stands before every sequence of the family, if there is one.
+    """
     start, delimiter, extract = task_ids
-    tokens = [start]
+    tokens = [*begin, start]
     for i, part in enumerate(parts):
         tokens += [delimiter, *part] if i else part
     return np.array([*tokens, extract], dtype=np.int64)

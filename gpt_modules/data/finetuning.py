@@ -55,7 +55,7 @@ class TaskExamples(Examples[LabelledBatch]):
     """
 
     def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, task: Labelling, context: int, source: str) -> None:
-        self.task, self.context, self.task_ids = task, context, tokenizer.task_ids
+        self.task, self.context, self.task_ids, self.begin = task, context, tokenizer.task_ids, tokenizer.begin
         texts = list(dict.fromkeys(text for row in rows for text in _texts(row)))
         ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
         self.examples = [self._example(row, ids) for row in rows]
@@ -78,9 +78,9 @@ class TaskExamples(Examples[LabelledBatch]):
 
     def _example(self, row: Row, ids: dict[str, list[int]]) -> TaskExample:
         text, second = ids[row["text"]], [ids[other] for other in _texts(row)[1:]]
-        room = self.context - (3 if second else 2)
-        if room < (2 if second else 1):
-            raise UserError(f"context: found {self.context}, expected at least {5 if second else 3} tokens")
+        room = self.context - len(self.begin) - (3 if second else 2)
+        if room < (least := 2 if second else 1):
+            raise UserError(f"context: found {self.context}, expected at least {self.context - room + least} tokens")
         parts: list[tuple[Sequence[int], ...]]
         if "choices" in row:
             parts = [cut_answer(text, answer, room) for answer in second]
@@ -88,7 +88,7 @@ class TaskExamples(Examples[LabelledBatch]):
             parts = [cut_pair(text, second[0], room)] if second else [(text[:room],)]
         if self.task.kind == "similarity":
             parts.append(parts[0][::-1])
-        return TaskExample([join_row(part, self.task_ids) for part in parts], row["label"])
+        return TaskExample([join_row(part, self.task_ids, self.begin) for part in parts], row["label"])
 
 
 class FinetuningDataModule(ResumableDataModule):

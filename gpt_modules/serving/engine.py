@@ -49,9 +49,8 @@ class Choice:
 
     def hear(self, said: Said) -> tuple[str, str | None]:
         """(text that is certain now, why it ends)."""
-        ends = said.token in self.row.ends
         self.spoken += said.token is not None
-        text = "" if said.token is None or ends else self.text.add(said.token)
+        text = "" if said.token is None else self.text.add(said.token)
         if said.end is not None:
             text += self.text.close()
         return text, "stop" if self.text.stopped else said.end

@@ -1,5 +1,7 @@
 """Names that those who write weights and those who write tokenizers agree on."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 CONFIG_FILE = "config.json"
@@ -17,8 +19,10 @@ class ChatFiles(NamedTuple):
     template: Jinja's text.
     names: the tokens that it writes, such as {"eos_token": "<|endoftext|>"}.
     end_ids: tokens that end an answer.
+    ids: by the names of their fields, ids that a model's files say of tokens that have no name.
     """
 
     template: str
     names: dict[str, str]
     end_ids: tuple[int, ...]
+    ids: Mapping[str, int] = MappingProxyType({})

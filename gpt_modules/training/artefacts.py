@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,19 @@ def export(
     model: GPT | RewardModel | LabellingModel,
     folder: Path,
     inner_rates: InnerRates | None = None,
+    ends: Sequence[int] | None = None,
 ) -> None:
-    """Write the artefact folder from rank 0; other ranks give their shards, if any, and wait."""
+    """Write the artefact folder from rank 0; other ranks give their shards, if any, and wait.
+
+    Args:
+        ends: the tokens that end an answer, where they are others than the tokenizer's.
+    """
     whole = sharding.whole(model) if isinstance(model, GPT) and sharding.is_sharded(model) else model
     if module.trainer.is_global_zero:
         assert whole is not None
         tokenizer = datamodule_tokenizer(module)
         chat = tokenizer.chat_files()
+        chat = chat if ends is None else chat._replace(end_ids=tuple(ends))
         save_pretrained(folder, whole, tokenizer_json=tokenizer.to_json(), chat=chat, inner_rates=inner_rates)
     module.trainer.strategy.barrier()
 

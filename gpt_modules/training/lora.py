@@ -5,7 +5,7 @@ be what it was: updates of one base beside the matrices of another would be a th
 """
 
 import logging
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,12 @@ def learn_updates(module: L.LightningModule, name: str, config: LoRAConfig, fold
 
 
 def export_merged(
-    module: L.LightningModule, model: GPT | RewardModel, config: LoRAConfig | None, base: str, folder: Path
+    module: L.LightningModule,
+    model: GPT | RewardModel,
+    config: LoRAConfig | None,
+    base: str,
+    folder: Path,
+    ends: Sequence[int] | None = None,
 ) -> None:
     """Write a procedure's model with its updates merged, which begins the next stage; and beside it, in
     `<folder>-adapter`, the updates alone, for `peft` on the base.
@@ -64,8 +69,9 @@ def export_merged(
     Args:
         config: None: nothing is updated, and nothing written beside.
         base: folder of what was updated.
+        ends: as of `artefacts.export`.
     """
-    artefacts.export(module, merge_lora(model), folder)
+    artefacts.export(module, merge_lora(model), folder, ends=ends)
     if config is not None and can_adapt(model.config) and module.trainer.is_global_zero:
         save_adapter(folder.with_name(f"{folder.name}-{ADAPTER}"), model, config, base)
     module.trainer.strategy.barrier()

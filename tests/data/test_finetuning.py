@@ -7,12 +7,14 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
 
 from gpt_modules.data.builtin.reviews import load_reviews
 from gpt_modules.data.finetuning import FinetuningDataModule, TaskExamples
 from gpt_modules.data.loader import BatchLoader
 from gpt_modules.data.rows.labelled import Columns
 from gpt_modules.data.splits import split_of
+from gpt_modules.data.text.edges import set_begin
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
@@ -337,6 +339,18 @@ def test_truncation_keeps_what_matters_and_is_counted(tokenizer, caplog):
         tokenizer, "multiple_choice", 9, {**long, "choices": ["x", "rstuvwxyz"]}, {**short, "choices": "xy"}
     )
     assert spelled(tokenizer, batch) == ["^fghij$x!", "^hij$rst!", "^ab$x!", "^ab$y!"]
+
+
+def test_a_row_begins_as_every_sequence_of_its_family(tokenizer):
+    """As `transformers` has it by the post-processor; the context has room for one token of text less."""
+    backend = Backend.from_str(tokenizer.to_json())
+    set_begin(backend, tokenizer.eos)
+    begun, text = Tokenizer(backend, tokenizer.eos), {"text": "abcdefghij", "label": 0}
+    assert backend.encode("ab").ids == [tokenizer.eos_id, *tokenizer.encode("ab")]
+    rows = examples(begun, "classification", 6, text).tokens
+    assert rows.tolist() == [[tokenizer.eos_id, *examples(tokenizer, "classification", 5, text).tokens[0].tolist()]]
+    with pytest.raises(UserError, match="context: found 3, expected at least 4 tokens"):
+        examples(begun, "classification", 3, text)
 
 
 def test_nothing_is_counted_where_all_fits(tokenizer, caplog):

@@ -63,13 +63,14 @@ def test_a_stop_ends_an_answer_before_its_length(server):
     assert len(pieces) < 40
 
 
-def test_the_end_token_is_no_text(server):
+def test_an_end_that_is_text_is_a_part_of_the_answer(server):
+    """As where such an answer is learned or scored; the end token itself has none (`AnswerText`)."""
     first = server.model(torch.tensor([[1, 2, 3]]))[0, -1].argmax().item()
     listener = Listener()
     row = Row([1, 2, 3], 5, SamplingRule(0.0), ends=frozenset({first}))
     server.engine.submit(Job([Choice(row, AnswerText(server.tokenizer))], False, time.monotonic() + 9, listener))
     assert listener.done.wait(10)
-    assert [(piece.text, piece.end) for piece in listener.told[0]] == [("", "stop")]
+    assert [(piece.text, piece.end) for piece in listener.told[0]] == [(server.tokenizer.decode([first]), "stop")]
 
 
 class Held(Batch):

@@ -32,6 +32,7 @@ class Facts:
         weights: how they were taken, where they are not those of a step.
         models: by use ("Reference"), the other models that it learnt from.
         data: by use ("train"), the sources as the user named them.
+        ends: where its answers end, where its tokenizer does not say so.
         before, metrics: validation metrics before the first step, and those of these weights.
         steps: of the optimizer.
         versions: of libraries, by name.
@@ -44,6 +45,7 @@ class Facts:
     weights: str | None = None
     models: Mapping[str, Sequence[str]] = field(default_factory=dict)
     data: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    ends: str | None = None
     before: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
@@ -86,6 +88,7 @@ def _body(folder: Path, facts: Facts) -> str:
         "Began from": "new weights" if facts.base is None else f"`{facts.base}`",
         **_named(facts.models),
         **_named({f"Data ({use})": names for use, names in facts.data.items()}),
+        **({} if facts.ends is None else {"Answers end": facts.ends}),
         "Versions": ", ".join(f"{name} {version}" for name, version in facts.versions.items()),
     }
     title = f"# {facts.recipe or facts.procedure}\n\n"

@@ -78,7 +78,7 @@ def save_pretrained(
         tokenizer_json = Path(tokenizer_file).read_text(encoding="utf-8")
     vocabulary = {} if tokenizer_json is None else _vocabulary(tokenizer_json, model.config.vocab_size)
     settings = {**_tokenizer_config(vocabulary, model.config), **({} if chat is None else chat.names)}
-    ids = _ids(vocabulary, settings, () if chat is None else chat.end_ids)
+    ids = _ids(vocabulary, settings, chat)
     task = model.task if isinstance(model, LabellingModel) else None
     tensors = to_transformers(model.state_dict(), model.config, kind_of(model), task)
     with replace_folder(Path(folder)) as new:
@@ -111,10 +111,12 @@ def _vocabulary(tokenizer_json: str, vocab_size: int) -> dict[str, int]:
     return ids
 
 
-def _ids(vocabulary: dict[str, int], settings: dict[str, Any], ends: tuple[int, ...]) -> dict[str, int | None]:
+def _ids(vocabulary: dict[str, int], settings: dict[str, Any], chat: ChatFiles | None) -> dict[str, int | None]:
     # Said even where there is none: their default is 50256, outside a small vocabulary, or another family's token 1.
+    named, said, ends = ({}, {}, ()) if chat is None else (chat.names, chat.ids, chat.end_ids)
     names = ("bos_token", "eos_token", "pad_token")
     ids = {f"{name}_id": vocabulary.get(settings.get(name, "")) for name in names}
+    ids |= {key: i for key, i in said.items() if key.removesuffix("_id") not in named}
     if ids["pad_token_id"] in (ids["eos_token_id"], *ends):
         ids["pad_token_id"] = None  # their classifier would pass over the end of an answer, which is what is scored
     return ids

@@ -1,8 +1,9 @@
 """Episodes of text as tensors: one example a row for a language model or a classifier to adapt on by gradient, or the
 whole support set in the row of a query to be read in context.
 
-Prompt, response and the line break between examples are encoded apart and joined, so that an example has the same
-tokens wherever it stands. A response is learned, and in episodes nothing closes it: what is asked for is known to end.
+A row begins as every sequence of the model's family does. Prompt, response and the line break between examples are
+encoded apart and joined, so that an example has the same tokens wherever it stands. A response is learned, and in
+episodes nothing closes it: what is asked for is known to end.
 """
 
 import logging
@@ -65,8 +66,9 @@ class EpisodeEncoder:
     def __init__(self, tokenizer: Tokenizer, context: int, classifies: bool = False, closed: bool = False) -> None:
         self.tokenizer, self.context, self.classifies = tokenizer, context, classifies
         self._end = [tokenizer.eos_id] if closed and not classifies else []
-        self._separator = tokenizer.encode(SEPARATOR)
-        self._known: dict[str, list[int]] = {}
+        self._begin: Piece = (tokenizer.begin, False)
+        self._separator = tokenizer.within.encode(SEPARATOR)
+        self._known: dict[tuple[str, bool], list[int]] = {}
         self._warned: set[str] = set()
 
     def encode(self, episodes: Sequence[Episode]) -> EpisodeBatch:
@@ -93,7 +95,7 @@ class EpisodeEncoder:
             for example in query:
                 last = self._fitted(example)
                 kept = self._that_fit(sizes, last)
-                rows.append([*self._before(support[len(support) - kept :], learned=False), *last])
+                rows.append([self._begin, *self._before(support[len(support) - kept :], learned=False), *last])
                 shown.append(kept)
         count = len(episodes)
         return InContextSet(_token_set(rows, count), torch.tensor(shown, dtype=torch.int64).view(count, -1))
@@ -110,36 +112,42 @@ class EpisodeEncoder:
             *before, final = support + query
             last = self._fitted(final)
             kept = self._that_fit(self._sizes(before), last)
-            rows.append([*self._before(before[len(before) - kept :], learned=True), *last])
+            rows.append([self._begin, *self._before(before[len(before) - kept :], learned=True), *last])
         return _token_set(rows, len(episodes))
 
     def _tokens(self, episodes: Sequence[Episode]) -> list[tuple[list[EncodedExample], list[EncodedExample]]]:
         ids = self._ids_of(episodes)
 
         def encoded(examples: list[Example]) -> list[EncodedExample]:
-            return [EncodedExample(ids[x.prompt], ids[x.response] + self._end, x.label) for x in examples]
+            return [EncodedExample(ids[x.prompt, False], ids[x.response, True] + self._end, x.label) for x in examples]
 
         return [(encoded(episode.support), encoded(episode.query)) for episode in episodes]
 
-    def _ids_of(self, episodes: Sequence[Episode]) -> dict[str, list[int]]:
-        """The tokens of every text; what has been encoded lately is not encoded again: labels and reviews come back."""
-        examples = chain.from_iterable(chain(episode.support, episode.query) for episode in episodes)
-        texts = dict.fromkeys(text for example in examples for text in (example.prompt, example.response))
+    def _ids_of(self, episodes: Sequence[Episode]) -> dict[tuple[str, bool], list[int]]:
+        """The tokens of every (text, whether it goes on a prompt); what has been encoded lately is not encoded again:
+        labels and reviews come back.
+        """
+        examples = [*chain.from_iterable(chain(episode.support, episode.query) for episode in episodes)]
         if len(self._known) > KNOWN_TEXTS:
             self._known.clear()
-        new = [text for text in texts if text not in self._known]
-        self._known.update(zip(new, self.tokenizer.encode_batch(new), strict=True))
+        for responds, tokenizer in ((False, self.tokenizer), (True, self.tokenizer.within)):
+            texts = dict.fromkeys(example.response if responds else example.prompt for example in examples)
+            new = [text for text in texts if (text, responds) not in self._known]
+            ids = tokenizer.encode_batch(new)
+            self._known.update(((text, responds), of) for text, of in zip(new, ids, strict=True))
         return self._known
 
     def _next_tokens(self, tasks: Sequence[list[EncodedExample]]) -> EpisodeSet:
-        return _token_set([self._fitted(example) for task in tasks for example in task], len(tasks))
+        return _token_set([[self._begin, *self._fitted(example)] for task in tasks for example in task], len(tasks))
 
     def _classes(self, tasks: Sequence[list[EncodedExample]]) -> EpisodeSet:
-        room = self.context - 2
+        room = self.context - 2 - len(self.tokenizer.begin)
         examples = list(chain.from_iterable(tasks))
         if any(len(example.prompt) > room for example in examples):
             self._warn(CUT)
-        rows = [join_row([example.prompt[:room]], self.tokenizer.task_ids) for example in examples]
+        rows = [
+            join_row([example.prompt[:room]], self.tokenizer.task_ids, self.tokenizer.begin) for example in examples
+        ]
         labels = [_label(example) for example in examples]
         shape = (len(tasks), len(examples) // max(1, len(tasks)))
         index = torch.arange(shape[1]).expand(shape)[..., None].contiguous()
@@ -151,7 +159,7 @@ class EpisodeEncoder:
     def _fitted(self, example: EncodedExample) -> list[Piece]:
         """Prompt and response in at most `context` + 1 tokens, which have `context` inputs."""
         prompt, response, _ = example
-        room = self.context + 1 - len(response)
+        room = self.context + 1 - len(response) - len(self.tokenizer.begin)
         if not prompt or not response or room < 1:
             decode = self.tokenizer.decode
             raise UserError(
@@ -172,7 +180,7 @@ class EpisodeEncoder:
         return np.cumsum(sizes, dtype=np.int64)
 
     def _that_fit(self, sizes: NDArray[np.int64], last: list[Piece]) -> int:
-        room = self.context + 1 - sum(len(ids) for ids, _ in last)
+        room = self.context + 1 - sum(len(ids) for ids, _ in [self._begin, *last])
         kept = int(np.searchsorted(sizes, room, side="right"))
         if kept < len(sizes):
             self._warn(LEFT_OUT)

@@ -169,15 +169,26 @@ def content_of(token: Any) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def ends_beside(folder: Path) -> tuple[int, ...]:
-    """The tokens at which `transformers` stops generating, one or several, where the folder names them.
+def ids_beside(folder: Path, backend: tokenizers.Tokenizer) -> dict[str, tuple[int, ...]]:
+    """The tokens that a model's files call end (one or several), begin and padding, by the name of their field.
+
+    As `transformers` has it: `generation_config.json` says so, and where there is none, `config.json`; of that only
+    added tokens are taken, for its defaults may be any.
 
     Raises:
         UserError: They are no ids.
     """
-    path = folder / GENERATION_FILE
-    found = _read(path).get("eos_token_id")
-    ends = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(end) is int and 0 <= end < MOST_IDS for end in ends):
-        raise UserError(f"{path}: eos_token_id: found {found!r:.60}, expected the id of a token, or a list of them")
-    return tuple(ends)
+    path = next((folder / name for name in (GENERATION_FILE, CONFIG_FILE) if (folder / name).is_file()), None)
+    if path is None:
+        return {}
+    settings, added = _read(path), backend.get_added_tokens_decoder()
+    found = {}
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        value = settings.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if path.name == CONFIG_FILE:
+            ids = [i for i in ids if type(i) is int and i in added]
+        elif not all(type(i) is int and 0 <= i < MOST_IDS for i in ids):
+            raise UserError(f"{path}: {name}: found {value!r:.60}, expected the id of a token, or a list of them")
+        found[name] = tuple(i for i in ids if backend.id_to_token(i) is not None)
+    return found

@@ -11,8 +11,9 @@ class AnswerText:
     """Grows by a token at a time. The pieces that it gives, joined, are the text of the tokens, up to the first stop.
 
     A character is given once all its bytes are there, and what may become a stop once it can no more. The end token
-    and other special ones have no text. (SentencePiece replaces a run of byte tokens that is no UTF-8 as a whole, in
-    hindsight; here what was certain of it stays.)
+    and other special ones have no text; another token that ends an answer, such as a full stop, is a part of it.
+    (SentencePiece replaces a run of byte tokens that is no UTF-8 as a whole, in hindsight; here what was certain of it
+    stays.)
 
     Args:
         stops: texts that end it and are no part of it; of several, the one whose last character comes first.
@@ -29,6 +30,8 @@ class AnswerText:
 
     def add(self, token: int) -> str:
         """The piece that is certain with this token; nothing where it is stopped."""
+        if token == self._tokenizer.eos_id:  # where it is no special one: GPT-1's newline
+            return ""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if self.stopped or len(text) <= len(self._known) or text.endswith(_UNFINISHED):

@@ -12,9 +12,10 @@ import hashlib
 import json
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import tokenizers
@@ -29,8 +30,8 @@ from gpt_modules.data.text.reading import (
     SETTINGS_FILE,
     build_tokenizer,
     end_token_of,
-    ends_beside,
     find_tokenizer,
+    ids_beside,
     read_tokenizer,
 )
 from gpt_modules.data.text.turns import Parts, Turns, written
@@ -60,7 +61,8 @@ class Tokenizer:
         backend: The library's tokenizer.
         eos: The token that ends a document or an answer; it must be in the vocabulary.
         template: What makes a text of a conversation; None: ours.
-        ends: Ids of further tokens that end an answer; those that the vocabulary lacks are never said.
+        ids: By the names of their fields, ids that the model's files say (`reading.ids_beside`): further tokens that
+            end an answer, and what an export says again.
 
     Raises:
         UserError: The vocabulary lacks `eos`, or a text could come to have a special token.
@@ -75,7 +77,7 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         eos: str = END_OF_TEXT,
         template: ChatTemplate | None = None,
-        ends: Sequence[int] = (),
+        ids: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         eos_id = backend.token_to_id(eos)
         if eos_id is None:
@@ -94,7 +96,7 @@ class Tokenizer:
         self.eos_id: int = eos_id
         self.bos_id = begin_id(backend)
         """The token that begins every sequence; None where the family has none (GPT-1, GPT-2, Pythia, Qwen)."""
-        self._ends = tuple(end for end in ends if backend.id_to_token(end) is not None)
+        self._ids = ids
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special tokens."""
@@ -113,12 +115,16 @@ class Tokenizer:
     @property
     def between(self) -> list[int]:
         """What stands between two documents: the end of one and, where there is such a token, the begin of the next."""
-        return [self.eos_id] if self.bos_id is None else [self.eos_id, self.bos_id]
+        return [self.eos_id, *self.begin]
+
+    @property
+    def begin(self) -> list[int]:
+        """The token that begins every sequence, if there is one."""
+        return [] if self.bos_id is None else [self.bos_id]
 
     def opening(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of sequences that begin with these texts: `encode_batch` behind the begin token, if there is one."""
-        begin = [] if self.bos_id is None else [self.bos_id]
-        return [[*begin, *ids] for ids in self.encode_batch(texts)]
+        return [[*self.begin, *ids] for ids in self.encode_batch(texts)]
 
     @cached_property
     def within(self) -> Tokenizer:
@@ -173,7 +179,7 @@ class Tokenizer:
         behind an answer.
         """
         named = self._backend.token_to_id(dict(self.template.names)["eos_token"])
-        found = (self.eos_id, *self._ends, named, self.turns.end)
+        found = (self.eos_id, *self._ids.get("eos_token_id", ()), named, self.turns.end)
         return tuple(dict.fromkeys(i for i in found if i is not None))
 
     def _mended(self, text: str) -> str:
@@ -210,7 +216,7 @@ class Tokenizer:
             return self
         backend = tokenizers.Tokenizer.from_str(self.to_json())
         backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-        return Tokenizer(backend, self.eos, self.template, self._ends)
+        return Tokenizer(backend, self.eos, self.template, self._ids)
 
     @property
     def task_ids(self) -> tuple[int, int, int]:
@@ -281,7 +287,8 @@ class Tokenizer:
     def chat_files(self) -> ChatFiles:
         """What says beside a model how it talks."""
         begin = {} if self.bos_id is None else {"bos_token": str(self._backend.id_to_token(self.bos_id))}
-        return ChatFiles(self.template.source, {**begin, **dict(self.template.names)}, self.end_ids)
+        ids = {name: found[0] for name, found in self._ids.items() if found and name != "eos_token_id"}
+        return ChatFiles(self.template.source, {**begin, **dict(self.template.names)}, self.end_ids, ids)
 
     def save(self, folder: str | Path) -> Path:
         """Writes `tokenizer.json`, `tokenizer_config.json` and the chat template (for `transformers`) into a folder;
@@ -351,7 +358,8 @@ class Tokenizer:
         path = find_tokenizer(str(name))
         file = path / TOKENIZER_FILE if path.is_dir() else path
         backend = read_tokenizer(file) if file.is_file() else build_tokenizer(path)
-        return cls(backend, end_token_of(file, backend), ChatTemplate.beside(file.parent), ends_beside(file.parent))
+        beside = file.parent
+        return cls(backend, end_token_of(file, backend), ChatTemplate.beside(beside), ids_beside(beside, backend))
 
 
 def load_fitting(name: str | Path, vocab_size: int) -> Tokenizer:

@@ -138,13 +138,14 @@ class Learners:
         the trunk that is written, where both share one. Of updates, an adapter.
         """
         first, *averages = self.answering().values()
-        export_merged(module, first, self.recipe.lora, self.recipe.init_from, folder)
+        ends = self.recipe.sampling.ends(artefacts.datamodule_tokenizer(module))
+        export_merged(module, first, self.recipe.lora, self.recipe.init_from, folder, ends)
         beside: dict[str, GPT | RewardModel] = dict(zip(self.recipe.averages_beside, averages, strict=True))
         if self.critic is not None:
             shared = self.recipe.critic.shared_trunk
             beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
         for name, model in beside.items():
-            artefacts.export(module, model, folder.with_name(f"{folder.name}-{name}"))
+            artefacts.export(module, model, folder.with_name(f"{folder.name}-{name}"), ends=ends)
 
     def tell(self, name: str | None, facts: Facts) -> Facts:
         """For a model card: the facts of a run, as they are of the folder `export-<name>` (None: `export`)."""
@@ -160,7 +161,8 @@ class Learners:
         averaged = ema is not None and (name == "ema" or ema.export == "instead")
         weights = f"exponential moving average of the policy's, decay {ema.decay:g}" if ema and averaged else None
         before, metrics = _own(facts.before, name), _own(facts.metrics, name)
-        return replace(facts, weights=weights, models=models, before=before, metrics=metrics)
+        ends = self.recipe.sampling.told
+        return replace(facts, weights=weights, models=models, ends=ends, before=before, metrics=metrics)
 
 
 def _own(metrics: Mapping[str, float], name: str | None) -> dict[str, float]:

@@ -238,6 +238,17 @@ class SamplingConfig:
         if self.eval_temperature is not None:
             expect_number("sampling.eval_temperature", self.eval_temperature, "[0, inf)")
 
+    @property
+    def told(self) -> str | None:
+        """Where answers end, for a model card; None: where the policy's folder says. `generation_config.json` can name
+        the tokens, and not that the first of them end nothing.
+        """
+        if self.stop is None and not self.truncate_after:
+            return None
+        named = "the usual tokens" if self.stop is None else ", ".join(f"`{stop!r}`" for stop in self.stop)
+        first = self.truncate_after
+        return f"at {named}" + (f"; not within the first {first} tokens, which no file here says" if first else "")
+
     def ends(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens that end a response.
 

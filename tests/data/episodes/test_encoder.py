@@ -4,9 +4,11 @@ import logging
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
 
 from gpt_modules.data.episodes.encoder import EpisodeEncoder
 from gpt_modules.data.episodes.families import Episode, Example
+from gpt_modules.data.text.edges import set_begin
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 
@@ -35,6 +37,21 @@ def test_one_example_a_row(tokenizer):
         [[[4, 2, 0, 0, 0, 0]], [[3, 4, 4, 2, 3, 4]]],
         [[[X, 3, X, X, X, X]], [[X, X, X, 3, 4, 4]]],
     ]
+
+
+@pytest.mark.parametrize("encode", ["encode", "encode_in_context", "encode_in_one_row"])
+def test_a_row_begins_as_every_sequence_of_its_family(tokenizer, encode):
+    """The context has room for one token less, and nothing else changes."""
+    backend = Backend.from_str(tokenizer.to_json())
+    set_begin(backend, tokenizer.eos)
+    begun = getattr(EpisodeEncoder(Tokenizer(backend, tokenizer.eos), 9), encode)([ONE])
+    plain = getattr(EpisodeEncoder(tokenizer, 8), encode)([ONE])
+    sets = {"encode": ("support", "query"), "encode_in_context": ("rows",)}.get(encode)
+    for a, b in [(begun, plain)] if sets is None else [(getattr(begun, name), getattr(plain, name)) for name in sets]:
+        assert a.inputs[0][..., 1:].equal(b.inputs[0])
+        assert a.inputs[0][..., 0].eq(tokenizer.eos_id).all()
+        assert a.targets[..., 1:].equal(b.targets)
+        assert a.targets[..., 0].eq(X).all()
 
 
 def test_a_query_behind_its_support_set(tokenizer):

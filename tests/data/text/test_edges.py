@@ -158,6 +158,26 @@ def test_a_models_folder_begins_and_ends_as_its_base(kind: str, tmp_path: Path) 
     assert tokenizer.bos_id is None or config.bos_token_id == theirs.bos_token_id == tokenizer.bos_id
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_ids_that_only_a_models_files_say_are_said_again(file: str, tmp_path: Path) -> None:
+    """config.json's where there is no other, and those of added tokens alone: its defaults may be any."""
+    folder = folder_of("qwen", tmp_path)
+    added = [token["id"] for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]]
+    first, last, plain = added[0], added[-1], 5
+    ids = {"eos_token_id": [first, plain], "bos_token_id": last, "pad_token_id": last}
+    (folder / file).write_text(json.dumps(ids))
+    tokenizer = Tokenizer.load(folder)
+    assert first in tokenizer.end_ids
+    assert (plain in tokenizer.end_ids) == (file == "generation_config.json")
+    model = GPT(DecoderConfig(vocab_size=400, n_positions=16, n_layer=1, n_head=2, n_embd=8))
+    save_pretrained(tmp_path / "m", model, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
+    for name in ("config.json", "generation_config.json"):
+        kept = json.loads((tmp_path / "m" / name).read_text())
+        assert (kept["bos_token_id"], kept.get("pad_token_id")) == (last, None if last in tokenizer.end_ids else last)
+    again = Tokenizer.load(tmp_path / "m")
+    assert (again.end_ids, again.bos_id) == (tokenizer.end_ids, tokenizer.bos_id)
+
+
 def test_documents_follow_one_another_as_the_family_reads_them(tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(folder_of("prepend", tmp_path))
     write_shards(tmp_path / "shards", [["the cat"], ["a"]], tokenizer)

@@ -40,6 +40,12 @@ def pieces(tokenizer, ids, stops=()):
     return [*(answer.add(token) for token in ids), answer.close()], answer
 
 
+def test_what_ends_an_answer_and_is_text_is_a_part_of_it_but_for_the_end_token():
+    tokenizer = TOKENIZERS["metaspace"]
+    found, _ = pieces(tokenizer, [*tokenizer.within.encode("film."), tokenizer.eos_id])
+    assert "".join(found) == "film."
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_pieces_joined_are_the_text(name):
     tokenizer, draw = TOKENIZERS[name], random.Random(0)

@@ -1,5 +1,7 @@
 """What learns in PPO, without a Trainer and in a run."""
 
+import json
+
 import lightning.pytorch as L
 import pytest
 import torch
@@ -8,6 +10,7 @@ from ppo_variants import FLAT, AtStart, adam, distance, weights
 
 from gpt_modules.backbone import LoRAConfig, add_lora, load_pretrained, save_pretrained
 from gpt_modules.backbone.folders.card import Facts
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import PPOModule
 from gpt_modules.training.callbacks.export import ExportBest
@@ -18,7 +21,7 @@ from gpt_modules.training.rl.gradients import named_groups
 from gpt_modules.training.rl.learners import Learners
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import Moments, ScoresConfig
-from gpt_modules.training.rl.settings import CriticConfig, EMAConfig, KLConfig
+from gpt_modules.training.rl.settings import CriticConfig, EMAConfig, KLConfig, SamplingConfig
 from gpt_modules.training.rl.shaping import Rollout
 
 LORA = LoRAConfig(2)
@@ -225,12 +228,17 @@ def test_a_shared_trunk_is_trained_once_and_its_head_at_its_own_rate(fit, ppo, t
     assert sizes[0] < 0.6 * sizes[1]
 
 
-def test_the_cards_of_a_run_tell_of_each_folder_what_is_in_it(fit, ppo, tmp_path):
-    module, data = ppo(ema=EMAConfig(0.9))
+def test_the_cards_of_a_run_tell_of_each_folder_what_is_in_it(fit, ppo, micro, tmp_path):
+    module, data = ppo(ema=EMAConfig(0.9), sampling=SamplingConfig(stop=["o", 7], truncate_after=2))
     fit(module, data, callbacks=[ExportBest()])
+    stops = json.loads((tmp_path / "export" / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == [*module.sampling.ends] == [*micro.tokenizer.encode("o"), 7]
+    assert {*stops} < {*Tokenizer.load(tmp_path / "export").end_ids}  # where the project's own commands end
     policy, critic, average = (
         (tmp_path / f"export{name}" / "README.md").read_text() for name in ("", "-critic", "-ema")
     )
+    assert "| Answers end | at `'o'`, `7`; not within the first 2 tokens, which no file here says |" in policy
+    assert "Answers end" not in critic
     assert "| Reference |" in policy
     assert "| val/score |" in policy
     assert "val/ema/" not in policy
