@@ -115,5 +115,7 @@ def _open(options: Namespace, opened: ExitStack) -> "Served":
 
 def _tell(served: "Served", listener: socket.socket) -> None:
     what = "scores" if served.scoring is not None else "speaks"
+    if served.speaker is not None and (told := served.speaker.tokenizer.template.told):
+        sys.stderr.write(f"{told}\n")
     sys.stdout.write(f"{served.name} {what} at {listening.address_of(listener)}v1 (Ctrl-C ends it)\n")
     sys.stdout.flush()

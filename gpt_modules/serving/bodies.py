@@ -4,19 +4,11 @@ import asyncio
 
 from starlette.requests import Request
 
+from gpt_modules.connections import late, whole_body
 from gpt_modules.errors import UserError
 from gpt_modules.serving.engine import Failed
 
 LARGEST_BODY = 1 << 20  # bytes
-DRAINED = 1 << 24  # bytes of a body beyond it that are read all the same, so that its sender hears why
-
-
-class TooLarge(UserError):
-    """A body beyond `LARGEST_BODY`."""
-
-
-class TooSlow(UserError):
-    """A body that is not there in time."""
 
 
 class Unread(UserError):
@@ -41,11 +33,11 @@ class Bodies:
         try:
             async with asyncio.timeout(0 if self._stopped else self._deadline) as limit:
                 self._limits.add(limit)
-                return await _all(request)
+                return await whole_body(request, LARGEST_BODY)
         except TimeoutError as error:
             if self._stopped:
                 raise Failed("stopping") from error
-            raise TooSlow(f"body: found a part of it after {self._deadline:g} s, expected the whole") from error
+            raise late(self._deadline) from error
         finally:
             self._limits.discard(limit)
 
@@ -54,19 +46,6 @@ class Bodies:
         self._stopped = True
         for limit in self._limits:
             limit.reschedule(0)
-
-
-async def _all(request: Request) -> bytes:
-    body, size = bytearray(), 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= LARGEST_BODY:
-            body += chunk
-        elif size > DRAINED:
-            break
-    if size > LARGEST_BODY:
-        raise TooLarge(f"body: found more than {LARGEST_BODY:,} bytes, expected fewer")
-    return bytes(body)
 
 
 def _check_headers(request: Request) -> None:

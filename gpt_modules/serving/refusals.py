@@ -3,8 +3,9 @@
 import re
 from typing import Any
 
+from gpt_modules.connections import TooLarge, TooSlow
 from gpt_modules.errors import TooLong, UserError
-from gpt_modules.serving.bodies import TooLarge, TooSlow, Unread
+from gpt_modules.serving.bodies import Unread
 from gpt_modules.serving.engine import Busy, Failed, Late
 from gpt_modules.serving.forms import error_of
 

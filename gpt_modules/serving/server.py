@@ -16,8 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gpt_modules.connections import Connection, TooLarge, TooSlow
 from gpt_modules.data.text.spelling import Spelling
-from gpt_modules.serving.bodies import Bodies, TooLarge, TooSlow
+from gpt_modules.serving.bodies import Bodies
 from gpt_modules.serving.ending import Ending, Uvicorn
 from gpt_modules.serving.engine import Counts, Engine, Failed
 from gpt_modules.serving.forms import Form, error_of
@@ -195,7 +196,7 @@ def serve(app: Ending, listener: socket.socket, drain: int, started: Callable[[]
     """
     config = uvicorn.Config(
         app, log_level="error", access_log=False, lifespan="off", ws="none", server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=drain,
+        timeout_graceful_shutdown=drain, http=Connection,
     )  # fmt: skip
     server = Uvicorn(app, config)
     started()

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 from starlette.requests import Request
 
-from gpt_modules.serving.bodies import DRAINED, LARGEST_BODY, Bodies, TooLarge, TooSlow, Unread
+from gpt_modules.connections import DRAINED, TooLarge, TooSlow
+from gpt_modules.serving.bodies import LARGEST_BODY, Bodies, Unread
 from gpt_modules.serving.engine import Failed
 
 JSON = {"content-type": "application/json"}

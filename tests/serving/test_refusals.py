@@ -2,8 +2,9 @@
 
 import pytest
 
+from gpt_modules.connections import TooLarge, TooSlow
 from gpt_modules.errors import TooLong, UserError
-from gpt_modules.serving.bodies import TooLarge, TooSlow, Unread
+from gpt_modules.serving.bodies import Unread
 from gpt_modules.serving.engine import Busy, Failed, Late
 from gpt_modules.serving.refusals import UnknownModel, refusal_of
 

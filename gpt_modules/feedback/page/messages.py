@@ -1,17 +1,20 @@
 """What the page sends, read by type and bounded in size."""
 
+import asyncio
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from starlette.requests import Request
 
+from gpt_modules.connections import late, whole_body
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import LONGEST_NAME, SCORES
 from gpt_modules.storage.documents import Positive, Rule, typed
 from gpt_modules.storage.strict_json import only_value
 
 LARGEST_BODY = 100_000  # bytes: a note, and a judgement of each of many answers
+BODY_SECONDS = 20.0  # that one may take
 LONGEST_NOTE = 10_000
 
 Name = Annotated[
@@ -27,10 +30,6 @@ Note = Annotated[str, Rule(lambda note: len(note) <= LONGEST_NOTE, f"at most {LO
 Id = Annotated[int, Rule(lambda number: 1 <= number < 2**63, "a whole number from 1, of a task")]
 Score = Annotated[int, Rule(lambda score: score in SCORES, f"{SCORES[0]} to {SCORES[-1]}")]
 MessageT = TypeVar("MessageT", bound="Message")
-
-
-class TooLarge(UserError):
-    """A body beyond `LARGEST_BODY`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +74,14 @@ async def read_message(request: Request, kind: type[MessageT]) -> MessageT:
     """The body of a request.
 
     Raises:
-        TooLarge: it is beyond `LARGEST_BODY`.
+        TooLarge, TooSlow: it is beyond `LARGEST_BODY`, or not there after `BODY_SECONDS`.
         UserError: it is no JSON, or not of this kind.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise UserError(f"content-type: found {request.headers.get('content-type', '')[:40]!r}, expected JSON")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > LARGEST_BODY:
-            raise TooLarge(f"body: found more than {LARGEST_BODY} bytes, expected fewer")
-    return typed(kind, only_value(bytes(body)))  # type: ignore[no-any-return]
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await whole_body(request, LARGEST_BODY)
+    except TimeoutError as error:
+        raise late(BODY_SECONDS) from error
+    return typed(kind, only_value(body))  # type: ignore[no-any-return]

@@ -19,11 +19,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from gpt_modules.connections import Connection, TooLarge, TooSlow
 from gpt_modules.errors import UserError
 from gpt_modules.feedback.agreement import pairwise
 from gpt_modules.feedback.page.guard import Guard
 from gpt_modules.feedback.page.markdown import tree_of
-from gpt_modules.feedback.page.messages import Message, OfTask, TooLarge, Voting, read_message
+from gpt_modules.feedback.page.messages import Message, OfTask, Voting, read_message
 from gpt_modules.feedback.page.shown import in_order, shown, vote_of
 from gpt_modules.storage.comparisons import Desk, Wanted, said_last
 
@@ -146,8 +147,11 @@ def _action(path: Path, action: Callable[..., dict[str, Any]], kind: type[Messag
         try:
             message = await read_message(request, kind)
             return JSONResponse(await run_in_threadpool(done, request, message))
+        except (TooLarge, TooSlow) as error:  # what is left of the body would be read as a request
+            status = 413 if isinstance(error, TooLarge) else 408
+            return JSONResponse({"error": str(error)}, status, {"Connection": "close"})
         except UserError as error:
-            return JSONResponse({"error": str(error)}, status_code=413 if isinstance(error, TooLarge) else 400)
+            return JSONResponse({"error": str(error)}, status_code=400)
         except ClientDisconnect:
             return Response(status_code=400)  # to nobody
 
@@ -167,6 +171,6 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Answer until a signal ends it."""
     config = uvicorn.Config(
         app, log_level="error", access_log=False, lifespan="off", ws="none", server_header=False, proxy_headers=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=5, http=Connection,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])

@@ -1,10 +1,14 @@
 """What does not fit is refused in one line, and nothing of it is kept."""
 
+import asyncio
 import json
 
 import pytest
+from starlette.requests import Request
 
-from gpt_modules.feedback.page.messages import LARGEST_BODY
+from gpt_modules.connections import TooSlow
+from gpt_modules.feedback.page import messages
+from gpt_modules.feedback.page.messages import LARGEST_BODY, Message, read_message
 
 KEY = "0" * 32
 JUDGED = [{"rank": 1, "score": 7}, {"rank": 2, "score": 4}, {"rank": 2, "score": 4}]
@@ -94,4 +98,19 @@ def test_too_much_is_not_read(world):
     headers = {**ORIGIN, "Content-Type": "application/json"}
     refused = world.client().post("/api/hello", content=endless(), headers=headers)
     assert refused.status_code == 413
-    assert refused.json() == {"error": f"body: found more than {LARGEST_BODY} bytes, expected fewer"}
+    assert refused.json() == {"error": f"body: found more than {LARGEST_BODY:,} bytes, expected fewer"}
+
+
+def test_a_part_of_a_body_is_not_waited_for_for_ever(monkeypatch):
+    async def read():
+        pieces = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive():
+            return pieces.pop() if pieces else await asyncio.Event().wait()
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+        await read_message(Request(scope, receive), Message)
+
+    monkeypatch.setattr(messages, "BODY_SECONDS", 0.01)
+    with pytest.raises(TooSlow, match=r"body: found a part of it after 0.01 s, expected the whole"):
+        asyncio.run(read())
