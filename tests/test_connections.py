@@ -30,7 +30,7 @@ class Wire(asyncio.Transport):
 
 
 def ends(*pieces: bytes, answers: bool) -> tuple[bytes, bool]:
-    """(what it heard, whether it was closed), of a client that sent these pieces, each after what the last one led to."""
+    """(what it heard, whether it was closed), of a client that sent these pieces one by one."""
 
     async def app(scope, receive, send):
         if not answers:
