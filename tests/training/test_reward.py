@@ -205,11 +205,18 @@ def test_a_module_that_has_validated_trains(fit, micro, data):
 
 
 def test_a_unit_scale_needs_two_demonstrations(fit, micro, tmp_path):
-    """Told before the first step: the export would have nothing to divide by."""
-    file = write_rows(tmp_path / "one.jsonl", [{"prompt": "the film", "response": " is good."}])
-    settings = {"tokenizer": str(micro.gpt), "context": 32, "cache_dir": str(tmp_path), "demonstrations": str(file)}
+    """Told before the first step: the export would have nothing to divide by. Two are enough."""
+    rows = [{"prompt": "the film", "response": f" is {word}."} for word in ("good", "fine")]
+    settings = {"tokenizer": str(micro.gpt), "context": 32, "cache_dir": str(tmp_path)}
+
+    def run(count):
+        file = write_rows(tmp_path / f"{count}.jsonl", rows[:count])
+        data = RewardDataModule(str(micro.comparisons), demonstrations=str(file), **settings)
+        fit(RewardModule(str(micro.gpt), unit_scale=True), data, limit_train_batches=1, limit_val_batches=0)
+
+    run(2)
     with pytest.raises(UserError, match=r"^unit_scale: found 1, expected two different demonstrations"):
-        fit(RewardModule(str(micro.gpt), unit_scale=True), RewardDataModule(str(micro.comparisons), **settings))
+        run(1)
 
 
 def test_a_unit_scale_needs_different_scores(fit, micro, data, tmp_path):
