@@ -7,7 +7,7 @@ import pytest
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from gpt_modules.training.rl.settings import CriticConfig
-from gpt_modules.training.rl.watch import RolloutWatch
+from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
 
 AGREEING = {"sampler/kl": 1e-6, "sampler/max_prob_error": 1e-5}
 
@@ -56,6 +56,13 @@ def test_answers_that_all_score_alike_are_told_once(caplog, share, told):
     assert [line.startswith("objective/groups_without_spread: the answers to each") for line in caplog.messages] == [
         True
     ] * told
+
+
+@pytest.mark.parametrize(("iterations", "told"), [(None, 0), (0, 0), (1, 1), (2, 1), (3, 0)])
+def test_a_warmup_that_the_run_does_not_outlast_is_told(caplog, iterations, told):
+    warn_of_idle_policy(2, iterations)
+    line = f"critic.warmup: 2 iterations in a run of {iterations}: the policy never learns; expected fewer"
+    assert caplog.messages == [line] * told
 
 
 # --- in a run ---
