@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import write_rows
 
+from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data import RewardDataModule
 from gpt_modules.errors import UserError
 from gpt_modules.training import DPOModule, RewardModule, SFTModule
@@ -45,6 +46,12 @@ def test_blocks_are_compiled_where_that_is_asked_for(micro, monkeypatch, kind, a
     opened = module.model
     module.configure_model()
     assert module.model is opened, "Lightning asks again in every stage"
+
+
+@each_module
+def test_an_adapter_lies_beside_the_export_where_there_are_updates(kind):
+    assert kind("folder").also_exports == ()
+    assert kind("folder", lora=LoRAConfig(rank=2)).also_exports == ("adapter",)
 
 
 @each_module

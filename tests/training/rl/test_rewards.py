@@ -263,6 +263,7 @@ def test_terms_of_a_sum_have_names_that_tell_them_apart():
         "brief",
     ]
     assert term_names(sources[:1]) == []
+    assert RewardSource(folder="/export").label() == "export"
 
 
 # --- in a run ---
