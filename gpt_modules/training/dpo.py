@@ -140,10 +140,14 @@ class DPOModule(L.LightningModule):
         ref_logprobs = self.reference.of(self._comparisons(part), batch)
         return dpo_losses(logprobs, ref_logprobs, batch.ranks, batch.mask, self.hparams["beta"]), logprobs.detach()
 
+    def _moved(self, rewards: Tensor) -> Tensor:
+        """A policy that still is its reference lies by rounding beside it, and prefers nothing."""
+        return torch.where(rewards.abs() > self.hparams["beta"] * ROUNDING, rewards, 0.0)
+
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Over the pairs of each prompt, then over the prompts, in the scale of `StepMean`."""
         found, _ = self.losses(batch, "train")
-        self.right.add(batch, found.rewards)
+        self.right.add(batch, self._moved(found.rewards))
         return self.step.add(found.losses.sum(), found.counted.sum(), len(found.losses))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -152,14 +156,11 @@ class DPOModule(L.LightningModule):
         self.right.close(self)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
-        """Over all untied pairs; the loss over all prompts that have one. A policy that still is its reference lies by
-        rounding beside it, and prefers nothing.
-        """
+        """Over all untied pairs; the loss over all prompts that have one."""
         if not len(batch.mask):
             return
         found, logprobs = self.losses(batch, "validation")
-        moved = found.rewards.abs() > self.hparams["beta"] * ROUNDING
-        self.held_out.add(batch, torch.where(moved, found.rewards, 0.0))
+        self.held_out.add(batch, self._moved(found.rewards))
         prompt, better, worse = untied_pairs(batch.ranks, batch.mask)
         self.held_out_logprobs.add(chosen_logprob=logprobs[prompt, better], rejected_logprob=logprobs[prompt, worse])
 

@@ -108,8 +108,10 @@ def test_an_accumulated_step_of_comparisons_is_the_step_of_one_batch(fit, micro,
         torch.manual_seed(0)  # of a new head
         trainer = fit(module, data, accumulate_grad_batches=accumulate)
         assert trainer.global_step == 2
-        found.append((module.model.state_dict(), trainer.logger.values("train/loss")))
-    (parts, losses), (whole, expected) = found
-    assert losses == pytest.approx(expected, abs=1e-5)
+        logged = [trainer.logger.values(f"train/{name}") for name in ("loss", "accuracy")]
+        found.append((module.model.state_dict(), logged))
+    (parts, logged), (whole, expected) = found
+    assert [len(values) for values in expected] == [2, 2]
+    assert logged == [pytest.approx(values, abs=1e-5) for values in expected]
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-6)

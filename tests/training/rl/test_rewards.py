@@ -251,6 +251,15 @@ def test_the_digest_is_of_what_was_read(micro, functions, tmp_path):
     assert all(len(digest) == 64 for digest in digests.values())
 
 
+def test_a_reward_model_knows_of_the_conversations_of_the_data(micro):
+    """What it reads them by: `test_terms`."""
+    data = types.SimpleNamespace(columns=lambda: {"messages": 0}, column=lambda name, rows: [])
+    folder = str(micro.reward)
+    for given, talks in ((data, True), (None, False)):
+        reward = Reward([RewardSource(folder=folder)], micro.tokenizer, as_is, data=given)
+        assert reward.readers()[folder].talks is talks
+
+
 def test_terms_of_a_sum_have_names_that_tell_them_apart():
     sources = [
         RewardSource(function="rules:brief"),
