@@ -400,11 +400,12 @@ def test_neither_a_small_cache_nor_recomputed_activations_change_a_run(fit, ppo)
     def run(**memory):
         module, data = ppo(episodes=8, optimizer=adam(1e-2), minibatches=2, **memory)
         fit(module, data, limit_val_batches=0)
-        return module.rollout, weights(module)
+        return module.rollout, weights(module), module.sampling.cache_bytes
 
-    (rollout, learnt), (in_turns, same) = run(), run(cache_gb=1e-9, recompute=True)
+    (rollout, learnt, room), (in_turns, same, little) = run(), run(cache_gb=1e-9, recompute=True)
     assert torch.equal(rollout.responses, in_turns.responses)
     assert all(torch.equal(value, same[name]) for name, value in learnt.items())
+    assert (room, little) == (4e9, 1.0)
 
 
 def test_random_numbers_of_the_process_do_not_matter(fit, ppo):
