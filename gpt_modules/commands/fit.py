@@ -54,6 +54,7 @@ from gpt_modules.training.callbacks.checkpointing import (
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
+from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
 from gpt_modules.training.callbacks.rates import LearningRates
@@ -177,6 +178,8 @@ class TrainerCLI(LightningCLI):
             several = subcommand == "fit" and dist.is_available() and dist.is_initialized()
             if several and told_elsewhere(Path(self.trainer.default_root_dir), isinstance(error, UserError)):
                 sys.exit(2)
+            if several and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise UserError(lost_peer("a process of this run has ended, or its connection")) from error
             if not several and isinstance(error, UserError):
                 leave_nothing(Path(self.trainer.default_root_dir), self._made)
             raise
@@ -331,7 +334,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
     warnings.filterwarnings("ignore", "The number of training batches")  # a short run shows its end, whatever it logs
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
-    guards: list[L.Callback] = [Resumption(), RandomState(), FiniteLossGuard(), MonitorGuard(), LearningRates()]
+    guards: list[L.Callback] = [Resumption(), RandomState(), FiniteLossGuard(), MonitorGuard(), PeerWatch()]
     mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
     return kind(
         recipe,
@@ -344,7 +347,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
         save_config_callback=SavedRecipe,
         trainer_defaults={
             **TRAINER_DEFAULTS,
-            "callbacks": [*guards, VoteRecord(), RunSummary(), PredictionFile()],
+            "callbacks": [*guards, LearningRates(), VoteRecord(), RunSummary(), PredictionFile()],
         },
         parser_class=RecipeParser,
         parser_kwargs={"prog": "gpt", **mode, subcommand: mode},

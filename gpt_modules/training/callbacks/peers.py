@@ -1,0 +1,112 @@
+"""A run of several processes ends when one of them does, or stops answering: the rest would wait for it for half an
+hour, the time that a collective call may take.
+
+Each process says that it is alive, in the store by which the processes met, and looks after the next one, the last one
+after the first: two questions a process, however many there are. What answers is a thread: a process that computes for
+long is not silent, one that was killed or stopped is. (One whose own code waits for ever is found by the collective
+call's timeout alone: nothing tells it from one that is slow.)
+"""
+
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import lightning.pytorch as L
+import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
+
+EVERY, MISSES = 5.0, 6  # seconds between two looks, and how many in a row find nothing new
+_LOST = "peer lost"
+T = TypeVar("T")
+
+
+def watch(store: Store, rank: int, world: int, ended: threading.Event, every: float = EVERY) -> int | None:
+    """Look after the next process until this one has `ended`: None; or until one is lost: its number, -1 where another
+    process tells, or the store itself is gone.
+
+    Looks are counted, not seconds: of a machine that slept nobody was silent.
+    """
+    peer = (rank + 1) % world
+    seen, missed = 0, 0
+
+    def ask() -> tuple[int, bool, bool]:
+        store.add(f"peer {rank} lives", 1)
+        return store.add(f"peer {peer} lives", 0), store.check([f"peer {peer} has ended"]), store.check([_LOST])
+
+    while not ended.wait(every):
+        answer = _answer(ask, every * MISSES)
+        if answer is None:
+            return None if ended.is_set() else 0 if peer == 0 else -1
+        count, done, told = answer
+        missed = missed + 1 if count == seen and count and not done else 0
+        seen = count
+        if told or missed >= MISSES:
+            store.set(_LOST, "")
+            return -1 if told else peer
+    return None
+
+
+def _answer(ask: Callable[[], T], within: float) -> T | None:
+    """What the store says; None, after so many seconds, where the process that keeps it is gone, or is stopped: then no
+    call has an end.
+    """
+    answers: queue.SimpleQueue[T] = queue.SimpleQueue()
+
+    def put() -> None:
+        with suppress(RuntimeError):
+            answers.put(ask())
+
+    threading.Thread(target=put, daemon=True, name="peer-watch-asks").start()
+    with suppress(queue.Empty):
+        return answers.get(timeout=within)
+    return None
+
+
+class PeerWatch(L.Callback):
+    """Ends this process, with a line from one of all, when another one is lost. Checkpoints are written whole or not at
+    all, so that what is on disk verifies.
+    """
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Begin to look, once the processes have met."""
+        if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
+            self._ended.clear()
+            threading.Thread(target=self._look, args=(trainer,), daemon=True, name="peer-watch").start()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say that this process ends, which is no loss."""
+        self._ended.set()
+
+    def on_exception(self, *_: Any) -> None:
+        """The same."""
+        self._ended.set()
+
+    def _look(self, trainer: L.Trainer) -> None:
+        # A connection of its own: a barrier would keep the one of the main thread busy.
+        store: Store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
+        rank, world = dist.get_rank(), dist.get_world_size()
+        lost = watch(store, rank, world, self._ended)
+        if lost is None:
+            with suppress(RuntimeError):  # the process that keeps the store was the first to end
+                store.set(f"peer {rank} has ended", "")
+            return
+        if lost >= 0:
+            sys.stderr.write(f"error: {lost_peer(f'process {lost} has not been heard of for {EVERY * MISSES:g} s')}\n")
+            sys.stderr.flush()
+        launcher = trainer.strategy.launcher
+        if launcher is not None:  # one that is stopped takes no other signal
+            launcher.kill(signal.SIGKILL)
+        os._exit(1)
+
+
+def lost_peer(what: str) -> str:
+    """The line for a run that has lost a process."""
+    return f"{what}: a run of several processes ends with any of them; go on with --ckpt_path last"

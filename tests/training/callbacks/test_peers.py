@@ -1,0 +1,101 @@
+"""Processes that look after one another, here threads with a store of their own: who ends is let go, who falls silent
+is told once, and everyone else leaves.
+"""
+
+import threading
+import time
+
+import pytest
+from torch.distributed import HashStore, Store
+
+from gpt_modules.training.callbacks.peers import MISSES, lost_peer, watch
+
+EVERY = 0.01
+
+
+class Peers:
+    """So many watches, each in a thread."""
+
+    def __init__(self, world, store=None):
+        self.world, self.store, self.found = world, store or HashStore(), {}
+        self.ended = [threading.Event() for _ in range(world)]
+        self.threads = [threading.Thread(target=self.run, args=(rank,)) for rank in range(world)]
+
+    def run(self, rank):
+        self.found[rank] = watch(self.store, rank, self.world, self.ended[rank], EVERY)
+        if self.found[rank] is None:
+            self.store.set(f"peer {rank} has ended", "")
+
+    def alive(self, *ranks):
+        """Until all of these have said so."""
+        while not all(self.store.add(f"peer {rank} lives", 0) for rank in ranks):
+            time.sleep(EVERY)
+
+    def join(self, *ranks):
+        for rank in ranks:
+            self.threads[rank].join(timeout=30)
+            assert not self.threads[rank].is_alive()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_who_has_ended_is_no_loss(world):
+    peers = Peers(world)
+    for thread in peers.threads:
+        thread.start()
+    peers.alive(*range(world))
+    for rank in range(world):
+        peers.ended[rank].set()
+        peers.join(rank)
+        time.sleep(2 * MISSES * EVERY)
+    assert peers.found == dict.fromkeys(range(world))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_who_falls_silent_is_told_by_one_and_all_leave(world):
+    """The last one said once that it lives; of it nothing runs."""
+    peers = Peers(world)
+    peers.store.add(f"peer {world - 1} lives", 1)
+    for thread in peers.threads[:-1]:
+        thread.start()
+    peers.join(*range(world - 1))
+    assert peers.found == {**dict.fromkeys(range(world - 2), -1), world - 2: world - 1}
+
+
+def test_who_has_not_begun_is_waited_for():
+    peers = Peers(2)
+    peers.threads[0].start()
+    time.sleep(3 * MISSES * EVERY)
+    assert peers.threads[0].is_alive()
+    peers.ended[0].set()
+    peers.join(0)
+    assert peers.found == {0: None}
+
+
+class Gone(Store):
+    """A store whose keeper has ended."""
+
+    def add(self, key, amount):
+        raise RuntimeError("connection reset")
+
+
+class Stopped(Store):
+    """A store whose keeper was stopped: no call has an end."""
+
+    def add(self, key, amount):
+        threading.Event().wait()
+
+
+@pytest.mark.parametrize("store", [Gone, Stopped])
+@pytest.mark.parametrize(("rank", "lost"), [(2, 0), (0, -1), (1, -1)])
+def test_a_store_that_does_not_answer_is_the_first_process(store, rank, lost):
+    assert watch(store(), rank, 3, threading.Event(), EVERY / 10) == lost
+    ended = threading.Event()
+    threading.Timer(2 * EVERY, ended.set).start()
+    assert watch(store(), rank, 3, ended, EVERY) is None, "it had ended before"
+
+
+def test_the_line_says_how_to_go_on():
+    line = lost_peer("process 1 has not been heard of for 30 s")
+    assert line.startswith("process 1 has not been heard of for 30 s: ")
+    assert line.endswith("; go on with --ckpt_path last")
+    assert "\n" not in line
