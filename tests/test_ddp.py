@@ -1,4 +1,5 @@
-"""Two processes are one: with the same global batch each procedure logs what one process logs, and has its weights.
+"""Two processes are one, each with a whole model or with its shards of it: with the same global batch each procedure
+logs what one process logs, and has its weights.
 
 Plain gradient descent without clipping, for it moves weights by exactly the rate times the gradient: Adam would forgive
 a gradient of half the size. The data are uneven on purpose: texts and answers of unequal length, a last accumulation
@@ -16,10 +17,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import BAD, GOOD, sentence, write_rows
 from curves import points
 from launcher import launch
+
+from gpt_modules.backbone import load_pretrained
+from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +32,24 @@ REFUSED = [
     ("--data.context", "5000", "data.init_args.context: found 5000, expected at most the model's n_positions = "),
 ]
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
+NO_PTX = {"model__ptx": {"coef": 0.0}, "data__pretraining": None}
 VARIANTS = {
     "ppo-shared": {"model__early_stop": {"kl": 1e-9}},
-    "ppo-rloo": {"model__estimator": {"name": "rloo"}, "model__whiten_rewards": False, "data__answers": 2},
+    "ppo-average": {
+        **NO_PTX, "model__critic": {"warmup": 1, "max_norm": 0.5}, "model__ema": {"decay": 0.9},
+        "model__scores": {"normalise": "running"}, "model__early_stop": {"kl": 1e-9}, "trainer__gradient_clip_val": 0.5,
+    },
+    "ppo-rloo": {
+        **NO_PTX, "model__estimator": {"name": "rloo"}, "model__whiten_rewards": False, "data__answers": 2,
+        "model__lora": {"rank": 4}, "model__scores": {"normalise": "reference", "samples": 8},
+    },
     "ppo-grpo": {
         "model__estimator": {"name": "grpo"}, "model__whiten_rewards": False, "data__answers": 2,
         "model__kl": {"coef": 0.1, "loss": "k3"},
     },
 }  # fmt: skip
+SHARDED = ["finetuning", "sft", "reward", "dpo", "ppo", "ppo-average", "ppo-rloo"]
+CASES = [*((word, "ddp") for word in [*WORDS, *VARIANTS]), *((word, "fsdp2") for word in SHARDED)]
 RATES = {"ppo": 0.05, "reward": 0.1, "dpo": 0.1, "maml": 0.03}
 
 
@@ -106,37 +119,36 @@ def uneven(micro, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(micro, gpt, uneven, tmp_path_factory):
-    """runs(word): the folders of a run of one process and of one of two, made when first asked for."""
+    """runs(word, strategy): the folders of a run of one process and of one of two, made when first asked for."""
     folder, made = tmp_path_factory.mktemp("ddp"), {}
 
-    def run(word):
-        if word in made:
-            return made[word]
+    def run(word, strategy):
+        return [made.get((word, of)) or begin(word, of) for of in (None, strategy)]
+
+    def begin(word, strategy):
         trainer = {"max_epochs": 2, "gradient_clip_val": None, "limit_val_batches": 1.0, "accumulate_grad_batches": 2}
         kind = word.partition("-")[0]
         trainer |= {} if kind == "ppo" else {"limit_train_batches": 3}
         changes = {f"trainer__{name}": value for name, value in trainer.items()} | uneven(kind)
         changes |= VARIANTS.get(word, {})
         size = "tasks" if word == "maml" else "batch_size"  # of each process; PPO says episodes, of all of them
-        made[word] = roots = []
-        for ranks in (1, 2):
-            root = folder / f"{word}-{ranks}"
-            recipe = micro.recipe(word, root, **changes, **({} if kind == "ppo" else {f"data__{size}": 8 // ranks}))
-            recipe["checkpoint"]["keep"] = 100
-            recipe["trainer"] |= {"devices": ranks, "strategy": "ddp"} if ranks > 1 else {}
-            root.with_suffix(".yaml").write_text(json.dumps(recipe))
-            ended = gpt.run("fit", "--config", root.with_suffix(".yaml"), ranks=ranks)
-            others = "".join((gpt.folder / f"stderr.{rank}").read_text() for rank in range(1, ranks))
-            assert ended.status == 0, ended.stderr + others
-            roots.append(root)
-        return roots
+        ranks, root = 2 if strategy else 1, folder / f"{word}-{strategy}"
+        recipe = micro.recipe(word, root, **changes, **({} if kind == "ppo" else {f"data__{size}": 8 // ranks}))
+        recipe["checkpoint"]["keep"] = 100
+        recipe["trainer"] |= {"devices": ranks, "strategy": strategy} if strategy else {}
+        root.with_suffix(".yaml").write_text(json.dumps(recipe))
+        ended = gpt.run("fit", "--config", root.with_suffix(".yaml"), ranks=ranks)
+        others = "".join((gpt.folder / f"stderr.{rank}").read_text() for rank in range(1, ranks))
+        assert ended.status == 0, ended.stderr + others
+        made[word, strategy] = root
+        return root
 
     return run
 
 
-@pytest.mark.parametrize("word", [*WORDS, *VARIANTS])
-def test_two_processes_log_what_one_logs(runs, word):
-    one, two = map(points, runs(word))
+@pytest.mark.parametrize(("word", "strategy"), CASES)
+def test_two_processes_log_what_one_logs(runs, word, strategy):
+    one, two = map(points, runs(word, strategy))
     assert {tag: list(steps) for tag, steps in one.items()} == {tag: list(steps) for tag, steps in two.items()}
     assert {"train/loss", "val/score" if word.startswith("ppo") else "val/loss"} <= set(one)
     if word in ("reward", "dpo"):
@@ -153,8 +165,12 @@ def test_two_processes_log_what_one_logs(runs, word):
 
 
 def weights(root, step):
-    stored = torch.load(root / "checkpoints" / f"step={step:08d}.ckpt", weights_only=True)["state_dict"]
-    return {name: value for name, value in stored.items() if value.is_floating_point()}
+    """Of what learns, and of its average."""
+    path = root / "checkpoints" / f"step={step:08d}.ckpt"
+    stored = VerifiedCheckpointIO().load_checkpoint(path)
+    average = stored.get("ppo", {}).get("average") or {}
+    named = {**stored["state_dict"], **{f"average.{name}": value for name, value in average.items()}}
+    return {name: value for name, value in named.items() if value.is_floating_point()}
 
 
 def apart(one, two):
@@ -163,19 +179,25 @@ def apart(one, two):
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
 
-@pytest.mark.parametrize("word", [*WORDS, *VARIANTS])
-def test_two_processes_learn_what_one_learns(runs, word):
-    one, two = runs(word)
+@pytest.mark.parametrize(("word", "strategy"), CASES)
+def test_two_processes_learn_and_export_what_one_does(runs, word, strategy):
+    one, two = runs(word, strategy)
     assert apart(weights(one, 4), weights(two, 4)) < 2e-6
     assert apart(weights(one, 2), weights(one, 4)) > 1e-3, "it learns"
+    folders = {path.name for path in one.glob("export*") if not path.name.endswith("adapter")}
+    assert {path.name for path in two.glob("export*")} >= folders
+    for name in folders if word != "maml" else ():
+        alone, together = (load_pretrained(root / name, None).state_dict() for root in (one, two))
+        assert apart(alone, together) < 2e-6, name
 
 
-def test_ppo_goes_on_inside_an_iteration_on_two_processes_and_on_one(runs, gpt, tmp_path):
+@pytest.mark.parametrize(("word", "strategy"), [("ppo", "ddp"), ("ppo-average", "fsdp2")])
+def test_ppo_goes_on_inside_an_iteration_on_two_processes_and_on_one(runs, gpt, tmp_path, word, strategy):
     """On two to the bit, started by Lightning's own launcher; on one as it would have gone there."""
-    _, root = runs("ppo")
+    _, root = runs(word, strategy)
     again, alone = tmp_path / "again", tmp_path / "alone"
     words = ["--config", root.with_suffix(".yaml"), "--ckpt_path", root / "checkpoints" / "step=00000006.ckpt"]
-    launch(*words, "--config", OVERLAY, "--trainer.default_root_dir", again)
+    launch(*words, "--config", OVERLAY, "--trainer.strategy", strategy, "--trainer.default_root_dir", again)
     one = ["--trainer.devices", 1, "--trainer.strategy", "auto", "--trainer.default_root_dir", alone]
     ended = gpt.run("fit", *words, *one)
     assert ended.status == 0, ended.stderr

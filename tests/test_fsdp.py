@@ -10,6 +10,7 @@ import torch
 from launcher import launch
 
 from gpt_modules.backbone import GPT, load_pretrained
+from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "fsdp2.yaml"
 SHARDED = ["--config", str(OVERLAY), "--trainer.accelerator", "cpu", "--trainer.devices"]
@@ -18,7 +19,7 @@ NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
 
 
 def checkpoint(root, step):
-    return torch.load(root / "checkpoints" / f"step={step:08d}.ckpt", weights_only=True)
+    return VerifiedCheckpointIO().load_checkpoint(root / "checkpoints" / f"step={step:08d}.ckpt")
 
 
 def differences(first, second):
@@ -116,11 +117,11 @@ def test_one_shard_is_the_model_with_muon_and_dropout_from_a_folder(micro, gpt, 
 
 @pytest.mark.slow
 def test_what_does_not_shard_says_so(micro, gpt, recipe, tmp_path):
-    document = micro.recipe("sft", tmp_path / "sft")
-    (tmp_path / "sft.yaml").write_text(json.dumps(document))
-    ended = gpt.run("fit", "--config", tmp_path / "sft.yaml", "--trainer.strategy", "fsdp2")
+    document = micro.recipe("maml", tmp_path / "maml")
+    (tmp_path / "maml.yaml").write_text(json.dumps(document))
+    ended = gpt.run("fit", "--config", tmp_path / "maml.yaml", "--trainer.strategy", "fsdp2")
     assert (ended.status, ended.stderr.count("\n")) == (2, 1)
-    assert "trainer.strategy: found FSDP2Strategy, expected auto or ddp: SFTModule does not shard" in ended.stderr
+    assert "trainer.strategy: found FSDP2Strategy, expected auto or ddp: MAMLModule does not shard" in ended.stderr
     plain = recipe("plain", {}, trainer__strategy={"class_path": "ModelParallelStrategy", "init_args": {
         "data_parallel_size": 1, "tensor_parallel_size": 1}})  # fmt: skip
     ended = gpt.run("fit", "--config", plain.with_suffix(".yaml"))

@@ -22,6 +22,7 @@ from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.rollout import inference
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.unchanged import check_unchanged
+from gpt_modules.training.sharding import is_sharded, shard
 
 CELLS = 2**13  # tokens of a forward pass of the reference, padding included
 
@@ -85,6 +86,8 @@ class ReferenceLogprobs:
         if self.folder != module.hparams["init_from"]:
             self._check(module, model)
         converted: GPT = module.trainer.precision_plugin.convert_module(model)  # type: ignore[assignment]
+        if module.device_mesh is not None:
+            shard(converted.requires_grad_(False), module)
         return converted.to(module.device).eval()
 
     def _check(self, module: L.LightningModule, model: GPT) -> None:
@@ -100,16 +103,21 @@ class ReferenceLogprobs:
             raise UserError(f"data.init_args.context: found {found}, expected {expected}")
 
     def _read(self, module: L.LightningModule, model: GPT, answers: Sequence[Answer]) -> Float[Tensor, "A"]:
-        own = list(pieces([len(answer.tokens) for answer in answers]))[module.global_rank :: module.trainer.world_size]
-        numbers, values = [torch.zeros(0, dtype=torch.long)], [torch.zeros(0)]
-        for piece in own:
+        every, world = list(pieces([len(answer.tokens) for answer in answers])), module.trainer.world_size
+
+        def values(piece: Sequence[int]) -> Tensor:
             tokens = pad_right([answers[i].tokens for i in piece])
             counts = torch.tensor([(answers[i].prompt_length, len(answers[i].tokens)) for i in piece])
             rows = (tensor.to(module.device) for tensor in (tokens, *counts.unbind(1)))
-            numbers.append(torch.tensor(piece))
-            values.append(answer_logprobs(model, *rows).cpu())
-        (found,) = in_order(torch.cat(numbers), [torch.cat(values)])
-        return found.to(module.device)
+            return answer_logprobs(model, *rows).cpu()
+
+        own = every[module.global_rank :: world]
+        found = [torch.zeros(0), *map(values, own)]
+        if is_sharded(model) and len(own) * world < len(every):  # one call less than others, who need its shards
+            values(every[0])
+        numbers = torch.tensor([i for piece in own for i in piece], dtype=torch.long)
+        (logprobs,) = in_order(numbers, [torch.cat(found)])
+        return logprobs.to(module.device)
 
 
 def pieces(lengths: Sequence[int]) -> Iterator[list[int]]:

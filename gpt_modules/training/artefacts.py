@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel, RewardModel, load_pretrained, save_pretrained
+from gpt_modules.backbone import (
+    GPT,
+    DecoderConfig,
+    LabellingModel,
+    RewardModel,
+    load_pretrained,
+    merge_lora,
+    save_pretrained,
+)
 from gpt_modules.backbone.folders.inner_rates import InnerRates
 from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
 from gpt_modules.data.mixed import TextBeside
@@ -161,18 +169,18 @@ def export(
     inner_rates: InnerRates | None = None,
     ends: Sequence[int] | None = None,
 ) -> None:
-    """Write the artefact folder from rank 0; other ranks give their shards, if any, and wait.
+    """Write the artefact folder from rank 0, low-rank updates merged; other ranks give their shards, if any, and wait.
 
     Args:
         ends: the tokens that end an answer, where they are others than the tokenizer's.
     """
-    whole = sharding.whole(model) if isinstance(model, GPT) and sharding.is_sharded(model) else model
+    whole = sharding.whole(model)
     if module.trainer.is_global_zero:
         assert whole is not None
-        tokenizer = datamodule_tokenizer(module)
+        tokenizer, merged = datamodule_tokenizer(module), merge_lora(whole)
         chat = tokenizer.chat_files()
         chat = chat if ends is None else chat._replace(end_ids=tuple(ends))
-        save_pretrained(folder, whole, tokenizer_json=tokenizer.to_json(), chat=chat, inner_rates=inner_rates)
+        save_pretrained(folder, merged, tokenizer_json=tokenizer.to_json(), chat=chat, inner_rates=inner_rates)
     module.trainer.strategy.barrier()
 
 

@@ -29,7 +29,7 @@ from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
 from gpt_modules.training.processes import HeldOut
-from gpt_modules.training.sharding import refuse_sharding
+from gpt_modules.training.rl.unchanged import check_unchanged
 
 ROUNDING = 1e-4  # nats of a whole answer, which policy and reference read in other batches
 
@@ -98,7 +98,6 @@ class DPOModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the policy."""
-        refuse_sharding(self)
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_gpt(None, self.hparams["init_from"], **artefacts.dropout_changes(0.0))
@@ -158,11 +157,18 @@ class DPOModule(L.LightningModule):
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Over all untied pairs; the loss over all prompts that have one."""
         if not len(batch.mask):
+            self._sit_out(batch)
             return
         found, logprobs = self.losses(batch, "validation")
         self.held_out.add(batch, self._moved(found.rewards))
         prompt, better, worse = untied_pairs(batch.ranks, batch.mask)
         self.held_out_logprobs.add(chosen_logprob=logprobs[prompt, better], rejected_logprob=logprobs[prompt, worse])
+
+    def _sit_out(self, batch: RankingBatch) -> None:
+        """Of a process without prompts the others may wait for its shards: it reads the one token that such a batch
+        has.
+        """
+        self.model.hidden(batch.tokens)
 
     def on_validation_epoch_end(self) -> None:
         """What `preference_metrics` has of the implicit rewards, and the log-probabilities of the preferred and of the
@@ -186,6 +192,7 @@ class DPOModule(L.LightningModule):
     def predict_step(self, batch: RankingBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Each prompt's implicit rewards and log-probabilities beside the ranks that people gave (1 is best)."""
         if not len(batch.mask):
+            self._sit_out(batch)
             return []
         found, logprobs = self.losses(batch, "validation")
         columns = {"rewards": found.rewards, "logprobs": logprobs, "ranks": batch.ranks}
@@ -227,6 +234,7 @@ class DPOModule(L.LightningModule):
             raise UserError("--ckpt_path: found no state of DPO in it, expected a checkpoint of this procedure")
         state: State = read_typed(State, checkpoint["dpo"], "dpo")
         self.reference.recorded = state.frozen
+        check_unchanged(self.reference.digests, state.frozen)  # read before, with a strategy that shards
 
     def export(self, folder: Path) -> None:
         """Write config.json, model.safetensors and the tokenizer."""

@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
-from gpt_modules.backbone import DecoderConfig, LabellingModel, LoRAConfig, add_lora, merge_lora
+from gpt_modules.backbone import DecoderConfig, LabellingModel, LoRAConfig, add_lora
 from gpt_modules.data.batches import IGNORE, LabelledBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy, row_mean_weights
@@ -20,7 +20,7 @@ from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
-from gpt_modules.training.sharding import refuse_sharding
+from gpt_modules.training.sharding import refuse_sharding, shard
 from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 
 SHOWN_ROWS = 8
@@ -101,14 +101,17 @@ class FinetuningModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the pretrained model and give it the task's head and tokens."""
-        refuse_sharding(self)
         if hasattr(self, "model"):
             return
+        for name in (name for name in ("lora", "freeze") if self.hparams[name] is not None):
+            refuse_sharding(self, f"model.init_args.{name}")  # rows of new tokens learn by a hook on a whole matrix
         self.model = self._open()
         artefacts.check_data(self, self.model.config)
         self._choose_what_learns()
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
+        if self.device_mesh is not None:
+            shard(self.model, self)
 
     def _open(self) -> LabellingModel:
         task, special_ids = self.data.task_spec, self.data.tokenizer.task_ids
@@ -277,7 +280,7 @@ class FinetuningModule(L.LightningModule):
 
     def export(self, folder: Path) -> None:
         """Write the task model's folder, LoRA merged."""
-        artefacts.export(self, merge_lora(self.model), folder)
+        artefacts.export(self, self.model, folder)
 
 
 def _examples(batch: LabelledBatch) -> Tensor:

@@ -9,6 +9,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.hyperparameters import refuse_idle, typed
 from gpt_modules.training.lora import learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.sharding import shard
 
 
 def learning_settings(
@@ -36,6 +37,8 @@ def prepare(module: L.LightningModule, lora: LoRAConfig | None) -> None:
         learn_updates(module, "model", lora, module.hparams["init_from"])
     if module.hparams["compile"]:
         model.decoder.compile_blocks()
+    if module.device_mesh is not None:
+        shard(model, module)
 
 
 def configure(module: L.LightningModule, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> Any:

@@ -15,11 +15,11 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, add_lora, merge_lora
+from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, add_lora
 from gpt_modules.backbone.folders.adapter import can_adapt, save_adapter
 from gpt_modules.backbone.folders.digest import digest_of
 from gpt_modules.errors import UserError
-from gpt_modules.training import artefacts
+from gpt_modules.training import artefacts, sharding
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,11 @@ def export_merged(
         base: folder of what was updated.
         ends: as of `artefacts.export`.
     """
-    artefacts.export(module, merge_lora(model), folder, ends=ends)
-    if config is not None and can_adapt(model.config) and module.trainer.is_global_zero:
-        save_adapter(folder.with_name(f"{folder.name}-{ADAPTER}"), model, config, base)
+    artefacts.export(module, model, folder, ends=ends)
+    if config is None or not can_adapt(model.config):
+        return
+    if (whole := sharding.whole(model)) is not None and module.trainer.is_global_zero:
+        save_adapter(folder.with_name(f"{folder.name}-{ADAPTER}"), whole, config, base)
     module.trainer.strategy.barrier()
 
 

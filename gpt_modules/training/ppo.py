@@ -33,7 +33,14 @@ from gpt_modules.training.rl.models import check_fit
 from gpt_modules.training.rl.ptx import PtxBatch, ptx_loss, ptx_steps
 from gpt_modules.training.rl.recipe import read_recipe
 from gpt_modules.training.rl.rewards import RewardSource, term_names
-from gpt_modules.training.rl.rollout import Scored, inference, mean_score, score_responses
+from gpt_modules.training.rl.rollout import (
+    Scored,
+    inference,
+    mean_score,
+    models_of,
+    score_responses,
+    sit_out,
+)
 from gpt_modules.training.rl.scores import Moments, ScoresConfig, first_moments
 from gpt_modules.training.rl.settings import (
     ClipConfig,
@@ -58,7 +65,7 @@ from gpt_modules.training.rl.state import State, expect_same_models, expect_same
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Penalty, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
-from gpt_modules.training.sharding import refuse_sharding
+from gpt_modules.training.sharding import held, refuse_sharding
 
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 OF_REFERENCE = 2**31  # and from here, the reference's answers by which scores are normalised
@@ -165,9 +172,11 @@ class PPOModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """The learners, and what is frozen."""
-        refuse_sharding(self)
         if hasattr(self, "policy"):
             return
+        if self.recipe.critic.shared_trunk:
+            refuse_sharding(self, "model.init_args.critic.shared_trunk")
+        sharded = self.device_mesh is not None
         self.learners = Learners(self.recipe)
         self.policy, self.critic = self.learners.policy, self.learners.critic
         self.learners.learn_updates(self)
@@ -175,14 +184,16 @@ class PPOModule(L.LightningModule):
             self.recipe.reference,
             self.recipe.rewards,
             self.recipe.monitors,
-            self.learners.base(),
-            self.learners.trunks(),
+            None if sharded else self.learners.base(),
+            None if sharded else self.learners.trunks(),
         )
         for decoder in self.learners.decoders():
             decoder.recompute = self.hparams["recompute"]
         if self.hparams["compile"]:
             for decoder in dict.fromkeys([*self.learners.decoders(), self.frozen.reference.decoder]):
                 decoder.compile_blocks()
+        if sharded:
+            self.learners.shard(self)
 
     def on_fit_start(self) -> None:
         """Open the rewards, and refuse what would fail in the middle of a run."""
@@ -243,14 +254,19 @@ class PPOModule(L.LightningModule):
         own = data.prompts(iteration, self.global_rank, self.trainer.world_size)
         return PromptBatch(*(field.to(self.device) for field in own))
 
-    def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored:
-        """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise."""
+    def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored | None:
+        """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise. None where
+        it has no prompts.
+        """
         key, rows, sampling = (self.hparams["seed"], draw), self.hparams["score_rows"], self.sampling
         critic = self.critic
         if draw == VALIDATION:  # which asks for no values
             critic, sampling = None, sampling._replace(draw=self.recipe.sampling.eval_temperature)
         with inference(self):
             frozen, policy = self.frozen, policy or self.policy
+            if not len(prompts.lengths):
+                sit_out(policy, frozen.reference, frozen.reward)
+                return None
             return score_responses(policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, critic)
 
     def collect(self) -> Rollout:
@@ -263,6 +279,7 @@ class PPOModule(L.LightningModule):
         self._find_gain()
         prompts = self._prompts(self.iteration)
         scored = self._score(prompts, VALIDATION + 1 + self.iteration)
+        assert scored is not None, "each process has its share of the episodes"
         if self.shaping.scores.normalise == "running":
             found = in_order(prompts.numbers, [scored.scores])[0]
             self._normalise_by(self.shaping.moments.joined(found), [scored])
@@ -297,7 +314,9 @@ class PPOModule(L.LightningModule):
 
         def draw(number: int) -> Tensor:
             prompts = self._prompts(number)
-            answers.append(self._score(prompts, OF_REFERENCE + number, self.frozen.reference))
+            scored = self._score(prompts, OF_REFERENCE + number, self.frozen.reference)
+            assert scored is not None
+            answers.append(scored)
             return in_order(prompts.numbers, [answers[-1].scores])[0]
 
         self._normalise_by(first_moments(self.shaping.moments, self.shaping.scores, draw), answers)
@@ -322,7 +341,7 @@ class PPOModule(L.LightningModule):
     def training_step(self, batch: Experience | PtxBatch, batch_idx: int) -> Tensor:
         """The losses of the estimator and of the critic, if any; or the loss of pretraining text."""
         if self.steps.stopped:
-            return touch(self.parameters())
+            return touch(self)
         if isinstance(batch, PtxBatch):
             loss, shares = ptx_loss(self.policy, batch, self.recipe.ptx.coef)
         else:
@@ -343,7 +362,7 @@ class PPOModule(L.LightningModule):
         penalty = None if kind is None else Penalty(kind, self.kl_coef)
         outputs = self.learners.outputs(rollout, self.hparams["temperature"], self.warming_up)
         loss, shares = update_loss(outputs, rollout, self.recipe.clip, batch.normaliser, sequences, penalty)
-        return loss + touch(self.policy.parameters()) if self.warming_up else loss, shares
+        return loss + touch(self.policy) if self.warming_up else loss, shares
 
     @property
     def warming_up(self) -> bool:
@@ -420,15 +439,16 @@ class PPOModule(L.LightningModule):
         """Sample answers to held-out prompts with the same noise each time; score them with the reward and the
         monitors. The second loader has held-out pretraining text.
         """
-        if isinstance(batch, PromptBatch) and not len(batch.lengths):
-            return
         for prefix, model in zip(self.held_out.prefixes, self.learners.answering().values(), strict=True):
             if not isinstance(batch, PromptBatch):
                 self.held_out.read(prefix, model, batch)
                 continue
             scored = self._score(batch, VALIDATION, model)
+            with held(*models_of(*self.frozen.monitors.values())):
+                if scored is None:
+                    continue
+                monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
             measured = response_statistics(scored, self.reward_kl_coef, self.shaping, self.terms)
-            monitored = {name: monitor(scored.sequences).totals for name, monitor in self.frozen.monitors.items()}
             self.held_out.add(prefix, scored, **measured, **monitored)
 
     def on_validation_epoch_end(self) -> None:
@@ -466,10 +486,9 @@ class PPOModule(L.LightningModule):
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Prompt, response and score of each row."""
-        if not len(batch.lengths):
-            return []
         exported, *_ = self.learners.answering().values()
-        return predictions(self._score(batch, VALIDATION, exported), artefacts.datamodule_tokenizer(self))
+        scored = self._score(batch, VALIDATION, exported)
+        return [] if scored is None else predictions(scored, artefacts.datamodule_tokenizer(self))
 
     def on_train_start(self) -> None:
         """A PPO run opens as a dashboard in TensorBoard's custom scalars."""
@@ -483,11 +502,10 @@ class PPOModule(L.LightningModule):
         """
         batch = next(iter(self.trainer.datamodule.predict_dataloader()))  # type: ignore[attr-defined]
         batch = PromptBatch(*(field[: self.hparams["sample_prompts"]].to(self.device) for field in batch))
-        if not len(batch.lengths):
-            return []
         models = {"reference": self.frozen.reference, **self.learners.answering()}
-        answers = {name: self._score(batch, VALIDATION, model) for name, model in models.items()}
-        return side_by_side(answers, artefacts.datamodule_tokenizer(self))
+        said = {name: self._score(batch, VALIDATION, model) for name, model in models.items()}
+        answers = {name: scored for name, scored in said.items() if scored is not None}
+        return side_by_side(answers, artefacts.datamodule_tokenizer(self)) if answers else []
 
     # --- artefacts ---
 
@@ -504,7 +522,8 @@ class PPOModule(L.LightningModule):
         state = read_state(checkpoint)
         expect_same_models(checkpoint["state_dict"], self.recipe.estimator.has_critic)
         expect_same_penalty(state.experience, self.recipe.kl.loss)
-        self.iteration, self.frozen.recorded = state.iteration, state.frozen
+        self.iteration = state.iteration
+        self.frozen.recall(state.frozen)
         self.frontier, self.shaping = state.frontier, replace(self.shaping, moments=state.moments)
         self.steps.taken, self.steps.stopped = state.steps
         if self.learners.average is not None:

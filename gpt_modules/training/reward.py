@@ -20,7 +20,6 @@ from gpt_modules.training.learning import configure, learning_settings, prepare
 from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
-from gpt_modules.training.sharding import refuse_sharding
 
 
 class RewardModule(L.LightningModule):
@@ -74,7 +73,6 @@ class RewardModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the trunk."""
-        refuse_sharding(self)
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_scorer(

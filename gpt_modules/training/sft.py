@@ -17,7 +17,6 @@ from gpt_modules.training.language import HeldOutText, check_samples, continuati
 from gpt_modules.training.learning import configure, learning_settings, prepare
 from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.sharding import refuse_sharding
 
 
 class SFTModule(L.LightningModule):
@@ -70,7 +69,6 @@ class SFTModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the pretrained folder."""
-        refuse_sharding(self)
         if hasattr(self, "model"):
             return
         dropout = self.hparams["dropout"]

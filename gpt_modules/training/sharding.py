@@ -5,10 +5,12 @@ steps, the numbers that a new model starts with and the checkpoints are those of
 go on from either.
 """
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import lightning.pytorch as L
 import torch
@@ -16,20 +18,26 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-from gpt_modules.backbone import GPT, Decoder, DecoderConfig
+from gpt_modules.backbone import GPT, Decoder, DecoderConfig, LabellingModel, RewardModel
+from gpt_modules.backbone.decoder import Block
 from gpt_modules.errors import UserError
-from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
+from gpt_modules.storage.durable import discard, room_for, temporary_for
+from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO, digest_path
 from gpt_modules.training.muon import MuonAdamW
+from gpt_modules.training.shard_files import Stored, finish_folder, parted, rows_of, shard_name, write_part
+
+Sharded: TypeAlias = GPT | RewardModel | LabellingModel | Decoder
+ModelT = TypeVar("ModelT", bound=Sharded)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
     """`trainer.strategy: fsdp2`: shards over all devices of all machines.
 
-    A checkpoint is one file as of one device, gathered tensor by tensor on the first process: Lightning's sharded ones
-    hold pickles that run on loading. That process needs memory for all of it, 12 bytes a parameter with AdamW.
+    A checkpoint is a folder, in which each process writes its own part, see `shard_files`: Lightning's own ones hold
+    pickles that run on loading. Any number of processes reads it, and a file of one device as well.
     """
 
     def __init__(self) -> None:
@@ -46,20 +54,58 @@ class FSDP2Strategy(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights on the first process, None in their place on the others."""
-        state: dict[str, Any] = gather(self.lightning_module.state_dict(), self.is_global_zero)  # type: ignore[union-attr]
+        """Weights in shards."""
+        state: dict[str, Any] = self.lightning_module.state_dict()  # type: ignore[union-attr]
         return state
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The same for an optimizer, in the form of its own `state_dict`."""
         own = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        state: dict[str, Any] = gather(own.state_dict(), self.is_global_zero)
-        return state
+        return own.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Each process writes its part; the folder has its name once all of them are on disk.
+
+        Raises:
+            UserError: on all processes, when one of them could not write.
+        """
+        assert isinstance(self.checkpoint_io, VerifiedCheckpointIO)
+        target, name = self.checkpoint_io.target(filepath), shard_name(self.global_rank, self.world_size)
+        folder = Path(self.broadcast(str(temporary_for(target))))
+        rest, parts = parted(checkpoint, lambda value: local(value) if isinstance(value, DTensor) else None)
+        try:
+            self._together(target, folder.mkdir if self.is_global_zero else None)
+            digests = dict(self._together(target, lambda: (name, write_part(folder, name, parts))))
+            finish = partial(finish_folder, folder, target, digest_path(target), rest, digests)
+            self._together(target, finish if self.is_global_zero else None)
+        finally:
+            if self.is_global_zero:
+                discard(folder)
+
+    def _together(self, target: Path, write: Callable[[], Any] | None) -> list[Any]:
+        """What each process's `write` returns; what fails on one fails on all."""
+        answer: Any = None
+        everyone: list[Any] = [None] * self.world_size
+        try:
+            with room_for(target):
+                answer = None if write is None else write()
+        except UserError as error:
+            answer = error
+        torch.distributed.all_gather_object(everyone, answer)
+        for failed in (one for one in everyone if isinstance(one, UserError)):
+            raise failed
+        return everyone
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """The file mapped into memory: a process reads its own rows only."""
+        """A process reads its own rows only: of a folder as shards, of a file, which is mapped into memory, later."""
         assert isinstance(self.checkpoint_io, VerifiedCheckpointIO)
-        return self.checkpoint_io.load_checkpoint(Path(checkpoint_path), mmap=True)
+        return self.checkpoint_io.load_checkpoint(Path(checkpoint_path), mmap=True, own=self._own)
+
+    def _own(self, stored: Stored) -> DTensor:
+        mesh = self.device_mesh["data_parallel"]
+        rows = stored.rows(*rows_of(mesh.get_local_rank(), mesh.size(), stored.shape[0]))
+        stride = torch.empty(stored.shape, device="meta").stride()
+        return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=stored.shape, stride=stride)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         """Keep this process's part of whole weights."""
@@ -77,21 +123,26 @@ class FSDP2Strategy(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, gradients and optimizer state in shards")
 
 
-def refuse_sharding(module: L.LightningModule) -> None:
-    """Called by procedures that are not wired for it: they would train a whole model on each device, each its own.
+def refuse_sharding(module: L.LightningModule, what: str = "", instead: str = "auto or ddp") -> None:
+    """Called by a procedure that is not wired for it, or of a setting that is not: it would train a whole model on each
+    device, each its own.
+
+    Args:
+        what: key of the setting, with its value; left out: the procedure itself.
+        instead: what is expected of the strategy.
 
     Raises:
         UserError: under a strategy that shards.
     """
     if module.device_mesh is not None:
         found = type(module.trainer.strategy).__name__
-        raise UserError(
-            f"trainer.strategy: found {found}, expected auto or ddp: {type(module).__name__} does not shard"
-        )
+        beside = f" beside {what}" if what else ""
+        reason = what.partition(":")[0] or type(module).__name__
+        raise UserError(f"trainer.strategy: found {found}{beside}, expected {instead}: {reason} does not shard")
 
 
-def shard(model: GPT, module: L.LightningModule) -> None:
-    """Split a model over the devices of the run, in place; one on the meta device gets the weights of a new model,
+def shard(model: Sharded, module: L.LightningModule) -> None:
+    """Split a model over the devices of the run, in place; a `GPT` on the meta device gets the weights of a new model,
     and none is ever whole anywhere.
 
     Under bf16-mixed, blocks are gathered in bfloat16 and their gradients are summed in float32; embeddings and the
@@ -109,14 +160,35 @@ def shard(model: GPT, module: L.LightningModule) -> None:
         module.trainer.precision == "bf16-mixed" and strategy.root_device.type != "cpu"
     ):  # whose layer norm takes one type
         blocks = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in model.decoder.blocks:
+    # A function, for a module would become a part of the model.
+    model.blank = partial(copy.deepcopy, _blank(model))  # type: ignore[assignment]
+    for block in _decoder(model).blocks:
         fully_shard(block, mesh=mesh, mp_policy=blocks)
     # The loss reads the head, often the embedding, after the forward pass: it stays until the backward pass.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
-    register_fsdp_forward_method(model, "hidden")
-    if model.head_weight.is_meta:
+    for name in ("hidden", "token_values", "raw_scores"):
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
+    if isinstance(model, GPT) and _is_blank(model):
         model.to_empty(device=strategy.root_device)
         draw(model, strategy.root_device)
+
+
+def _decoder(model: Sharded) -> Decoder:
+    return model if isinstance(model, Decoder) else model.decoder
+
+
+def _is_blank(model: nn.Module) -> bool:
+    return next(model.parameters()).is_meta
+
+
+def _blank(model: ModelT) -> ModelT:
+    """The same model without weights, on the meta device."""
+    memo: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    for parameter in model.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(model, memo)
 
 
 @torch.no_grad()
@@ -160,34 +232,62 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 @contextmanager
-def gathered(model: GPT) -> Iterator[GPT]:
-    """The model with all its weights on every device, to generate from: processes may then stop at different lengths,
-    and a token costs no communication. All processes take part; the model itself where it is not sharded.
+def held(*models: nn.Module) -> Iterator[None]:
+    """Inside, all weights of these models are on every device: processes may then call them at different times, as
+    often as each likes, and no call costs communication. All processes take part. Does nothing for what is not sharded.
+    """
+    shards = _shards(models)
+    for part in shards:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in shards:
+            part.set_reshard_after_forward(isinstance(part, Block), recurse=False)
+            part.reshard()
+
+
+def let_go(*models: nn.Module) -> None:
+    """Keep this process's part alone, as after a backward pass: one without leaves the embeddings and the head."""
+    for part in _shards(models):
+        part.reshard()
+
+
+def _shards(models: Iterable[nn.Module]) -> list[FSDPModule]:
+    parts = (part for model in models for part in model.modules() if isinstance(part, FSDPModule))
+    return list(dict.fromkeys(parts))
+
+
+@contextmanager
+def gathered(model: ModelT) -> Iterator[ModelT]:
+    """The model with all its weights on every device, to generate from; see `held`. Its layers, without the hooks that
+    gather and let go. The model itself where it is not sharded.
     """
     if not is_sharded(model):
         yield model
         return
-    shards = [part for part in model.modules() if isinstance(part, FSDPModule)]
-    for part in shards:
-        part.unshard()
-    dtype = next(model.decoder.blocks.parameters()).dtype
-    plain = blank_gpt(model.config)  # without the hooks that gather and let go
-    plain.load_state_dict({name: value.detach().to(dtype) for name, value in model.named_parameters()}, assign=True)
-    try:
-        yield plain
-    finally:
-        for part in shards:
-            part.reshard()
+    with held(model):
+        dtype = next(_decoder(model).blocks.parameters()).dtype
+        yield _filled(model, {name: value.detach().to(dtype) for name, value in model.named_parameters()})
 
 
-def whole(model: GPT) -> GPT | None:
-    """On the first process a copy on the CPU with all weights, None on the others, which take part."""
+def whole(model: ModelT) -> ModelT | None:
+    """On the first process a copy on the CPU with all weights, None on the others, which take part. The model itself
+    where it is not sharded.
+    """
+    if not is_sharded(model):
+        return model
+    let_go(model)
     first = torch.distributed.get_rank() == 0
-    state = gather(model.state_dict(), first)
-    if not first:
-        return None
-    plain = blank_gpt(model.config)
-    plain.load_state_dict(state, assign=True)
+    weights = gather(dict(model.named_parameters()), first)
+    return _filled(model, weights) if first else None
+
+
+def _filled(model: ModelT, weights: Mapping[str, Tensor]) -> ModelT:
+    plain: ModelT = model.blank()  # type: ignore[operator]
+    plain.load_state_dict({**weights, **dict(model.named_buffers())}, strict=False, assign=True)
+    plain.train(model.training)
     return plain
 
 
@@ -204,10 +304,12 @@ def gather(value: Any, keep: bool) -> Any:
 
 
 def shard_of(value: Any, like: Any) -> Any:
-    """This process's part of a whole tensor, split as `like` is; anything else, and a tensor of another shape, as it
-    is.
+    """This process's part of a whole tensor, split as `like` is; anything else, a part that has been read as one, and a
+    tensor of another shape, as it is.
     """
-    if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
+    if isinstance(value, DTensor) or not isinstance(like, DTensor):
+        return value
+    if not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     mesh = like.device_mesh
     parts, rank = value.chunk(mesh.size()), mesh.get_local_rank()
@@ -226,6 +328,11 @@ def shard_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any
         for index, entry in state["state"].items()
     }
     return {**state, "state": entries}
+
+
+def full(tensor: Tensor) -> Tensor:
+    """What the processes have of a number together; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -9,22 +9,27 @@ import pytest
 import torch
 from torch import nn
 
-from gpt_modules.backbone import GPT
+from gpt_modules.backbone import GPT, LoRAConfig
 from gpt_modules.errors import UserError
 from gpt_modules.training import sharding
 from gpt_modules.training.muon import MuonAdamW
+from gpt_modules.training.rl.settings import CriticConfig
 from gpt_modules.training.sharding import (
     blank_gpt,
     draw,
+    full,
     gather,
     gathered,
+    held,
     is_sharded,
     layers_of,
+    let_go,
     local,
     refuse_sharding,
     shard,
     shard_of,
     shard_state,
+    whole,
 )
 
 
@@ -68,10 +73,10 @@ def parts(monkeypatch):
 def test_processes_hold_all_rows_once_in_order(parts, rows, size, expected):
     """As FSDP2 cuts: the first ones hold one more, the last ones may hold none."""
     whole = torch.arange(rows * 3).view(rows, 3)
-    for rank, held in enumerate(expected):
+    for rank, rows_held in enumerate(expected):
         part, shape, stride = shard_of(whole, like((rows, 3), size, rank, torch.float64))
-        assert torch.equal(part, whole[held].double())
-        assert (shape, stride, part.shape) == ((rows, 3), (3, 1), (len(held), 3))
+        assert torch.equal(part, whole[rows_held].double())
+        assert (shape, stride, part.shape) == ((rows, 3), (3, 1), (len(rows_held), 3))
 
 
 def test_a_part_is_a_copy(parts):
@@ -173,10 +178,27 @@ def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
     assert str(refused.value) == "trainer.strategy: found Identity, expected fsdp2"
 
 
-@pytest.mark.parametrize("word", ["finetuning", "sft", "reward", "ppo", "maml", "dpo"])
-def test_each_procedure_but_pretraining_is_refused_before_its_model_is_opened(procedure, monkeypatch, word):
-    module, _ = procedure(word)
+@pytest.mark.parametrize(
+    ("word", "settings", "message"),
+    [
+        ("maml", {}, ", expected auto or ddp: MAMLModule does not shard"),
+        ("ppo", {"critic": CriticConfig(shared_trunk=True)}, " beside model.init_args.critic.shared_trunk, expected"),
+        ("finetuning", {"freeze": 1}, " beside model.init_args.freeze, expected auto or ddp"),
+        ("finetuning", {"lora": LoRAConfig(rank=2)}, " beside model.init_args.lora, expected auto or ddp"),
+    ],
+)  # fmt: skip
+def test_what_does_not_shard_is_refused_before_its_model_is_opened(procedure, monkeypatch, word, settings, message):
+    module, _ = procedure(word, **settings)
     monkeypatch.setattr(type(module), "device_mesh", "mesh")
     monkeypatch.setattr(type(module), "trainer", Owner("mesh").trainer)
-    with pytest.raises(UserError, match=rf"expected auto or ddp: {type(module).__name__} does not shard"):
+    with pytest.raises(UserError, match=f"trainer.strategy: found Identity{message}"):
         module.configure_model()
+
+
+def test_what_is_whole_is_its_own_whole_and_needs_no_gathering(micro):
+    model = GPT(micro.config(n_layer=1))
+    assert whole(model) is model
+    with held(model):
+        let_go(model)
+    number = torch.tensor(2.0)
+    assert full(number) is number

@@ -10,6 +10,7 @@ import random
 import re
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,8 +24,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
-from gpt_modules.storage.durable import clear_leftovers, write_durably
+from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for, write_durably
 from gpt_modules.training.hyperparameters import expect_number
+from gpt_modules.training.shard_files import INDEX, ShardFolder, Stored
 
 CHECKPOINT_NAME = re.compile(r"step=([0-9]{1,18})\.ckpt")
 
@@ -35,9 +37,15 @@ def digest_path(checkpoint: Path) -> Path:
 
 
 def verifies(checkpoint: Path) -> bool:
-    """True if the file is what was written: present, and its digest is the one beside it."""
-    digest = digest_path(checkpoint)
-    return checkpoint.is_file() and digest.is_file() and digest.read_bytes().strip() == sha256_of(checkpoint).encode()
+    """True if the file, or each file of the folder, is what was written: present, and its digest is the one beside
+    it.
+    """
+    index = checkpoint / INDEX if checkpoint.is_dir() else checkpoint
+    return _matches(index, digest_path(checkpoint)) and (index == checkpoint or ShardFolder(checkpoint).verifies())
+
+
+def _matches(file: Path, digest: Path) -> bool:
+    return file.is_file() and digest.is_file() and digest.read_bytes().strip() == sha256_of(file).encode()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -82,25 +90,42 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         Raises:
             UserError: a name, as it was filled in, leads out of the root.
         """
-        target = Path(path)
-        if self.root is not None and not target.resolve().is_relative_to(self.root.resolve()):
-            raise UserError(f"{target}: found a checkpoint's name, expected one below the run's folder, {self.root}")
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self.target(path)
 
         def write(temporary: Path) -> None:
             torch.save(checkpoint, temporary)
             digest = sha256_of(temporary)
             write_durably(digest_path(target), lambda file: file.write_text(digest + "\n"))
 
+        if target.is_dir():  # of the same run in shards
+            self.remove_checkpoint(target)
         write_durably(target, write)
 
+    def target(self, path: str | os.PathLike[str]) -> Path:
+        """Where a checkpoint of this name is written; the folder around it is there.
+
+        Raises:
+            UserError: it leads out of the root.
+        """
+        target = Path(path)
+        if self.root is not None and not target.resolve().is_relative_to(self.root.resolve()):
+            raise UserError(f"{target}: found a checkpoint's name, expected one below the run's folder, {self.root}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
     def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None, mmap: bool = False
+        self,
+        path: Any,
+        map_location: Any = None,
+        weights_only: bool | None = None,
+        mmap: bool = False,
+        own: Callable[[Stored], Any] = Stored.whole,
     ) -> dict[str, Any]:
         """Read a verified checkpoint with `weights_only=True`, whatever the caller asked.
 
         Args:
             mmap: map the file into memory in place of a copy, for a caller that copies what it keeps.
+            own: what the caller keeps of a tensor that lies in the shards of a folder.
 
         Raises:
             UserError: for a URL, a missing or damaged file, or one that holds more than plain data.
@@ -108,13 +133,18 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         if "://" in str(path):
             raise UserError(f"{path}: a checkpoint is read from a local file only, expected a path")
         path = Path(path)
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"{path}: no such checkpoint")
-        if digest_path(path).is_file() and not verifies(path):
+        index = path / INDEX if path.is_dir() else path
+        if digest_path(path).is_file() and not _matches(index, digest_path(path)):
             raise UserError(f"{path}: damaged, its digest does not match {digest_path(path).name}")
         try:
+            if path.is_dir():
+                return ShardFolder(path).load(own, mmap)
             to = map_location or ("cpu" if mmap else lambda storage, _: storage)
             return dict(torch.load(path, map_location=to, weights_only=True, mmap=mmap))
+        except UserError:
+            raise
         except Exception as error:  # a damaged archive surfaces as any of seven types
             raise UserError(f"{path}: not a checkpoint of plain data: {str(error).strip().splitlines()[0]}") from error
 
@@ -122,7 +152,9 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """Delete a checkpoint and its digest; one that cannot be deleted is a warning."""
         for file in (Path(path), digest_path(Path(path))):
             try:
-                file.unlink(missing_ok=True)
+                if file.is_dir():  # in parts: gone from sight at once
+                    file = file.rename(temporary_for(file))
+                discard(file)
             except OSError as error:
                 rank_zero_warn(f"{file}: could not be deleted: {error}")
 

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.hyperparameters import plain
+from gpt_modules.training.sharding import local
 
 log = logging.getLogger(__name__)
 
@@ -203,10 +204,11 @@ class _Restoring(_CheckpointConnector):
                 expect(isinstance(kept, dict) and bool(kept), callback.state_key, _short(kept), "what it had kept")
 
     def _check_finite(self, part: str) -> None:
-        """On the first process alone: the others read their own part of a large file."""
-        if self.trainer.is_global_zero:
-            for name, value in _tensors(self._loaded_checkpoint[part], part):
-                expect(bool(value.isfinite().all()), name, "NaN or infinity", "finite numbers")
+        """On the first process, and on each what it alone has read."""
+        for name, value in _tensors(self._loaded_checkpoint[part], part):
+            own = local(value)
+            if self.trainer.is_global_zero or own is not value:
+                expect(bool(own.isfinite().all()), name, "NaN or infinity", "finite numbers")
 
     def _check_moments(self) -> None:
         """What an optimizer had accumulated would begin anew without a word. On the first process, as above."""

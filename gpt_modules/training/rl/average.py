@@ -4,11 +4,13 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as L
 import torch
 from torch import Tensor
 
 from gpt_modules.backbone import GPT
 from gpt_modules.errors import expect
+from gpt_modules.training.sharding import let_go, local, refuse_sharding, shard, shard_of
 
 
 class Average:
@@ -32,8 +34,20 @@ class Average:
     @torch.no_grad()
     def update(self, policy: GPT) -> None:
         """After a step of the policy. A weight that equals its average leaves it alone, to the bit."""
-        weights = [parameter.float() for parameter in policy.parameters()]
-        torch._foreach_lerp_(list(self._model.parameters()), weights, 1.0 - self.decay)
+        let_go(self._model, policy)
+        weights = [local(parameter).float() for parameter in policy.parameters()]
+        torch._foreach_lerp_([local(average) for average in self._model.parameters()], weights, 1.0 - self.decay)
+
+    def shard(self, module: L.LightningModule) -> None:
+        """Split it as the policy is.
+
+        Raises:
+            UserError: the policy is of half precision, and what is validated another model than the average.
+        """
+        precision = str(module.trainer.precision)
+        if precision in ("bf16-true", "16-true"):
+            refuse_sharding(module, "model.init_args.ema", f"another precision than {precision}, or auto or ddp")
+        shard(self._model, module)
 
     def model(self, like: GPT) -> GPT:
         """The average as a model in the precision of `like`: what is validated and exported."""
@@ -58,5 +72,5 @@ class Average:
             found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             expected = tuple(own[name].shape)
             expect(found == expected, f"ppo: average.{name}", found, f"a tensor of {expected}")
-            expect(bool(value.isfinite().all()), f"ppo: average.{name}", "NaN or infinity", "finite numbers")
-        self._model.load_state_dict(state)
+            expect(bool(local(value).isfinite().all()), f"ppo: average.{name}", "NaN or infinity", "finite numbers")
+        self._model.load_state_dict({name: shard_of(value, own[name]) for name, value in state.items()})

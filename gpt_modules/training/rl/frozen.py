@@ -12,6 +12,7 @@ from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.rollout import autocast_type
 from gpt_modules.training.rl.terms import Columns, ModelScores
 from gpt_modules.training.rl.unchanged import check_unchanged
+from gpt_modules.training.sharding import shard
 
 REFERENCE = "model.init_args.reference_from or init_from"  # one name in a checkpoint, wherever it lies now
 
@@ -62,7 +63,11 @@ class Frozen:
 
         def place(model: nn.Module) -> nn.Module:  # a float32 reference beside a bf16 policy is none
             converted: nn.Module = module.trainer.precision_plugin.convert_module(model)
-            return cast_products(converted, autocast_type(module)).to(module.device)
+            converted = cast_products(converted, autocast_type(module))
+            if module.device_mesh is not None:
+                assert isinstance(converted, GPT | Decoder)
+                shard(converted, module)
+            return converted.to(module.device)
 
         rewards, monitors = self._sources
         tokenizer = artefacts.datamodule_tokenizer(module)
@@ -84,6 +89,16 @@ class Frozen:
             place(self.reference)
         self.reward = reward
         return models
+
+    def recall(self, recorded: dict[str, str | None]) -> None:
+        """What a checkpoint says of them. With a strategy that shards it is read when they have been opened.
+
+        Raises:
+            UserError: a folder holds another model than before.
+        """
+        self.recorded = recorded
+        if self.opened:
+            check_unchanged(self.digests, self.recorded)
 
 
 def cast_products(model: nn.Module, half: torch.dtype | None) -> nn.Module:

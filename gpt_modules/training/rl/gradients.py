@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gpt_modules.training.sharding import full, let_go, local
+
 
 def named_groups(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:
     """The parameters of all groups that share a name."""
@@ -19,7 +21,7 @@ def named_groups(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:
 
 def grad_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The 2-norm of their gradients as one vector; 0 where there are none."""
-    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return full(nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None]))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], value: float | None, algorithm: str | None) -> None:
@@ -40,7 +42,8 @@ def drop_gradients(parameters: Iterable[nn.Parameter]) -> None:
         parameter.grad = None
 
 
-def touch(parameters: Iterable[nn.Parameter]) -> Tensor:
+def touch(model: nn.Module) -> Tensor:
     """A loss without a say: 0, and so is its gradient in every parameter, for processes that wait for one."""
-    total: Tensor = sum((parameter.sum() for parameter in parameters), torch.zeros(())) * 0.0
+    let_go(model)
+    total: Tensor = sum((local(parameter).sum() for parameter in model.parameters()), torch.zeros(())) * 0.0
     return total

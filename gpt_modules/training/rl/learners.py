@@ -20,6 +20,7 @@ from gpt_modules.training.rl.rollout import Scored, response_outputs, response_v
 from gpt_modules.training.rl.scores import Moments
 from gpt_modules.training.rl.shaping import Rollout
 from gpt_modules.training.rl.update import Outputs
+from gpt_modules.training.sharding import shard
 
 
 class Learners:
@@ -51,6 +52,14 @@ class Learners:
             learn_updates(module, "policy", self.recipe.lora, self.recipe.init_from)
         if self.recipe.critic.lora is not None:
             learn_updates(module, "critic", self.recipe.critic.lora, self.critic_folder)
+
+    def shard(self, module: L.LightningModule) -> None:
+        """Split them over the devices of the run."""
+        shard(self.policy, module)
+        if self.critic is not None:
+            shard(self.critic, module)
+        if self.average is not None:
+            self.average.shard(module)
 
     def base(self) -> GPT | None:
         """The reference, where the policy without its updates is that one; else None."""
@@ -143,7 +152,7 @@ class Learners:
         beside: dict[str, GPT | RewardModel] = dict(zip(self.recipe.averages_beside, averages, strict=True))
         if self.critic is not None:
             shared = self.recipe.critic.shared_trunk
-            beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else merge_lora(self.critic)
+            beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else self.critic
         for name, model in beside.items():
             artefacts.export(module, model, folder.with_name(f"{folder.name}-{name}"), ends=ends)
 

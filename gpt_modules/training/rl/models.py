@@ -12,6 +12,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import Moments
+from gpt_modules.training.sharding import let_go
 
 
 def critic_folder(told: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
@@ -71,6 +72,7 @@ def change_units(critic: RewardModel, before: Moments, after: Moments) -> None:
     """Let a critic value in the units of scores that are normalised otherwise, to which nothing changes where `after`
     are those of what it values in the units of `before`.
     """
+    let_go(critic)
     gain, mean = before.deviation / after.deviation, (before.mean - after.mean) / after.deviation
     critic.head.linear.weight.mul_(gain)
     critic.head.linear.bias.mul_(gain).add_(mean)

@@ -79,7 +79,7 @@ def ptx_loss(model: GPT, batch: PtxBatch, coef: float) -> tuple[Float[Tensor, ""
     what has not been read nothing but a gradient of zeros, for processes that wait for one.
     """
     if batch.windows is None:
-        return touch(model.parameters()), {}
+        return touch(model), {}
     total, _ = next_token_loss(model, batch.windows)
     mean = total / batch.normaliser
     loss = coef * mean

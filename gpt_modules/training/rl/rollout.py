@@ -14,10 +14,11 @@ from gpt_modules.backbone import GPT, RewardModel, generate
 from gpt_modules.backbone.decoding.generation import ends_of, is_end
 from gpt_modules.data.batches import PromptBatch
 from gpt_modules.functional import Counted, kl_estimate, linear_logprobs
-from gpt_modules.training.processes import gathered
-from gpt_modules.training.rl.rewards import Scores
+from gpt_modules.training import processes
+from gpt_modules.training.rl.rewards import Reward, Scores
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Sampling
+from gpt_modules.training.sharding import gathered, held
 
 
 class Scored(NamedTuple):
@@ -191,30 +192,52 @@ def score_responses(
 ) -> Scored:
     """Sample, then take log-probabilities from the training forward: the sampler's differ by its rounding.
 
+    Of sharded models all processes take part, each with prompts, or by `sit_out`; one model at a time is whole on every
+    device.
+
     Args:
         key: whole numbers, 0 or more, that name this draw; see `noise`.
         rows: of a forward pass.
         critic: asked for its values, too, where it stands on the policy's trunk.
     """
-    sequences, responses, mask, sampled = sample(policy, prompts, sampling, key)
 
     def outputs(part: Sequences, chosen: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
         text = (part.tokens, part.prompt_lengths, chosen, counts, sampling.temperature)
-        own, entropy, values = response_outputs(policy, critic, *text)
-        theirs, _ = response_logprobs(reference, *text)
-        return own, theirs, entropy, *([] if values is None else [values])
+        *own, values = response_outputs(policy, critic, *text)
+        return *own, *([] if values is None else [values])
 
-    own, theirs, entropy, *valued = in_pieces(outputs, rows, sequences, responses, mask)
+    def of_reference(part: Sequences, chosen: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+        text = (part.tokens, part.prompt_lengths, chosen, counts, sampling.temperature)
+        return response_logprobs(reference, *text)
+
+    with gathered(policy) as speaker:
+        sequences, responses, mask, sampled = sample(speaker, prompts, sampling, key)
+        own, entropy, *valued = in_pieces(outputs, rows, sequences, responses, mask)
+    with held(reference):
+        theirs, _ = in_pieces(of_reference, rows, sequences, responses, mask)
+    with held(*models_of(reward)):
+        scores, spreads, terms = in_pieces(reward, rows, sequences)
     values = valued[0] if valued else None
-    scores, spreads, terms = in_pieces(reward, rows, sequences)
     return Scored(sequences, responses, mask, own, theirs, entropy, scores, spreads, sampled, terms, values)
+
+
+def sit_out(policy: GPT, reference: GPT, reward: Callable[[Sequences], Scores]) -> None:
+    """For a process without prompts, while others score answers to theirs: they need its shards, model after model."""
+    for models in ([policy], [reference], models_of(reward)):
+        with held(*models):
+            pass
+
+
+def models_of(*rewards: Callable[[Sequences], Scores]) -> list[RewardModel]:
+    """Those that say a score; none of a function."""
+    return [model for reward in rewards if isinstance(reward, Reward) for model in reward.models().values()]
 
 
 @torch.no_grad()
 def mean_score(scorer: Callable[[Sequences], Tensor], answers: Sequence[Scored], rows: int) -> float:
     """Of the answers of all processes, which all call it; `rows` of a forward pass."""
     found = [in_pieces(lambda part: (scorer(part),), rows, scored.sequences)[0] for scored in answers]
-    return float(gathered([torch.cat(found)])[0].double().mean())
+    return float(processes.gathered([torch.cat(found)])[0].double().mean())
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def test_a_step_without_gradients_changes_nothing():
 def test_a_touch_reaches_everything_and_moves_nothing():
     made = parameters([3.0], [0.0, 4.0])
     drop_gradients(made)
-    loss = touch(made)
+    loss = touch(nn.ParameterList(made))
     loss.backward()
     assert loss.item() == 0.0
     assert torch.cat([one.grad for one in made]).tolist() == [0.0, 0.0, 0.0]
