@@ -26,6 +26,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_processes,
     check_sections,
+    check_strategy,
     check_values,
     keep_whole_numbers,
     refused_key,
@@ -54,7 +55,7 @@ from gpt_modules.training.callbacks.checkpointing import (
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
-from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer
+from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer, of_lost_peer
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
 from gpt_modules.training.callbacks.rates import LearningRates
@@ -169,6 +170,7 @@ class TrainerCLI(LightningCLI):
         except Exception as error:  # Lightning and torch raise some ten types for a value that does not fit
             raise refused_key(error, config, lambda given: L.Trainer(**given), self.recipe) from error
         check_processes(trainer, self.recipe)
+        check_strategy(trainer, self.recipe)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -178,7 +180,7 @@ class TrainerCLI(LightningCLI):
             several = subcommand == "fit" and dist.is_available() and dist.is_initialized()
             if several and told_elsewhere(Path(self.trainer.default_root_dir), isinstance(error, UserError)):
                 sys.exit(2)
-            if several and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            if several and of_lost_peer(error):
                 raise UserError(lost_peer("a process of this run has ended, or its connection")) from error
             if not several and isinstance(error, UserError):
                 leave_nothing(Path(self.trainer.default_root_dir), self._made)

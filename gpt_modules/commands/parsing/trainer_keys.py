@@ -65,6 +65,7 @@ BOUNDS = {
     "limit_train_batches": Bound(lambda value: value < 2**63 and _SOME.fits(value), _SOME.expected),
     **dict.fromkeys((f"limit_{loop}_batches" for loop in ("val", "test", "predict")), _SHARE),
 }
+_APART = ("DeepSpeedStrategy", "FSDPStrategy")
 _SECTIONS = ("model", "data", "trainer", "checkpoint", "export", "samples", "throughput", "progress")
 _NUMERAL = re.compile(r"[-+]?((0|[1-9][\d_]*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?|.*[iI][nN][fF].*|.*[nN][aA][nN].*")
 _WHOLE_NUMBERS = (
@@ -163,6 +164,19 @@ def check_processes(trainer: Any, recipe: Composition) -> None:
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
         found = f"found {trainer.num_devices} processes on the CPU, expected at most {most} on this machine"
         raise UserError(f"{recipe.where(('trainer', 'devices'))}: {found}")
+
+
+def check_strategy(trainer: Any, recipe: Composition) -> None:
+    """A step's gradients are brought to the mean over all that it counts where they lie, and checkpoints are verified:
+    of a strategy that keeps gradients and files to itself neither would hold, and nothing would tell.
+
+    Raises:
+        UserError: for one of these.
+    """
+    found = type(trainer.strategy).__name__
+    if found in _APART:
+        where = recipe.where(("trainer", "strategy"))
+        raise UserError(f"{where}: found {found}, expected auto, ddp or fsdp2, which shards as ZeRO's stage 3 does")
 
 
 def refused_key(

@@ -107,6 +107,11 @@ class PeerWatch(L.Callback):
         os._exit(1)
 
 
+def of_lost_peer(error: Exception) -> bool:
+    """Whether a collective call failed as it does when another process has ended."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
+
+
 def lost_peer(what: str) -> str:
     """The line for a run that has lost a process."""
     return f"{what}: a run of several processes ends with any of them; go on with --ckpt_path last"

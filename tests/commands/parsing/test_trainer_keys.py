@@ -13,6 +13,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     BOUNDS,
     check_environment,
     check_processes,
+    check_strategy,
     check_values,
     keep_whole_numbers,
     refused_key,
@@ -125,6 +126,17 @@ def test_processes_on_a_cpu_are_as_many_as_it_has_cores_or_eight(monkeypatch):
         expected = f"found {most + 1} processes on the CPU, expected at most {most} on this machine"
         assert told == f"--trainer.devices: {expected}"
     check_processes(types.SimpleNamespace(accelerator=CUDAAccelerator(), num_devices=1000), NOTHING)
+
+
+class DeepSpeedStrategy:
+    """Lightning's needs what no test has."""
+
+
+def test_a_strategy_that_keeps_its_gradients_to_itself_is_refused():
+    check_strategy(types.SimpleNamespace(strategy=object()), NOTHING)
+    recipe = compose(["--trainer.strategy", "deepspeed_stage_3"])
+    told = refusal(check_strategy, types.SimpleNamespace(strategy=DeepSpeedStrategy()), recipe)
+    assert told.startswith("--trainer.strategy: found DeepSpeedStrategy, expected auto, ddp or fsdp2, ")
 
 
 def refuse(*pairs):

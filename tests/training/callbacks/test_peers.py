@@ -6,9 +6,9 @@ import threading
 import time
 
 import pytest
-from torch.distributed import HashStore, Store
+from torch.distributed import DistBackendError, HashStore, Store
 
-from gpt_modules.training.callbacks.peers import MISSES, lost_peer, watch
+from gpt_modules.training.callbacks.peers import MISSES, lost_peer, of_lost_peer, watch
 
 EVERY = 0.01
 
@@ -92,6 +92,15 @@ def test_a_store_that_does_not_answer_is_the_first_process(store, rank, lost):
     ended = threading.Event()
     threading.Timer(2 * EVERY, ended.set).start()
     assert watch(store(), rank, 3, ended, EVERY) is None, "it had ended before"
+
+
+def test_a_collective_call_that_fails_has_lost_a_peer():
+    """The text is gloo's, of a process whose peer was killed."""
+    text = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Connection closed by peer [127.0.0.1]:31216"
+    assert of_lost_peer(RuntimeError(text))
+    assert of_lost_peer(DistBackendError("NCCL error"))
+    assert not of_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not of_lost_peer(ValueError(text))
 
 
 def test_the_line_says_how_to_go_on():
