@@ -494,7 +494,8 @@ class PPOModule(L.LightningModule):
         """A PPO run opens as a dashboard in TensorBoard's custom scalars."""
         writer = tensorboard(self.trainer)
         if writer is not None:
-            writer.add_custom_scalars(ppo_layout(self.recipe.estimator.has_critic))
+            has_critic, monitors = self.recipe.estimator.has_critic, list(self.recipe.monitors)
+            writer.add_custom_scalars(ppo_layout(has_critic, self.terms, monitors))
 
     def sample_rows(self) -> list[dict[str, str]]:
         """Held-out prompts, the reference's answer, with the same noise the policy's and its average's, and their

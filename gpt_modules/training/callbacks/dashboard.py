@@ -1,7 +1,7 @@
 """What a run shows in TensorBoard, and in which order a PPO run is looked at when something is wrong."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,36 +75,52 @@ DPO_LAYOUT = REWARD_LAYOUT | {
         "the preferred one, which may fall too, and the other": _chart("val/chosen_logprob", "val/rejected_logprob"),
     },
 }
+
+
+def _measured(name: str, room: str = "objective") -> list[Any]:
+    """A chart of what rollouts, held-out answers, and those of the average have of a name."""
+    return _chart(f"{room}/{name}", f"val/{name}", f"val/ema/{name}")
+
+
 PPO_LAYOUT = {
     "1 objective": {
-        "score": _chart("objective/score", "val/score", "val/ema/score"),
-        "score as optimised: a missing end has its own": _chart("objective/optimised_score", "val/optimised_score"),
-        "KL to the reference, nats a sequence": _chart("objective/kl", "val/kl"),
-        "reward: the optimised score less the penalty": _chart("objective/reward", "val/reward"),
+        "score": _measured("score"),
+        "score as optimised: a missing end has its own": _measured("optimised_score"),
+        "standard deviation of the score": _measured("score_std"),
+        "spread of an ensemble of rewards": _measured("reward_spread"),
+        "KL to the reference, nats a sequence": _measured("kl"),
+        "reward: the optimised score less the penalty": _measured("reward"),
         "KL coefficient": _chart("objective/kl_coef"),
         "entropy": _chart("objective/entropy", "policy/entropy"),
+        "part of the scores that are clipped; of prompts whose answers score alike": _chart(
+            "objective/clipped_scores", "objective/groups_without_spread"
+        ),
     },
     "2 policy": {
         "approximate KL of the update": _chart("policy/approx_kl"),
         "clip fraction": _chart("policy/clip_fraction", "value/clip_fraction"),
         "ratio": _chart("policy/ratio"),
         "loss": _chart("loss/policy"),
-        "pretraining text, nats a token": _chart("loss/ptx", "val/pretraining_loss"),
+        "pretraining text, nats a token": _chart("loss/ptx", "val/pretraining_loss", "val/ema/pretraining_loss"),
         "norm of the gradient": _chart("policy/grad_norm", "value/grad_norm"),
-        "steps taken of an iteration": _chart("update/steps"),
+        "steps taken of an iteration: fewer where it was stopped early": _chart("update/steps"),
         "KL between sampler and policy, nats a token": _chart("sampler/kl"),
+        "largest difference of a probability between them": _chart("sampler/max_prob_error"),
         "distance to the reference in the loss, nats": _chart("loss/kl"),
     },
     "3 critic": {
         "explained variance": _chart("value/explained_variance"),
         "loss": _chart("loss/value"),
+        "returns": _chart("value/returns"),
     },
     "4 responses": {
-        "length": _chart("response/length", "val/length"),
-        "ended": _chart("response/ended", "val/ended"),
+        "length": _measured("length", "response"),
+        "ended": _measured("ended", "response"),
         "length, quantiles": _chart("response/length_p10", "response/length_p50", "response/length_p90"),
-        "n-grams that an answer repeats": _chart("response/repetition", "val/repetition"),
-        "different n-grams by tokens": _chart("response/distinct_1", "response/distinct_2"),
+        "length of held-out ones, quantiles": _chart("val/length_p10", "val/length_p50", "val/length_p90"),
+        "n-grams that an answer repeats": _measured("repetition", "response"),
+        "different tokens by tokens": _measured("distinct_1", "response"),
+        "different pairs of tokens by tokens": _measured("distinct_2", "response"),
     },
     "5 speed": {
         "episodes per second": _chart("perf/episodes_per_s"),
@@ -113,6 +129,14 @@ PPO_LAYOUT = {
 }
 
 
-def ppo_layout(has_critic: bool) -> dict[str, Any]:
-    """The rooms of `PPO_LAYOUT`, without an empty one where no critic is trained."""
-    return {room: charts for room, charts in PPO_LAYOUT.items() if has_critic or room != "3 critic"}
+def ppo_layout(has_critic: bool, terms: Sequence[str] = (), monitors: Sequence[str] = ()) -> dict[str, Any]:
+    """The rooms of `PPO_LAYOUT`, without an empty one where no critic is trained, and with what the recipe names.
+
+    Args:
+        terms: of the reward, whose sum is the score.
+        monitors: what held-out answers are scored by, too.
+    """
+    parts = {f"part of the score: {name}": _measured(f"score/{name}") for name in terms}
+    watched = {name: _chart(f"val/{name}", f"val/ema/{name}") for name in monitors}
+    rooms = {room: charts for room, charts in PPO_LAYOUT.items() if has_critic or room != "3 critic"}
+    return rooms | ({"6 parts of the score": parts} if parts else {}) | ({"7 monitors": watched} if watched else {})

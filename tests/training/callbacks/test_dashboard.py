@@ -1,5 +1,6 @@
 """The order of a PPO run's charts, as TensorBoard's own plugin fills them."""
 
+import re
 import warnings
 
 import pytest
@@ -8,9 +9,12 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 
-from gpt_modules.training.callbacks.dashboard import PPO_LAYOUT, RunLogger
+from gpt_modules.training.callbacks.dashboard import RunLogger, ppo_layout
+from gpt_modules.training.rl.held_out import MEASURED, SPREAD
+from gpt_modules.training.rl.shaping import DIVERSITY
 
-CHARTS = {title: patterns for room in PPO_LAYOUT.values() for title, (_, patterns) in room.items()}
+LAYOUT = ppo_layout(True, ["a.b:c", "length"], ["vader", "x (y)+"])
+CHARTS = {title: patterns for room in LAYOUT.values() for title, (_, patterns) in room.items()}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,14 @@ def plugin(tmp_path_factory):
     place = {"logdir": str(folder), "multiplexer": multiplexer, "data_provider": provider}
     scalars = {"scalars": ScalarsPlugin(TBContext(**place))}
     return CustomScalarsPlugin(TBContext(**place, plugin_name_to_instance=scalars))
+
+
+def test_what_is_measured_of_answers_is_shown_also_of_the_average():
+    """With the parts of the score and the monitors of the recipe; of quantiles the average's are left out."""
+    shown = {pattern for patterns in CHARTS.values() for pattern in patterns}
+    names = [*MEASURED, SPREAD, *DIVERSITY, "score_std", "pretraining_loss", "score/a.b:c", "vader", "x (y)+"]
+    tags = {f"val/{name}" for name in names} | {f"val/ema/{name}" for name in names if "length_p" not in name}
+    assert {f"^{re.escape(tag)}$" for tag in tags} <= shown
 
 
 @pytest.mark.parametrize("title", CHARTS)
