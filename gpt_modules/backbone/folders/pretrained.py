@@ -154,7 +154,11 @@ def load_pretrained(name: str | Path, kind: Kind | None = None, **changes: Any) 
     `attn_pdrop=0.0`. Raises `UserError`, one line, for a folder or file that is missing, another kind of model, weights
     that are damaged (SHA-256), of another shape, or not finite.
     """
-    folder = find_folder(name)
+    with torch.device("cpu"):  # or what names no device would lie where Lightning's `configure_model` says
+        return _load(find_folder(name), kind, changes)
+
+
+def _load(folder: Path, kind: Kind | None, changes: dict[str, Any]) -> GPT | RewardModel | LabellingModel:
     if is_original(folder):
         _check_kind(folder, "gpt", kind)
         return read_original(folder, **changes)
