@@ -6,7 +6,7 @@ that meets tensors of both is refused. (Fake tensors of torch say `cuda` as well
 them in a build for the CPU, and they have no numbers for a rollout to go on with.)
 
 What waits: a number read (`item`, `tolist`, `bool`), a shape that depends on numbers (`nonzero`, an index of bools), a
-copy to the host, and a copy from it that blocks. What is not seen: whether memory is pinned, which kernels run, how fast.
+copy to the host, and a copy from it that blocks or is not of pinned memory. What is not seen: which kernels run, how fast.
 """
 
 import sys
@@ -109,7 +109,8 @@ class Device(TorchDispatchMode):
         if func is aten._to_copy.default or func is aten.copy_.default:
             blocks = not kwargs.get("non_blocking", len(args) > 2 and args[2])
             down, up = there == [False, True], there in ([False], [True, False])
-            if down or (up and blocks):
+            source = args[1] if func is aten.copy_.default else args[0]
+            if down or (up and (blocks or not hasattr(source, "pinned"))):
                 self.note()
             return
         if func in INDEXED:
@@ -125,13 +126,17 @@ class _Meeting(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = tree_leaves((args, kwargs))
-        if func is Tensor.quantile and isinstance(args[0], OnDevice):  # it waits on a CPU alone, to look at its argument
+        if func is Tensor.quantile and isinstance(
+            args[0], OnDevice
+        ):  # it waits on a CPU alone, to look at its argument
             return OnDevice(args[0].host.quantile(*args[1:], **kwargs))
         hosts = [one for one in leaves if isinstance(one, Tensor) and not isinstance(one, OnDevice) and one.dim()]
         if hosts and any(isinstance(one, OnDevice) for one in leaves) and func not in MEETINGS:
             if any(map(torch._C._functorch.is_functorch_wrapped_tensor, hosts)):
                 return func(*args, **kwargs)  # what stands under it comes by on its own
-            assert func in (Tensor.__getitem__, Tensor.__setitem__), f"{func}: two devices meet: {[one.shape for one in hosts]} of the host"
+            assert func in (Tensor.__getitem__, Tensor.__setitem__), (
+                f"{func}: two devices meet: {[one.shape for one in hosts]} of the host"
+            )
             Device.note()
         return func(*args, **kwargs)
 
@@ -173,6 +178,19 @@ class _Autocast(torch.autocast):
         super().__init__("cpu", *args, **kwargs)
 
 
+def _pin(tensor: Tensor) -> Tensor:
+    assert not isinstance(tensor, OnDevice)
+    made = tensor.clone()
+    made.pinned = True  # type: ignore[attr-defined]
+    return made
+
+
+def _grouped(lists: Any, with_indices: bool = False, own: Any = torch._C._group_tensors_by_device_and_dtype) -> Any:
+    """By the devices that tensors say they are on."""
+    groups = own(lists, with_indices)
+    return {(of[0][0][0].device, dtype): of for (_, dtype), of in groups.items()}
+
+
 @contextmanager
 def device() -> Iterator[Device]:
     """A device on paper, on which autocast takes place."""
@@ -187,6 +205,9 @@ def device() -> Iterator[Device]:
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes one of the host, then copies it
         stack.enter_context(patch("torch.autocast", _Autocast))
         stack.enter_context(patch("torch.cuda._lazy_init"))
+        stack.enter_context(patch("gpt_modules.data.loader.pins", return_value=True))
+        stack.enter_context(patch("torch.Tensor.pin_memory", _pin))
+        stack.enter_context(patch("torch._C._group_tensors_by_device_and_dtype", _grouped))
         stack.enter_context(_Meeting())
         yield stack.enter_context(Device())
 

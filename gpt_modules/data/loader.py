@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from gpt_modules.storage.documents import Count, Positive
 
 BatchT = TypeVar("BatchT")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 POOL = 16  # batches that are sorted by length together: enough to save padding, few enough to keep the order random
@@ -144,7 +145,7 @@ class BatchLoader(Generic[BatchT]):
             self._plan = (epoch, self._grid(epoch))
         own = self._plan[1][index][self.rank :: self.world]
         batch = self.examples.batch(epoch, own[own >= 0])
-        return _pinned(batch) if torch.cuda.is_available() else batch
+        return pinned(batch)
 
     def examples_before(self, epoch: int, index: int) -> int:
         """Examples of all ranks that come before batch `index` in this epoch."""
@@ -254,5 +255,16 @@ def _bucketed(
     return np.concatenate([batches.reshape(-1), order[full:]])
 
 
-def _pinned(batch: Any) -> Any:
-    return tree_map(torch.Tensor.pin_memory, batch)
+def pinned(batch: T) -> T:
+    """The batch in memory that a CUDA device copies from while the host goes on, where there is one: from any other it
+    copies when all that it was asked for before is done.
+    """
+    if not pins():
+        return batch
+    found: T = tree_map(lambda leaf: leaf.pin_memory() if isinstance(leaf, torch.Tensor) else leaf, batch)
+    return found
+
+
+def pins() -> bool:
+    """Whether there is a device that it helps."""
+    return torch.cuda.is_available()

@@ -13,7 +13,7 @@ import numpy as np
 from gpt_modules.data.arguments import IdleArgument, expect_whole
 from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
 from gpt_modules.data.corpus.mixture import MixedSource
-from gpt_modules.data.loader import BatchLoader, Examples, Stream
+from gpt_modules.data.loader import BatchLoader, Examples, Stream, pinned
 from gpt_modules.data.pretraining import PretrainingDataModule
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.errors import UserError, expect
@@ -127,7 +127,7 @@ class MixedLoader(BatchLoader[MixedBatch]):
         own: Any = super().batch_at(epoch, index)
         before = epoch * max(len(self.examples), self.size) + self.examples_before(epoch, index)
         first, last = (math.floor(self.ratio * seen) for seen in (before, before + self.size))
-        return MixedBatch(own, self.beside.windows(first, last, self.rank, self.world))
+        return MixedBatch(own, pinned(self.beside.windows(first, last, self.rank, self.world)))
 
 
 @contextmanager

@@ -29,10 +29,10 @@ from gpt_modules.functional.losses import (
     dpo_losses,
     explained_variance,
     kl_loss,
+    pair_margins,
     ppo_clip_loss,
     ranking_loss,
     ranking_losses,
-    ranking_pairs,
     supervised_scores,
 )
 from gpt_modules.functional.masking import masked_mean, masked_whiten, sequence_mean, token_mean
@@ -79,10 +79,10 @@ __all__ = [
     "masked_whiten",
     "meta_gradient",
     "over_tasks",
+    "pair_margins",
     "ppo_clip_loss",
     "ranking_loss",
     "ranking_losses",
-    "ranking_pairs",
     "repeated_ngrams",
     "response_positions",
     "row_deviations",

@@ -17,7 +17,7 @@ def distinct_ngrams(tokens: Int[Tensor, "B R"], mask: Bool[Tensor, "B R"], n: in
     Objective Function for Neural Conversation Models", section 5.2.
     """
     ngrams, _ = _ngrams(tokens, mask, n)
-    different = mask.new_tensor(len(torch.unique(ngrams, dim=0)), dtype=torch.float32)
+    different = mask.new_full((), len(torch.unique(ngrams, dim=0)), dtype=torch.float32)
     return different / mask.sum().clamp(min=1)
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from gpt_modules.functional.kl import kl_estimate
 from gpt_modules.functional.masking import masked_mean, sequence_mean, token_mean
-from gpt_modules.functional.preferences import untied_pairs
 
 # exp(20) is 5e8: one broken token must not overflow the loss of a batch.
 _LOG_RATIO_LIMIT = 20.0
@@ -45,16 +44,17 @@ class PreferenceLosses(NamedTuple):
     rewards: Float[Tensor, "P K"]  # implicit: their differences are log-odds of the preference
 
 
-def ranking_pairs(
+def pair_margins(
     scores: Float[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
-) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
-    """Margin score_better - score_worse of each untied pair of a prompt's counted answers, and the pair's prompt.
+) -> tuple[Float[Tensor, "P K K"], Bool[Tensor, "P K K"]]:
+    """Margin score_i - score_j of each pair (i, j) of a prompt's counted answers in which i is preferred, 0 for the
+    others; and which pairs these are. A shape that depends on no number, so no device is waited for.
 
     `ranks`: lower is better, equal is a tie. `mask`: answers that exist. The accuracy of a reward model is the share of
     margins above 0.
     """
-    prompt, winner, loser = untied_pairs(ranks, mask)
-    return scores[prompt, winner] - scores[prompt, loser], prompt
+    counted = (ranks.unsqueeze(2) < ranks.unsqueeze(1)) & mask.unsqueeze(2) & mask.unsqueeze(1)
+    return torch.where(counted, scores.unsqueeze(2) - scores.unsqueeze(1), 0.0), counted
 
 
 def ranking_losses(
@@ -68,11 +68,9 @@ def ranking_losses(
     for its K(K-1)/2 comparisons are correlated and count as one example. Source: Ouyang et al. 2022 (InstructGPT), eq.
     1; Bradley & Terry 1952.
     """
-    margins, prompt = ranking_pairs(scores.float(), ranks, mask)
-    zeros = margins.new_zeros(scores.shape[0])
-    totals = zeros.index_add(0, prompt, -F.logsigmoid(margins))
-    pairs = zeros.index_add(0, prompt, torch.ones_like(margins))
-    return totals / pairs.clamp(min=1.0), pairs > 0
+    margins, counted = pair_margins(scores.float(), ranks, mask)
+    losses, pairs = torch.where(counted, -F.logsigmoid(margins), 0.0).sum((1, 2)), counted.sum((1, 2))
+    return losses / pairs.clamp(min=1), pairs > 0
 
 
 def ranking_loss(

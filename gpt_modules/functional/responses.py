@@ -29,11 +29,14 @@ class Counted(NamedTuple):
     states: Int[Tensor, "N"]
 
     @classmethod
-    def of(cls, prompt_lengths: Int[Tensor, "B"], mask: Bool[Tensor, "B R"], width: int) -> "Counted":
-        """Those that `mask` counts, in rows of `width`. Waits for the device once."""
+    def of(
+        cls, prompt_lengths: Int[Tensor, "B"], mask: Bool[Tensor, "B R"], width: int, count: int | None = None
+    ) -> "Counted":
+        """Those that `mask` counts, in rows of `width`. Waits for the device, unless it is told their `count`."""
         positions = response_positions(prompt_lengths, mask.shape[1])
         starts = torch.arange(len(mask), device=mask.device).unsqueeze(1) * width
-        cells = mask.flatten().nonzero()[:, 0]
+        flat = mask.flatten()
+        cells = (flat.nonzero() if count is None else torch.nonzero_static(flat, size=count))[:, 0]
         return cls(cells, (starts + positions).flatten().index_select(0, cells))
 
     def spread(self, values: Float[Tensor, "N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:

@@ -195,7 +195,7 @@ class FinetuningModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's labelled examples, and the two that it is the sum of."""
-        self.log("train/loss", self.step.close(self), prog_bar=True)
+        self.log("train/loss", self.step.close(self))
         sums = self.trainer.strategy.reduce(torch.stack(self._shares).sum(0), reduce_op="sum")
         self._shares = []
         task_loss, lm_loss = sums[:2] / sums[2:].clamp(min=1)

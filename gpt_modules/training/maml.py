@@ -188,12 +188,12 @@ class MAMLModule(L.LightningModule):
         # Linear in the parameters: its gradient is what was found, through DDP's hooks and Lightning's backward.
         carrier = torch.stack([(value * gradient).sum() for value, gradient in pairs if value.requires_grad]).sum()
         tasks = len(batch.query.targets)
-        count = torch.tensor(tasks, device=self.device)
+        count = torch.full((), tasks, device=self.device)  # `tensor` would wait for the device
         return self.step.add((found.query_loss + carrier - carrier.detach()) * tasks, count, tasks)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's tasks."""
-        self.log("train/loss", self.step.close(self), prog_bar=True)
+        self.log("train/loss", self.step.close(self))
 
     def on_train_end(self) -> None:
         """Leave the network as it came, for whoever trains it on."""

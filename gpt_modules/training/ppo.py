@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, LoRAConfig, RewardModel
 from gpt_modules.backbone.folders.card import Facts
 from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
+from gpt_modules.data.loader import pinned
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import ppo_layout
 from gpt_modules.training.callbacks.figures import frontier_figure
@@ -251,8 +253,8 @@ class PPOModule(L.LightningModule):
 
     def _prompts(self, iteration: int) -> PromptBatch:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        own = data.prompts(iteration, self.global_rank, self.trainer.world_size)
-        return PromptBatch(*(field.to(self.device) for field in own))
+        own = pinned(data.prompts(iteration, self.global_rank, self.trainer.world_size))
+        return PromptBatch(*(field.to(self.device, non_blocking=True) for field in own))
 
     def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored | None:
         """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise. None where
@@ -299,7 +301,8 @@ class PPOModule(L.LightningModule):
         """What is known of a rollout, at once: the epoch's end may not come. Returns its KL."""
         answers = self.trainer.datamodule.answers  # type: ignore[attr-defined]
         statistics = rollout_statistics(scored, rollout, self.reward_kl_coef, self.shaping, answers, self.terms)
-        numbers = {name: float(value) for name, value in statistics.items()}
+        together = torch.stack([value.double() for value in statistics.values()])  # the device is waited for once
+        numbers = dict(zip(statistics, together.tolist(), strict=True))
         numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
         # Reading them waited for the device, so the clock stops when the rollout is complete.
         numbers["perf/rollout_seconds"] = time.perf_counter() - started
@@ -347,7 +350,8 @@ class PPOModule(L.LightningModule):
         else:
             loss, shares = self._update_loss(batch)
         self.step.add(shares)
-        self.log_dict(self.watch.shown, prog_bar=True, logger=False)
+        if batch_idx == 0:
+            self.log_dict(self.watch.shown, logger=False)
         return loss
 
     def _update_loss(self, batch: Experience) -> tuple[Tensor, dict[str, Tensor]]:
@@ -360,7 +364,7 @@ class PPOModule(L.LightningModule):
         sequences = batch.sequences if self.recipe.estimator.averages_answers else None
         kind = self.recipe.kl.loss
         penalty = None if kind is None else Penalty(kind, self.kl_coef)
-        outputs = self.learners.outputs(rollout, self.hparams["temperature"], self.warming_up)
+        outputs = self.learners.outputs(rollout, self.hparams["temperature"], self.warming_up, batch.cut.tokens)
         loss, shares = update_loss(outputs, rollout, self.recipe.clip, batch.normaliser, sequences, penalty)
         return loss + touch(self.policy) if self.warming_up else loss, shares
 

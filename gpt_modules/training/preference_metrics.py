@@ -33,8 +33,8 @@ from gpt_modules.data.batches import RankingBatch
 from gpt_modules.functional import (
     deviation_correlation,
     group_means,
+    pair_margins,
     ranking_losses,
-    ranking_pairs,
     row_deviations,
     untied_pairs,
 )
@@ -141,8 +141,8 @@ class StepAccuracy:
 
     def add(self, batch: RankingBatch, scores: Tensor) -> None:
         """A micro-batch and the scores (P, K) of its answers."""
-        margins, _ = ranking_pairs(scores.detach(), batch.ranks, batch.mask)
-        self._counts.append(torch.stack([_right(margins), torch.ones_like(margins)]).double().sum(1))
+        margins, counted = pair_margins(scores.detach(), batch.ranks, batch.mask)
+        self._counts.append(torch.stack([torch.where(counted, _right(margins), 0.0).sum(), counted.sum()]).double())
 
     def close(self, module: L.LightningModule) -> None:
         """Called before the optimizer's step: log it, where one is logged."""
@@ -173,7 +173,7 @@ def calibration_error(margins: Tensor) -> Tensor:
 
 def _right(margins: Tensor) -> Tensor:
     """1 where the preferred answer has the higher score, 1/2 where both have the same: a guess."""
-    return torch.heaviside(margins, margins.new_tensor(0.5))
+    return torch.heaviside(margins, margins.new_full((), 0.5))
 
 
 def _clearness(batch: RankingBatch, prompt: Tensor, better: Tensor, worse: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class PretrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's tokens; the number of tokens so far, and what sources they are of."""
-        self.log("train/loss", self.step.close(self), prog_bar=True)
+        self.log("train/loss", self.step.close(self))
         if (self.trainer.global_step + 1) % log_interval(self.trainer):
             return  # numbers of the host are copied to the device to be logged: not in every step
         self.log("train/tokens", float(self.tokens_seen))

@@ -102,7 +102,7 @@ class RewardModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the step's prompts; `train/accuracy`, over its pairs."""
-        self.log("train/loss", self.step.close(self), prog_bar=True)
+        self.log("train/loss", self.step.close(self))
         self.right.close(self)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:

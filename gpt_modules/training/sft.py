@@ -82,7 +82,7 @@ class SFTModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """`train/loss`, the mean over the tokens that the step learns."""
-        self.log("train/loss", self.step.close(self), prog_bar=True)
+        self.log("train/loss", self.step.close(self))
 
     def validation_step(self, batch: PackedBatch | TokenBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Weighted by response tokens; the second loader has held-out pretraining text."""

@@ -10,9 +10,9 @@ from gpt_modules.functional import (
     dpo_losses,
     explained_variance,
     kl_loss,
+    pair_margins,
     ppo_clip_loss,
     ranking_loss,
-    ranking_pairs,
     supervised_scores,
 )
 
@@ -94,12 +94,16 @@ def test_missing_answers_may_hold_anything():
     assert scores.grad[0, 0] < 0 < scores.grad[0, 2]
 
 
-def test_pairs_name_their_prompt():
-    margins, prompt = ranking_pairs(
-        torch.tensor([[3.0, 1.0], [2.0, 7.0]]), torch.tensor([[0, 1], [0, 1]]), torch.ones(2, 2, dtype=torch.bool)
+def test_margins_are_of_preferred_answers_that_exist():
+    """By hand; what stands in other cells is nobody's."""
+    scores, mask = (
+        torch.tensor([[3.0, 1.0, math.nan], [2.0, 7.0, 4.0]]),
+        torch.tensor([[True, True, False], [True] * 3]),
     )
-    assert margins.tolist() == [2.0, -5.0]
-    assert prompt.tolist() == [0, 1]
+    margins, counted = pair_margins(scores, torch.tensor([[0, 1, 2], [0, 1, 1]]), mask)
+    assert margins[counted].tolist() == [2.0, -5.0, -2.0]
+    assert counted.nonzero().tolist() == [[0, 0, 1], [1, 0, 1], [1, 0, 2]]
+    assert not margins[~counted].any()
 
 
 # Direct preference optimisation

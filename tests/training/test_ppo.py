@@ -325,7 +325,7 @@ def test_a_rollout_is_logged_at_the_step_that_it_precedes_and_shown_beside_the_p
     points = trainer.logger.points
     assert [(step, value) for name, step, value in points if name == "perf/rollout_seconds"] == [(0, 2.5), (3, 1.0)]
     for name in ("score", "kl"):
-        assert trainer.progress_bar_metrics[name] == pytest.approx(trainer.logger.values(f"objective/{name}")[-1])
+        assert trainer.callback_metrics[name] == pytest.approx(trainer.logger.values(f"objective/{name}")[-1])
         assert not trainer.logger.values(name)
 
 

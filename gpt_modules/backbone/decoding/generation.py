@@ -160,8 +160,8 @@ def _uniforms(rows: int, steps: int, generator: Noise, device: torch.device) -> 
     if isinstance(generator, Sequence):
         if len(generator) != rows:
             raise ValueError(f"generator: found {len(generator)}, expected one, or one for each of {rows} prompts")
-        drawn = [torch.rand(steps, 2, generator=one, dtype=dtype, device=one.device).to(device) for one in generator]
-        uniforms = torch.stack(drawn)
+        drawn = [torch.rand(steps, 2, generator=one, dtype=dtype, device=one.device) for one in generator]
+        uniforms = torch.stack(drawn).to(device)
     else:
         source = device if generator is None else generator.device
         uniforms = torch.rand(rows, steps, 2, generator=generator, dtype=dtype, device=source).to(device)

@@ -18,10 +18,13 @@ from rich.progress import (
 from gpt_modules.training.callbacks.writer import log_interval
 
 LINES_PER_RUN = 10
+SHOWN = ("train/loss", "score", "kl")  # and all of `perf/`
 
 
 class StepBar(L.Callback):
-    """Shows the run's progress in optimizer steps and the metrics logged with `prog_bar=True`.
+    """Shows the run's progress in optimizer steps, with the loss and the speed of training, and what a validation logged
+    with `prog_bar=True`. Of a metric of training that is logged so Lightning reads the number after every step, which
+    waits for the device: none is.
 
     Args:
         name: what the bar is labelled with; the module's class by default.
@@ -81,8 +84,10 @@ class StepBar(L.Callback):
 
     @staticmethod
     def _metrics(trainer: L.Trainer) -> str:
-        shown = {key: value for key, value in trainer.progress_bar_metrics.items() if key != "v_num"}
-        return "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        found = trainer.callback_metrics
+        shown = {name: float(found[name]) for name in found if name in SHOWN or name.startswith("perf/")}
+        shown |= {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+        return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
 
     def on_train_end(self, *_: Any) -> None:
         """Close the bar."""

@@ -49,7 +49,7 @@ class Throughput(L.Callback):
         if trainer.global_step == 0 or trainer.global_step % log_interval(trainer) or self._count == 0:
             return
         rate = self._count / (time.perf_counter() - self._since)
-        pl_module.log(f"perf/{unit}_per_s", rate, prog_bar=True)
+        pl_module.log(f"perf/{unit}_per_s", rate)
         if self.peak_flops is not None:
             flops = pl_module.flops_per_token() * rate
             pl_module.log("perf/mfu", flops / (self.peak_flops * trainer.world_size))

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from gpt_modules.data.loader import pinned
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.documents import Count, Positive, typed
 from gpt_modules.training.rl.ptx import PtxBatch, PtxSteps
@@ -118,7 +119,7 @@ class ExperienceLoader:
         plan = self._plan(lengths)
 
         def cut(rows: Tensor) -> Cut:
-            return Cut(rows, int(lengths[rows].max()), int(tokens[rows].max()))
+            return Cut(rows, int(lengths[rows].max()), int(tokens[rows].max()), int(tokens[rows].sum()))
 
         for index in range(start, len(self)):
             self.position = index + 1
@@ -126,12 +127,13 @@ class ExperienceLoader:
             if self.ptx is not None and part < self.parts.ptx:
                 number = self.owner.iteration * self.parts.epochs * self.parts.minibatches + step
                 windows = None if self.owner.policy_rests else self.ptx.batch(number, part)
-                yield PtxBatch(windows, self._share(self.ptx.tokens))
+                yield PtxBatch(pinned(windows), self._share(self.ptx.tokens))
             else:
-                self.minibatch = cut(torch.cat(plan[step]))
-                counted = int(tokens[self.minibatch.rows].sum())
+                self.minibatch = pinned(cut(torch.cat(plan[step])))
+                assert self.minibatch.tokens is not None
                 rows = plan[step][part - self.parts.ptx][self.rank :: self.world]
-                yield Experience(cut(rows), self._share(counted), self._share(len(self.minibatch.rows)))
+                shares = self._share(self.minibatch.tokens), self._share(len(self.minibatch.rows))
+                yield Experience(pinned(cut(rows)), *shares)
 
     def _share(self, counted: int) -> float:
         """The normaliser of a step's tokens: Lightning divides by micro-batches, and averages over processes."""

@@ -83,13 +83,17 @@ class Learners:
 
     # --- what they say ---
 
-    def outputs(self, rollout: Rollout, temperature: float, policy_rests: bool = False) -> Outputs:
-        """Of a rollout's response tokens, with gradient: the critic's alone where the policy rests."""
+    def outputs(
+        self, rollout: Rollout, temperature: float, policy_rests: bool = False, count: int | None = None
+    ) -> Outputs:
+        """Of a rollout's response tokens, with gradient: the critic's alone where the policy rests. `count`: as of
+        `Counted.of`.
+        """
         tokens, prompt_lengths, responses, mask = rollout[:4]
-        text = (tokens, prompt_lengths, responses, mask, temperature, policy_rests)
+        text = (tokens, prompt_lengths, responses, mask, temperature, policy_rests, count)
         logprobs, entropy, values = response_outputs(self.policy, self.critic, *text)
         if values is None and self.critic is not None:
-            values = response_values(self.critic, tokens, prompt_lengths, mask)
+            values = response_values(self.critic, tokens, prompt_lengths, mask, count)
         return Outputs(logprobs, entropy, values)
 
     def values(self, scored: Scored, rows: int) -> Float[Tensor, "B R"] | None:

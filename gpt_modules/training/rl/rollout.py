@@ -142,11 +142,12 @@ def response_outputs(
     mask: Tensor,
     temperature: float,
     policy_rests: bool = False,
+    count: int | None = None,
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"], Float[Tensor, "B R"] | None]:
     """As `response_logprobs`; third, what a critic that stands on the policy's trunk says of the same states, None for
-    any other. Where the policy rests, only the critic's head has a gradient.
+    any other. Where the policy rests, only the critic's head has a gradient. `count`: as of `Counted.of`.
     """
-    counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
+    counted = Counted.of(prompt_lengths, mask, tokens.shape[1], count)
     with torch.set_grad_enabled(torch.is_grad_enabled() and not policy_rests):
         states = policy.hidden(tokens, read=counted.states)
         chosen = responses.flatten().index_select(0, counted.cells)
@@ -160,9 +161,13 @@ def shares_trunk(critic: RewardModel | None, policy: GPT) -> TypeGuard[RewardMod
     return critic is not None and critic.decoder is policy.decoder
 
 
-def response_values(critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor) -> Float[Tensor, "B R"]:
-    """The critic's value of the state before each response token that counts, 0 elsewhere."""
-    counted = Counted.of(prompt_lengths, mask, tokens.shape[1])
+def response_values(
+    critic: RewardModel, tokens: Tensor, prompt_lengths: Tensor, mask: Tensor, count: int | None = None
+) -> Float[Tensor, "B R"]:
+    """The critic's value of the state before each response token that counts, 0 elsewhere. `count`: as of
+    `Counted.of`.
+    """
+    counted = Counted.of(prompt_lengths, mask, tokens.shape[1], count)
     return counted.spread(critic.token_values(tokens, read=counted.states), mask)
 
 
@@ -174,7 +179,11 @@ def in_pieces(
     piece is wider than its longest row.
     """
     order = sequences.lengths.argsort(stable=True)
-    pieces = [function(sequences.take(rows), *(tensor[rows] for tensor in others)) for rows in torch.split(order, size)]
+    lengths = sequences.lengths[order].tolist()
+    pieces = [
+        function(sequences.take(rows, max(lengths[i * size : (i + 1) * size])), *(tensor[rows] for tensor in others))
+        for i, rows in enumerate(torch.split(order, size))
+    ]
     back = order.argsort()
     return tuple(torch.cat(parts)[back] for parts in zip(*pieces, strict=True))
 

@@ -24,10 +24,10 @@ class Sequences(NamedTuple):
     ended: Bool[Tensor, "B"]
     rows: Int[Tensor, "B"]
 
-    def take(self, rows: Int[Tensor, "N"]) -> "Sequences":
-        """These rows, no wider than the longest of them."""
+    def take(self, rows: Int[Tensor, "N"], width: int) -> "Sequences":
+        """These rows, of which the longest has `width` tokens."""
         tokens, *others = (field[rows] for field in self)
-        return Sequences(tokens[:, : int(self.lengths[rows].max())], *others)
+        return Sequences(tokens[:, :width], *others)
 
     def ids(self) -> tuple[list[list[int]], list[list[int]]]:
         """Token ids of prompts and of responses."""

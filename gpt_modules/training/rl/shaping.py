@@ -36,11 +36,13 @@ class Cut(NamedTuple):
     rows: (N,)
     text: tokens of their longest prompt and response together.
     response: of their longest response.
+    tokens: of their responses, all together; None: nobody has counted them.
     """
 
     rows: Int[Tensor, "N"]
     text: int
     response: int
+    tokens: int | None = None
 
 
 class Rollout(NamedTuple):
@@ -73,7 +75,8 @@ class Rollout(NamedTuple):
 
     def take(self, cut: Cut) -> "Rollout":
         """These rows of it, no wider than they are."""
-        taken = {name: field[cut.rows.to(field.device)] for name, field in self.present().items()}
+        rows = cut.rows.to(self.tokens.device, non_blocking=True)
+        taken = {name: field[rows] for name, field in self.present().items()}
         tokens, prompt_lengths = taken.pop("tokens")[:, : cut.text], taken.pop("prompt_lengths")
         cells = {name: cell[:, : cut.response] for name, cell in taken.items()}
         return Rollout(tokens=tokens, prompt_lengths=prompt_lengths, **cells)
@@ -172,7 +175,8 @@ def whitened_alone(rollout: Rollout, cut: Cut, minibatch: Cut, shaping: Shaping)
     assert part.rewards is not None
     assert part.values is not None
     advantages, returns, _ = _advantages(part.rewards, part.values, part.mask, shaping, True)
-    places = (minibatch.rows.to(device)[None] == cut.rows.to(device)[:, None]).int().argmax(1)
+    all_rows, rows = (of.rows.to(device, non_blocking=True) for of in (minibatch, cut))
+    places = (all_rows[None] == rows[:, None]).int().argmax(1)
     return part._replace(advantages=advantages, returns=returns).take(cut._replace(rows=places))
 
 
@@ -243,7 +247,7 @@ def _scores_statistics(scored: Scored, shaping: Shaping, answers: int) -> dict[s
     found, scores, moments = dict[str, Tensor](), scored.scores, shaping.moments
     if moments.seen:
         units = {"score_gain": 1.0 / moments.deviation, "score_bias": -moments.mean / moments.deviation}
-        found |= {f"objective/{name}": scores.new_tensor(value, dtype=torch.float64) for name, value in units.items()}
+        found |= {f"objective/{name}": scores.new_full((), value, dtype=torch.float64) for name, value in units.items()}
     if shaping.scores.clip is not None:
         found["objective/clipped_scores"] = (moments.normalised(scores).abs() > shaping.scores.clip).double().mean()
     if not shaping.estimator.has_critic:

@@ -4,6 +4,7 @@ import io
 
 import lightning.pytorch as L
 import pytest
+import torch
 from rich.console import Console
 
 from gpt_modules.training.callbacks import progress
@@ -17,7 +18,7 @@ class ToyModule(L.LightningModule):
 class Steps(L.Trainer):
     """What a callback reads of a Trainer, and nothing that trains."""
 
-    estimated_stepping_batches = global_step = is_global_zero = progress_bar_metrics = None
+    estimated_stepping_batches = global_step = is_global_zero = progress_bar_metrics = callback_metrics = None
 
     def __init__(self, **known):
         vars(self).update(known)
@@ -41,14 +42,15 @@ class Run:
             global_step=first,
             is_global_zero=rank == 0,
             log_every_n_steps=every,
-            progress_bar_metrics={},
+            progress_bar_metrics={"v_num": 7},
+            callback_metrics={},
         )
         self.bar.on_train_start(self.trainer, ToyModule())
 
     def step(self, number, **metrics):
         self.now += self.seconds * (number - self.trainer.global_step)
         self.trainer.global_step = number
-        self.trainer.progress_bar_metrics = metrics
+        self.trainer.callback_metrics = {name: torch.tensor(value) for name, value in metrics.items()}
         self.bar.on_train_batch_end(self.trainer, None, None, 0)
 
     @property
@@ -59,8 +61,15 @@ class Run:
 def test_ten_lines_a_run_with_the_time_that_is_left(monkeypatch):
     run = Run(monkeypatch, total=100)
     for number in range(1, 101):
-        run.step(number, loss=1 / 3, v_num=7)
-    assert run.lines == [f"toy step {n}/100, {2 * (100 - n)} s left  loss 0.3333" for n in range(1, 101, 10)]
+        run.step(number, **{"train/loss": 1 / 3, "value/loss": 5.0})
+    assert run.lines == [f"toy step {n}/100, {2 * (100 - n)} s left  train/loss 0.3333" for n in range(1, 101, 10)]
+
+
+def test_what_a_validation_showed_stands_behind_the_speed(monkeypatch):
+    run = Run(monkeypatch, total=1)
+    run.trainer.progress_bar_metrics = {"val/loss": 2.0}
+    run.step(1, **{"perf/tokens_per_s": 512.0})
+    assert run.lines == ["toy step 1/1, 0 s left  perf/tokens_per_s 512  val/loss 2"]
 
 
 def test_a_resumed_run_counts_its_own_time_only(monkeypatch):
@@ -101,11 +110,11 @@ def test_a_bar_on_a_terminal_reads_metrics_at_log_steps_and_goes(monkeypatch):
     run = Run(monkeypatch, total=8, first=2, terminal=True, every=4)
     shown = run.bar._progress
     assert (shown.tasks[0].completed, shown.tasks[0].total, shown.tasks[0].description) == (2, 8, "toy")
-    run.step(3, loss=1.0)
+    run.step(3, kl=1.0)
     assert (shown.tasks[0].completed, shown.tasks[0].fields["metrics"]) == (3, "")
-    run.step(4, loss=2.0)
-    run.step(5, loss=3.0)
-    assert (shown.tasks[0].completed, shown.tasks[0].fields["metrics"]) == (5, "loss 2")
+    run.step(4, kl=2.0)
+    run.step(5, kl=3.0)
+    assert (shown.tasks[0].completed, shown.tasks[0].fields["metrics"]) == (5, "kl 2")
     assert shown.live.is_started
     run.bar.on_exception(run.trainer)
     assert not shown.live.is_started, "before the message"
