@@ -27,6 +27,8 @@ from gpt_modules.backbone.norms import norm
 from gpt_modules.backbone.rotary import Rotary, Rotation, rotate
 from gpt_modules.errors import UserError
 
+GRAPHS = 64  # of blocks, over all models of a process
+
 
 class CausalSelfAttention(nn.Module):
     """Multi-head attention in which a token sees itself and what stands before it, or of that what a mask leaves.
@@ -68,7 +70,8 @@ class CausalSelfAttention(nn.Module):
                 key, value = cache.write(self.layer, key, value)
             if len(key) < batch:  # all rows in one: a fork without room
                 query = query.transpose(0, 1).reshape(1, self.heads[0], batch * width, -1)
-            mixed = self._attend(query, key, value, mask)
+            # Of no cache whatever the width, which a compiler would have to know.
+            mixed = self._attend(query, key, value, mask, mask is None and (cache is None or width > 1))
         # (B, T, H, D), or (1, B T, H, D): the same in memory
         out: Tensor = self.drop(self.proj(only(read, mixed.transpose(1, 2).reshape(batch, width, -1))))
         return out
@@ -93,6 +96,7 @@ class CausalSelfAttention(nn.Module):
         key: Float[Tensor, "B K S D"],
         value: Float[Tensor, "B K S D"],
         mask: Mask,
+        causal: bool,
     ) -> Float[Tensor, "B H T D"]:
         if isinstance(mask, BlockMask):
             return banded_attention(query, key, value, mask)
@@ -105,7 +109,7 @@ class CausalSelfAttention(nn.Module):
         if grouped and width == 1:  # heads that read the same keys stand as if they were tokens: keys are read once
             together = query.reshape(len(key), key.shape[1], -1, query.shape[3])
             return attend(together, key, value).reshape(query.shape)
-        return attend(query, key, value, is_causal=mask is None and width > 1, enable_gqa=grouped)
+        return attend(query, key, value, is_causal=causal, enable_gqa=grouped)
 
 
 class MLP(nn.Module):
@@ -298,7 +302,12 @@ class Decoder(nn.Module):
         return torch.arange(tokens.shape[1], device=tokens.device)
 
     def compile_blocks(self) -> None:
-        """`torch.compile` each block in place, so that the names in `state_dict` stay as they are."""
+        """`torch.compile` each block in place, so that the names in `state_dict` stay as they are.
+
+        Blocks of all models of a process share one code, whose graphs Dynamo counts together: learning and scoring, with
+        and without states to read, of each width of model. Beyond its limit, 8, it would go on uncompiled.
+        """
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         for block in self.blocks:
             block.compile()
         self.compiled = True

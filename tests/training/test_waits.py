@@ -5,12 +5,10 @@ from collections import Counter
 import lightning.pytorch as L
 import pytest
 import torch
-from device import CUDA, Device, device, on_paper
+from device import Device, device, on_paper
 
-from gpt_modules.backbone import GPT, DecoderConfig, generate
 from gpt_modules.training.callbacks.checkpointing import RandomState
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
-from gpt_modules.training.callbacks.progress import StepBar
 from gpt_modules.training.callbacks.throughput import Throughput
 from gpt_modules.training.pretraining import PretrainingModule
 from gpt_modules.training.rl.estimators import EstimatorConfig
