@@ -1,12 +1,13 @@
 """A CUDA device on paper: whether a step waits for one is seen on a machine that has none.
 
-Inside `device()`, a tensor that says `cuda` is one of the CPU in disguise. Everything is computed, so that whole fits go
-through; what would make the host wait for a device is written down with the place that asked for it, and an operator
+Inside `device()`, a tensor that says `cuda` is one of the CPU in disguise. Everything is computed, so that whole fits
+go through; what would make the host wait for a device is written down with the place that asked for it, and an operator
 that meets tensors of both is refused. (Fake tensors of torch say `cuda` as well, but its engine differentiates none of
 them in a build for the CPU, and they have no numbers for a rollout to go on with.)
 
 What waits: a number read (`item`, `tolist`, `bool`), a shape that depends on numbers (`nonzero`, an index of bools), a
-copy to the host, and a copy from it that blocks or is not of pinned memory. What is not seen: which kernels run, how fast.
+copy to the host, and a copy from it that blocks or is not of pinned memory. What is not seen: which kernels run, and
+how fast.
 """
 
 import sys
@@ -74,8 +75,8 @@ class OnDevice(Tensor):
 
 
 class Device(TorchDispatchMode):
-    """`waits`: how often each place made the host wait, (file, function) -> times: the innermost function of the package
-    that asked, or where none did the innermost one outside of torch.
+    """`waits`: how often each place made the host wait, (file, function) -> times: the innermost function of the
+    package that asked, or where none did the innermost one outside of torch.
 
     `calls`: the operators that ran, by name.
     """

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt_modules.backbone.config import Activation, DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
-from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse
+from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse, computed_in
 from gpt_modules.backbone.norms import norm
 from gpt_modules.backbone.rotary import Rotary, Rotation, rotate
 from gpt_modules.errors import UserError
@@ -205,8 +205,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.compiled = False
         self.recompute = False  # a block's activations in the backward pass, instead of storing them
+        self.one_width = False  # of all rows that are learnt from: a band may be a kernel of its own, made for a width
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.position_offset + config.n_positions, config.n_embd)
@@ -266,8 +266,8 @@ class Decoder(nn.Module):
             counted, masks = cache.reserve(tokens.shape[1], attention_mask)
             positions = counted if positions is None else positions
         else:
-            fused = can_fuse(self.config, tokens.device, self.training)
-            masks = attention_masks(self.config, tokens, segments, attention_mask, self.wte.weight.dtype, fused)
+            fused = self.one_width and can_fuse(self.config, tokens.device, self.training)
+            masks = attention_masks(self.config, tokens, segments, attention_mask, computed_in(self.wte.weight), fused)
             positions = self._default_positions(tokens, attention_mask) if positions is None else positions
         x, rotation = self._placed(tokens, positions)
         wanted = [*[None] * (len(self.blocks) - 1), read]
@@ -304,10 +304,9 @@ class Decoder(nn.Module):
     def compile_blocks(self) -> None:
         """`torch.compile` each block in place, so that the names in `state_dict` stay as they are.
 
-        Blocks of all models of a process share one code, whose graphs Dynamo counts together: learning and scoring, with
-        and without states to read, of each width of model. Beyond its limit, 8, it would go on uncompiled.
+        Blocks of all models of a process share one code, whose graphs Dynamo counts together: learning and scoring,
+        with and without states to read, of each width of model. Beyond its limit, 8, it would go on uncompiled.
         """
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         for block in self.blocks:
             block.compile()
-        self.compiled = True

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gpt_modules.backbone.decoder import Decoder
+from gpt_modules.backbone.masks import computed_in
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.json_files import shown
 
@@ -148,17 +149,12 @@ def lend_merged(model: nn.Module) -> Iterator[None]:
     try:
         for layer in layers:
             # Autocast keeps its copies of weights that learn only: a frozen one would be cast in every pass.
-            layer.weight.data = layer.merged_weight().to(_multiplied_in(layer.weight))
+            layer.weight.data = layer.merged_weight().to(computed_in(layer.weight))
         with without_lora(model):
             yield
     finally:
         for layer, data in zip(layers, own, strict=True):
             layer.weight.data = data
-
-
-def _multiplied_in(weight: Tensor) -> torch.dtype:
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def merge_lora(model: ModelT) -> ModelT:

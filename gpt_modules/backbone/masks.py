@@ -71,6 +71,12 @@ def visible_tokens(
     return visible
 
 
+def computed_in(weight: Tensor) -> torch.dtype:
+    """The type that products with this weight take place in, autocast considered."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
 def in_band(width: int, window: int, device: torch.device) -> Bool[Tensor, "T T"]:
     """True where the key (column) is the query (row) or one of the window - 1 tokens before it."""
     return torch.ones(width, width, dtype=torch.bool, device=device).tril_().triu_(1 - window)
@@ -82,7 +88,7 @@ def additive(visible: Bool[Tensor, "#B R S"], dtype: torch.dtype) -> Float[Tenso
 
 
 def can_fuse(config: DecoderConfig, device: torch.device, training: bool) -> bool:
-    """Whether bands go through FlexAttention: training on a CUDA device that Triton compiles for.
+    """Whether bands can go through FlexAttention: training on a CUDA device that Triton compiles for.
 
     Not where attention drops out, which the kernel does not know. Nor in evaluation: rows there are of any length, and
     many lengths are many compilations.

@@ -209,6 +209,8 @@ class PPOModule(L.LightningModule):
             check_tokenizer(folder, tokenizer)
         self.recipe.estimator.expect_answers(data.answers)
         readers = {self.recipe.init_from: self.policy, **critics, **self.frozen.open(self)}
+        for decoder in self.frozen.scorers() if self.hparams["compile"] else ():
+            decoder.compile_blocks()
         config, most, room = self.recipe.sampling, self.hparams["max_new_tokens"], 1e9 * self.hparams["cache_gb"]
         self.sampling = Sampling(
             most, self.hparams["temperature"], config.ends(tokenizer), config.truncate_after, cache_bytes=room
@@ -302,7 +304,7 @@ class PPOModule(L.LightningModule):
         answers = self.trainer.datamodule.answers  # type: ignore[attr-defined]
         statistics = rollout_statistics(scored, rollout, self.reward_kl_coef, self.shaping, answers, self.terms)
         together = torch.stack([value.double() for value in statistics.values()])  # the device is waited for once
-        numbers = dict(zip(statistics, together.tolist(), strict=True))
+        numbers: dict[str, float] = dict(zip(statistics, together.tolist(), strict=True))
         numbers |= {"objective/kl_coef": self.kl_coef, "objective/iteration": float(self.iteration)}
         # Reading them waited for the device, so the clock stops when the rollout is complete.
         numbers["perf/rollout_seconds"] = time.perf_counter() - started

@@ -16,7 +16,7 @@ SHAPES, made = [(3, 8), (4, 9), (2, 17)], []
 FAMILIES = {
     "gpt2": {},
     "banded": {"attention": ("dense", "banded"), "window": 6},
-    "rotary": {"positions": "rotary", "n_kv_head": 1, "head_size": 16, "qk_norm": True, "norm_kind": "rms", "mlp": "swiglu"},
+    "rotary": {"positions": "rotary", "n_kv_head": 1, "head_size": 16, "norm_kind": "rms", "mlp": "swiglu"},
 }
 
 def backend(graph, inputs):

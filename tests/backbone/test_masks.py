@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
@@ -147,7 +148,7 @@ def test_blocks_give_the_numbers_of_the_tensor(
 ) -> None:
     monkeypatch.setattr("gpt_modules.backbone.masks._compiled", lambda: flex_attention)
     decoder = make(n_positions=300, window=100, attention=("dense", "banded"), n_embd=2 * FUSED_HEAD_SIZE, **heads)
-    tokens = rows(2, width)
+    tokens, decoder.one_width = rows(2, width), True
     with torch.no_grad():
         expected = decoder(tokens)
         monkeypatch.setattr("gpt_modules.backbone.decoder.can_fuse", lambda *_: True)
@@ -190,7 +191,9 @@ def test_where_nothing_rules_it_out_the_fused_kernel_is_taken(
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 def test_a_decoder_in_training_asks_and_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its numbers are those of the explicit mask; in evaluation, and beside a mask of padding, it is not taken."""
+    """Its numbers are those of the explicit mask; in evaluation, beside a mask of padding, and where rows are of any
+    width, as in PPO, which scores what it then learns from, it is not taken.
+    """
     calls = []
 
     def kernel(*arguments: Any, **keywords: Any) -> Tensor:
@@ -203,12 +206,32 @@ def test_a_decoder_in_training_asks_and_takes_it(monkeypatch: pytest.MonkeyPatch
     expected = decoder(tokens)
     assert not calls
     monkeypatch.setattr("gpt_modules.backbone.decoder.can_fuse", lambda config, device, training: training)
+    decoder(tokens)
+    assert not calls
+    decoder.one_width = True
     with torch.no_grad():
         torch.testing.assert_close(decoder(tokens), expected)
     assert len(calls) == 1, "in the banded layer alone"
     decoder(tokens, attention_mask=torch.ones(2, 20, dtype=torch.bool))
     decoder.eval()(tokens)
     assert len(calls) == 1
+
+
+def test_masks_are_made_in_the_type_that_attention_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each layer would cast them again."""
+    seen, own = [], F.scaled_dot_product_attention
+
+    def attend(*arguments: Any, attn_mask: Tensor, **keywords: Any) -> Tensor:
+        seen.append(attn_mask.dtype)
+        found: Tensor = own(*arguments, attn_mask=attn_mask, **keywords)
+        return found
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    decoder, tokens = make(attention=("dense", "banded")), rows(2, 12)
+    decoder(tokens, segments=torch.ones_like(tokens))
+    with torch.autocast("cpu", torch.bfloat16):
+        decoder(tokens, segments=torch.ones_like(tokens))
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
 def test_dropout_falls_on_banded_attention_too() -> None:

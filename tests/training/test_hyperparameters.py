@@ -39,10 +39,10 @@ def test_every_argument_is_documented(kind):
 
 
 @pytest.mark.parametrize(
-    ("word", "decoders"), [("pretraining", 1), ("finetuning", 1), ("sft", 1), ("reward", 1), ("ppo", 3)]
+    ("word", "decoders"), [("pretraining", 1), ("finetuning", 1), ("sft", 1), ("reward", 1), ("ppo", 4)]
 )
 def test_compiled_is_what_it_is_asked_for(fit, procedure, monkeypatch, word, decoders):
-    """The policy, the critic and the reference of PPO; of the others the model."""
+    """The policy, the critic, the reference and the reward of PPO; of the others the model."""
     compiled = []
     monkeypatch.setattr(Decoder, "compile_blocks", lambda decoder: compiled.append(decoder))
     for asked in (False, True):

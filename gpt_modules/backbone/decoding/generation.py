@@ -28,6 +28,7 @@ from gpt_modules.backbone.decoding.step import (
     is_whole,
 )
 from gpt_modules.backbone.lora import lend_merged
+from gpt_modules.backbone.masks import computed_in
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
 
@@ -38,6 +39,8 @@ Ends: TypeAlias = int | Sequence[int] | None
 
 # Finished rows leave once they are this part of the batch: copying the cache more often costs more than it saves.
 RETIRED_PART = 0.25
+# With fewer steps to come, no CUDA graph of a smaller batch: to capture one the device comes to rest first.
+STEPS_OF_A_CAPTURE = 64
 # Asking a CUDA device whether rows are finished makes the host wait, so it is asked this often only.
 CUDA_STEPS_BETWEEN_CHECKS = 8
 
@@ -190,14 +193,15 @@ def check_prompts(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], ma
 def inference(model: nn.Module) -> Iterator[None]:
     """Dropout off, blocks uncompiled (their graphs are of the training shapes), and everything as it was afterwards."""
     training = [module for module in model.modules() if module.training]
+    compiled = {module: module._compiled_call_impl for module in model.modules() if module._compiled_call_impl}
     model.eval()
+    for module in compiled:  # these alone: what is compiled within is another matter
+        module._compiled_call_impl = None
     try:
-        if isinstance(model, GPT) and model.decoder.compiled:
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
+        yield
     finally:
+        for module, call in compiled.items():
+            module._compiled_call_impl = call
         for module in training:
             module.training = True
         # Autocast keeps its copies of the weights; those made here carry no gradient and must not be trained with.
@@ -214,9 +218,7 @@ def _without_graphs(model: GPT) -> torch.inference_mode:
 def new_cache(model: GPT, batch: int, capacity: int, static: bool) -> KVCache:
     """An empty cache of the type that the model computes in, autocast considered."""
     weight = model.head_weight
-    kind = weight.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    return KVCache(model.config, batch, capacity, device=weight.device, dtype=dtype, static=static)
+    return KVCache(model.config, batch, capacity, device=weight.device, dtype=computed_in(weight), static=static)
 
 
 def _decode(
@@ -233,8 +235,7 @@ def _decode(
     for index in range(1, len(uniforms)):
         written.record(token, logprob)
         if len(written.ends) and index % interval == 0:
-            # Another batch size would be compiled anew, which costs more than rows that say nothing.
-            survivors = written.survivors(1.0 if compile else RETIRED_PART)
+            survivors = written.survivors(_retired_part(step.model, compile, len(uniforms) - index))
             if survivors is not None and len(survivors) == 0:
                 return written.result()
             if survivors is not None:
@@ -244,6 +245,15 @@ def _decode(
         token, logprob = advance(token, uniforms[index])
     written.record(token, logprob)
     return written.result()
+
+
+def _retired_part(model: GPT, compile: bool, left: int) -> float:
+    """The part of the rows that leave together, where `left` steps follow; 1: all. Another batch size is compiled anew,
+    which costs more than rows that say nothing, or captured anew, which costs as much as some steps do.
+    """
+    if compile:
+        return 1.0
+    return RETIRED_PART if not can_capture(model) else 0.5 if left >= STEPS_OF_A_CAPTURE else 1.0
 
 
 class _Transcript:

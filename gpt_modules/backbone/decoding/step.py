@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from gpt_modules.backbone.decoding.kvcache import KVCache
+from gpt_modules.backbone.masks import computed_in
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import expect
 from gpt_modules.functional.sampling import filter_logits
@@ -65,21 +66,23 @@ class DecodeStep:
 
 @contextmanager
 def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
-    """Lend the linear layers copies of their weights that lie in memory as (in, out); yields the output matrix so.
+    """Lend the linear layers copies of their weights that lie in memory as (in, out); yields the output matrix so, in
+    the type that it is multiplied in: autocast, which keeps its copies of parameters, would cast a view in every step.
 
     A CPU multiplies few rows by such a matrix up to twice as fast, and nothing else takes longer in a small batch.
-    Parameters keep their shape and identity and get their own memory back. Elsewhere, and for few steps, does nothing.
+    Parameters keep their shape and identity and get their own memory back. Elsewhere, and for few steps, lends nothing.
     """
     weight = model.head_weight
+    head = weight.t().to(computed_in(weight))
     if weight.device.type != "cpu" or steps < LONG_ENOUGH or not is_whole(model):
-        yield weight.t()
+        yield head
         return
     linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     own = [parameter.data for parameter in linears]
     try:
         for parameter in linears:
             parameter.data = parameter.data.t().contiguous().t()
-        yield weight.t().contiguous()
+        yield head.contiguous()
     finally:
         for parameter, data in zip(linears, own, strict=True):
             parameter.data = data

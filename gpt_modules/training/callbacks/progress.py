@@ -22,9 +22,9 @@ SHOWN = ("train/loss", "score", "kl")  # and all of `perf/`
 
 
 class StepBar(L.Callback):
-    """Shows the run's progress in optimizer steps, with the loss and the speed of training, and what a validation logged
-    with `prog_bar=True`. Of a metric of training that is logged so Lightning reads the number after every step, which
-    waits for the device: none is.
+    """Shows the run's progress in optimizer steps, with the loss and the speed of training, and what a validation
+    logged with `prog_bar=True`. No metric of training is logged so: Lightning reads it after every step, which waits
+    for the device.
 
     Args:
         name: what the bar is labelled with; the module's class by default.

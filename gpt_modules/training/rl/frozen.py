@@ -100,6 +100,12 @@ class Frozen:
         if self.opened:
             check_unchanged(self.digests, self.recorded)
 
+    def scorers(self) -> list[Decoder]:
+        """The trunks of reward models, but those that the run has otherwise; once there are some."""
+        readers = (scorer.models().values() for scorer in (self.reward, *self.monitors.values()))
+        found = dict.fromkeys(model.decoder for models in readers for model in models)
+        return [decoder for decoder in found if decoder not in self._trunks.values()]
+
 
 def cast_products(model: nn.Module, half: torch.dtype | None) -> nn.Module:
     """Keep what autocast would cast before each product in that type: the same numbers bit for bit, in half the memory.

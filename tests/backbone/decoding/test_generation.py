@@ -8,6 +8,7 @@ import pytest
 import torch
 from their_models import FAMILIES, our_model, their_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_modules.backbone import GPT, DecoderConfig, Generation, generate
 from gpt_modules.backbone.decoding import generation
@@ -264,10 +265,69 @@ def test_the_mode_of_every_module_comes_back() -> None:
 def test_a_compiled_model_is_not_compiled_again_for_every_length() -> None:
     model = make()
     expected = generate(model, PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0)
-    model.decoder.compiled = True
     for block in model.decoder.blocks:
         block.compile(backend=refuse)
+    compiled = [block._compiled_call_impl for block in model.decoder.blocks]
     assert torch.equal(generate(model, PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0).tokens, expected.tokens)
+    assert [block._compiled_call_impl for block in model.decoder.blocks] == compiled
+
+
+def test_the_step_of_a_compiled_model_is_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the step's own compiler, for which blocks are open."""
+    model, stances = make(), set()
+    for block in model.decoder.blocks:
+        block.compile(backend=refuse)
+
+    def compiled(step: Any, **_: Any) -> Any:
+        stances.add(torch._dynamo.eval_frame._stance.stance)
+        return step
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    generate(model, PROMPTS, max_new_tokens=5, eos_id=None, temperature=0.0, compile=True)
+    assert stances == {"default"}
+
+
+@pytest.mark.parametrize(("steps", "captures"), [(24, 1), (78, 4)])
+def test_few_graphs_are_captured_as_rows_finish(steps: int, captures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row i of 8 ends after i steps: with many to come, graphs of 8, 4, 2 and 1 rows; and every row says the same."""
+    made, spoken = [], torch.arange(8)
+
+    def record(transcript: Any, index: int, token: Tensor, logprob: Tensor) -> Tensor:
+        found = own(transcript, index, token, logprob)
+        transcript.finished |= transcript.rows <= index
+        return found
+
+    own = generation._Transcript.record
+    monkeypatch.setattr(generation._Transcript, "record", record)
+    arguments = {"max_new_tokens": steps, "eos_id": 4, "temperature": 0.0}
+    prompts = [[int(row) + 1] for row in spoken]
+    model = make()
+    expected = generate(model, prompts, **arguments)
+    monkeypatch.setattr(generation, "can_capture", lambda _: True)
+    monkeypatch.setattr(generation, "accelerated", lambda step, token, *_: made.append(len(token)) or step)
+    found = generate(model, prompts, **arguments)
+    assert len(made) == captures
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.mask, expected.mask)
+
+
+def test_no_step_under_autocast_casts_the_output_matrix() -> None:
+    model = make()
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cast = func is torch.ops.aten._to_copy.default and args[0].numel() >= model.head_weight.numel()
+            self.count += cast
+            return func(*args, **(kwargs or {}))
+
+    def casts(steps: int) -> int:
+        with torch.autocast("cpu", torch.bfloat16), Casts() as seen:
+            generate(model, PROMPTS, max_new_tokens=steps, eos_id=None, temperature=0.0)
+        return seen.count
+
+    assert casts(4) == casts(8) > 0
 
 
 def refuse(*_: object) -> None:
