@@ -208,6 +208,7 @@ def device() -> Iterator[Device]:
         stack.enter_context(patch("torch.cuda._lazy_init"))
         stack.enter_context(patch("gpt_modules.data.loader.pins", return_value=True))
         stack.enter_context(patch("torch.Tensor.pin_memory", _pin))
+        stack.enter_context(patch("torch.cuda.get_device_name", return_value="NVIDIA H100 80GB HBM3"))
         stack.enter_context(patch("torch._C._group_tensors_by_device_and_dtype", _grouped))
         stack.enter_context(_Meeting())
         yield stack.enter_context(Device())

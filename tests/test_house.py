@@ -12,7 +12,7 @@ NOTHING_TO_TEST = {"storage/model_files.py": "names of files", "storage/comparis
 # Of the whole package or of several of its modules together.
 OF_SEVERAL = {"test_ddp", "test_fsdp", "test_house", "test_notebooks", "test_recipes", "test_resume", "test_rounds"}
 OF_SEVERAL |= {"test_every_checkpoint", "test_one_module", "test_own_data", "test_ranks", "test_small_documents"}
-OF_SEVERAL |= {"test_succeeding", "test_waits", "test_graphs"}
+OF_SEVERAL |= {"test_succeeding", "test_waits", "test_graphs", "test_precision"}
 
 
 def modules():

@@ -109,7 +109,8 @@ def meta_gradient(
     rate_leaves = {name: value.detach().requires_grad_(learn_rates) for name, value in rates.items()}
     count = len(tree_leaves(support)[0])
     total = [torch.zeros_like(value) for value in (*leaves.values(), *(rate_leaves.values() if learn_rates else ()))]
-    query_loss = torch.zeros((), device=total[0].device)
+    wide = torch.promote_types(total[0].dtype, torch.float32)  # whatever a run in half precision makes without a type
+    query_loss = torch.zeros((), dtype=wide, device=total[0].device)
 
     def task(parameters: Parameters, rates: Parameters, support: BatchT, query: BatchT) -> Tensor:
         return loss(adapt(loss, parameters, rates, support, steps, algorithm == "fomaml"), query)

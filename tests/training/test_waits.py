@@ -1,5 +1,6 @@
 """The host hands a device its work and does not wait for it, but where it is written here why."""
 
+import warnings
 from collections import Counter
 
 import lightning.pytorch as L
@@ -119,3 +120,32 @@ def test_two_devices_that_meet_are_seen(procedure, walk, monkeypatch):
     monkeypatch.setattr(PretrainingModule, "training_step", lambda *arguments: own(*arguments) * torch.ones(1))
     with device(), pytest.raises(AssertionError, match="two devices meet"):
         walk(*procedure("pretraining"))
+
+
+class OnDevice(L.Callback):
+    """The waits that torch itself sees on a CUDA device, in all steps but the first."""
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 1:
+            self.recorder = warnings.catch_warnings(record=True)
+            self.seen = self.recorder.__enter__()
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+
+    def on_train_end(self, *_):
+        torch.cuda.set_sync_debug_mode("default")
+        self.recorder.__exit__(None, None, None)
+
+
+@quiet
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "dpo", "maml"])
+def test_a_device_is_waited_for_as_often_as_on_paper(procedure, fit, walk, word):
+    with device():
+        expected = sum(walk(*procedure(word)).later.values())
+    steps = OnDevice()
+    settings = {"log_every_n_steps": 100, "limit_val_batches": 0, "gradient_clip_val": 1.0, "precision": "bf16-mixed"}
+    fit(*procedure(word), callbacks=[FiniteLossGuard(), steps], accelerator="gpu", max_steps=STEPS, **settings)
+    found = [str(one.message) for one in steps.seen if "synchronizing" in str(one.message)]
+    assert len(found) == expected, found

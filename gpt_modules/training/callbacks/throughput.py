@@ -1,25 +1,31 @@
-"""How fast a run trains."""
+"""How fast a run trains, how much of the device that takes, and how much memory."""
 
+import resource
+import sys
 import time
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 
+from gpt_modules.training.callbacks.peaks import peak_flops
 from gpt_modules.training.callbacks.writer import log_interval
 from gpt_modules.training.hyperparameters import expect_idle, expect_number
 
 
 class Throughput(L.Callback):
-    """Logs tokens or episodes per second, and model FLOPs utilisation where the device's peak is given.
+    """Logs tokens or episodes a second, the peak of memory in GB (of the device, or of the process on a CPU), and where
+    tokens are counted the share of the device's peak that the model's operations take (MFU).
 
     Args:
-        peak_flops: dense FLOP/s of one device at the run's precision (an H100 in bf16: 989e12).
+        peak_flops: dense FLOP/s of one device at the run's precision (an H100 in bf16: 989e12); left out: that of its
+            datasheet, or measured when the run starts.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
         if peak_flops is not None:
             expect_number("throughput.peak_flops", peak_flops, "(0, inf)")
-        self.peak_flops = peak_flops
+        self.peak_flops, self._peak = peak_flops, peak_flops
         self._count = 0.0
         self._since = 0.0
 
@@ -33,8 +39,10 @@ class Throughput(L.Callback):
             why = f"{type(pl_module).__name__} does not count tokens, so no utilisation follows"
             expect_idle("throughput.peak_flops", self.peak_flops, [None], why)
 
-    def on_train_start(self, *_: Any) -> None:
-        """A run that resumes inside an epoch sees no start of it."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find the peak. A run that resumes inside an epoch sees no start of it."""
+        if self._peak is None and hasattr(pl_module, "flops_per_token"):
+            self._peak = peak_flops(pl_module.device, _multiplied_in(str(trainer.precision)))
         self._restart()
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -50,9 +58,9 @@ class Throughput(L.Callback):
             return
         rate = self._count / (time.perf_counter() - self._since)
         pl_module.log(f"perf/{unit}_per_s", rate)
-        if self.peak_flops is not None:
-            flops = pl_module.flops_per_token() * rate
-            pl_module.log("perf/mfu", flops / (self.peak_flops * trainer.world_size))
+        pl_module.log("perf/memory_gb", peak_memory(pl_module.device) / 1e9)
+        if self._peak is not None:
+            pl_module.log("perf/mfu", pl_module.flops_per_token() * rate / (self._peak * trainer.world_size))
         self._restart()
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -65,3 +73,15 @@ class Throughput(L.Callback):
 
     def _restart(self) -> None:
         self._count, self._since = 0, time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of a CUDA device what torch has allocated, else what the process holds."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
+
+
+def _multiplied_in(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float16 if "16" in precision else torch.float32

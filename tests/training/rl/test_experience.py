@@ -52,8 +52,9 @@ def test_a_cut_is_as_wide_as_its_longest_text_and_its_longest_response():
     responses = whole.mask.sum(1)
     texts = whole.prompt_lengths + responses
     for batch in source:
-        for rows, text, response in (batch.cut, source.minibatch):
+        for rows, text, response, tokens in (batch.cut, source.minibatch):
             assert (text, response) == (max(texts[rows].tolist()), max(responses[rows].tolist()))
+            assert tokens == sum(responses[rows].tolist())
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

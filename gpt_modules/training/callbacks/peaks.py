@@ -1,0 +1,46 @@
+"""The most floating-point operations a second that a device makes in products of matrices: what utilisation is of."""
+
+import re
+import time
+
+import torch
+
+# In half precision with float32 sums, and in float32 itself: NVIDIA's datasheets, without sparsity.
+DATASHEETS = {
+    "H200|H100 80GB|H100 SXM": (989e12, 67e12),
+    "H100 NVL": (835e12, 60e12),
+    "H100 PCIe": (756e12, 51e12),
+    "A100": (312e12, 19.5e12),
+    "L40S": (362e12, 91.6e12),
+    "L4": (121e12, 30.3e12),
+    "V100": (125e12, 15.7e12),
+    "T4": (65e12, 8.1e12),
+}
+SIZES = {"cpu": 512, "cuda": 8192}  # of the products that are timed
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Of one device in products of this type: by its datasheet, where that is known, or measured.
+
+    Float32 on CUDA counts as itself unless torch may multiply it in TF32, which is measured.
+    """
+    half, exact = dtype != torch.float32, torch.get_float32_matmul_precision() == "highest"
+    if device.type == "cuda" and (half or exact):
+        name = torch.cuda.get_device_name(device)
+        for pattern, (in_half, in_float32) in DATASHEETS.items():
+            if re.search(rf"\b({pattern})\b", name):
+                return in_half if half else in_float32
+    return measured_flops(device, dtype)
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
+    """Of the fastest of some large products; waits for the device."""
+    size = SIZES.get(device.type, 2048)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 1):  # the first one also makes ready
+        started = time.perf_counter()
+        product = left @ right
+        product[0, 0].item()
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * size**3 / min(seconds[1:])
