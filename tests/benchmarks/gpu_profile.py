@@ -85,9 +85,8 @@ def main() -> None:
         found, seconds = profiled(make(options), options)
         kernels = sorted(found, key=lambda one: -getattr(one, own))[: options.top]
         busy = sum(getattr(one, own) for one in found) / 1e6
-        print(
-            f"{name}: {1000 * seconds:.2f} ms, {1000 * busy:.2f} ms of kernels, idle {max(0.0, 1 - busy / seconds):.0%}\n"
-        )
+        idle = max(0.0, 1 - busy / seconds)
+        print(f"{name}: {1000 * seconds:.2f} ms, {1000 * busy:.2f} ms of kernels, idle {idle:.0%}\n")
         rows = [[one.key[:60], f"{getattr(one, own) / 1000:.3f}", str(one.count)] for one in kernels]
         print(measure.markdown(["kernel", "ms", "times"], rows), end="\n\n")
     print(measure.provenance(options))

@@ -109,10 +109,8 @@ def main() -> None:
     if options.tiny:
         options.batch_size, options.width, options.steps = 2, 64, 2
     results = measure.measure({mode: MODES[mode] for mode in options.modes}, options, options.steps)
-    rows = [
-        [name, f"{statistics.median(measure.rates(one)):,.0f}", f"{one.peak / 1e9:.1f}"]
-        for name, one in results.items()
-    ]
+    rates = {name: statistics.median(measure.rates(one)) for name, one in results.items()}
+    rows = [[name, f"{rates[name]:,.0f}", f"{one.peak / 1e9:.1f}"] for name, one in results.items()]
     print(f"SFT, packed, bfloat16, {options.batch_size} rows of {options.width} tokens\n")
     print(measure.markdown(["system", "tokens/s", "peak memory, GB"], rows))
     print("", measure.provenance(options), sep="\n")

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "gpu_pretrain.py --modes eager": ["eager"],
     "gpu_generate.py --modes graph": ["graph"],
     "gpu_ppo.py --modes eager": ["eager"],
+    "gpu_sft.py --modes eager": ["eager"],
 }
 
 
