@@ -13,7 +13,6 @@ import logging
 import statistics
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import measure
@@ -24,6 +23,7 @@ def packed_rows(options: argparse.Namespace) -> Any:
     import lightning.pytorch as L
     import torch
 
+    from gpt_modules.data import Tokenizer
     from gpt_modules.data.batches import IGNORE, PackedBatch
 
     width, rows = options.width, options.batch_size
@@ -42,7 +42,7 @@ def packed_rows(options: argparse.Namespace) -> Any:
     batch = PackedBatch(inputs, labels, positions, segments)
 
     class Packed(L.LightningDataModule):
-        context, tokenizer, in_turns = width, SimpleNamespace(vocab_size=options.vocab), False
+        context, tokenizer, in_turns = width, Tokenizer.gpt2(), False
 
         def train_dataloader(self) -> Any:
             return [batch] * 10**6
