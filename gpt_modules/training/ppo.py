@@ -209,8 +209,9 @@ class PPOModule(L.LightningModule):
             check_tokenizer(folder, tokenizer)
         self.recipe.estimator.expect_answers(data.answers)
         readers = {self.recipe.init_from: self.policy, **critics, **self.frozen.open(self)}
-        for decoder in self.frozen.scorers() if self.hparams["compile"] else ():
-            decoder.compile_blocks()
+        if self.hparams["compile"] and self.device_mesh is None:  # or they are in shards by now, which comes last
+            for decoder in self.frozen.scorers():
+                decoder.compile_blocks()
         config, most, room = self.recipe.sampling, self.hparams["max_new_tokens"], 1e9 * self.hparams["cache_gb"]
         self.sampling = Sampling(
             most, self.hparams["temperature"], config.ends(tokenizer), config.truncate_after, cache_bytes=room
