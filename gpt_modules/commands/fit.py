@@ -54,6 +54,7 @@ from gpt_modules.training.callbacks.checkpointing import (
 )
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
+from gpt_modules.training.callbacks.gradients import FreedGradients
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
 from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer, of_lost_peer
 from gpt_modules.training.callbacks.predictions import PredictionFile
@@ -349,7 +350,7 @@ def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerC
         save_config_callback=SavedRecipe,
         trainer_defaults={
             **TRAINER_DEFAULTS,
-            "callbacks": [*guards, LearningRates(), VoteRecord(), RunSummary(), PredictionFile()],
+            "callbacks": [*guards, LearningRates(), FreedGradients(), VoteRecord(), RunSummary(), PredictionFile()],
         },
         parser_class=RecipeParser,
         parser_kwargs={"prog": "gpt", **mode, subcommand: mode},

@@ -57,6 +57,7 @@ def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
 
     from gpt_modules.training import FinetuningModule
     from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.gradients import FreedGradients
     from gpt_modules.training.callbacks.guards import FiniteLossGuard
     from gpt_modules.training.callbacks.throughput import Throughput
 
@@ -73,7 +74,7 @@ def ours(turn: measure.Turn, options: argparse.Namespace) -> None:
             devices=1,
             default_root_dir=folder,
             logger=TensorBoardLogger(folder),
-            callbacks=[RandomState(), FiniteLossGuard(), Throughput(), Ticks()],
+            callbacks=[RandomState(), FiniteLossGuard(), FreedGradients(), Throughput(), Ticks()],
             gradient_clip_val=1.0,
             max_steps=10**6,
             log_every_n_steps=10,

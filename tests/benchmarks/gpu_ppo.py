@@ -58,6 +58,7 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
 
     from gpt_modules.training import PPOModule
     from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.gradients import FreedGradients
     from gpt_modules.training.callbacks.guards import FiniteLossGuard
     from gpt_modules.training.rl import rollout
 
@@ -103,7 +104,7 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
             precision="bf16-mixed",
             default_root_dir=folder,
             logger=False,
-            callbacks=[RandomState(), FiniteLossGuard(), phases],
+            callbacks=[RandomState(), FiniteLossGuard(), FreedGradients(), phases],
             gradient_clip_val=1.0,
             accumulate_grad_batches=options.accumulate,
             max_epochs=10**6,

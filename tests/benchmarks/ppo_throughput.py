@@ -96,6 +96,7 @@ def trainer(folder: str, callbacks: list[Any], **settings: Any) -> Any:
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.gradients import FreedGradients
     from gpt_modules.training.callbacks.guards import FiniteLossGuard
 
     return L.Trainer(
@@ -103,7 +104,7 @@ def trainer(folder: str, callbacks: list[Any], **settings: Any) -> Any:
         devices=1,
         default_root_dir=folder,
         logger=TensorBoardLogger(folder),
-        callbacks=[RandomState(), FiniteLossGuard(), *callbacks],
+        callbacks=[RandomState(), FiniteLossGuard(), FreedGradients(), *callbacks],
         gradient_clip_val=1.0,
         limit_val_batches=0,
         enable_checkpointing=False,

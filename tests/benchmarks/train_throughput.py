@@ -61,6 +61,7 @@ def fit_pretraining(turn: measure.Turn, shape: Shape, compile: bool = False, **t
 
     from gpt_modules.training import PretrainingModule
     from gpt_modules.training.callbacks.checkpointing import RandomState
+    from gpt_modules.training.callbacks.gradients import FreedGradients
     from gpt_modules.training.callbacks.guards import FiniteLossGuard
     from gpt_modules.training.callbacks.throughput import Throughput
 
@@ -76,7 +77,7 @@ def fit_pretraining(turn: measure.Turn, shape: Shape, compile: bool = False, **t
             devices=1,
             default_root_dir=folder,
             logger=TensorBoardLogger(folder),
-            callbacks=[RandomState(), FiniteLossGuard(), Throughput(), Ticks()],
+            callbacks=[RandomState(), FiniteLossGuard(), FreedGradients(), Throughput(), Ticks()],
             gradient_clip_val=1.0,
             max_steps=SCHEDULED_STEPS,
             log_every_n_steps=10,
