@@ -7,6 +7,7 @@ window that is short, windows of pretraining text of which one process has more,
 second process has none in the last batch.
 """
 
+import functools
 import json
 import math
 import os
@@ -114,7 +115,7 @@ def uneven(micro, tmp_path_factory):
             given[f"data__{name}"] = str(path)
         return given
 
-    return settings
+    return functools.cache(settings)  # the same rows for every run of a word
 
 
 @pytest.fixture(scope="module")
