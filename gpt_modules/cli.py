@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": "run a recipe's validation",
     "test": "run a recipe's test",
     "predict": "write a recipe's predictions to predictions.jsonl",
+    "bench": "how fast a recipe trains on this machine, by phase, and what holds it up",
     "recipes": "list the recipes, print one, or copy one to edit",
     "run": "run a pipeline: recipes in order, each stage's folder feeding the next",
     "compare": "sample K answers to each prompt, to be ranked",

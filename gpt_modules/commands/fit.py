@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +310,7 @@ def parse_recipe(words: list[str]) -> dict[str, Any]:
     """
     arguments = sys.argv
     try:
-        recipe: dict[str, Any] = _open(RecipeReader, "fit", words).config["fit"].as_dict()
+        recipe: dict[str, Any] = open_recipe(RecipeReader, "fit", words).config["fit"].as_dict()
     finally:
         sys.argv = arguments
     return recipe
@@ -322,12 +323,17 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
         UserError: for anything wrong with it, in one line.
     """
     try:
-        _open(TrainerCLI, subcommand, words)
+        open_recipe(TrainerCLI, subcommand, words)
     except SIGTERMException:
         sys.exit(143)
 
 
-def _open(kind: type[TrainerCLI], subcommand: str, words: list[str]) -> TrainerCLI:
+def open_recipe(kind: Callable[..., TrainerCLI], subcommand: str, words: list[str]) -> TrainerCLI:
+    """Build, and run, what the words describe; `kind` says how.
+
+    Raises:
+        UserError: for anything wrong with it, in one line.
+    """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls what 5.0 removes
     recipe = compose(words)
     allow_only(recipe.allowed)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.profilers import Profiler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -259,6 +260,11 @@ class PPOModule(L.LightningModule):
         own = pinned(data.prompts(iteration, self.global_rank, self.trainer.world_size))
         return PromptBatch(*(field.to(self.device, non_blocking=True) for field in own))
 
+    @property
+    def _profiler(self) -> Profiler:
+        profiler: Profiler = self.trainer.profiler  # type: ignore[attr-defined]
+        return profiler
+
     def _score(self, prompts: PromptBatch, draw: int, policy: GPT | None = None) -> Scored | None:
         """Responses of the policy to this process's prompts; `draw` and a prompt's number decide its noise. None where
         it has no prompts.
@@ -272,7 +278,9 @@ class PPOModule(L.LightningModule):
             if not len(prompts.lengths):
                 sit_out(policy, frozen.reference, frozen.reward)
                 return None
-            return score_responses(policy, frozen.reference, frozen.reward, prompts, sampling, key, rows, critic)
+            models = (policy, frozen.reference, frozen.reward)
+            with self._profiler.profile("[PPOModule]scoring"):
+                return score_responses(*models, prompts, sampling, key, rows, critic, self._profiler)
 
     def collect(self) -> Rollout:
         """The next iteration's rollout. The experience loader asks for it when an epoch's first batch is asked of it,
@@ -288,7 +296,7 @@ class PPOModule(L.LightningModule):
         if self.shaping.scores.normalise == "running":
             found = in_order(prompts.numbers, [scored.scores])[0]
             self._normalise_by(self.shaping.moments.joined(found), [scored])
-        with inference(self):
+        with inference(self), self._profiler.profile("[PPOModule]scoring"):
             values = self.learners.values(scored, self.hparams["score_rows"])
         scored, values = over_processes(prompts.numbers, scored, values)
         answers = self.trainer.datamodule.answers  # type: ignore[attr-defined]

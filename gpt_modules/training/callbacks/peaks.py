@@ -17,6 +17,7 @@ DATASHEETS = {
     "T4": (65e12, 8.1e12),
 }
 SIZES = {"cpu": 512, "cuda": 8192}  # of the products that are timed
+COPIED = {"cpu": 2**27, "cuda": 2**31}  # bytes, more than caches hold
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
@@ -44,3 +45,15 @@ def measured_flops(device: torch.device, dtype: torch.dtype, repeats: int = 3) -
         product[0, 0].item()
         seconds.append(time.perf_counter() - started)
     return 2.0 * size**3 / min(seconds[1:])
+
+
+def copied_bytes(device: torch.device, repeats: int = 3) -> float:
+    """Bytes a second that a device's memory gives to a large copy, those that are read and those that are written."""
+    source = torch.ones(COPIED.get(device.type, 2**28), dtype=torch.uint8, device=device)
+    target, seconds = torch.empty_like(source), []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        target.copy_(source)
+        target[0].item()
+        seconds.append(time.perf_counter() - started)
+    return 2.0 * source.nbytes / min(seconds[1:])

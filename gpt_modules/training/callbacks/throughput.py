@@ -42,7 +42,7 @@ class Throughput(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the peak. A run that resumes inside an epoch sees no start of it."""
         if self._peak is None and hasattr(pl_module, "flops_per_token"):
-            self._peak = peak_flops(pl_module.device, _multiplied_in(str(trainer.precision)))
+            self._peak = peak_flops(pl_module.device, multiplied_in(str(trainer.precision)))
         self._restart()
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -83,5 +83,6 @@ def peak_memory(device: torch.device) -> int:
     return held if sys.platform == "darwin" else held * 1024
 
 
-def _multiplied_in(precision: str) -> torch.dtype:
+def multiplied_in(precision: str) -> torch.dtype:
+    """The type in which a run of this precision multiplies matrices."""
     return torch.bfloat16 if precision.startswith("bf16") else torch.float16 if "16" in precision else torch.float32

@@ -8,6 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, RewardModel, generate
@@ -198,6 +199,7 @@ def score_responses(
     key: Sequence[int],
     rows: int,
     critic: RewardModel | None = None,
+    profiler: Profiler | None = None,
 ) -> Scored:
     """Sample, then take log-probabilities from the training forward: the sampler's differ by its rounding.
 
@@ -208,6 +210,7 @@ def score_responses(
         key: whole numbers, 0 or more, that name this draw; see `noise`.
         rows: of a forward pass.
         critic: asked for its values, too, where it stands on the policy's trunk.
+        profiler: told when it samples.
     """
 
     def outputs(part: Sequences, chosen: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
@@ -220,7 +223,8 @@ def score_responses(
         return response_logprobs(reference, *text)
 
     with gathered(policy) as speaker:
-        sequences, responses, mask, sampled = sample(speaker, prompts, sampling, key)
+        with (profiler or PassThroughProfiler()).profile("[PPOModule]sampling"):
+            sequences, responses, mask, sampled = sample(speaker, prompts, sampling, key)
         own, entropy, *valued = in_pieces(outputs, rows, sequences, responses, mask)
     with held(reference):
         theirs, _ = in_pieces(of_reference, rows, sequences, responses, mask)

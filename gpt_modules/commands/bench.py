@@ -1,0 +1,134 @@
+"""`gpt bench`: how fast a recipe trains on this machine, phase by phase, and what holds it up."""
+
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import astuple
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from rich.console import Console
+from rich.table import Table
+
+from gpt_modules.commands.arguments import Arguments, number
+from gpt_modules.commands.fit import TrainerCLI, open_recipe
+from gpt_modules.errors import UserError
+from gpt_modules.training.callbacks.guards import FiniteLossGuard
+from gpt_modules.training.profiling.phases import Phases
+from gpt_modules.training.profiling.roofline import Work
+from gpt_modules.training.profiling.stopwatch import Found, Stopwatch
+
+DESCRIPTION = """Train what a recipe describes for some seconds, in a folder that is deleted, without validation,
+checkpoints or export, and tell what each phase takes: seconds, floating-point operations a second, the share of what
+this machine reaches in a large product, and what holds it up: arithmetic, memory, or the rest (starting operations,
+Python, waiting). What is not an option here is a word of gpt fit."""
+
+_BUSY = 0.9  # of the time, below which the numbers are not the machine's own
+_COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak", "arithmetic", "memory", "rest")
+
+
+class Bench(TrainerCLI):
+    """`gpt fit` that leaves nothing behind: what the recipe says of checkpoints, exports and logs is parsed and idle."""
+
+    def __init__(self, stopwatch: Stopwatch, folder: Path, *args: Any, **options: Any) -> None:
+        self.stopwatch, self.folder = stopwatch, folder
+        super().__init__(*args, **options)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """Training alone, in a folder of its own."""
+        own = {"default_root_dir": str(self.folder), "profiler": self.stopwatch.phases}
+        idle = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_checkpointing": False}
+        for key, value in (own | idle).items():
+            self.config_init[self.subcommand]["trainer"][key] = value
+        self.save_config_callback = None
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        self.trainer_defaults = {"callbacks": [FiniteLossGuard(), self.stopwatch]}
+        return super()._instantiate_trainer(config, [])
+
+    def before_fit(self) -> None:
+        """A run of its own, that nothing goes on from."""
+        if self.config[self.subcommand].get("ckpt_path") is not None:
+            raise UserError(f"{self.recipe.where(('ckpt_path',))}: found a checkpoint, expected none: gpt bench begins")
+
+
+def main(words: list[str]) -> None:
+    """`gpt bench RECIPE [--seconds 10] [...]`.
+
+    Raises:
+        UserError: the recipe is wrong, as `gpt fit` says it, or too short to be measured.
+    """
+    parser = Arguments(prog="gpt bench", description=DESCRIPTION)
+    parser.add_argument("recipe", help="such as ppo/tiny")
+    parser.add_argument("--seconds", type=number(lambda value: value > 0, "a number above 0"), default=10.0,
+                        help="to measure, at least one step or iteration (default 10)")  # fmt: skip
+    options, others = parser.parse_known_args(words)
+    stopwatch = Stopwatch(Phases(), options.seconds)
+    folder = Path(tempfile.mkdtemp(prefix="gpt-bench-"))
+    try:
+        open_recipe(partial(Bench, stopwatch, folder), "fit", ["--config", options.recipe, *others])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if stopwatch.found is None:
+        raise UserError(f"{options.recipe}: found a run that ends before it is measured, expected a longer one: "
+                        "--trainer.max_steps, --trainer.max_epochs or fewer --seconds")  # fmt: skip
+    sys.stdout.write(report(stopwatch.found))
+
+
+def report(found: Found) -> str:
+    """The table, and what it comes to."""
+    seconds, all_work = sum(found.seconds.values()), _sum(found.work.values())
+    phases = sorted(found.seconds, key=lambda name: -found.seconds[name])
+    rows = [_row(name, found.work.get(name, Work()), found.seconds[name], found) for name in phases]
+    table = Table(box=None, pad_edge=False)
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for row in (*rows, _row("all", all_work, seconds, found)):
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    lines = [
+        f"this machine: {found.peak / 1e9:,.0f} GFLOP/s in products of {found.dtype}, {found.copied / 1e9:,.1f} GB/s "
+        f"in copies; {found.pieces} {found.piece}s in {seconds:.1f} s, per {found.piece}:",
+        console.file.getvalue(),  # type: ignore[attr-defined]
+        f"{found.count / seconds:,.1f} {found.unit}/s; {found.memory / 1e9:.2f} GB at the peak; held up by "
+        f"{_bound(all_work, seconds / found.pieces)}",
+    ]
+    if found.busy < _BUSY:
+        lines.append(
+            f"The process was given a processor for {found.busy:.0%} of the time: other work is on this machine."
+        )
+    return "\n".join([*lines, ""])
+
+
+def _sum(works: Iterable[Work]) -> Work:
+    return Work(*(sum(of) for of in zip(*map(astuple, works), strict=True)))
+
+
+def _row(name: str, work: Work, seconds: float, found: Found) -> tuple[str, ...]:
+    """Of a phase, for one piece of work."""
+    of_piece = seconds / found.pieces
+    rate = work.flops / of_piece
+    measured = (f"{_digits(rate / 1e9)}", f"{rate / found.peak:.0%}") if work.flops else ("", "")
+    shares = (f"{share:.0%}" for share in _shares(work, of_piece))
+    return (name, f"{1000 * of_piece:,.1f}", f"{seconds / sum(found.seconds.values()):.0%}", *measured, *shares)
+
+
+def _shares(work: Work, seconds: float) -> tuple[float, float, float]:
+    """Of the time: what arithmetic would take at the peak, what copies would, and what neither explains."""
+    arithmetic, memory = work.arithmetic / seconds, work.memory / seconds
+    return arithmetic, memory, max(0.0, 1.0 - arithmetic - memory)
+
+
+def _bound(work: Work, seconds: float) -> str:
+    shares = _shares(work, seconds)
+    return ("arithmetic", "memory", "neither: starting operations, Python, waiting")[shares.index(max(shares))]
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,47 @@
+"""gpt bench tells what a recipe takes, and leaves nothing."""
+
+import json
+import re
+
+import pytest
+
+
+@pytest.mark.parametrize(("word", "unit"), [("pretraining", "tokens"), ("ppo-shared", "episodes"), ("maml", "tasks")])
+def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit):
+    recipe = micro.recipe(word, tmp_path / "run")
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    ended = gpt.run("bench", "recipe.yaml", "--seconds", "0.01", cwd=tmp_path)
+    assert ended.status == 0, ended.stderr
+    rows = {
+        line.split()[0]: line.split()[1:] for line in ended.stdout.splitlines() if re.match(r"[a-z]+ +[\d,.]+ ", line)
+    }
+    phases = {"forward", "backward", "optimizer", "data", "all"} | (
+        {"sampling", "scoring"} if unit == "episodes" else set()
+    )
+    assert rows.keys() >= phases
+    milliseconds = {name: float(row[0].replace(",", "")) for name, row in rows.items()}
+    assert sum(milliseconds.values()) == pytest.approx(2 * milliseconds["all"], abs=0.1 * len(rows))
+    assert float(rows["forward"][2].replace(",", "")) > 0
+    assert re.search(rf"^[\d,.]+ {unit}/s; ", ended.stdout, re.M)
+    assert not (tmp_path / "run").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ["--trainer.max_steps", "2"],
+            "recipe.yaml: found a run that ends before it is measured, expected a longer one",
+        ),
+        (["--ckpt_path", "last"], "--ckpt_path: found a checkpoint, expected none"),
+        (["--seconds", "0"], "--seconds: found '0', expected a number above 0"),
+        (["--model.optimiser.lr", "1"], "--model.optimiser"),
+    ],
+)
+def test_mistakes_are_one_line(gpt, micro, tmp_path, words, line):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(micro.recipe("pretraining", tmp_path / "run")))
+    ended = gpt.run("bench", "recipe.yaml", *words, cwd=tmp_path)
+    assert ended.status == 2
+    assert line in ended.stderr
+    assert ended.stderr.count("\n") == 1
