@@ -32,7 +32,7 @@ _COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak", "arithmetic", "memory"
 
 
 class Bench(TrainerCLI):
-    """`gpt fit` that leaves nothing behind: what the recipe says of checkpoints, exports and logs is parsed and idle."""
+    """`gpt fit` that leaves nothing behind: what a recipe says of checkpoints, exports and logs is parsed and idle."""
 
     def __init__(self, stopwatch: Stopwatch, folder: Path, *args: Any, **options: Any) -> None:
         self.stopwatch, self.folder = stopwatch, folder
@@ -96,7 +96,7 @@ def report(found: Found) -> str:
         f"this machine: {found.peak / 1e9:,.0f} GFLOP/s in products of {found.dtype}, {found.copied / 1e9:,.1f} GB/s "
         f"in copies; {found.pieces} {found.piece}s in {seconds:.1f} s, per {found.piece}:",
         console.file.getvalue(),  # type: ignore[attr-defined]
-        f"{found.count / seconds:,.1f} {found.unit}/s; {found.memory / 1e9:.2f} GB at the peak; held up by "
+        f"{found.amount / seconds:,.1f} {found.unit}/s; {found.memory / 1e9:.2f} GB at the peak; held up by "
         f"{_bound(all_work, seconds / found.pieces)}",
     ]
     if found.busy < _BUSY:

@@ -37,7 +37,7 @@ class Work:
     memory: float = 0.0
 
 
-class Roofline(TorchDispatchMode):
+class Roofline(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts, while it is entered, what every operation must do; an eager run only, for a compiled one hides them.
 
     Args:
@@ -49,7 +49,7 @@ class Roofline(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, peak: Callable[[torch.dtype], float], copied: float, phase: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self.copied, self.phase = peak, copied, phase
         self.work: defaultdict[str, Work] = defaultdict(Work)
 
@@ -83,10 +83,10 @@ def _flops(func: Any, args: Any, kwargs: Any, result: Any) -> float:
     if packet in _ATTENTION:
         first, products = _ATTENTION[packet]
         batch, heads, queries, size = args[first].shape
-        return 2.0 * products * batch * heads * queries * args[first + 1].shape[2] * size
+        return float(2 * products * batch * heads * queries * args[first + 1].shape[2] * size)
     if packet in _ADDED_PRODUCTS:
         _, left, right, *_ = args
-        return 2.0 * left.numel() * right.shape[-1]
+        return float(2 * left.numel() * right.shape[-1])
     if packet in flop_registry:
         return float(flop_registry[packet](*args, **kwargs, out_val=result))
     return 0.0

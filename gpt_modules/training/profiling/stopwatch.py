@@ -19,7 +19,7 @@ class Found(NamedTuple):
     """What was measured.
 
     Args:
-        unit, count: what is counted, such as tokens, and how many of it there were on all devices.
+        unit, amount: what is counted, such as tokens, and how many of it there were on all devices.
         piece, pieces: step, or iteration of a procedure with a rollout, and how many of them.
         seconds: by phase; together the time that was measured.
         work: by phase, of one more piece.
@@ -30,7 +30,7 @@ class Found(NamedTuple):
     """
 
     unit: str
-    count: float
+    amount: float
     piece: str
     pieces: int
     seconds: Mapping[str, float]
@@ -102,10 +102,10 @@ class Stopwatch(L.Callback):
         torch.compiler.set_stance("force_eager")  # a compiled step hides what is in it
         exact = self._peaks[torch.float32]
         self._roofline = Roofline(lambda dtype: self._peaks.get(dtype, exact), self._copied, lambda: self.phases.now)
-        self._roofline.__enter__()
+        self._roofline.__enter__()  # type: ignore[no-untyped-call]
 
     def _count_no_more(self) -> None:
         if self._roofline is not None:
-            self._roofline.__exit__(None, None, None)
+            self._roofline.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._roofline = None
             torch.compiler.set_stance("default")

@@ -10,7 +10,8 @@ from gpt_modules.training.profiling.stopwatch import WARMUP, Stopwatch
 
 @pytest.fixture
 def data(micro):
-    return PretrainingDataModule(str(micro.pretraining), micro.again(micro.pretraining), tokenizer=str(micro.gpt), context=16, batch_size=8)  # fmt: skip
+    files = (str(micro.pretraining), micro.again(micro.pretraining))
+    return PretrainingDataModule(*files, tokenizer=str(micro.gpt), context=16, batch_size=8)
 
 
 def measured(fit, module, data, **trainer):
@@ -25,7 +26,7 @@ def test_operations_are_those_of_the_formula(fit, data, micro):
     config = micro.config(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
     run, found = measured(fit, PretrainingModule(config), data)
     assert run.global_step == WARMUP["step"] + 1 + 1, "warm-up, measured, counted"
-    assert (found.unit, found.count, found.piece, found.pieces) == ("tokens", 8 * 16, "step", 1)
+    assert (found.unit, found.amount, found.piece, found.pieces) == ("tokens", 8 * 16, "step", 1)
     per_token = config.flops_per_token(16)
     attention = 2 * config.n_layer * config.n_embd * 16  # a product: queries by keys, or weights by values
     head = 2 * config.vocab_size * config.n_embd  # whose gradients are formed with its logits
