@@ -9,9 +9,11 @@ prompts, which no head sees.
 """
 
 import argparse
+import itertools
 import logging
 import statistics
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,18 @@ def packed_rows(options: argparse.Namespace) -> Any:
             start = stop
     batch = PackedBatch(inputs, labels, positions, segments)
 
+    class Again:  # a list would be one of loaders
+        def __len__(self) -> int:
+            return 10**6
+
+        def __iter__(self) -> Iterator[PackedBatch]:
+            return itertools.repeat(batch, len(self))
+
     class Packed(L.LightningDataModule):
         context, tokenizer, in_turns = width, Tokenizer.gpt2(), False
 
         def train_dataloader(self) -> Any:
-            return [batch] * 10**6
+            return Again()
 
     return Packed()
 
