@@ -17,6 +17,7 @@ from rich.table import Table
 from gpt_modules.commands.arguments import Arguments, number
 from gpt_modules.commands.fit import TrainerCLI, open_recipe
 from gpt_modules.errors import UserError
+from gpt_modules.training.callbacks.gradients import FreedGradients
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
 from gpt_modules.training.profiling.phases import Phases
 from gpt_modules.training.profiling.roofline import Work
@@ -48,7 +49,7 @@ class Bench(TrainerCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
-        self.trainer_defaults = {"callbacks": [FiniteLossGuard(), self.stopwatch]}
+        self.trainer_defaults = {"callbacks": [FiniteLossGuard(), FreedGradients(), self.stopwatch]}
         return super()._instantiate_trainer(config, [])
 
     def before_fit(self) -> None:

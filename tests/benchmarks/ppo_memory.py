@@ -1,4 +1,4 @@
-"""Bytes a parameter that a PPO run holds between its steps, by what its recipe says of memory.
+"""Bytes a parameter that a PPO run holds when it takes a step, by what its recipe says of memory.
 
     python tests/benchmarks/ppo_memory.py
     python tests/benchmarks/ppo_memory.py --measure
@@ -55,7 +55,7 @@ def measured(precision: str) -> dict[str, float]:
     found: dict[str, float] = {}
 
     class Count(L.Callback):
-        def on_before_zero_grad(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
+        def on_before_optimizer_step(self, trainer: L.Trainer, module: Any, optimizer: Any) -> None:
             models = {"policy": module.policy, "critic": module.critic, "reference": module.frozen.reference}
             (models["reward"],) = module.frozen.reward.models().values()
             found.update({name: held(model, optimizer.state) for name, model in models.items()})
