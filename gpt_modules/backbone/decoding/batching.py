@@ -131,7 +131,7 @@ class Batch:
         if (seat := self._seats.pop(row, None)) is not None:
             self.held_bytes -= seat.cache.nbytes
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def turn(self) -> list[Said]:
         """Read a piece of prompts, take a step with those that speak. Rows that came to their end have left."""
         speaking = [seat for seat in self._seats.values() if seat.speaks]
