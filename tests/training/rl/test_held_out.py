@@ -87,8 +87,9 @@ def test_validation_test_and_prediction_read_the_same_answers(alone):
     assert {name.replace("val/", "test/"): value for name, value in validated.items()} == tested
 
 
-def test_no_prompts_of_this_process_are_no_answers(ppo):
-    module, _ = ppo()
+def test_no_prompts_of_this_process_are_no_answers(fit, ppo):
+    module, data = ppo()
+    fit(module, data, max_epochs=1, limit_val_batches=0)
     nothing = PromptBatch(torch.zeros(0, 1, dtype=torch.long), *torch.zeros(3, 0, dtype=torch.long))
     module.validation_step(nothing, 0)
     assert module.predict_step(nothing, 0) == []

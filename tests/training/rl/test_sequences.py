@@ -21,10 +21,10 @@ def test_ids_and_texts_are_those_of_prompt_and_response_without_padding(micro):
     assert texts(sequences, micro.tokenizer) == (prompts, responses)
 
 
-def test_rows_that_are_taken_are_no_wider_than_the_longest_of_them():
+def test_rows_that_are_taken_are_as_wide_as_is_said():
     tokens, lengths = torch.arange(15).view(3, 5), torch.tensor([5, 2, 3])
     sequences = Sequences(tokens, torch.tensor([1, 1, 2]), lengths, torch.tensor([True, False, True]), torch.arange(3))
-    found = sequences.take(torch.tensor([2, 1]))
+    found = sequences.take(torch.tensor([2, 1]), 3)
     assert [field.tolist() for field in found] == [[[10, 11, 12], [5, 6, 7]], [2, 1], [3, 2], [True, False], [2, 1]]
 
 
