@@ -24,9 +24,9 @@ from gpt_modules.training.profiling.roofline import Work
 from gpt_modules.training.profiling.stopwatch import Found, Stopwatch
 
 DESCRIPTION = """Train what a recipe describes for some seconds, in a folder that is deleted, without validation,
-checkpoints or export, and tell what each phase takes: seconds, floating-point operations a second, the share of what
-this machine reaches in a large product, and what holds it up: arithmetic, memory, or the rest (starting operations,
-Python, waiting). What is not an option here is a word of gpt fit."""
+checkpoints, export or the recipe's callbacks, and tell what each phase takes: seconds, floating-point operations a
+second, the share of what this machine reaches in a large product, and what holds it up: arithmetic, memory, or the
+rest (starting operations, Python, waiting). What is not an option here is a word of gpt fit."""
 
 _BUSY = 0.9  # of the time, below which the numbers are not the machine's own
 _COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak", "arithmetic", "memory", "rest")
@@ -49,8 +49,13 @@ class Bench(TrainerCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        config["callbacks"] = []  # those of a recipe measure, draw and evaluate
         self.trainer_defaults = {"callbacks": [FiniteLossGuard(), FreedGradients(), self.stopwatch]}
-        return super()._instantiate_trainer(config, [])
+        trainer = super()._instantiate_trainer(config, [])
+        if trainer.world_size > 1:
+            where = self.recipe.where(("trainer", "devices"))
+            raise UserError(f"{where}: found {trainer.world_size} processes, expected one: gpt bench measures a device")
+        return trainer
 
     def before_fit(self) -> None:
         """A run of its own, that nothing goes on from."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt_modules.commands.arguments import Arguments, path_name, utf8_text
-from gpt_modules.commands.conversation import Conversation
+from gpt_modules.commands.conversation import Conversation, Message
 from gpt_modules.commands.generate import say
 from gpt_modules.commands.reading_lines import typed_lines
 from gpt_modules.commands.speaker import Sampling, Speaker, sampling_of, speaking_parser
@@ -92,6 +92,7 @@ class Chat:
         self.voices, self.sampling, self.conversation, self._ballot = voices, sampling, conversation, ballot
         self._attempt = 0
         self._said: list[Said] = []  # the answers to the last question, to vote on
+        self._asked: tuple[list[Message], Sampling] = ([], sampling)  # what they answer, and how they were drawn
 
     def hear(self, line: str) -> None:
         """A line that was typed: something said, or a command.
@@ -117,12 +118,14 @@ class Chat:
         self.conversation.ask(question)
         place = f"{self.conversation.turns}" + (f" {self._attempt}" if self._attempt else "")
         messages = list(self.conversation.messages)
+        self._said = []
         try:
-            self._said = [Said(*voice.answer(messages, self.sampling, place)) for voice in self.voices]
+            said = [Said(*voice.answer(messages, self.sampling, place)) for voice in self.voices]
         except BaseException:
             self.conversation.undo()
             raise
-        self.conversation.answer(*self._said[0])
+        self._said, self._asked = said, (messages, self.sampling)
+        self.conversation.answer(*said[0])
 
     # --- commands ---
 
@@ -137,11 +140,16 @@ class Chat:
 
     def retry(self, rest: str) -> None:
         """Another answer."""
+        before, said = list(self.conversation.messages), self._said
         question = self.conversation.undo()
         if question is None:
             raise UserError("/retry: found no question yet, expected one")
         self._attempt += 1
-        self._speak(question)
+        try:
+            self._speak(question)
+        except BaseException:  # what was there is not lost
+            self.conversation.messages, self._said = before, said
+            raise
 
     def undo(self, rest: str) -> None:
         """Take back a question."""
@@ -191,7 +199,8 @@ class Chat:
             raise UserError(f"/{choice}: found no two answers to a question, expected some (--beside)")
         if self._ballot is None:
             raise UserError(f"/{choice}: found no store, in which a vote is kept, expected one (--store FILE)")
-        self._ballot.vote(self.conversation.messages[:-1], self._said, self.sampling, choice)
+        messages, sampling = self._asked
+        self._ballot.vote(messages, self._said, sampling, choice)
         say("kept")
         self.conversation.replace_answer(*self._said[choice == "b"])
         self._said = []

@@ -131,7 +131,9 @@ def _voice(name: str, speaker: Speaker, sampling: Sampling) -> Voice:
     def answers(draws: Sequence[Draw]) -> list[Said]:
         ids = encode_asked([draw.prompt for draw in draws], speaker.tokenizer)
         prompts = (Prompt(of, draw.place, "") for of, draw in zip(ids, draws, strict=True))
-        return [Said(*answer) for answer in speaker.answers(prompts)]
+        said = zip(draws, speaker.answers(prompts), strict=True)
+        # What a turn says begins with no white space, as in `gpt chat`: the template puts it there.
+        return [Said(text if isinstance(draw.prompt, str) else text.lstrip(), ended) for draw, (text, ended) in said]
 
     settings = json.dumps(sampling._asdict(), sort_keys=True)
     return Voice(Source(plain_name(name), model_digest(speaker.model), settings), answers)

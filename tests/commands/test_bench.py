@@ -34,6 +34,7 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit)
             ["--trainer.max_steps", "2"],
             "recipe.yaml: found a run that ends before it is measured, expected a longer one",
         ),
+        (["--trainer.devices", "2"], "--trainer.devices: found 2 processes, expected one"),
         (["--ckpt_path", "last"], "--ckpt_path: found a checkpoint, expected none"),
         (["--seconds", "0"], "--seconds: found '0', expected a number above 0"),
         (["--model.optimiser.lr", "1"], "--model.optimiser"),

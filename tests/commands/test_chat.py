@@ -111,6 +111,38 @@ def test_two_side_by_side_and_votes_at_any_turn(talk, micro, tmp_path):
     assert (second.prompt, second.ranks, [a.text for a in second.answers]) == (turns, (1, 2), ["three", "four"])
 
 
+def test_a_vote_is_on_what_was_asked_and_how_it_was_drawn(talk, micro, tmp_path):
+    """Whatever was said to the system, and set, since the answers came."""
+    store = tmp_path / "votes.db"
+    talk(
+        "a\n/system Hm.\n/set temperature 0.5\n/a\n", "--beside", str(micro.gpt), "--store", str(store), "--name", "ann"
+    )
+    with ComparisonStore.open(store) as votes:
+        (kept,) = votes.rankings()
+        assert kept.prompt == [{"role": "user", "content": "a"}]
+        assert [json.loads(answer.source.settings)["temperature"] for answer in kept.answers] == [1.0, 1.0]
+
+
+def test_an_answer_that_cannot_be_drawn_anew_is_not_lost(micro, monkeypatch):
+    said = [("one", True), ("two", True)]
+
+    def answer(self, messages, sampling, place):
+        if not said:
+            raise UserError("refused")
+        return said.pop(0)
+
+    monkeypatch.setattr(Voice, "answer", answer)
+    words = ["--model", str(micro.gpt), "--beside", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4"]
+    options = chat._parse(words)
+    voices = [chat._voice(str(micro.gpt), letter, options) for letter in "AB"]
+    one = chat.Chat(voices, chat.Sampling(4, 1.0, None, None, 0), chat.Conversation())
+    one.hear("hello")
+    for line in ("/retry", "again"):
+        with pytest.raises(UserError, match="refused"):
+            one.hear(line)
+        assert [message["content"] for message in one.conversation.messages] == ["hello", "one"]
+
+
 @pytest.mark.parametrize("choice", ["a", "b", "tie"])
 def test_a_vote_that_would_be_kept_nowhere_is_refused(talk, micro, choice):
     with pytest.raises(UserError, match=f"/{choice}: found no store, in which a vote is kept, expected one"):

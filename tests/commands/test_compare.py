@@ -154,6 +154,8 @@ def test_conversations_are_asked_with_the_ids_of_reinforcement_learning(run, mic
     assert "round 1: 0 prompts with 2 answers each, 2 were there before" in run("--k", "2", prompts=rows).out
     kept = [prompt for _, prompt, _ in tasks(tmp_path / "c.db")]
     assert kept == [rows[0]["messages"], short]
+    texts = [answer.text for _, _, answers in tasks(tmp_path / "c.db") for answer in answers]
+    assert texts == [text.lstrip() for text in texts], "the template puts the space there"
     room = micro.config().n_positions - 6
     of_ppo = encode_prompts([check_row(row, "ppo") for row in rows], micro.tokenizer, room, "x")
     assert {tuple(ids) for ids in asked} == {tuple(ids) for ids in of_ppo.tokens}

@@ -75,7 +75,7 @@ class ChatTemplate:
     def told(self) -> str:
         """What a person who opens a model should know of it: a line, nothing where the template is the folder's own."""
         line = "chat template: ours (User: ... Assistant:), as the folder has no other; a model that never learned it "
-        return line + "goes on with the text" if self.source == OURS else ""
+        return line + "goes on with the text" if self.where == ChatTemplate.where else ""
 
     def with_end(self, token: str) -> "ChatTemplate":
         """The same; where it has no name for the token that ends a text, it is this one."""

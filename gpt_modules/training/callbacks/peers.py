@@ -38,6 +38,7 @@ def watch(store: Store, rank: int, world: int, ended: threading.Event, every: fl
         store.add(f"peer {rank} lives", 1)
         return store.add(f"peer {peer} lives", 0), store.check([f"peer {peer} has ended"]), store.check([_LOST])
 
+    _answer(lambda: store.add(f"peer {rank} lives", 1), every)  # one that is stopped before its first look has lived
     while not ended.wait(every):
         answer = _answer(ask, every * MISSES)
         if answer is None:

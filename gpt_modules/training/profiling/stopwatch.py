@@ -55,6 +55,7 @@ class Stopwatch(L.Callback):
         self.found: Found | None = None
         self._measured: Found | None = None
         self._roofline: Roofline | None = None
+        self._steps = 0
         self._unit, self._count, self._pieces, self._began, self._worked = "", 0.0, 0, 0.0, 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -68,7 +69,8 @@ class Stopwatch(L.Callback):
         """A step is a piece of work where no rollout is."""
         count, self._unit = pl_module.work(batch)
         self._count += count * trainer.world_size
-        if self._unit != "episodes":
+        if self._unit != "episodes" and trainer.global_step > self._steps:  # a batch that only accumulates ends none
+            self._steps = trainer.global_step
             self._end_piece(trainer, pl_module, "step")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

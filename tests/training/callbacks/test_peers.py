@@ -37,6 +37,15 @@ class Peers:
             assert not self.threads[rank].is_alive()
 
 
+def test_one_that_is_stopped_before_its_first_look_is_missed():
+    peers = Peers(2)
+    stopped = threading.Thread(target=watch, args=(peers.store, 1, 2, threading.Event(), 3600.0), daemon=True)
+    stopped.start()
+    peers.threads[0].start()
+    peers.join(0)
+    assert peers.found == {0: 1}
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_who_has_ended_is_no_loss(world):
     peers = Peers(world)

@@ -37,5 +37,11 @@ def test_operations_are_those_of_the_formula(fit, data, micro):
     assert 0 < found.busy < 3
 
 
+def test_a_step_is_one_of_the_optimizer(fit, data, micro):
+    run, found = measured(fit, PretrainingModule(micro.config()), data, accumulate_grad_batches=2)
+    assert run.global_step == WARMUP["step"] + 1 + 1
+    assert found.amount == 2 * 8 * 16
+
+
 def test_a_run_that_is_too_short_is_not_measured(fit, data, micro):
     assert measured(fit, PretrainingModule(micro.config()), data, max_steps=WARMUP["step"] + 1)[1] is None
