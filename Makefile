@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## pretrain, SFT, reward model and PPO on human-rated senten
 	$(BIN)/gpt run recipes/pipelines/demo.yaml
 
 test: lint ## everything that CI checks
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .

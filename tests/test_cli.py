@@ -367,8 +367,8 @@ def test_mistakes_at_the_console(gpt, micro, words, part):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_alike_and_leave_no_mark_on_names(micro, tmp_path):
-    """In a process of its own: the run-time type checks of these tests are no food for the compiler."""
+def test_compiled_blocks_train_alike_and_leave_no_mark_on_names(gpt, micro, tmp_path):
+    """In processes of their own: the run-time type checks of these tests are no food for the compiler."""
     import torch
 
     losses = []
@@ -378,11 +378,8 @@ def test_compiled_blocks_train_alike_and_leave_no_mark_on_names(micro, tmp_path)
             "pretraining", root, model__compile=compiled, trainer__max_steps=2, trainer__limit_val_batches=1,
             model__config=micro.config().without_dropout().to_dict(),
         )  # fmt: skip
-        command = [sys.executable, "-m", "gpt_modules", "fit", "--config", str(write(tmp_path / "r.yaml", recipe))]
-        ended = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-        assert ended.returncode == 0, ended.stderr
+        ended = gpt.run("fit", "--config", write(tmp_path / "r.yaml", recipe))
+        assert ended.status == 0, ended.stderr
         losses.append(json.loads((root / "summary.json").read_text())["after"]["val/loss"])
         names = torch.load(next((root / "checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
         assert not [name for name in names if "_orig_mod" in name]

@@ -13,7 +13,6 @@ BENCHMARKS = {
     "evaluate_throughput.py --task choice": ["ours", "lm_eval hf, 1", "lm_eval hf, 16"],
     "generate.py --control": ["ours", "transformers", "ours, entered twice"],
     "generate.py --family llama": ["ours", "transformers"],
-    "train_throughput.py --family gpt_neox --systems ours transformers": ["ours", "transformers"],
     "ppo_throughput.py --systems ours arithmetic": ["ours", "arithmetic"],
     "prepare_throughput.py --rounds 1": ["ours", "map", "nanogpt"],
     "gpu_pretrain.py --modes eager": ["eager"],
