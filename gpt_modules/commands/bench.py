@@ -107,7 +107,7 @@ def report(found: Found) -> str:
     ]
     if found.busy < _BUSY:
         lines.append(
-            f"The process was given a processor for {found.busy:.0%} of the time: other work is on this machine."
+            f"The process was at work for {found.busy:.0%} of the time: it waited, or other work is on this machine."
         )
     return "\n".join([*lines, ""])
 
