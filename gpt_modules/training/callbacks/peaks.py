@@ -35,9 +35,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
-    """Of the fastest of some large products; waits for the device."""
-    size = SIZES.get(device.type, 2048)
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    """Of the fastest of some large products; waits for the device, and draws none of the run's random numbers."""
+    size, own = SIZES.get(device.type, 2048), torch.Generator(device).manual_seed(0)
+    left, right = (torch.randn(size, size, device=device, dtype=dtype, generator=own) for _ in range(2))
     seconds = []
     for _ in range(repeats + 1):  # the first one also makes ready
         started = time.perf_counter()

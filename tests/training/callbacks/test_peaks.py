@@ -44,3 +44,9 @@ def test_what_is_measured_is_two_operations_a_cell_and_column_by_the_fastest_tim
     monkeypatch.setattr(peaks.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(peaks, "SIZES", {"cpu": 4})
     assert measured_flops(torch.device("cpu"), torch.float32) == 2 * 4**3
+
+
+def test_a_measurement_leaves_the_randomness_of_the_run_alone():
+    before = torch.get_rng_state()
+    assert measured_flops(torch.device("cpu"), torch.float32, repeats=1) > 0
+    assert torch.equal(torch.get_rng_state(), before)
