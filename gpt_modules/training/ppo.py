@@ -111,6 +111,8 @@ class PPOModule(L.LightningModule):
         schedule: rate over the run; Ziegler et al.: linear to 0.
         score_rows: rows of a forward pass while a rollout is scored.
         cache_gb: gigabytes of keys and values while responses are sampled; rows beyond it wait their turn.
+        ref_reward_offload: keep the frozen models in the host's memory while the policy samples and learns, see
+            `Frozen`.
         recompute: recompute activations of policy and critic in the backward pass instead of storing them.
         compile: compile each block with `torch.compile`.
         sample_prompts: how many held-out prompts the sample table shows.
@@ -146,6 +148,7 @@ class PPOModule(L.LightningModule):
         schedule: ScheduleConfig = ScheduleConfig(shape="linear", final=0.0),
         score_rows: int = 64,
         cache_gb: float = 4.0,
+        ref_reward_offload: bool = False,
         recompute: bool = False,
         compile: bool = False,
         sample_prompts: int = 8,
@@ -179,6 +182,8 @@ class PPOModule(L.LightningModule):
             return
         if self.recipe.critic.shared_trunk:
             refuse_sharding(self, "model.init_args.critic.shared_trunk")
+        if self.hparams["ref_reward_offload"]:
+            refuse_sharding(self, "model.init_args.ref_reward_offload")
         sharded = self.device_mesh is not None
         self.learners = Learners(self.recipe)
         self.policy, self.critic = self.learners.policy, self.learners.critic
@@ -189,6 +194,7 @@ class PPOModule(L.LightningModule):
             self.recipe.monitors,
             None if sharded else self.learners.base(),
             None if sharded else self.learners.trunks(),
+            self.hparams["ref_reward_offload"],
         )
         for decoder in self.learners.decoders():
             decoder.recompute = self.hparams["recompute"]
@@ -339,8 +345,9 @@ class PPOModule(L.LightningModule):
         """From now on, as the scores of these answers are."""
 
         def mean_of(folder: str) -> float:
-            with inference(self):
-                return mean_score(self.frozen.reward.readers()[folder], answers, self.hparams["score_rows"])
+            reader = self.frozen.reward.readers()[folder]
+            with inference(self), held(reader.model):
+                return mean_score(reader, answers, self.hparams["score_rows"])
 
         self.learners.follow(self.shaping.moments, moments, self.global_step > 0, mean_of)
         self.shaping = replace(self.shaping, moments=moments)

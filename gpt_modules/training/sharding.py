@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, Decoder, DecoderConfig, LabellingModel, RewardModel
 from gpt_modules.backbone.decoder import Block
+from gpt_modules.backbone.offload import uploaded
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import discard, room_for, temporary_for
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO, digest_path
@@ -234,14 +235,16 @@ def is_sharded(model: nn.Module) -> bool:
 @contextmanager
 def held(*models: nn.Module) -> Iterator[None]:
     """Inside, all weights of these models are on every device: processes may then call them at different times, as
-    often as each likes, and no call costs communication. All processes take part. Does nothing for what is not sharded.
+    often as each likes, and no call costs communication. All processes take part. Does nothing for what is neither
+    sharded nor offloaded.
     """
     shards = _shards(models)
     for part in shards:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
     try:
-        yield
+        with uploaded(models):
+            yield
     finally:
         for part in shards:
             part.set_reshard_after_forward(isinstance(part, Block), recurse=False)
@@ -265,7 +268,8 @@ def gathered(model: ModelT) -> Iterator[ModelT]:
     gather and let go. The model itself where it is not sharded.
     """
     if not is_sharded(model):
-        yield model
+        with uploaded([model]):
+            yield model
         return
     with held(model):
         dtype = next(_decoder(model).blocks.parameters()).dtype

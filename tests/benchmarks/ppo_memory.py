@@ -6,7 +6,8 @@
 The table is of four models of equal size: policy, critic, reference and reward. A trained parameter is its weight, its
 gradient and Adam's two moments; a frozen one its weight. Counted on the meta device, where no tensor has memory, for
 GPT-2's 124M and a 1.3B shape; `--measure` makes an iteration of a small run instead and counts what there is.
-Activations and the cache of keys and values come on top: `recompute` and `cache_gb` bound them.
+Activations and the cache of keys and values come on top: `recompute` and `cache_gb` bound them. `offloaded` is what is
+left on the device with `ref_reward_offload`: frozen models lie in the host's memory then.
 """
 
 import argparse
@@ -82,8 +83,9 @@ def table(of: Callable[[str], dict[str, float]], title: str) -> str:
     rows = []
     for precision in PRECISIONS:
         parts = of(precision)
-        rows.append([title, precision, *(f"{part:.2f}" for part in parts.values()), f"{sum(parts.values()):.2f}"])
-    return measure.markdown(["shape", "precision", "policy", "critic", "reference", "reward", "all"], rows)
+        left = parts["policy"] + parts["critic"]
+        rows.append([title, precision, *(f"{part:.2f}" for part in (*parts.values(), sum(parts.values()), left))])
+    return measure.markdown(["shape", "precision", *parts, "all", "offloaded"], rows)
 
 
 def main() -> None:

@@ -182,6 +182,7 @@ def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
     ("word", "settings", "message"),
     [
         ("maml", {}, ", expected auto or ddp: MAMLModule does not shard"),
+        ("ppo", {"ref_reward_offload": True}, " beside model.init_args.ref_reward_offload, expected auto or ddp"),
         ("ppo", {"critic": CriticConfig(shared_trunk=True)}, " beside model.init_args.critic.shared_trunk, expected"),
         ("finetuning", {"freeze": 1}, " beside model.init_args.freeze, expected auto or ddp"),
         ("finetuning", {"lora": LoRAConfig(rank=2)}, " beside model.init_args.lora, expected auto or ddp"),

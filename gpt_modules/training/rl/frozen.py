@@ -1,5 +1,6 @@
 """What a PPO run reads and never trains: the reference, the rewards, and the monitors."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as L
@@ -7,12 +8,16 @@ import torch
 from torch import nn
 
 from gpt_modules.backbone import GPT, Decoder, model_digest
+from gpt_modules.backbone.offload import offload
 from gpt_modules.training import artefacts
+from gpt_modules.training.hyperparameters import expect_idle
 from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.rollout import autocast_type
 from gpt_modules.training.rl.terms import Columns, ModelScores
 from gpt_modules.training.rl.unchanged import check_unchanged
 from gpt_modules.training.sharding import shard
+
+log = logging.getLogger(__name__)
 
 REFERENCE = "model.init_args.reference_from or init_from"  # one name in a checkpoint, wherever it lies now
 
@@ -27,6 +32,8 @@ class Frozen:
         trunks: of folders of reward models, those that the run has already: under a critic's updates.
         rewards: terms of what is optimised.
         monitors: scores that are only watched.
+        offload: let them lie in the host's memory, and on the device while they are `held`. What the run has already
+            stays where it learns.
     """
 
     def __init__(
@@ -36,6 +43,7 @@ class Frozen:
         monitors: Mapping[str, RewardSource],
         base: GPT | None = None,
         trunks: Mapping[str, Decoder] | None = None,
+        offload: bool = False,
     ) -> None:
         self.reference_folder = reference
         self.reference: GPT = base or artefacts.open_gpt(None, reference, **artefacts.dropout_changes(0.0))
@@ -45,7 +53,7 @@ class Frozen:
         self.recorded: dict[str, str | None] = {}  # of a checkpoint that the run goes on from
         self.reward: Reward
         self.monitors: dict[str, Reward] = {}
-        self._sources = (rewards, monitors)
+        self._sources, self._offload = (rewards, monitors), offload
 
     @property
     def opened(self) -> bool:
@@ -57,9 +65,10 @@ class Frozen:
         says. Returns those that read the policy's ids, by folder.
 
         Raises:
-            UserError: a source cannot be opened or cannot read the prompts, or a folder holds another model than
-                before.
+            UserError: a source cannot be opened or cannot read the prompts, a folder holds another model than before,
+                or there is nothing to offload.
         """
+        home = torch.device("cpu") if self._offload else module.device
 
         def place(model: nn.Module) -> nn.Module:  # a float32 reference beside a bf16 policy is none
             converted: nn.Module = module.trainer.precision_plugin.convert_module(model)
@@ -67,7 +76,7 @@ class Frozen:
             if module.device_mesh is not None:
                 assert isinstance(converted, GPT | Decoder)
                 shard(converted, module)
-            return converted.to(module.device)
+            return converted.to(home)
 
         rewards, monitors = self._sources
         tokenizer = artefacts.datamodule_tokenizer(module)
@@ -85,8 +94,12 @@ class Frozen:
         check_unchanged(self.digests, self.recorded)
         for folder in opened.keys() & self._trunks.keys():  # the copy that was read, to know it, is let go
             opened[folder].model.decoder = self._trunks[folder].eval()
+            opened[folder].model.to(module.device)
         if not self._shared:  # what is shared lies where the policy does, as the policy is
             place(self.reference)
+        if self._offload:
+            own = [of.model for folder, of in opened.items() if folder not in self._trunks]
+            offload_all([*own, *([] if self._shared else [self.reference])], module.device)
         self.reward = reward
         return models
 
@@ -105,6 +118,21 @@ class Frozen:
         readers = (scorer.models().values() for scorer in (self.reward, *self.monitors.values()))
         found = dict.fromkeys(model.decoder for models in readers for model in models)
         return [decoder for decoder in found if decoder not in self._trunks.values()]
+
+
+def offload_all(models: Sequence[nn.Module], device: torch.device) -> None:
+    """Let them lie in the host's memory, as `model.init_args.ref_reward_offload` says.
+
+    Raises:
+        UserError: there is none.
+    """
+    reason = "the reference lies under the policy's updates, and no reward model is a copy of its own"
+    expect_idle("ref_reward_offload", True, [bool(models)], reason)
+    if device.type == "cpu":
+        log.warning("ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved")
+        return
+    for model in models:
+        offload(model, device)
 
 
 def cast_products(model: nn.Module, half: torch.dtype | None) -> nn.Module:

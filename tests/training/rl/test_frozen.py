@@ -7,6 +7,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from conftest import shaken
+from device import CUDA, Device, device, on_paper
 from ppo_variants import AtStart, adam, distance, weights
 from torch import nn
 
@@ -22,10 +23,15 @@ from gpt_modules.backbone import (
 )
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.training.rl import rollout
 from gpt_modules.training.rl.frozen import REFERENCE, Frozen
 from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.rollout import models_of
+from gpt_modules.training.rl.scores import ScoresConfig
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import CriticConfig
+
+CPU = torch.device("cpu")
 
 
 def length(prompts, responses):
@@ -281,3 +287,117 @@ def test_a_reference_must_read_what_the_policy_says(fit, ppo, micro, tmp_path):
     for wrong, found in ((str(micro.reward), "found .*expected 'gpt'"), ("", "model folder: found ''")):
         with pytest.raises(UserError, match=found):
             fit(*ppo(reference_from=wrong))
+
+
+# --- offloaded ---
+
+
+class Whereabouts(L.Callback):
+    """Where frozen models lie: at each update, while the policy samples, and when each of them is asked."""
+
+    def __init__(self, module, monkeypatch):
+        self.away, self.asked, self.waits = [], [], 0
+        self.module = module
+        sample = rollout.sample
+
+        def sampling(policy, *arguments):
+            self.away.append(self.places() if policy is module.policy else {CPU})
+            return sample(policy, *arguments)
+
+        monkeypatch.setattr(rollout, "sample", sampling)
+
+    def models(self):
+        frozen = self.module.frozen
+        return [frozen.reference, *models_of(frozen.reward, *frozen.monitors.values())]
+
+    def places(self):
+        return {tensor.device for model in self.models() for tensor in model.state_dict().values()}
+
+    def on_train_start(self, *_):
+        for model in self.models():
+            own = model.decoder.forward
+
+            def noted(*arguments, own=own, model=model, **named):
+                self.asked.append({tensor.device for tensor in model.state_dict().values()})
+                return own(*arguments, **named)
+
+            model.decoder.forward = noted
+        Device.waits.clear()
+
+    def on_before_optimizer_step(self, *_):
+        self.away.append(self.places())
+
+    def on_train_end(self, *_):
+        self.waits = sum(Device.waits.values())
+        self.rows = self.module.sample_rows()
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_offloaded_models_are_on_the_device_for_the_passes_that_need_them_alone(fit, ppo, micro, tmp_path, monkeypatch):
+    """And nothing else changes: not a bit of what is learnt and told, and the host waits no more often."""
+    second = shaken(load_pretrained(micro.reward, "reward"), 2)
+    save_pretrained(tmp_path / "second", second, tokenizer_json=micro.tokenizer.to_json())
+    given = {
+        "rewards": [RewardSource(folder=str(micro.reward)), RewardSource(folder=str(tmp_path / "second"))],
+        "monitors": {"watched": RewardSource(folder=str(tmp_path / "second"), weight=2.0)},
+        "scores": ScoresConfig("reference", samples=8),
+        "optimizer": adam(1e-2),
+        "max_new_tokens": 4,
+        "sample_prompts": 2,
+    }
+
+    def run(offloads):
+        module, data = ppo(**given, minibatches=2, ref_reward_offload=offloads)
+        found = Whereabouts(module, monkeypatch)
+        with device():
+            trainer = fit(module, data, callbacks=[found], limit_val_batches=1, **on_paper())
+            learnt = {name: value.cpu() for name, value in module.state_dict().items()}
+        told = [point for point in trainer.logger.points if not point[0].startswith("perf/")]
+        return found, learnt, told
+
+    (still, *expected), (moved, learnt, *told) = run(False), run(True)
+    assert all(torch.equal(value, expected[0][name]) for name, value in learnt.items())
+    assert told == expected[1:]
+    assert moved.rows == still.rows
+    assert moved.waits == still.waits
+    assert moved.away == [{CPU}] * len(moved.away)
+    assert {CUDA} in still.away
+    assert moved.asked == [{CUDA}] * len(moved.asked)
+    assert len(moved.asked) > 10
+
+
+def on_a_device(tokenizer):
+    owner = Owner(tokenizer)
+    owner._device = CUDA
+    return owner
+
+
+def test_what_the_run_has_already_stays_where_it_learns(micro, sources, tmp_path):
+    """The policy's base, and a trunk under a critic's updates with the reward's head on it."""
+    reward = load_pretrained(micro.reward, "reward")
+    save_pretrained(tmp_path / "other", shaken(reward, 3), tokenizer_json=micro.tokenizer.to_json())
+    watched = {"watched": RewardSource(folder=str(tmp_path / "other"))}
+    with device():
+        base, trunk = (
+            load_pretrained(micro.gpt, "gpt").to(CUDA),
+            load_pretrained(micro.reward, "reward").decoder.to(CUDA),
+        )
+        frozen = Frozen(str(micro.gpt), sources, watched, base, {str(micro.reward): trunk}, offload=True)
+        models = frozen.open(on_a_device(micro.tokenizer))
+        (rewards,), (moved,) = (models_of(of) for of in (frozen.reward, frozen.monitors["watched"]))
+        assert rewards.decoder is trunk
+        for model, there in ((base, CUDA), (rewards, CUDA), (moved, CPU)):
+            assert model in models.values()
+            assert {tensor.device for tensor in model.state_dict().values()} == {there}
+
+
+def test_where_nothing_is_to_be_moved_it_is_said(micro, sources, caplog):
+    """On a CPU it holds; of a policy's base and a function it does not."""
+    frozen = Frozen(str(micro.gpt), sources, {}, offload=True)
+    frozen.open(Owner(micro.tokenizer))
+    (told,) = caplog.messages
+    assert told == "ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved"
+    alone = Frozen(str(micro.gpt), [LENGTH], {}, load_pretrained(micro.gpt, "gpt"), offload=True)
+    with pytest.raises(UserError, match=r"^ref_reward_offload: found True, expected it left at False: the reference"):
+        alone.open(Owner(micro.tokenizer))
+    assert not alone.opened
