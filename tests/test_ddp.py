@@ -105,6 +105,8 @@ def uneven(micro, tmp_path_factory):
             given |= {"data__pretraining": {"train": str(micro.pretraining), "context": 16, "batch_size": 3}}
             more = {"sft": {"data__pretraining_fraction": 0.3}, "ppo": {"model__ptx": {"coef": 0.5, "windows": 2}}}
             given |= more[word]
+        if word == "dpo":
+            given |= {"model__rpo_alpha": 0.5}
         if word == "finetuning":
             given |= {"model__classifier_dropout": 0.0}
         if word == "maml":

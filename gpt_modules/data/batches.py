@@ -66,6 +66,10 @@ class RankingBatch(NamedTuple):
     prompt_lengths: Int[Tensor, " N"]
     numbers: Int[Tensor, "P K"]
 
+    def answer_lengths(self) -> Int[Tensor, "P K"]:
+        """Tokens of each answer, its end among them; those of some other one where there is none."""
+        return (self.lengths - self.prompt_lengths)[self.index.clamp(min=0)]
+
 
 class PromptBatch(NamedTuple):
     """Prompts to answer (PPO).

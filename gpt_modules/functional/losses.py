@@ -103,6 +103,27 @@ def dpo_losses(
     return PreferenceLosses(*ranking_losses(rewards, ranks, mask), rewards.detach())
 
 
+def preferred_nlls(
+    logprobs: Float[Tensor, "P K"], lengths: Int[Tensor, "P K"], ranks: Int[Tensor, "P K"], mask: Bool[Tensor, "P K"]
+) -> Float[Tensor, "P"]:
+    """How unlikely each prompt's preferred answers are, nats per token; a mean over its untied pairs, 0 where it has
+    none.
+
+    nll = 1/|pairs| Σ_(w,l) -log π(y_w|x) / |y_w|
+
+    `dpo_losses` know of differences alone, and are as content where both answers of a pair become less likely; with a
+    multiple of this beside them the preferred one does not. Source: Pang et al. 2024, "Iterative Reasoning Preference
+    Optimization", section 2, the second term of the loss.
+
+    Args:
+        logprobs: of whole answers, nats.
+        lengths: tokens that each is a sum over.
+    """
+    preferred = pair_margins(logprobs, ranks, mask)[1].sum(2)  # how many answers each one is preferred to
+    nats = torch.where(preferred > 0, -logprobs.float() / lengths, 0.0)
+    return (preferred * nats).sum(1) / preferred.sum(1).clamp(min=1)
+
+
 def ppo_clip_loss(
     logprobs: Float[Tensor, "B R"],
     old_logprobs: Float[Tensor, "B R"],

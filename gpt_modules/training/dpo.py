@@ -15,7 +15,7 @@ from gpt_modules.data import RewardDataModule
 from gpt_modules.data.batches import RankingBatch
 from gpt_modules.data.reward import Comparisons
 from gpt_modules.errors import UserError, expect
-from gpt_modules.functional import PreferenceLosses, dpo_losses, untied_pairs
+from gpt_modules.functional import PreferenceLosses, dpo_losses, preferred_nlls, untied_pairs
 from gpt_modules.storage.documents import typed as read_typed
 from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
@@ -27,7 +27,7 @@ from gpt_modules.training.language import check_samples, continuation_rows
 from gpt_modules.training.learning import configure, learning_settings, prepare
 from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
+from gpt_modules.training.preference_metrics import PreferenceMetrics, StepRatio, right_pairs
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.rl.unchanged import check_unchanged
 
@@ -57,6 +57,8 @@ class DPOModule(L.LightningModule):
         lora: low-rank updates learn in place of the policy; merged in the exported folder, with an adapter for `peft`
             beside it.
         beta: reward per nat, which holds the policy to the reference. The paper has 0.1, and 0.5 for summaries.
+        rpo_alpha: weight of the preferred answers' negative log-likelihood, nats per token, beside the loss: it holds
+            them where both answers of a pair would become less likely. Pang et al. 2024 have 1; see `preferred_nlls`.
         optimizer: AdamW's settings. The paper has RMSprop at 1e-6, which is AdamW with betas of 0 and 0.99 but for the
             correction of the bias.
         schedule: the paper has a linear warm-up over 150 steps, then a constant rate.
@@ -72,6 +74,7 @@ class DPOModule(L.LightningModule):
         reference_from: str | None = None,
         lora: LoRAConfig | None = None,
         beta: float = 0.1,
+        rpo_alpha: float = 0.0,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-6, betas=(0.0, 0.99), weight_decay=0.0),
         schedule: ScheduleConfig = ScheduleConfig(shape="constant"),
         compile: bool = False,
@@ -85,10 +88,11 @@ class DPOModule(L.LightningModule):
         self.lora, self.optimizer_config, self.schedule_config = found
         self.save_hyperparameters(given)
         expect_number("beta", beta, "(0, inf)")
+        expect_number("rpo_alpha", rpo_alpha, "[0, inf)")
         check_samples(sample_prompts, sample_tokens, seed, usual=48)
         self.reference = ReferenceLogprobs(init_from if reference_from is None else reference_from)
         self.held_out, self.held_out_logprobs = PreferenceMetrics(), HeldOut("chosen_logprob", "rejected_logprob")
-        self.step, self.right = StepMean(), StepAccuracy()
+        self.step, self.right, self.nll = StepMean(), StepRatio("train/accuracy"), StepRatio("train/nll")
         self.model: GPT
 
     @property
@@ -137,7 +141,7 @@ class DPOModule(L.LightningModule):
         rows = answer_logprobs(self.model, batch.tokens, batch.prompt_lengths, batch.lengths)
         logprobs = rows[batch.index.clamp(min=0)]
         ref_logprobs = self.reference.of(self._comparisons(part), batch)
-        return dpo_losses(logprobs, ref_logprobs, batch.ranks, batch.mask, self.hparams["beta"]), logprobs.detach()
+        return dpo_losses(logprobs, ref_logprobs, batch.ranks, batch.mask, self.hparams["beta"]), logprobs
 
     def _moved(self, rewards: Tensor) -> Tensor:
         """A policy that still is its reference lies by rounding beside it, and prefers nothing."""
@@ -145,14 +149,23 @@ class DPOModule(L.LightningModule):
 
     def training_step(self, batch: RankingBatch, batch_idx: int) -> Tensor:
         """Over the pairs of each prompt, then over the prompts, in the scale of `StepMean`."""
-        found, _ = self.losses(batch, "train")
-        self.right.add(batch, self._moved(found.rewards))
-        return self.step.add(found.losses.sum(), found.counted.sum(), len(found.losses))
+        found, logprobs = self.losses(batch, "train")
+        total, count = found.losses.sum(), found.counted.sum()
+        self.right.add(*right_pairs(batch, self._moved(found.rewards)))
+        if alpha := self.hparams["rpo_alpha"]:
+            nll = preferred_nlls(logprobs, batch.answer_lengths(), batch.ranks, batch.mask).sum()
+            self.nll.add(nll, count)
+            total = total + alpha * nll
+        return self.step.add(total, count, len(found.losses))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """`train/loss`, the mean over the step's prompts; `train/accuracy`, over its pairs."""
+        """`train/loss`, the mean over the step's prompts, and what of it `rpo_alpha` weighs as `train/nll`;
+        `train/accuracy`, over its pairs.
+        """
         self.log("train/loss", self.step.close(self))
         self.right.close(self)
+        if self.hparams["rpo_alpha"]:
+            self.nll.close(self)
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Over all untied pairs; the loss over all prompts that have one."""

@@ -131,25 +131,33 @@ class PreferenceMetrics:
             writer.add_figure(f"{stage}/accuracy_of_parts", figure, module.global_step)
 
 
-class StepAccuracy:
-    """`train/accuracy`: the share of an optimizer step's untied pairs, of all micro-batches and processes, that are in
-    the right order.
+class StepRatio:
+    """A mean over what an optimizer step has of something, of all micro-batches and processes, told beside the loss.
+
+    Args:
+        name: of the metric.
     """
 
-    def __init__(self) -> None:
-        self._counts: list[Tensor] = []  # of the micro-batches: pairs in the right order, and all pairs
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._sums: list[Tensor] = []  # of the micro-batches: the sum, and what it is over
 
-    def add(self, batch: RankingBatch, scores: Tensor) -> None:
-        """A micro-batch and the scores (P, K) of its answers."""
-        margins, counted = pair_margins(scores.detach(), batch.ranks, batch.mask)
-        self._counts.append(torch.stack([torch.where(counted, _right(margins), 0.0).sum(), counted.sum()]).double())
+    def add(self, total: Tensor, count: Tensor) -> None:
+        """A micro-batch's."""
+        self._sums.append(torch.stack([total.detach(), count]).double())
 
     def close(self, module: L.LightningModule) -> None:
         """Called before the optimizer's step: log it, where one is logged."""
         if (module.global_step + 1) % log_interval(module.trainer) == 0:
-            right, pairs = module.trainer.strategy.reduce(torch.stack(self._counts).sum(0), reduce_op="sum")
-            module.log("train/accuracy", right / pairs)
-        self._counts = []
+            total, count = module.trainer.strategy.reduce(torch.stack(self._sums).sum(0), reduce_op="sum")
+            module.log(self.name, total / count)
+        self._sums = []
+
+
+def right_pairs(batch: RankingBatch, scores: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of a batch's untied pairs the scores (P, K) of its answers put into the right order, of how many."""
+    margins, counted = pair_margins(scores.detach(), batch.ranks, batch.mask)
+    return torch.where(counted, _right(margins), 0.0).sum(), counted.sum()
 
 
 def tag_of(name: str) -> str:

@@ -19,7 +19,7 @@ from gpt_modules.training.hyperparameters import arguments, expect_number
 from gpt_modules.training.learning import configure, learning_settings, prepare
 from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.preference_metrics import PreferenceMetrics, StepAccuracy
+from gpt_modules.training.preference_metrics import PreferenceMetrics, StepRatio, right_pairs
 
 
 class RewardModule(L.LightningModule):
@@ -63,7 +63,7 @@ class RewardModule(L.LightningModule):
             expect_number("dropout", dropout, "[0, 1)")
         self.held_out = PreferenceMetrics()
         self.step = StepMean()
-        self.right = StepAccuracy()
+        self.right = StepRatio("train/accuracy")
         self.model: RewardModel
 
     @property
@@ -97,7 +97,7 @@ class RewardModule(L.LightningModule):
         """
         scores = self.prompt_scores(batch)
         losses, counted = ranking_losses(scores, batch.ranks, batch.mask)
-        self.right.add(batch, scores)
+        self.right.add(*right_pairs(batch, scores))
         return self.step.add(losses.sum(), counted.sum(), len(losses))
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:

@@ -12,6 +12,7 @@ from gpt_modules.functional import (
     kl_loss,
     pair_margins,
     ppo_clip_loss,
+    preferred_nlls,
     ranking_loss,
     supervised_scores,
 )
@@ -144,6 +145,22 @@ def test_a_policy_that_is_its_reference_loses_ln_2_and_a_large_beta_only_widens(
         found = dpo_losses(logprobs, logprobs, ranks, mask, beta)
         assert found.losses.tolist() == pytest.approx([math.log(2)] * 2)
         assert found.rewards.abs().max() == 0.0
+
+
+def test_the_preferred_answers_nats_by_hand():
+    """Three answers, of which the middle one is preferred to the last; two that tie; and a place without an answer."""
+    logprobs = torch.tensor([[-10.0, -21.0, -5.0], [-1.0, -8.0, math.nan]])
+    lengths = torch.tensor([[5, 7, 2], [1, 2, 1]])
+    ranks, mask = torch.tensor([[1, 2, 3], [1, 1, 0]]), torch.tensor([[True] * 3, [True, True, False]])
+    assert preferred_nlls(logprobs, lengths, ranks, mask).tolist() == [pytest.approx((2 + 2 + 3) / 3), 0.0]
+
+
+def test_the_preferred_answers_nats_pull_at_those_alone():
+    """And at each by its own length, however many pairs a prompt has."""
+    logprobs = torch.tensor([[-10.0, -20.0, math.nan], [-10.0, -20.0, -7.0]], requires_grad=True)
+    ranks, mask = torch.tensor([[2, 1, 0], [2, 1, 2]]), torch.tensor([[True, True, False], [True] * 3])
+    preferred_nlls(logprobs, torch.tensor([[5, 4, 1], [5, 4, 7]]), ranks, mask).sum().backward()
+    assert logprobs.grad.tolist() == [[0.0, -0.25, 0.0]] * 2
 
 
 # Policy

@@ -96,6 +96,37 @@ def test_validation_against_a_naive_computation(fit, micro, data, tmp_path, beta
         assert trainer.callback_metrics[f"val/{name}"].item() == pytest.approx(value, abs=2e-4), name
 
 
+def test_the_preferred_answers_nats_beside_the_loss_against_a_naive_computation(fit, micro, data):
+    """Of all rows in one step, from the reference: ln 2, and alpha times the mean over pairs, then over prompts."""
+    data.setup("fit")
+    rows = load_splits(str(micro.comparisons), None, "reward", fraction=0.3)[0]
+    data.batch_size = len(rows)
+    module = DPOModule(str(micro.gpt), rpo_alpha=0.5, optimizer=STILL)
+    trainer = fit(module, data, limit_val_batches=0)
+    model, nats = load_pretrained(micro.gpt, kind="gpt").eval(), []
+    for row in rows:
+        ranked = list(zip(row["ranking"], row["responses"], strict=True))
+        preferred = [text for rank, text in ranked for other, _ in ranked if rank < other]
+        lengths = {text: len(micro.tokenizer.encode(text)) + 1 for text in preferred}
+        own = {text: -logprob(model, micro.tokenizer, row["prompt"], text) / lengths[text] for text in lengths}
+        nats.append(np.mean([own[text] for text in preferred]))
+    (loss,), (nll,) = (trainer.logger.values(f"train/{name}") for name in ("loss", "nll"))
+    assert nll == pytest.approx(np.mean(nats), abs=1e-4)
+    assert loss == pytest.approx(math.log(2) + 0.5 * nll, abs=1e-5)
+
+
+def test_it_keeps_preferred_answers_from_becoming_less_likely(fit, micro, data):
+    """Where nothing else does: the same run without it lets them fall."""
+    found = {}
+    for alpha in (0.0, 5.0):
+        module = DPOModule(str(micro.gpt), rpo_alpha=alpha, optimizer=FAST)
+        trainer = fit(module, data, max_epochs=2)
+        found[alpha] = {name: trainer.callback_metrics[f"val/{name}"].item() for name in ("accuracy", "chosen_logprob")}
+        assert bool(trainer.logger.values("train/nll")) == bool(alpha)
+    assert found[5.0]["chosen_logprob"] > found[0.0]["chosen_logprob"] + 1.0
+    assert found[5.0]["accuracy"] > 0.6
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_in_half_precision_it_begins_where_it_should_and_learns(fit, micro, data, precision):
     module = DPOModule(str(micro.gpt), optimizer=FAST)
@@ -177,6 +208,12 @@ def test_a_state_that_is_none_is_refused(trained, fit, data, micro, tmp_path, ch
 def test_a_beta_is_positive(beta):
     with pytest.raises(UserError, match=rf"^beta: found {beta}, expected a number in \(0, inf\)"):
         DPOModule("folder", beta=beta)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, float("inf"), float("nan")])
+def test_a_weight_is_not_negative(alpha):
+    with pytest.raises(UserError, match=rf"^rpo_alpha: found {alpha}, expected a number in \[0, inf\)"):
+        DPOModule("folder", rpo_alpha=alpha)
 
 
 @pytest.mark.parametrize(

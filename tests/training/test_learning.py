@@ -87,8 +87,10 @@ class InOrder:
         return iter(self.batches)
 
 
-@pytest.mark.parametrize("kind", [RewardModule, DPOModule])
-def test_an_accumulated_step_of_comparisons_is_the_step_of_one_batch(fit, micro, tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "given"), [(RewardModule, {"dropout": 0.0}), (DPOModule, {}), (DPOModule, {"rpo_alpha": 2.0})]
+)
+def test_an_accumulated_step_of_comparisons_is_the_step_of_one_batch(fit, micro, tmp_path, kind, given):
     """Prompts of 2 and of 3 answers, and a last window of 1 batch in place of 4. (Of tokens: `test_accumulation`.)"""
     rows = [
         {"prompt": f"the film {n}", "responses": [" a", " b" * n, " c"][: 2 + n % 2], "ranking": [1, 2, 3][: 2 + n % 2]}
@@ -102,16 +104,17 @@ def test_an_accumulated_step_of_comparisons_is_the_step_of_one_batch(fit, micro,
         data = RewardDataModule(str(file), str(other), tokenizer=str(micro.gpt), **sizes)
         data.setup("fit")
         sgd = {"optimizer": OptimizerConfig(lr=0.1, weight_decay=0.0, sgd=True), "schedule": ScheduleConfig("constant")}
-        module = kind(str(micro.gpt), **sgd, **({"dropout": 0.0} if kind is RewardModule else {}))
+        module = kind(str(micro.gpt), **sgd, **given)
         batches = [data.train_examples.batch(0, np.arange(i, min(20, i + size))) for i in range(0, 20, size)]
         data.train_dataloader = lambda batches=batches: InOrder(batches)
         torch.manual_seed(0)  # of a new head
         trainer = fit(module, data, accumulate_grad_batches=accumulate)
         assert trainer.global_step == 2
-        logged = [trainer.logger.values(f"train/{name}") for name in ("loss", "accuracy")]
+        names = ("loss", "accuracy", "nll") if "rpo_alpha" in given else ("loss", "accuracy")
+        logged = [trainer.logger.values(f"train/{name}") for name in names]
         found.append((module.model.state_dict(), logged))
     (parts, logged), (whole, expected) = found
-    assert [len(values) for values in expected] == [2, 2]
+    assert {len(values) for values in expected} == {2}
     assert logged == [pytest.approx(values, abs=1e-5) for values in expected]
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=0.0, atol=1e-6)
