@@ -6,8 +6,9 @@ that meets tensors of both is refused. (Fake tensors of torch say `cuda` as well
 them in a build for the CPU, and they have no numbers for a rollout to go on with.)
 
 What waits: a number read (`item`, `tolist`, `bool`), a shape that depends on numbers (`nonzero`, an index of bools), a
-copy to the host, and a copy from it that blocks or is not of pinned memory. What is not seen: which kernels run, and
-how fast.
+copy to the host, a copy from it that blocks or is not of pinned memory, and a capture. A CUDA graph on paper asks again
+what was asked once, of the same memory: what changes from step to step and is no tensor stays as it was. What is not
+seen: which kernels run, and how fast.
 """
 
 import sys
@@ -27,11 +28,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import gpt_modules
+from gpt_modules.backbone import lora
 
 CUDA = torch.device("cuda", 0)
 PACKAGE = Path(gpt_modules.__file__).parent
 aten = torch.ops.aten
 INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+UNORDERED = (aten.cumsum.default, aten.cumsum_.default, aten.histc.default, aten.put_.default, aten.median.dim)
 
 MEETINGS = (Tensor.copy_, torch._has_compatible_shallow_copy_type)
 
@@ -50,6 +53,11 @@ class OnDevice(Tensor):
         made.host = real
         return made
 
+    def _take(self, value: "OnDevice") -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.host = value.host
+
+    data = property(Tensor.data.__get__, _take)  # type: ignore[assignment,attr-defined]
     device = property(lambda _: CUDA)  # type: ignore[assignment]
     is_cuda = property(lambda _: True)  # type: ignore[assignment]
 
@@ -78,10 +86,11 @@ class Device(TorchDispatchMode):
     """`waits`: how often each place made the host wait, (file, function) -> times: the innermost function of the
     package that asked, or where none did the innermost one outside of torch.
 
-    `calls`: the operators that ran, by name.
+    `calls`: the operators that ran, by name. `graph`: the one that is captured.
     """
 
     waits: Counter[tuple[str, str]]
+    graph: "Graph | None" = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,6 +99,7 @@ class Device(TorchDispatchMode):
     @classmethod
     def note(cls) -> None:
         """Write down that somebody waits."""
+        assert cls.graph is None, f"{_asker()} waits for the device inside of a capture"
         cls.waits[_asker()] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,12 +111,21 @@ class Device(TorchDispatchMode):
             return func(*args, **kwargs)
         self.calls[str(func)] += 1
         self._look(func, args, kwargs, there)
-        found = func(*tree_map(_real, args), **tree_map(_real, kwargs))
+        real = tree_map(_real, args), tree_map(_real, kwargs)
+        if Device.graph is not None:
+            Device.graph.keep(func, *real)
+        found = func(*real[0], **real[1])
+        if Device.graph is not None:
+            Device.graph.asked.append((func, *real, found))
         if func is aten.copy_.default and not there[0]:
             return args[0]
         return _disguised(found, args, func)
 
     def _look(self, func: Any, args: Any, kwargs: Any, there: list[bool]) -> None:
+        if torch.are_deterministic_algorithms_enabled() and func in UNORDERED and (
+            kwargs.get("dtype") or args[0].dtype
+        ).is_floating_point:  # fmt: skip
+            raise RuntimeError(f"{func} does not have a deterministic implementation")
         if func is aten._to_copy.default or func is aten.copy_.default:
             blocks = not kwargs.get("non_blocking", len(args) > 2 and args[2])
             down, up = there == [False, True], there in ([False], [True, False])
@@ -121,11 +140,54 @@ class Device(TorchDispatchMode):
             self.note()
 
 
+class Graph:
+    """In place of `torch.cuda.CUDAGraph`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, Any, Any, Any]] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
+        self.replays = 0
+
+    def keep(self, func: Any, args: Any, kwargs: Any) -> None:
+        """What an operator is about to change: a capture only writes down."""
+        if func._schema.is_mutable:
+            self.kept += [(one, one.clone()) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+
+    def forget(self) -> None:
+        """The capture is over."""
+        while self.kept:
+            changed, before = self.kept.pop()
+            changed.copy_(before)
+
+    def replay(self) -> None:
+        """Into the tensors that the capture made."""
+        self.replays += 1
+        for func, args, kwargs, made in self.asked:
+            found = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(made), tree_leaves(found), strict=True):
+                if isinstance(old, Tensor) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    old.copy_(new)
+
+
+@contextmanager
+def _capture(graph: Graph, stream: Any, capture_error_mode: str) -> Iterator[None]:
+    """In place of `torch.cuda.graph`, which waits until the device has come to rest."""
+    Device.note()
+    Device.graph = graph
+    try:
+        yield
+    finally:
+        Device.graph = None
+        graph.forget()
+
+
 class _Meeting(TorchFunctionMode):
     """What is asked of tensors of both. Operators that torch composes of others make tensors of the CPU in between."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == Tensor.device.__get__:  # type: ignore[attr-defined]
+            return _innermost(args[0]).device
         leaves = tree_leaves((args, kwargs))
         if func is Tensor.quantile and isinstance(
             args[0], OnDevice
@@ -140,6 +202,13 @@ class _Meeting(TorchFunctionMode):
             )
             Device.note()
         return func(*args, **kwargs)
+
+
+def _innermost(tensor: Tensor) -> Tensor:
+    """Of one that a functorch transform has wrapped, what it stands for."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 def _real(value: Any) -> Any:
@@ -192,6 +261,46 @@ def _grouped(lists: Any, with_indices: bool = False, own: Any = torch._C._group_
     return {(of[0][0][0].device, dtype): of for (_, dtype), of in groups.items()}
 
 
+def _is_whole(model: torch.nn.Module) -> bool:
+    return all(type(parameter) in (torch.nn.Parameter, OnDevice) for parameter in model.parameters())
+
+
+@contextmanager
+def _noted(_: torch.nn.Module) -> Iterator[None]:
+    """No such tensor can be indexed in inference mode."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class _Shared:
+    """Models that share all weights with one that is moved: a device moves their memory, paper makes new tensors."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Any, Any]] = []
+
+    def base_of(self, model: Any) -> Any:
+        """As of `backbone.lora`."""
+        self.pairs.append((lora.base_of(model), model))
+        return self.pairs[-1][0]
+
+    def follow(self) -> None:
+        """Once the model has been moved."""
+        for base, model in self.pairs:
+            base.__dict__.update(lora.base_of(model).requires_grad_(False).eval().__dict__)
+
+
+class _Strategy(SingleDeviceStrategy):
+    """One such device."""
+
+    shared: _Shared | None = None
+
+    def model_to_device(self) -> None:
+        """And what shares its memory."""
+        super().model_to_device()
+        if _Strategy.shared is not None:
+            _Strategy.shared.follow()
+
+
 @contextmanager
 def device() -> Iterator[Device]:
     """A device on paper, on which autocast takes place."""
@@ -206,6 +315,16 @@ def device() -> Iterator[Device]:
         torch._C._set_only_lift_cpu_tensors(True)  # `torch.tensor` makes one of the host, then copies it
         stack.enter_context(patch("torch.autocast", _Autocast))
         stack.enter_context(patch("torch.cuda._lazy_init"))
+        for name in ("Stream", "current_stream", "stream"):
+            stack.enter_context(patch(f"torch.cuda.{name}"))
+        stack.enter_context(patch("torch.cuda.CUDAGraph", Graph))
+        stack.enter_context(patch("torch.cuda.graph", _capture))
+        for room in ("step", "generation"):
+            stack.enter_context(patch(f"gpt_modules.backbone.decoding.{room}.is_whole", _is_whole))
+        for room in ("generation", "beam"):
+            stack.enter_context(patch(f"gpt_modules.backbone.decoding.{room}.without_graphs", _noted))
+        stack.enter_context(patch.object(_Strategy, "shared", _Shared()))
+        stack.enter_context(patch("gpt_modules.training.rl.learners.base_of", _Strategy.shared.base_of))
         stack.enter_context(patch("gpt_modules.data.loader.pins", return_value=True))
         stack.enter_context(patch("torch.Tensor.pin_memory", _pin))
         stack.enter_context(patch("torch.cuda.get_device_name", return_value="NVIDIA H100 80GB HBM3"))
@@ -224,4 +343,4 @@ class OnPaper(CPUAccelerator):
 def on_paper(precision: str = "bf16-mixed") -> dict[str, Any]:
     """Arguments of a Trainer."""
     accelerator = OnPaper()
-    return {"accelerator": accelerator, "strategy": SingleDeviceStrategy(CUDA), "devices": 1, "precision": precision}
+    return {"accelerator": accelerator, "strategy": _Strategy(CUDA), "devices": 1, "precision": precision}

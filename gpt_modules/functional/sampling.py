@@ -42,6 +42,17 @@ def _nucleus(logits: Float[Tensor, "B V"], top_p: float) -> Float[Tensor, "B V"]
     ordered, order = logits.sort(dim=1, descending=True)
     probs = ordered.softmax(dim=1)
     # A token goes when those before it already reach p, so the one that crosses p, and always the first, stays.
-    beyond = probs.cumsum(dim=1) - probs >= top_p
+    beyond = running_sums(probs, probs.dtype) - probs >= top_p
     beyond[:, 0] = False  # a p below all of float32 is 0 there
     return logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
+
+
+def running_sums(probs: Float[Tensor, "B N"], dtype: torch.dtype) -> Float[Tensor, "B N"]:
+    """Sums of `probs`, each of which is at most about 1, up to each place, in `dtype`.
+
+    Where algorithms are to be deterministic, a CUDA device adds whole numbers of 2^-52: it has no such sum of others,
+    whose order decides how they round.
+    """
+    if not (probs.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return probs.cumsum(dim=1, dtype=dtype)
+    return (probs.double() * 2.0**52).long().cumsum(dim=1).double().mul(2.0**-52).to(dtype)

@@ -291,9 +291,9 @@ class MAMLModule(L.LightningModule):
 @contextmanager
 def _differentiable(batch: EpisodeBatch) -> Iterator[EpisodeBatch]:
     """Copies of the tensors that an inner gradient may save: Lightning validates in inference mode, whose own tensors
-    may not be.
+    may not be. No other gradient is noted: who leaves that mode has them again.
     """
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         yield tree_map(torch.clone, batch)
 
 

@@ -213,6 +213,7 @@ class TestRun:
         fit(module, data, max_steps=1, limit_val_batches=0)
         batch = next(iter(data.val_dataloader()))
         together = module.adapted_scores(batch)
+        assert not any(scores.requires_grad for scores in together), "a graph of the network would be kept till the end"
         for task in range(6):
             one = tree_map(lambda tensor, task=task: tensor[task : task + 1], batch)
             for alone, beside in zip(module.adapted_scores(one), together, strict=True):

@@ -23,8 +23,9 @@ from gpt_modules.backbone.decoding.generation import (
     left_padded,
     new_cache,
     real_tokens,
+    without_graphs,
 )
-from gpt_modules.backbone.decoding.step import input_major
+from gpt_modules.backbone.decoding.step import input_major, lend_cast
 from gpt_modules.backbone.lora import lend_merged
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
@@ -59,8 +60,14 @@ def beam_search(
         raise UserError(f"width: found {width}, expected at least 1")
     if not 0.0 <= length_penalty < math.inf:
         raise UserError(f"length_penalty: found {length_penalty}, expected 0 or more")
-    search = _Search(len(lengths), width, max_new_tokens, ends_of(eos_id, tokens.device), length_penalty)
-    with inference(model), lend_merged(model), input_major(model, max_new_tokens) as head:
+    with (
+        inference(model),
+        lend_merged(model),
+        lend_cast(model),
+        input_major(model, max_new_tokens) as head,
+        without_graphs(model),
+    ):
+        search = _Search(len(lengths), width, max_new_tokens, ends_of(eos_id, tokens.device), length_penalty)
         cache = new_cache(model, len(lengths), tokens.shape[1], static=False)
         hidden = model.hidden(tokens, attention_mask=real_tokens(tokens, lengths), cache=cache)[:, -1]
         logits = (hidden @ head)[:, None].expand(-1, width, -1)
@@ -73,7 +80,7 @@ def beam_search(
             cache.keep(rows)
             hidden = model.hidden(search.tokens[:, :, length - 1].flatten()[:, None], cache=cache)[:, 0]
             logits = (hidden @ head).view(-1, width, head.shape[1])
-    return search.best
+    return Generation(*(part.clone() for part in search.best))
 
 
 class _Search:

@@ -26,6 +26,7 @@ from gpt_modules.backbone.decoding.step import (
     can_capture,
     input_major,
     is_whole,
+    lend_cast,
 )
 from gpt_modules.backbone.lora import lend_merged
 from gpt_modules.backbone.masks import computed_in
@@ -90,20 +91,20 @@ def generate(
     tokens, lengths = left_padded(prompts, model.head_weight.device)
     check_prompts(model, tokens, lengths, max_new_tokens)
     uniforms = _uniforms(len(lengths), max_new_tokens, generator, tokens.device)
-    turns = _turns(model, lengths, max_new_tokens, cache_bytes)
-    with inference(model), lend_merged(model), input_major(model, max_new_tokens) as head:
+    turns, ends = _turns(model, lengths, max_new_tokens, cache_bytes), ends_of(eos_id, tokens.device)
+    with inference(model), lend_merged(model), lend_cast(model), input_major(model, max_new_tokens) as head:
         static = compile or can_capture(model)
 
-        def turn(rows: Int[Tensor, "K"]) -> Generation:
-            own = [lengths[row] for row in rows.tolist()]
+        def turn(numbers: Int[Tensor, "K"]) -> Generation:
+            own, rows = [lengths[row] for row in numbers.tolist()], numbers.to(tokens.device)
             part = tokens[rows, tokens.shape[1] - max(own) :]
-            cache = new_cache(model, len(own), max(own) + max_new_tokens, static)
-            step = DecodeStep(model, cache, rule, head)
-            written = _Transcript(len(uniforms), len(own), ends_of(eos_id, tokens.device), ends_after)
-            with _without_graphs(model):
+            with without_graphs(model):
+                cache = new_cache(model, len(own), max(own) + max_new_tokens, static)
+                step = DecodeStep(model, cache, rule, head)
+                written = _Transcript(len(uniforms), len(own), ends, ends_after)
                 return _decode(step, part, real_tokens(part, own), uniforms[:, :, rows], written, compile)
 
-        drawn = [turn(rows.to(tokens.device)) for rows in turns]
+        drawn = [turn(numbers) for numbers in turns]
     back = torch.cat(turns).argsort().to(tokens.device)
     return Generation(*(torch.cat(parts)[back] for parts in zip(*drawn, strict=True)))
 
@@ -184,7 +185,7 @@ def check_prompts(model: GPT, tokens: Int[Tensor, "B T"], lengths: list[int], ma
         if length + max_new_tokens > limit:
             found = f"found {length} tokens and max_new_tokens = {max_new_tokens}"
             raise UserError(f"prompt {row}: {found}, expected at most n_positions = {limit} together")
-    low, high = (int(bound) for bound in tokens.aminmax())
+    low, high = torch.stack(tokens.aminmax()).tolist()
     if low < 0 or high >= vocab_size:
         raise UserError(f"prompts: found token {low if low < 0 else high}, expected 0 to {vocab_size - 1}")
 
@@ -208,11 +209,15 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-def _without_graphs(model: GPT) -> torch.inference_mode:
+@contextmanager
+def without_graphs(model: GPT) -> Iterator[None]:
     """A tenth off a step of a small model: nothing is noted that a graph might want. Not with sharded weights: they are
-    gathered into memory that training reads later, which must not be made here.
+    gathered into memory that training reads later, which must not be made here. Nor under autocast, which then keeps no
+    copies of weights and casts all of them at every token; where Lightning validates in this mode, it is left.
     """
-    return torch.inference_mode(is_whole(model))
+    noted = not is_whole(model) or torch.is_autocast_enabled(model.head_weight.device.type)
+    with torch.inference_mode(not noted), torch.no_grad():  # who leaves the mode has gradients again
+        yield
 
 
 def new_cache(model: GPT, batch: int, capacity: int, static: bool) -> KVCache:

@@ -16,7 +16,7 @@ from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import computed_in
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import expect
-from gpt_modules.functional.sampling import filter_logits
+from gpt_modules.functional.sampling import filter_logits, running_sums
 
 Advance: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -88,6 +88,26 @@ def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
             parameter.data = data
 
 
+@contextmanager
+def lend_cast(model: GPT) -> Iterator[None]:
+    """Lend the linear layers what does not learn of them in the type that autocast multiplies in, which keeps copies of
+    what learns and would cast all else at every token. The same numbers, and each gets its own memory back.
+    """
+    weight = model.head_weight
+    cast = torch.is_autocast_enabled(weight.device.type) and is_whole(model)
+    layers = [module for module in model.modules() if cast and isinstance(module, nn.Linear)]
+    still = [one for layer in layers for one in layer.parameters(recurse=False) if not one.requires_grad]
+    frozen = [parameter for parameter in still if parameter.dtype == torch.float32]
+    own = [parameter.data for parameter in frozen]
+    try:
+        for parameter in frozen:
+            parameter.data = parameter.data.to(computed_in(weight))
+        yield
+    finally:
+        for parameter, data in zip(frozen, own, strict=True):
+            parameter.data = data
+
+
 def choose(
     logits: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"], rule: SamplingRule
 ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
@@ -120,7 +140,7 @@ def draw(probs: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"]) -> Int[Tens
 
 def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B 1"]:
     # float64 where it exists: rounding in the sum must not reach into an id of weight 0.
-    cumulative = weights.cumsum(dim=1, dtype=uniform.dtype)
+    cumulative = running_sums(weights, uniform.dtype)
     return torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)
 
 
@@ -144,23 +164,25 @@ def accelerated(step: DecodeStep, token: Int[Tensor, "B"], uniform: Float[Tensor
 class CapturedStep:
     """A decode step as a CUDA graph: launched as one, where its kernels one by one would leave the device waiting.
 
-    Needs a static cache. Not exercised without a CUDA device; on others `generate` runs the very function captured
-    here.
+    Needs a static cache. Without a CUDA device tests run it on paper.
     """
 
     def __init__(
         self, advance: Advance, cache: KVCache, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
     ) -> None:
         self.token, self.uniform = token.clone(), uniform.clone()
-        # Libraries allocate and choose kernels on first use, which a capture forbids: warm up on a side stream.
-        side, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+        # Libraries allocate and choose kernels on first use, which a capture forbids: warm up on a side stream. All of
+        # it on the model's device, which need not be the current one.
+        device = token.device
+        side, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(current)
         with torch.cuda.stream(side):
             advance(self.token, self.uniform)
             cache.rewind()
         current.wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        # Of this thread alone: others, such as one that watches a process group, may ask the device meanwhile.
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"):
             self.chosen = advance(self.token, self.uniform)
 
     def __call__(
