@@ -91,7 +91,7 @@ def build_metrics(task: Labelling) -> MetricCollection:
 
 def answered(outputs: Tensor, labels: Tensor, task: Labelling) -> tuple[Tensor, Tensor]:
     """What is decided and what is right, of a batch's labelled examples."""
-    labelled = has_label(labels, task)
+    labelled = has_label(labels, task).nonzero()[:, 0]
     decided, right = decide(outputs[labelled], task), labels[labelled]
     if task.kind == "multiple_choice":  # answers have no names: what counts is whether it is the right one
         return (decided == right).long(), torch.ones_like(right)

@@ -46,16 +46,17 @@ class HeldOut:
     """
 
     def __init__(self, *names: str) -> None:
-        self.names = names
-        self._batches: list[Tensor] = []
+        self._columns: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def add(self, **columns: Tensor) -> None:
-        """Rows (B,) of each name; a scalar is one row."""
-        rows = [columns[name].detach().cpu().double().reshape(-1) for name in self.names]
-        self._batches.append(torch.stack(rows, dim=1))
+        """Rows (B,) of each name; a scalar is one row. They stay on their device, which nobody waits for."""
+        for name, parts in self._columns.items():
+            parts.append(columns[name].detach().reshape(-1).clone())
 
     def take(self) -> dict[str, Tensor]:
         """All rows (N,) of each name, on the CPU; the next `add` begins anew. Called by all processes."""
-        own = torch.cat([torch.zeros(0, len(self.names), dtype=torch.float64), *self._batches])
-        self._batches = []
-        return dict(zip(self.names, gathered([own])[0].unbind(1), strict=True))
+        nothing = torch.zeros(0, dtype=torch.float64)
+        own = [torch.cat(parts).cpu().double() if parts else nothing for parts in self._columns.values()]
+        for parts in self._columns.values():
+            parts.clear()
+        return dict(zip(self._columns, gathered([torch.stack(own, dim=1)])[0].unbind(1), strict=True))

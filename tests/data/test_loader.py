@@ -182,7 +182,7 @@ def test_a_pool_is_sorted_as_python_sorts_it():
 
 def test_batches_are_pinned_where_there_is_a_device(monkeypatch):
     plain = BatchLoader(Numbers(4), 2).batch_at(1, 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: -tensor)
     assert BatchLoader(Numbers(4), 2).batch_at(1, 0).tolist() == (-plain).tolist()
 

@@ -150,7 +150,7 @@ def test_a_tokenizer_of_the_families_own_text():
 
 
 def test_pinning_keeps_the_form_of_a_nested_batch(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
     pinned = make().train_dataloader().batch_at(0, 0)
     monkeypatch.undo()

@@ -265,7 +265,7 @@ class RandomState(L.Callback):
         version, internal, gauss = random.getstate()
         own: dict[str, Any] = {
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "cuda": torch.cuda.get_rng_state() if _uses_cuda() else None,
             "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
             "python": [version, list(internal), gauss],
         }
@@ -294,8 +294,14 @@ class RandomState(L.Callback):
         own = self._pending[trainer.global_rank % len(self._pending)]
         self._pending = None
         _set_states(own, torch.default_generator, np.random, random)
-        if own["cuda"] is not None and torch.cuda.is_available():
+        if own["cuda"] is not None and _uses_cuda():
             torch.cuda.set_rng_state(own["cuda"].cpu())
+
+
+def _uses_cuda() -> bool:
+    """Whether the process has a CUDA device in use: to ask for a generator's state would take it into use."""
+    found: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return found
 
 
 def _set_states(own: dict[str, Any], of_torch: torch.Generator, of_numpy: Any, of_python: Any) -> None:

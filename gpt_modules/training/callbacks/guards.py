@@ -9,37 +9,43 @@ from torch import Tensor
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.callbacks.export import ExportBest
-from gpt_modules.training.callbacks.writer import log_interval
+from gpt_modules.training.callbacks.writer import at_log_step
 from gpt_modules.training.sharding import is_sharded, local
 
 
 class FiniteLossGuard(L.Callback):
     """Stops the run at the first loss that is not a finite number, before it reaches the weights.
 
-    On the CPU the loss is looked at before every optimizer step. On a GPU that would wait for the device each step,
-    so there the fused
-    optimizer is handed the flag (`found_inf`, the mechanism of gradient scaling): it skips the update on the device,
-    and the host reads
-    the flag at log steps and before each checkpoint.
+    On the CPU the loss is looked at before every optimizer step. On a GPU that would wait for the device each step, so
+    there the fused optimizer is handed the flag (`found_inf`, the mechanism of gradient scaling): it skips the update
+    on the device, and the host reads the flag at log steps and before each checkpoint.
+
+    In fp16 an infinite gradient is what finds the scale, which skips its step; but of a loss that is no number it would
+    skip all that follow, and say nothing.
     """
 
     def __init__(self) -> None:
         self._flag: Tensor | None = None
         self._first = 0
 
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Where gradients are scaled, fold the loss's finiteness into a flag on its device."""
+        if _scaled(trainer):
+            several = trainer.world_size > 1
+            self._fold(trainer.strategy.reduce(loss.detach(), reduce_op="sum") if several else loss.detach())
+
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Fold the gradient's finiteness into a flag on its device: a finite loss may still have an infinite
-        gradient.
-        """
+        """Fold the gradient's finiteness into it elsewhere: a finite loss may still have an infinite gradient."""
         gradients = [local(p.grad) for p in pl_module.parameters() if p.grad is not None]
-        if not gradients or getattr(
-            trainer.precision_plugin, "scaler", None
-        ):  # fp16's scaler has its own way with infinities
+        if not gradients or _scaled(trainer):
             return
         total = torch.stack(torch._foreach_norm(gradients)).sum()
-        bad = (~torch.isfinite(total)).float()
         if is_sharded(pl_module):  # each process sees its own part of the gradient
-            bad = trainer.strategy.reduce(bad, reduce_op="sum")
+            total = trainer.strategy.reduce(total, reduce_op="sum")
+        self._fold(total)
+
+    def _fold(self, number: Tensor) -> None:
+        bad = (~torch.isfinite(number)).float()
         self._flag = bad if self._flag is None else torch.maximum(self._flag, bad)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
@@ -54,7 +60,7 @@ class FiniteLossGuard(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Read the flag where reading is free: at log steps, whose metrics wait for the device anyway."""
-        if trainer.global_step % log_interval(trainer) == 0:
+        if at_log_step(trainer):
             self._raise_if_set(trainer)
 
     def on_save_checkpoint(self, trainer: L.Trainer, *_: Any) -> None:
@@ -68,6 +74,10 @@ class FiniteLossGuard(L.Callback):
                 "weights. Lower model.init_args.optimizer.lr or set trainer.gradient_clip_val, then go on with "
                 "--ckpt_path last"
             )
+
+
+def _scaled(trainer: L.Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 class MonitorGuard(L.Callback):

@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from gpt_modules.training.callbacks.writer import log_interval
+from gpt_modules.training.callbacks.writer import at_log_step
 
 LINES_PER_RUN = 10
 SHOWN = ("train/loss", "score", "kl")  # and all of `perf/`
@@ -65,7 +65,7 @@ class StepBar(L.Callback):
         step = trainer.global_step
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=step)
-            if step % log_interval(trainer) == 0:
+            if at_log_step(trainer):
                 self._progress.update(self._task, metrics=self._metrics(trainer))
         elif trainer.is_global_zero and step >= self._line_due:
             self._line_due = step + max(1, (self._total or 1000) // LINES_PER_RUN)

@@ -9,7 +9,7 @@ import lightning.pytorch as L
 import torch
 
 from gpt_modules.training.callbacks.peaks import peak_flops
-from gpt_modules.training.callbacks.writer import log_interval
+from gpt_modules.training.callbacks.writer import at_log_step
 from gpt_modules.training.hyperparameters import expect_idle, expect_number
 
 
@@ -54,7 +54,7 @@ class Throughput(L.Callback):
         """Count without a look at the device; divide at log steps."""
         count, unit = pl_module.work(batch)
         self._count += count * trainer.world_size
-        if trainer.global_step == 0 or trainer.global_step % log_interval(trainer) or self._count == 0:
+        if not at_log_step(trainer) or self._count == 0:
             return
         rate = self._count / (time.perf_counter() - self._since)
         pl_module.log(f"perf/{unit}_per_s", rate)

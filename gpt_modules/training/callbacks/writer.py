@@ -21,6 +21,11 @@ def log_interval(trainer: L.Trainer) -> int:
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
 
+def at_log_step(trainer: L.Trainer) -> bool:
+    """Whether the batch that ends took a step whose metrics are logged; one that only accumulates took none."""
+    return trainer.global_step % log_interval(trainer) == 0 and not trainer.fit_loop._should_accumulate()
+
+
 def markdown_table(rows: list[dict[str, str]]) -> str:
     """Rows as the Markdown that TensorBoard's text tab renders."""
     if not rows:

@@ -180,6 +180,12 @@ def test_random_state_round_trip_survives_weights_only(tmp_path):
     assert draws() != expected
 
 
+def test_a_device_that_no_run_uses_has_no_state(monkeypatch):
+    """To ask for it would take it into use, with half a gigabyte of its memory."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert RandomState().state_dict()["ranks"][0]["cuda"] is None
+
+
 @pytest.mark.parametrize("settings", [{"check_val_every_n_epoch": 9}, {"limit_val_batches": 0}, {}])
 def test_a_run_that_is_extended_trains_as_many_epochs_as_it_says(fit, parts, tmp_path, settings):
     """Lightning does not count the epoch after one at whose last batch a checkpoint was written."""

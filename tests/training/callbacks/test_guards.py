@@ -2,7 +2,9 @@
 
 import lightning.pytorch as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 
 from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
@@ -24,6 +26,25 @@ def test_a_bad_gradient_never_reaches_the_weights(fit, parts):
     with pytest.raises(UserError, match=r"^step 2: the loss or its gradient is not finite"):
         fit(module, data, callbacks=[Spoil(2), FiniteLossGuard()])
     assert module.trainer.global_step == 2
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def scaled():
+    """Precision that Lightning takes on a CPU from its plugin only."""
+    return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))]
+
+
+def test_a_scale_is_found_and_no_number_is_told(fit, parts, monkeypatch):
+    """Of an infinite gradient the scaler makes a smaller scale; of a loss that is NaN it would make one for ever."""
+    module, data = parts()
+    fit(module, data, callbacks=[Spoil(2), FiniteLossGuard()], plugins=scaled())
+    module, data = parts()
+    own = type(module).training_step
+    monkeypatch.setattr(
+        module, "training_step", lambda *batch: own(module, *batch) * (1 if batch[1] < 3 else torch.nan)
+    )
+    with pytest.raises(UserError, match=r"^step 3: the loss or its gradient is not finite"):
+        fit(module, data, callbacks=[FiniteLossGuard()], plugins=scaled())
     assert all(parameter.isfinite().all() for parameter in module.parameters())
 
 

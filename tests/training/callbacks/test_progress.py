@@ -24,6 +24,13 @@ class Steps(L.Trainer):
         vars(self).update(known)
 
 
+class Loop:
+    """Whose every batch takes a step."""
+
+    def _should_accumulate(self):
+        return False
+
+
 class Run:
     """A StepBar, told of steps as Lightning tells it.
 
@@ -44,6 +51,7 @@ class Run:
             log_every_n_steps=every,
             progress_bar_metrics={"v_num": 7},
             callback_metrics={},
+            fit_loop=Loop(),
         )
         self.bar.on_train_start(self.trainer, ToyModule())
 

@@ -2,11 +2,12 @@
 
 import threading
 
+import lightning.pytorch as L
 import pytest
 
 from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.dashboard import RunLogger
-from gpt_modules.training.callbacks.writer import markdown_table, tell_full_disk_once
+from gpt_modules.training.callbacks.writer import at_log_step, markdown_table, tell_full_disk_once
 
 
 def test_a_table_in_markdown():
@@ -47,3 +48,23 @@ def test_a_full_disk_ends_the_curves_and_not_the_run(fit, parts, tmp_path, monke
         trainer = fit(*parts(), max_steps=3, logger=logger)
     assert trainer.global_step == 3
     assert sum("curves end here" in str(warning.message) for warning in told) == 1
+
+
+def test_a_batch_that_only_accumulates_is_at_no_log_step(fit, parts):
+    """Though the step before it was one: what is read there waits for the device."""
+
+    found = []
+
+    class Asks(L.Callback):
+        def on_train_batch_end(self, trainer, *_):
+            found.append(at_log_step(trainer))
+
+    fit(
+        *parts(),
+        callbacks=[Asks()],
+        accumulate_grad_batches=2,
+        log_every_n_steps=2,
+        limit_train_batches=4,
+        max_epochs=2,
+    )
+    assert found == [False, False, False, True] * 2
