@@ -35,7 +35,7 @@ def decode(turn: measure.Turn, options: argparse.Namespace, compile: bool = Fals
 
 def eager(turn: measure.Turn, options: argparse.Namespace) -> None:
     """Without a graph, as `generate` never decodes on one GPU: shows what the graph is worth."""
-    rooms = [f"gpt_modules.backbone.{room}.can_capture" for room in ("generation", "decoding")]
+    rooms = [f"gpt_modules.backbone.decoding.{room}.can_capture" for room in ("generation", "step")]
     with patch(rooms[0], return_value=False), patch(rooms[1], return_value=False):
         decode(turn, options)
 
@@ -55,8 +55,7 @@ MODES = {"eager": eager, "graph": graph, "compiled": compiled}
 
 def main() -> None:
     """Measure and print."""
-    parser = measure.parser(__doc__, rounds=7)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser = measure.parser_on_gpu(__doc__, 7, MODES)
     parser.add_argument("--rows", type=int, default=256, help="prompts in the batch")
     parser.add_argument("--prompt", type=int, default=256, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=256, help="new tokens a row")

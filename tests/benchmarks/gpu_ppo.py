@@ -10,7 +10,6 @@ on an H100 is 300 episodes/s, the aim 600, with a quarter of the time or less in
 """
 
 import argparse
-import logging
 import statistics
 import tempfile
 from pathlib import Path
@@ -57,9 +56,6 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
     import lightning.pytorch as L
 
     from gpt_modules.training import PPOModule
-    from gpt_modules.training.callbacks.checkpointing import RandomState
-    from gpt_modules.training.callbacks.gradients import FreedGradients
-    from gpt_modules.training.callbacks.guards import FiniteLossGuard
     from gpt_modules.training.rl import rollout
 
     class Phases(L.Callback):
@@ -86,7 +82,6 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
             trainer.should_stop = not turn.tick(options.episodes, **phases)
 
     sample, phases = rollout.sample, Phases()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, patch.object(rollout, "sample", phases.sample):
         save_models(Path(folder), options)
         module = PPOModule(
@@ -98,21 +93,7 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
             score_rows=options.episodes,
             compile=compile,
         )
-        trainer = L.Trainer(
-            accelerator="gpu" if turn.device == "cuda" else "cpu",
-            devices=1,
-            precision="bf16-mixed",
-            default_root_dir=folder,
-            logger=False,
-            callbacks=[RandomState(), FiniteLossGuard(), FreedGradients(), phases],
-            gradient_clip_val=1.0,
-            accumulate_grad_batches=options.accumulate,
-            max_epochs=10**6,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = measure.trainer_on_gpu(turn, folder, phases, accumulate_grad_batches=options.accumulate)
         trainer.fit(module, datamodule=random_prompts(options))
 
 
@@ -142,8 +123,7 @@ def row(name: str, result: measure.Result) -> list[str]:
 
 def main() -> None:
     """Measure and print."""
-    parser = measure.parser(__doc__, rounds=5)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser = measure.parser_on_gpu(__doc__, 5, MODES)
     parser.add_argument("--episodes", type=int, default=512, help="prompts of a rollout")
     parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
     parser.add_argument("--tokens", type=int, default=24, help="tokens of each response")

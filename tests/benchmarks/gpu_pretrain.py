@@ -45,8 +45,7 @@ MODES = {"eager": eager, "compiled": compiled}
 
 def main() -> None:
     """Measure and print."""
-    parser = measure.parser(__doc__, rounds=7)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser = measure.parser_on_gpu(__doc__, 7, MODES)
     parser.add_argument("--batch-size", type=int, default=32, help="rows of 1,024 tokens a step")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps a burst")
     parser.add_argument("--peak-flops", type=float, default=989e12, help="dense bfloat16 FLOP/s of the device")

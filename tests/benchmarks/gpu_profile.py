@@ -77,7 +77,7 @@ def profiled(step: Callable[[], Any], options: argparse.Namespace) -> tuple[Any,
 
 def main() -> None:
     """Measure and print."""
-    parser = measure.parser(__doc__, rounds=1)
+    parser = measure.parser_on_gpu(__doc__, rounds=1)
     parser.add_argument("--top", type=int, default=12, help="kernels of a step that are shown")
     options = measure.parse_on_gpu(parser)
     own = f"self_{'device' if options.device == 'cuda' else 'cpu'}_time_total"

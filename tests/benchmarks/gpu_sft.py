@@ -10,7 +10,6 @@ prompts, which no head sees.
 
 import argparse
 import itertools
-import logging
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -66,30 +65,15 @@ def fit(turn: measure.Turn, options: argparse.Namespace, compile: bool = False) 
     from gpt_modules.backbone import GPT, DecoderConfig, save_pretrained
     from gpt_modules.data import Tokenizer
     from gpt_modules.training import SFTModule
-    from gpt_modules.training.callbacks.guards import FiniteLossGuard
 
     class Ticks(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
             trainer.should_stop = not turn.tick(options.batch_size * options.width)
 
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     config = DecoderConfig(options.vocab, options.width, 1, 2, 16) if options.tiny else DecoderConfig()
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(Path(folder), GPT(config), tokenizer_json=Tokenizer.gpt2().to_json())
-        trainer = L.Trainer(
-            accelerator="gpu" if turn.device == "cuda" else "cpu",
-            devices=1,
-            precision="bf16-mixed",
-            default_root_dir=folder,
-            logger=False,
-            callbacks=[FiniteLossGuard(), Ticks()],
-            gradient_clip_val=1.0,
-            max_steps=10**6,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
+        trainer = measure.trainer_on_gpu(turn, folder, Ticks())
         trainer.fit(SFTModule(folder, compile=compile), datamodule=packed_rows(options))
 
 
@@ -108,8 +92,7 @@ MODES = {"eager": eager, "compiled": compiled}
 
 def main() -> None:
     """Measure and print."""
-    parser = measure.parser(__doc__, rounds=3)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser = measure.parser_on_gpu(__doc__, 3, MODES)
     parser.add_argument("--batch-size", type=int, default=16, help="packed rows a step")
     parser.add_argument("--width", type=int, default=1024, help="tokens of a row")
     parser.add_argument("--steps", type=int, default=10, help="optimizer steps a burst")

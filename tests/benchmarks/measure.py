@@ -11,6 +11,7 @@ Peak memory is of a system's own process: `VmHWM` of Linux on the CPU, `torch.cu
 import argparse
 import datetime
 import importlib.metadata
+import logging
 import multiprocessing
 import os
 import platform
@@ -20,7 +21,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,12 +198,19 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def provenance(options: argparse.Namespace) -> str:
     """Device, versions, date, load and command line, without which a number means nothing."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {version}" for name in PACKAGES if (version := _version(name)))
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     command = " ".join(["python", *sys.argv])
     today = datetime.date.today().isoformat()
     where = f"{device_name(options.device)}, {options.threads} thread(s)"
     return f"{where}; Python {platform.python_version()}, {versions}; {today}; load {load}\n`{command}`"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # nobody needs a peer where it is not measured
+        return None
 
 
 def device_name(device: str) -> str:
@@ -226,6 +234,14 @@ def parser(description: str | None, rounds: int, device: str = "cpu") -> argpars
     return made
 
 
+def parser_on_gpu(description: str | None, rounds: int, modes: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """And those of benchmarks on a GPU, which measure our own ways of doing the same."""
+    made = parser(description, rounds)
+    if modes:
+        made.add_argument("--modes", nargs="+", choices=list(modes), default=list(modes))
+    return made
+
+
 def parse_on_gpu(made: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse, and find the GPU; `--tiny` runs on the CPU where there is none."""
     import torch
@@ -235,3 +251,28 @@ def parse_on_gpu(made: argparse.ArgumentParser) -> argparse.Namespace:
     if options.device == "cpu" and not options.tiny:
         made.error("no CUDA device; --tiny runs toy sizes on the CPU")
     return options
+
+
+def trainer_on_gpu(turn: Turn, folder: str, *callbacks: Any, **settings: Any) -> Any:
+    """A Trainer in bfloat16 for as long as the callbacks want, with nothing to write and nobody to tell."""
+    import lightning.pytorch as L
+
+    from gpt_modules.training.callbacks.gradients import FreedGradients
+    from gpt_modules.training.callbacks.guards import FiniteLossGuard
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    return L.Trainer(
+        accelerator="gpu" if turn.device == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed",
+        default_root_dir=folder,
+        logger=False,
+        callbacks=[FiniteLossGuard(), FreedGradients(), *callbacks],
+        gradient_clip_val=1.0,
+        max_epochs=10**6,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )

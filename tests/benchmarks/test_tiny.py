@@ -16,7 +16,7 @@ BENCHMARKS = {
     "ppo_throughput.py --systems ours arithmetic": ["ours", "arithmetic"],
     "prepare_throughput.py --rounds 1": ["ours", "map", "nanogpt"],
     "gpu_pretrain.py --modes eager": ["eager"],
-    "gpu_generate.py --modes graph": ["graph"],
+    "gpu_generate.py --modes eager graph": ["eager", "graph"],
     "gpu_ppo.py --modes eager": ["eager"],
     "gpu_sft.py --modes eager": ["eager"],
 }

@@ -1,5 +1,7 @@
 """Half precision, small and on a CPU: every procedure stays finite and near float32, and what is exact stays exact."""
 
+import math
+
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
@@ -14,11 +16,11 @@ WITHOUT_DROPOUT = {
 }
 
 
-def precise(precision):
+def precise(precision, device="cpu"):
     """Lightning takes float16 on a CPU for bfloat16, but not from its plugin."""
     if precision != "16-mixed":
         return {"precision": precision}
-    return {"plugins": [MixedPrecision(precision, "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))]}
+    return {"plugins": [MixedPrecision(precision, device, torch.amp.GradScaler(device, init_scale=2.0**8))]}
 
 
 @pytest.fixture
@@ -31,7 +33,8 @@ def run(procedure, fit, micro):
         given = {"config": micro.config(**dropout)} if word == "pretraining" else WITHOUT_DROPOUT.get(word, {})
         module, data = procedure(word, **given)
         steps = {"max_steps": STEPS, "limit_val_batches": 0, "gradient_clip_val": 1.0}
-        return fit(module, data, **steps, **precise(precision), **settings)
+        kind = "cuda" if settings.get("accelerator") == "gpu" else "cpu"
+        return fit(module, data, **steps, **precise(precision, kind), **settings)
 
     return go
 
@@ -63,3 +66,28 @@ def test_the_device_finds_the_policy_that_sampled(run, precision):
     assert logged.values("policy/ratio")[0] == pytest.approx(1.0, abs=digits)
     assert logged.values("policy/approx_kl")[0] == pytest.approx(0.0, abs=digits)
     assert logged.values("objective/kl")[0] == pytest.approx(0.0, abs=20 * digits)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "dpo", "maml", "ppo"])
+@pytest.mark.parametrize("precision", HALF)
+def test_half_precision_of_a_device_stays_near_float32(run, word, precision):
+    exact = run(word, "32-true").logger.values("train/loss")
+    losses = run(word, precision, accelerator="gpu").logger.values("train/loss")
+    assert all(map(math.isfinite, losses))
+    if word != "ppo":  # whose answers are others
+        assert losses == pytest.approx(exact, rel=0.05, abs=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "dpo", "maml", "ppo"])
+def test_a_device_that_is_to_be_deterministic_is(run, word):
+    """No operation of a procedure is one that torch has only without an order; two runs are the same, to the bit."""
+    losses = [
+        run(word, "bf16-mixed", accelerator="gpu", deterministic=True).logger.values("train/loss") for _ in range(2)
+    ]
+    assert losses[0] == losses[1]
+    torch.use_deterministic_algorithms(False)
