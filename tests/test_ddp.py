@@ -35,6 +35,8 @@ REFUSED = [
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
 NO_PTX = {"model__ptx": {"coef": 0.0}, "data__pretraining": None}
 VARIANTS = {
+    "finetuning-freeze": {"model__freeze": 1},
+    "finetuning-lora": {"model__lora": {"rank": 4}},
     "ppo-shared": {"model__early_stop": {"kl": 1e-9}},
     "ppo-average": {
         **NO_PTX, "model__critic": {"warmup": 1, "max_norm": 0.5}, "model__ema": {"decay": 0.9},
@@ -49,7 +51,10 @@ VARIANTS = {
         "model__kl": {"coef": 0.1, "loss": "k3"},
     },
 }  # fmt: skip
-SHARDED = ["finetuning", "sft", "reward", "dpo", "ppo", "ppo-average", "ppo-rloo"]
+SHARDED = [
+    "finetuning", "finetuning-freeze", "finetuning-lora", "sft", "reward", "dpo", "ppo", "ppo-shared", "ppo-average",
+    "ppo-rloo",
+]  # fmt: skip
 CASES = [*((word, "ddp") for word in [*WORDS, *VARIANTS]), *((word, "fsdp2") for word in SHARDED)]
 RATES = {"ppo": 0.05, "reward": 0.1, "dpo": 0.1, "maml": 0.03}
 
@@ -194,7 +199,7 @@ def test_two_processes_learn_and_export_what_one_does(runs, word, strategy):
         assert apart(alone, together) < 2e-6, name
 
 
-@pytest.mark.parametrize(("word", "strategy"), [("ppo", "ddp"), ("ppo-average", "fsdp2")])
+@pytest.mark.parametrize(("word", "strategy"), [("ppo", "ddp"), ("ppo-shared", "fsdp2")])
 def test_ppo_goes_on_inside_an_iteration_on_two_processes_and_on_one(runs, gpt, tmp_path, word, strategy):
     """On two to the bit, started by Lightning's own launcher; on one as it would have gone there."""
     _, root = runs(word, strategy)

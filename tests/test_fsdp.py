@@ -121,7 +121,10 @@ def test_what_does_not_shard_says_so(micro, gpt, recipe, tmp_path):
     (tmp_path / "maml.yaml").write_text(json.dumps(document))
     ended = gpt.run("fit", "--config", tmp_path / "maml.yaml", "--trainer.strategy", "fsdp2")
     assert (ended.status, ended.stderr.count("\n")) == (2, 1)
-    assert "trainer.strategy: found FSDP2Strategy, expected auto or ddp: MAMLModule does not shard" in ended.stderr
+    assert (
+        "trainer.strategy: found FSDP2Strategy beside MAMLModule, expected auto or ddp: every task adapts"
+        in ended.stderr
+    )
     plain = recipe("plain", {}, trainer__strategy={"class_path": "ModelParallelStrategy", "init_args": {
         "data_parallel_size": 1, "tensor_parallel_size": 1}})  # fmt: skip
     ended = gpt.run("fit", "--config", plain.with_suffix(".yaml"))

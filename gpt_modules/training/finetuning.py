@@ -20,7 +20,7 @@ from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
-from gpt_modules.training.sharding import refuse_sharding, shard
+from gpt_modules.training.sharding import shard
 from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 
 SHOWN_ROWS = 8
@@ -103,8 +103,6 @@ class FinetuningModule(L.LightningModule):
         """Open the pretrained model and give it the task's head and tokens."""
         if hasattr(self, "model"):
             return
-        for name in (name for name in ("lora", "freeze") if self.hparams[name] is not None):
-            refuse_sharding(self, f"model.init_args.{name}")  # rows of new tokens learn by a hook on a whole matrix
         self.model = self._open()
         artefacts.check_data(self, self.model.config)
         self._choose_what_learns()
@@ -112,6 +110,10 @@ class FinetuningModule(L.LightningModule):
             self.model.decoder.compile_blocks()
         if self.device_mesh is not None:
             shard(self.model, self)
+        for matrix in self._vocabulary() if self._rows_alone else []:
+            learn_rows(matrix, self.data.tokenizer.task_ids)
+        if not self.hparams["lm_coef"] and not self.model.config.tied:  # the only loss that reads it
+            self.model.lm_head.requires_grad_(False)
 
     def _open(self) -> LabellingModel:
         task, special_ids = self.data.task_spec, self.data.tokenizer.task_ids
@@ -157,11 +159,11 @@ class FinetuningModule(L.LightningModule):
             add_lora(decoder, self.lora)
         if self.hparams["freeze"] is not None:
             freeze(decoder, self.hparams["freeze"])
-        if self.lora is not None or self.hparams["freeze"] is not None:
-            for matrix in self._vocabulary():
-                learn_rows(matrix, self.data.tokenizer.task_ids)
-        if not self.hparams["lm_coef"] and not self.model.config.tied:  # the only loss that reads it
-            self.model.lm_head.requires_grad_(False)
+
+    @property
+    def _rows_alone(self) -> bool:
+        """Whether of the vocabulary only the new tokens learn."""
+        return self.lora is not None or self.hparams["freeze"] is not None
 
     def _vocabulary(self) -> list[nn.Embedding | nn.Linear]:
         """The matrices that have a row for each token: the embedding, and an output matrix of its own."""
@@ -243,10 +245,9 @@ class FinetuningModule(L.LightningModule):
         """AdamW (or Muon for the blocks) and the schedule."""
         config, decay = self.optimizer_config, self.hparams["layer_decay"]
         decoder = self.model.decoder
-        rows_only = self.lora is not None or self.hparams["freeze"] is not None
         groups = groups_by_depth(decoder, self.model.head, config.lr, decay, config.weight_decay)
         groups += optimizers.parameter_groups(self._vocabulary()[1:], config.weight_decay, lr=config.lr)
-        for matrix in self._vocabulary() if rows_only else []:  # a decay would move the rows that shall stay
+        for matrix in self._vocabulary() if self._rows_alone else []:  # a decay would move the rows that shall stay
             groups = [_without_decay(group) if _holds(group, matrix.weight) else group for group in groups]
         optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
         return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)

@@ -105,7 +105,7 @@ class MAMLModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the network, and make the rates that are learned."""
-        refuse_sharding(self)
+        refuse_sharding(self, "every task adapts a copy of all weights, which is whole on its device")
         if len(self.inner_rates):
             return
         if not hasattr(self, "network"):

@@ -180,10 +180,9 @@ class PPOModule(L.LightningModule):
         """The learners, and what is frozen."""
         if hasattr(self, "policy"):
             return
-        if self.recipe.critic.shared_trunk:
-            refuse_sharding(self, "model.init_args.critic.shared_trunk")
         if self.hparams["ref_reward_offload"]:
-            refuse_sharding(self, "model.init_args.ref_reward_offload")
+            why = "frozen models are in shards, of which each device has its part"
+            refuse_sharding(self, why, "model.init_args.ref_reward_offload")
         sharded = self.device_mesh is not None
         self.learners = Learners(self.recipe)
         self.policy, self.critic = self.learners.policy, self.learners.critic

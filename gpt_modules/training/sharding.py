@@ -17,17 +17,20 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, Decoder, DecoderConfig, LabellingModel, RewardModel
 from gpt_modules.backbone.decoder import Block
+from gpt_modules.backbone.heads import ScalarHead
 from gpt_modules.backbone.offload import uploaded
 from gpt_modules.errors import UserError
 from gpt_modules.storage.durable import discard, room_for, temporary_for
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO, digest_path
 from gpt_modules.training.muon import MuonAdamW
+from gpt_modules.training.processes import as_one
 from gpt_modules.training.shard_files import Stored, finish_folder, parted, rows_of, shard_name, write_part
 
 Sharded: TypeAlias = GPT | RewardModel | LabellingModel | Decoder
@@ -85,17 +88,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _together(self, target: Path, write: Callable[[], Any] | None) -> list[Any]:
         """What each process's `write` returns; what fails on one fails on all."""
-        answer: Any = None
-        everyone: list[Any] = [None] * self.world_size
-        try:
+
+        def own() -> Any:
             with room_for(target):
-                answer = None if write is None else write()
-        except UserError as error:
-            answer = error
-        torch.distributed.all_gather_object(everyone, answer)
-        for failed in (one for one in everyone if isinstance(one, UserError)):
-            raise failed
-        return everyone
+                return None if write is None else write()
+
+        return as_one(own)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """A process reads its own rows only: of a folder as shards, of a file, which is mapped into memory, later."""
@@ -124,12 +122,12 @@ class FSDP2Strategy(ModelParallelStrategy):
 StrategyRegistry.register("fsdp2", FSDP2Strategy, description="weights, gradients and optimizer state in shards")
 
 
-def refuse_sharding(module: L.LightningModule, what: str = "", instead: str = "auto or ddp") -> None:
-    """Called by a procedure that is not wired for it, or of a setting that is not: it would train a whole model on each
-    device, each its own.
+def refuse_sharding(module: L.LightningModule, why: str, what: str = "", instead: str = "auto or ddp") -> None:
+    """Called by a procedure for which it is nothing, or of a setting for which it is not.
 
     Args:
-        what: key of the setting, with its value; left out: the procedure itself.
+        why: in words.
+        what: key of the setting; left out: the procedure itself.
         instead: what is expected of the strategy.
 
     Raises:
@@ -137,9 +135,8 @@ def refuse_sharding(module: L.LightningModule, what: str = "", instead: str = "a
     """
     if module.device_mesh is not None:
         found = type(module.trainer.strategy).__name__
-        beside = f" beside {what}" if what else ""
-        reason = what.partition(":")[0] or type(module).__name__
-        raise UserError(f"trainer.strategy: found {found}{beside}, expected {instead}: {reason} does not shard")
+        beside = what or type(module).__name__
+        raise UserError(f"trainer.strategy: found {found} beside {beside}, expected {instead}: {why}")
 
 
 def shard(model: Sharded, module: L.LightningModule) -> None:
@@ -152,14 +149,9 @@ def shard(model: Sharded, module: L.LightningModule) -> None:
     Raises:
         UserError: under another strategy that shards than `fsdp2`.
     """
-    strategy = module.trainer.strategy
-    if not isinstance(strategy, FSDP2Strategy):
-        raise UserError(f"trainer.strategy: found {type(strategy).__name__}, expected fsdp2")
-    mesh = strategy.device_mesh["data_parallel"]
+    mesh, device = _mesh(module), module.trainer.strategy.root_device
     blocks = MixedPrecisionPolicy(cast_forward_inputs=False)
-    if (
-        module.trainer.precision == "bf16-mixed" and strategy.root_device.type != "cpu"
-    ):  # whose layer norm takes one type
+    if module.trainer.precision == "bf16-mixed" and device.type != "cpu":  # whose layer norm takes one type
         blocks = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # A function, for a module would become a part of the model.
     model.blank = partial(copy.deepcopy, _blank(model))  # type: ignore[assignment]
@@ -171,8 +163,24 @@ def shard(model: Sharded, module: L.LightningModule) -> None:
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)
     if isinstance(model, GPT) and _is_blank(model):
-        model.to_empty(device=strategy.root_device)
-        draw(model, strategy.root_device)
+        model.to_empty(device=device)
+        draw(model, device)
+
+
+def shard_head(head: ScalarHead, module: L.LightningModule) -> None:
+    """Split a head that stands on the trunk of a model which is split already.
+
+    Raises:
+        UserError: as `shard`.
+    """
+    fully_shard(head, mesh=_mesh(module), reshard_after_forward=False)
+
+
+def _mesh(module: L.LightningModule) -> DeviceMesh:
+    strategy = module.trainer.strategy
+    if not isinstance(strategy, FSDP2Strategy):
+        raise UserError(f"trainer.strategy: found {type(strategy).__name__}, expected fsdp2")
+    return strategy.device_mesh["data_parallel"]
 
 
 def _decoder(model: Sharded) -> Decoder:
@@ -315,11 +323,16 @@ def shard_of(value: Any, like: Any) -> Any:
         return value
     if not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    mesh = like.device_mesh
-    parts, rank = value.chunk(mesh.size()), mesh.get_local_rank()
-    part = parts[rank] if rank < len(parts) else value[:0]
-    local = part.to(like.device, like.dtype, copy=True)
-    return DTensor.from_local(local, mesh, like.placements, run_check=False, shape=value.shape, stride=like.stride())
+    mesh, part = like.device_mesh, own_rows(value, like).to(like.device, like.dtype, copy=True)
+    return DTensor.from_local(part, mesh, like.placements, run_check=False, shape=value.shape, stride=like.stride())
+
+
+def own_rows(value: Tensor, like: Tensor) -> Tensor:
+    """Of a tensor with a row for each of `like`, those that this process has of it."""
+    if not isinstance(like, DTensor):
+        return value
+    first, end = rows_of(like.device_mesh.get_local_rank(), like.device_mesh.size(), len(value))
+    return value[first:end]
 
 
 def shard_state(optimizer: Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:

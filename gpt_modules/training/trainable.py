@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gpt_modules.backbone import Decoder
 from gpt_modules.errors import UserError
 from gpt_modules.training.optimizers import parameter_groups
+from gpt_modules.training.sharding import local, own_rows
 
 
 def freeze(decoder: Decoder, blocks: int) -> None:
@@ -26,15 +27,22 @@ def freeze(decoder: Decoder, blocks: int) -> None:
 
 
 def learn_rows(embedding: nn.Embedding | nn.Linear, rows: Sequence[int]) -> None:
-    """Let only these rows of an embedding or output matrix learn: tokens that the pretrained model has never seen."""
-    mask = torch.zeros(len(embedding.weight), 1)
+    """Let only these rows of an embedding or output matrix learn: tokens that the pretrained model has never seen. Of
+    a matrix in shards, once it is.
+    """
+    weight = embedding.weight
+    mask = torch.zeros(len(weight), 1)
     mask[list(rows)] = 1.0
-    embedding.weight.requires_grad_(True)
+    own = own_rows(mask, weight)
+    weight.requires_grad_(True)
 
-    def only_rows(gradient: Tensor) -> Tensor:
-        return gradient * mask.to(gradient.device, gradient.dtype)
+    def only_rows(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = local(parameter.grad)
+        gradient.mul_(own.to(gradient.device, gradient.dtype))
 
-    embedding.weight.register_hook(only_rows)  # type: ignore[no-untyped-call]
+    # Of what has been summed: the gradient of a shard is, by its process, from those of all.
+    weight.register_post_accumulate_grad_hook(only_rows)
 
 
 def groups_by_depth(

@@ -110,9 +110,19 @@ def test_any_number_of_processes_reads_what_another_wrote(tmp_path, written, rea
 def test_parts_joined_are_the_document():
     rest, parts = parted({"a": [1, (2.0, "x")], "b": {"c": None}}, lambda value: None)
     assert (rest, parts) == ({"a": [1, (2.0, "x")], "b": {"c": None}}, {})
-    rest, parts = parted({"a": [torch.ones(2)]}, lambda value: value if isinstance(value, torch.Tensor) else None)
+
+    def rows(value):
+        return value if isinstance(value, torch.Tensor) else None
+
+    rest, parts = parted({"a": [torch.ones(2)]}, rows)
     assert rest == {"a": [{MARK: "/a/0", "shape": [2]}]}
     assert joined(rest, lambda name, shape: (parts[name] is not None, tuple(shape))) == {"a": [(True, (2,))]}
+    shared = torch.ones(4, 2)
+    rest, parts = parted(
+        {"policy": shared[:], "critic": shared[:], "head": shared[2:], "other": torch.ones(4, 2)}, rows
+    )
+    assert list(parts) == ["/policy", "/head", "/other"], "a trunk of two models is written once"
+    assert rest["critic"] == rest["policy"]
     assert Stored(torch.Size([3, 2]), lambda first, last: torch.zeros(last - first, 2)).whole().shape == (3, 2)
 
 

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from gpt_modules.backbone import GPT, LoRAConfig
+from gpt_modules.backbone import GPT
 from gpt_modules.errors import UserError
 from gpt_modules.training import sharding
 from gpt_modules.training.muon import MuonAdamW
-from gpt_modules.training.rl.settings import CriticConfig
 from gpt_modules.training.sharding import (
     blank_gpt,
     draw,
@@ -169,10 +168,10 @@ class Owner(L.LightningModule):
 
 
 def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
-    refuse_sharding(Owner(None))
+    refuse_sharding(Owner(None), "why")
     with pytest.raises(UserError) as refused:
-        refuse_sharding(Owner("mesh"))
-    assert str(refused.value) == "trainer.strategy: found Identity, expected auto or ddp: Owner does not shard"
+        refuse_sharding(Owner("mesh"), "why")
+    assert str(refused.value) == "trainer.strategy: found Identity beside Owner, expected auto or ddp: why"
     with pytest.raises(UserError) as refused:
         shard(GPT(micro.config(n_layer=1)), Owner("mesh"))
     assert str(refused.value) == "trainer.strategy: found Identity, expected fsdp2"
@@ -181,13 +180,14 @@ def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
 @pytest.mark.parametrize(
     ("word", "settings", "message"),
     [
-        ("maml", {}, ", expected auto or ddp: MAMLModule does not shard"),
-        ("ppo", {"ref_reward_offload": True}, " beside model.init_args.ref_reward_offload, expected auto or ddp"),
-        ("ppo", {"critic": CriticConfig(shared_trunk=True)}, " beside model.init_args.critic.shared_trunk, expected"),
-        ("finetuning", {"freeze": 1}, " beside model.init_args.freeze, expected auto or ddp"),
-        ("finetuning", {"lora": LoRAConfig(rank=2)}, " beside model.init_args.lora, expected auto or ddp"),
+        ("maml", {}, " beside MAMLModule, expected auto or ddp: every task adapts a copy of all weights"),
+        (
+            "ppo",
+            {"ref_reward_offload": True},
+            " beside model.init_args.ref_reward_offload, expected auto or ddp: frozen",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_shard_is_refused_before_its_model_is_opened(procedure, monkeypatch, word, settings, message):
     module, _ = procedure(word, **settings)
     monkeypatch.setattr(type(module), "device_mesh", "mesh")

@@ -46,7 +46,8 @@ class Average:
         """
         precision = str(module.trainer.precision)
         if precision in ("bf16-true", "16-true"):
-            refuse_sharding(module, "model.init_args.ema", f"another precision than {precision}, or auto or ddp")
+            instead = f"another precision than {precision}, or auto or ddp"
+            refuse_sharding(module, "the average is kept in float32", "model.init_args.ema", instead)
         shard(self._model, module)
 
     def model(self, like: GPT) -> GPT:

@@ -9,7 +9,7 @@ import lightning.pytorch as L
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from gpt_modules.backbone import GPT, Decoder, RewardModel, base_of, merge_lora
+from gpt_modules.backbone import GPT, Decoder, RewardModel, base_of
 from gpt_modules.backbone.folders.card import Facts
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.lora import export_merged, learn_updates
@@ -20,7 +20,7 @@ from gpt_modules.training.rl.rollout import Scored, response_outputs, response_v
 from gpt_modules.training.rl.scores import Moments
 from gpt_modules.training.rl.shaping import Rollout
 from gpt_modules.training.rl.update import Outputs
-from gpt_modules.training.sharding import shard
+from gpt_modules.training.sharding import shard, shard_head
 
 
 class Learners:
@@ -56,7 +56,9 @@ class Learners:
     def shard(self, module: L.LightningModule) -> None:
         """Split them over the devices of the run."""
         shard(self.policy, module)
-        if self.critic is not None:
+        if self.critic is not None and self.recipe.critic.shared_trunk:
+            shard_head(self.critic.head, module)
+        elif self.critic is not None:
             shard(self.critic, module)
         if self.average is not None:
             self.average.shard(module)
@@ -156,7 +158,7 @@ class Learners:
         beside: dict[str, GPT | RewardModel] = dict(zip(self.recipe.averages_beside, averages, strict=True))
         if self.critic is not None:
             shared = self.recipe.critic.shared_trunk
-            beside["critic"] = on_trunk(merge_lora(first), self.critic.head) if shared else self.critic
+            beside["critic"] = on_trunk(first, self.critic.head) if shared else self.critic
         for name, model in beside.items():
             artefacts.export(module, model, folder.with_name(f"{folder.name}-{name}"), ends=ends)
 

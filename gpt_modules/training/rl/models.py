@@ -12,7 +12,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import Moments
-from gpt_modules.training.sharding import let_go
+from gpt_modules.training.sharding import is_sharded, let_go
 
 
 def critic_folder(told: str | None, sources: Sequence[RewardSource], init_from: str) -> str:
@@ -61,9 +61,14 @@ def shared_critic(policy: GPT, folder: str | None, sources: Sequence[RewardSourc
 
 
 def on_trunk(policy: GPT, head: ScalarHead) -> RewardModel:
-    """The model whose trunk is the policy's, not a copy of it, under this head."""
+    """The model whose trunk is the policy's, not a copy of it, under this head; of one in shards `whole` makes one."""
     model = RewardModel(policy.config, policy.decoder)
     model.head = head
+    if is_sharded(policy):
+        let_go(policy)
+        with torch.device("meta"):
+            blank = ScalarHead(policy.config.n_embd)
+        model.blank = lambda: on_trunk(policy.blank(), blank)  # type: ignore[assignment, operator]
     return model.to(policy.head_weight.device)
 
 

@@ -222,7 +222,7 @@ def score_responses(
         text = (part.tokens, part.prompt_lengths, chosen, counts, sampling.temperature)
         return response_logprobs(reference, *text)
 
-    with gathered(policy) as speaker:
+    with held(*([critic.head] if shares_trunk(critic, policy) else [])), gathered(policy) as speaker:
         with (profiler or PassThroughProfiler()).profile("[PPOModule]sampling"):
             sequences, responses, mask, sampled = sample(speaker, prompts, sampling, key)
         own, entropy, *valued = in_pieces(outputs, rows, sequences, responses, mask)
