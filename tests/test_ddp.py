@@ -10,11 +10,8 @@ second process has none in the last batch.
 import functools
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,8 +26,11 @@ pytestmark = pytest.mark.slow
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "cpu-ddp.yaml"
 REFUSED = [
-    ("--data.train", "none.jsonl", "none.jsonl: found no such file, "),  # by one, which leaves the other without a peer
-    ("--data.context", "5000", "data.init_args.context: found 5000, expected at most the model's n_positions = "),
+    (
+        ["--data.train", "none.jsonl"],
+        "none.jsonl: found no such file, ",
+    ),  # by one, which leaves the other without a peer
+    (["--data.context", "5000"], "data.init_args.context: found 5000, expected at most the model's n_positions = "),
 ]
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
 NO_PTX = {"model__ptx": {"coef": 0.0}, "data__pretraining": None}
@@ -51,23 +51,23 @@ VARIANTS = {
         "model__kl": {"coef": 0.1, "loss": "k3"},
     },
 }  # fmt: skip
-SHARDED = [
-    "finetuning", "finetuning-freeze", "finetuning-lora", "sft", "reward", "dpo", "ppo", "ppo-shared", "ppo-average",
-    "ppo-rloo",
-]  # fmt: skip
-CASES = [*((word, "ddp") for word in [*WORDS, *VARIANTS]), *((word, "fsdp2") for word in SHARDED)]
+DDP = [*WORDS, "ppo-shared", "ppo-average", "ppo-rloo", "ppo-grpo"]
+SHARDED = ["finetuning-freeze", "finetuning-lora", "sft", "reward", "dpo", "ppo-shared", "ppo-average", "ppo-rloo"]
+CASES = [*((word, "ddp") for word in DDP), *((word, "fsdp2") for word in SHARDED)]
 RATES = {"ppo": 0.05, "reward": 0.1, "dpo": 0.1, "maml": 0.03}
 
 
-@pytest.mark.parametrize(("key", "value", "line"), REFUSED)
-def test_a_mistake_is_one_line_of_all_processes(tmp_path, key, value, line):
-    words = ["fit", "--config", "pretraining/tiny", "--config", OVERLAY, "--trainer.default_root_dir", tmp_path / "run"]
-    command = [sys.executable, "-m", "gpt_modules", *map(str, words), key, value]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
-    assert ended.returncode == 2
-    assert ended.stderr.count("\n") == 1, ended.stderr
-    assert ended.stderr.startswith(f"error: {line}")
+def errors_of(gpt, ranks=2):
+    """What all processes of the last command wrote."""
+    return "".join((gpt.folder / (f"stderr.{rank}" if rank else "stderr")).read_text() for rank in range(ranks))
+
+
+@pytest.mark.parametrize(("words", "line"), REFUSED)
+def test_a_mistake_is_one_line_of_all_processes(gpt, tmp_path, words, line):
+    run = ["--config", "pretraining/tiny", "--config", OVERLAY, "--trainer.default_root_dir", tmp_path / "run"]
+    assert gpt.run("fit", *run, *words, cwd=tmp_path, ranks=2).status == 2
+    assert errors_of(gpt).count("\n") == 1, errors_of(gpt)
+    assert errors_of(gpt).startswith(f"error: {line}")
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,7 @@ def runs(micro, gpt, uneven, tmp_path_factory):
         recipe["trainer"] |= {"devices": ranks, "strategy": strategy} if strategy else {}
         root.with_suffix(".yaml").write_text(json.dumps(recipe))
         ended = gpt.run("fit", "--config", root.with_suffix(".yaml"), ranks=ranks)
-        others = "".join((gpt.folder / f"stderr.{rank}").read_text() for rank in range(1, ranks))
-        assert ended.status == 0, ended.stderr + others
+        assert ended.status == 0, errors_of(gpt, ranks)
         made[word, strategy] = root
         return root
 
@@ -201,11 +200,14 @@ def test_two_processes_learn_and_export_what_one_does(runs, word, strategy):
 
 @pytest.mark.parametrize(("word", "strategy"), [("ppo", "ddp"), ("ppo-shared", "fsdp2")])
 def test_ppo_goes_on_inside_an_iteration_on_two_processes_and_on_one(runs, gpt, tmp_path, word, strategy):
-    """On two to the bit, started by Lightning's own launcher; on one as it would have gone there."""
+    """On two to the bit, DDP started by Lightning's own launcher; on one as it would have gone there."""
     _, root = runs(word, strategy)
     again, alone = tmp_path / "again", tmp_path / "alone"
     words = ["--config", root.with_suffix(".yaml"), "--ckpt_path", root / "checkpoints" / "step=00000006.ckpt"]
-    launch(*words, "--config", OVERLAY, "--trainer.strategy", strategy, "--trainer.default_root_dir", again)
+    if strategy == "ddp":
+        launch(*words, "--trainer.default_root_dir", again)
+    else:
+        assert gpt.run("fit", *words, "--trainer.default_root_dir", again, ranks=2).status == 0, errors_of(gpt)
     one = ["--trainer.devices", 1, "--trainer.strategy", "auto", "--trainer.default_root_dir", alone]
     ended = gpt.run("fit", *words, *one)
     assert ended.status == 0, ended.stderr
