@@ -116,6 +116,11 @@ class BatchLoader(Generic[BatchT]):
         """Batches an epoch; of one that another global batch began, its batches and those that are left."""
         if self._begun is not None and self._begun.epoch == self.epoch:
             return self._begun.batches + (len(self.examples) - self._begun.examples) // self.size
+        return self.whole
+
+    @property
+    def whole(self) -> int:
+        """Batches of an epoch that no other global batch began."""
         count = len(self.examples)
         return max(1, count // self.size) if self.drop_last else -(-count // self.size)
 
