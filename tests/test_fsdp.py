@@ -3,14 +3,15 @@ checkpoints; recomputed activations change nothing but memory.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from launcher import launch
 
 from gpt_modules.backbone import GPT, load_pretrained
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
+from gpt_modules.training.shard_files import INDEX, shard_name
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "fsdp2.yaml"
 SHARDED = ["--config", str(OVERLAY), "--trainer.accelerator", "cpu", "--trainer.devices"]
@@ -65,7 +66,7 @@ def runs(micro, gpt, recipe):
     one = recipe("one", {"config": config}, data__batch_size=8)
     two = recipe("two", {"config": config, "recompute": True}, data__batch_size=4)
     assert gpt.run("fit", "--config", one.with_suffix(".yaml")).status == 0
-    launch("--config", two.with_suffix(".yaml"), *SHARDED, "2")
+    assert gpt.run("fit", "--config", two.with_suffix(".yaml"), *SHARDED, "2", ranks=2).status == 0
     return one, two
 
 
@@ -95,10 +96,31 @@ def test_a_run_goes_on_from_a_checkpoint_of_shards(runs, gpt):
     one, two = runs
     words = ["--ckpt_path", two / "checkpoints" / "step=00000004.ckpt", "--trainer.default_root_dir"]
     again, alone = two.with_name("again"), two.with_name("alone")
-    launch("--config", two.with_suffix(".yaml"), *words, again, *SHARDED, "2")
+    assert gpt.run("fit", "--config", two.with_suffix(".yaml"), *words, again, *SHARDED, "2", ranks=2).status == 0
     assert differences(checkpoint(again, 8), checkpoint(two, 8)) == [0.0, 0.0]
     assert gpt.run("fit", "--config", one.with_suffix(".yaml"), *words, alone).status == 0
     assert max(differences(checkpoint(alone, 8), checkpoint(two, 8))) < CLOSE
+
+
+@pytest.mark.slow
+def test_processes_refuse_as_one_what_one_of_them_cannot_read_and_find_the_checkpoint_before_it(runs, gpt, tmp_path):
+    """The second one's rows are damaged."""
+    _, two = runs
+    root = tmp_path / "damaged"
+    shutil.copytree(two / "checkpoints", root / "checkpoints")
+    last = root / "checkpoints" / "step=00000008.ckpt"
+    (last / shard_name(1, 2)).write_bytes(b"damaged")
+    words = ["fit", "--config", two.with_suffix(".yaml"), *SHARDED, "2", "--trainer.default_root_dir", root]
+    for told, status, lines in (
+        (last, 2, [f"error: {last / shard_name(1, 2)}: damaged, its digest does not match {INDEX}"]),
+        ("last", 0, [f"{last}: damaged (digest does not match); trying the one before it"]),
+    ):
+        assert gpt.run(*words, "--ckpt_path", told, ranks=2).status == status
+        errors = [line for name in ("stderr", "stderr.1") for line in (gpt.folder / name).read_text().splitlines()]
+        found = [line for line in errors if "damaged (" in line or "damaged, " in line or "going on" in line]
+        found = [line.partition("UserWarning: ")[2] or line for line in found if "rank_zero_warn" not in line]
+        assert found == lines
+    assert differences(checkpoint(root, 8), checkpoint(two, 8)) == [0.0, 0.0]
 
 
 @pytest.mark.slow

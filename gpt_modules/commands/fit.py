@@ -51,6 +51,7 @@ from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
     RandomState,
     VerifiedCheckpointIO,
+    checkpoints,
     newest_checkpoint,
 )
 from gpt_modules.training.callbacks.dashboard import RunLogger
@@ -61,8 +62,9 @@ from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer, of_lost_p
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
 from gpt_modules.training.callbacks.rates import LearningRates
-from gpt_modules.training.callbacks.resuming import Resumption
+from gpt_modules.training.callbacks.resuming import NEWEST, Resumption
 from gpt_modules.training.callbacks.samples import SampleTable
+from gpt_modules.training.callbacks.stalls import StallReport
 from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.callbacks.throughput import Throughput
 from gpt_modules.training.callbacks.votes import VoteRecord
@@ -233,10 +235,13 @@ class TrainerCLI(LightningCLI):
         return True
 
     def _resolve_last(self) -> None:
-        """`--ckpt_path last` is the newest checkpoint of the run's folder that verifies."""
+        """`--ckpt_path last` is the newest checkpoint of the run's folder that verifies; several processes share the
+        reading once they have met.
+        """
         if self.config[self.subcommand].get("ckpt_path") == "last":
             folder = Path(self.trainer.default_root_dir) / "checkpoints"
-            self.config_init[self.subcommand]["ckpt_path"] = newest_checkpoint(folder)
+            later = self.subcommand == "fit" and self.trainer.world_size > 1 and checkpoints(folder)
+            self.config_init[self.subcommand]["ckpt_path"] = folder / NEWEST if later else newest_checkpoint(folder)
 
     def _measure(self) -> None:
         """Resolve `--ckpt_path last`, and say whose weights are measured. Lightning's own table is for a loader a
@@ -328,8 +333,13 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
         sys.exit(143)
 
 
-def open_recipe(kind: Callable[..., TrainerCLI], subcommand: str, words: list[str]) -> TrainerCLI:
+def open_recipe(
+    kind: Callable[..., TrainerCLI], subcommand: str, words: list[str], command: list[str] | None = None
+) -> TrainerCLI:
     """Build, and run, what the words describe; `kind` says how.
+
+    Args:
+        command: what the other processes of a run are started with, in place of the subcommand and its words.
 
     Raises:
         UserError: for anything wrong with it, in one line.
@@ -342,8 +352,15 @@ def open_recipe(kind: Callable[..., TrainerCLI], subcommand: str, words: list[st
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     warnings.filterwarnings("ignore", "The number of training batches")  # a short run shows its end, whatever it logs
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
-    sys.argv = [sys.argv[0], subcommand, *words]  # Lightning's launcher starts the other ranks with it
-    guards: list[L.Callback] = [Resumption(), RandomState(), FiniteLossGuard(), MonitorGuard(), PeerWatch()]
+    sys.argv = [sys.argv[0], *(command or [subcommand, *words])]  # Lightning's launcher starts the other ranks with it
+    guards: list[L.Callback] = [
+        Resumption(),
+        RandomState(),
+        FiniteLossGuard(),
+        MonitorGuard(),
+        PeerWatch(),
+        StallReport(),
+    ]
     mode = {"parser_mode": "omegaconf+", "exit_on_error": False}
     return kind(
         recipe,

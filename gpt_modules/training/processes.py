@@ -1,12 +1,45 @@
 """What the processes of a run found, each on its own rows, brought together: their means have no mean that counts."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from gpt_modules.errors import UserError
+
+T = TypeVar("T")
+
+
+def place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def as_one(act: Callable[[], T]) -> list[T]:
+    """What `act` returns on each process, on every process. Called by all of them.
+
+    Raises:
+        UserError: on all processes, what it raised on one, of several the first.
+    """
+    answer: Any
+    try:
+        answer = act()
+    except UserError as error:
+        if place()[1] == 1:
+            raise
+        answer = error
+    everyone: list[Any] = [answer]
+    if (world := place()[1]) > 1:
+        everyone = [None] * world
+        dist.all_gather_object(everyone, answer)
+    for failed in (one for one in everyone if isinstance(one, UserError)):
+        raise failed
+    return everyone
 
 
 def gathered(columns: Sequence[Tensor]) -> list[Tensor]:

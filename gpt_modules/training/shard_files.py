@@ -67,7 +67,7 @@ def parted(value: Any, part_of: Callable[[Any], Tensor | None]) -> tuple[Any, di
             return type(item)(marked(inner, f"{name}/{i}") for i, inner in enumerate(item))
         if (part := part_of(item)) is None:
             return item
-        name = names.setdefault((part.untyped_storage()._cdata, part.storage_offset()), name)
+        name = names.setdefault((part.untyped_storage()._cdata, int(part.storage_offset())), name)
         parts[name] = part
         return {MARK: name, "shape": list(item.shape)}
 

@@ -13,10 +13,11 @@ import torch.distributed as dist
 
 from gpt_modules.backbone import LoRAConfig, load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule, SFTDataModule
+from gpt_modules.errors import UserError
 from gpt_modules.training import RewardModule, SFTModule
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
-from gpt_modules.training.processes import HeldOut, gathered, in_order
+from gpt_modules.training.processes import HeldOut, as_one, gathered, in_order
 from gpt_modules.training.rl.settings import CriticConfig, KLConfig
 
 FLAT = ScheduleConfig(shape="constant")
@@ -90,13 +91,34 @@ def together(rank):
     if numbers:
         held_out.add(number=torch.tensor(numbers))
     found = held_out.take()["number"]
+    agreed = [of_all(rank, mistaken) for mistaken in ([], [1, 2], [0, 2])]
     dist.destroy_process_group()
-    return [ordered, mask, found]
+    return [ordered, mask, found, *agreed]
+
+
+def of_all(rank, mistaken):
+    """What `as_one` gives, or the mistake that it raises."""
+
+    def act():
+        if rank in mistaken:
+            raise UserError(f"by {rank}")
+        return rank
+
+    try:
+        return as_one(act)
+    except UserError as error:
+        return str(error)
+
+
+def test_a_process_alone_keeps_its_mistake():
+    assert as_one(lambda: 7) == [7]
+    assert of_all(0, [0]) == "by 0"
 
 
 @pytest.mark.slow
-def test_rows_of_three_processes_one_of_which_has_none(processes):
-    for ordered, mask, found in processes(together, 3):
+def test_rows_of_three_processes_one_of_which_has_none_and_mistakes_of_some(processes):
+    for ordered, mask, found, *agreed in processes(together, 3):
+        assert agreed == [[0, 1, 2], "by 1", "by 0"]
         assert ordered.tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 0, 0], [4, 0, 0]]
         assert mask.dtype == torch.bool
         assert found.tolist() == [0, 3, 4, 2, 1]

@@ -11,6 +11,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for, write_durably
 from gpt_modules.training.hyperparameters import expect_number
+from gpt_modules.training.processes import as_one, place
 from gpt_modules.training.shard_files import INDEX, ShardFolder, Stored
 
 CHECKPOINT_NAME = re.compile(r"step=([0-9]{1,18})\.ckpt")
@@ -38,10 +40,17 @@ def digest_path(checkpoint: Path) -> Path:
 
 def verifies(checkpoint: Path) -> bool:
     """True if the file, or each file of the folder, is what was written: present, and its digest is the one beside
-    it.
+    it. Several processes share the reading; called by all of them.
     """
-    index = checkpoint / INDEX if checkpoint.is_dir() else checkpoint
-    return _matches(index, digest_path(checkpoint)) and (index == checkpoint or ShardFolder(checkpoint).verifies())
+    rank, world = place()
+
+    def own() -> bool:
+        if checkpoint.is_dir():
+            index = _matches(checkpoint / INDEX, digest_path(checkpoint))
+            return index and ShardFolder(checkpoint).verifies(rank, world)
+        return rank > 0 or _matches(checkpoint, digest_path(checkpoint))
+
+    return all(as_one(own))
 
 
 def _matches(file: Path, digest: Path) -> bool:
@@ -55,12 +64,13 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path:
-    """The checkpoint of the latest step that verifies; each newer one that does not is named in a warning.
+    """The checkpoint of the latest step that verifies; each newer one that does not is named in a warning. Called by
+    all processes.
 
     Raises:
         UserError: when there is none. A resume never becomes a silent fresh start.
     """
-    found = checkpoints(folder)
+    found = as_one(partial(checkpoints, folder))[0]
     for path in reversed(found):
         if verifies(path):
             return path

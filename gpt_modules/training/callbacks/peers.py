@@ -3,8 +3,7 @@ hour, the time that a collective call may take.
 
 Each process says that it is alive, in the store by which the processes met, and looks after the next one, the last one
 after the first: two questions a process, however many there are. What answers is a thread: a process that computes for
-long is not silent, one that was killed or stopped is. (One whose own code waits for ever is found by the collective
-call's timeout alone: nothing tells it from one that is slow.)
+long is not silent, one that was killed or stopped is. (One whose own code waits for ever is told of by `stalls`.)
 """
 
 import os

@@ -10,6 +10,8 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -18,11 +20,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from gpt_modules.errors import UserError, expect
+from gpt_modules.training.callbacks.checkpointing import newest_checkpoint
 from gpt_modules.training.hyperparameters import plain
+from gpt_modules.training.processes import as_one
 from gpt_modules.training.sharding import local
 
 log = logging.getLogger(__name__)
 
+NEWEST = "newest"  # name of a checkpoint: that of the latest step that verifies, once the processes have met
 RECIPE, TOKENIZER, CONTENT, MOMENTS = "recipe", "tokenizer", "content", "moments"
 
 # Where a run is, and how it is shown: no part of what it computes.
@@ -71,15 +76,15 @@ class Resumption(L.Callback):
         given = plain(self.recipe) if self.recipe is not None else {}
         return dict(_flat({**given, **named}))
 
-    def check(self, trainer: L.Trainer, checkpoint: dict[str, Any], path: str) -> None:
-        """Refuse what cannot change, and name what does, before anything is restored.
+    def check(self, trainer: L.Trainer, checkpoint: dict[str, Any], path: str) -> str | None:
+        """Refuse what cannot change, before anything is restored; the line that names what does.
 
         Raises:
             UserError: the checkpoint is of another procedure, tokenizer, seed or form of the model.
         """
         module, stored = trainer.lightning_module, checkpoint.get(RECIPE)
         if not isinstance(stored, dict):  # written without this callback
-            return
+            return None
         now, key = self.told(module), "model.class_path"
         expect(stored.get(key) == now[key], f"{path}: {key}", stored.get(key), f"the recipe's {now[key]}")
         changes = differences(stored, now)
@@ -93,11 +98,10 @@ class Resumption(L.Callback):
         if digest is not None and checkpoint.get(TOKENIZER) not in (None, digest):
             raise UserError(f"data.tokenizer: found another tokenizer, expected the checkpoint's ({path})")
         if trainer.state.fn != "fit":
-            return
+            return None
         changes |= changed_content(checkpoint.get(CONTENT), content_of(trainer), changes)
-        if changes and trainer.is_global_zero:
-            learned = {f"model.{name}" for name in getattr(module, "learned_settings", ())}
-            log.warning(going_on(checkpoint["global_step"], changes, learned))
+        learned = {f"model.{name}" for name in getattr(module, "learned_settings", ())}
+        return going_on(checkpoint["global_step"], changes, learned) if changes else None
 
 
 def content_of(trainer: L.Trainer) -> dict[str, str]:
@@ -149,10 +153,20 @@ class _Restoring(_CheckpointConnector):
         self._resumption = resumption
 
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
-        with self._told(checkpoint_path):
+        if checkpoint_path is None:
             super().resume_start(checkpoint_path, weights_only=weights_only)
-            if self._loaded_checkpoint:
-                self._check(str(checkpoint_path))
+            return
+        if Path(checkpoint_path).name == NEWEST:
+            checkpoint_path = self._ckpt_path = str(newest_checkpoint(Path(checkpoint_path).parent))
+        # Each process reads its own part, and what one cannot read, or begin from, all refuse.
+        lines = as_one(partial(self._read, checkpoint_path, weights_only))
+        if lines[0] is not None and self.trainer.is_global_zero:
+            log.warning(lines[0])
+
+    def _read(self, path: Any, weights_only: bool | None) -> str | None:
+        with self._told(path):
+            super().resume_start(path, weights_only=weights_only)
+            return self._check(str(path)) if self._loaded_checkpoint else None
 
     def restore_model(self) -> None:
         with self._told(self._ckpt_path):
@@ -178,14 +192,14 @@ class _Restoring(_CheckpointConnector):
                     expect(found == len(parts), name, found, f"{len(parts)}, as the recipe has")
             super().restore_training_state()
 
-    def _check(self, path: str) -> None:
+    def _check(self, path: str) -> str | None:
         checkpoint, trainer = self._loaded_checkpoint, self.trainer
         for name, kind in (("state_dict", dict), ("global_step", int), ("epoch", int)):
             expect(isinstance(checkpoint.get(name), kind), name, _short(checkpoint.get(name)), kind.__name__)
-        self._resumption.check(trainer, checkpoint, path)
+        line = self._resumption.check(trainer, checkpoint, path)
         self._check_finite("state_dict")
         if trainer.state.fn != "fit":
-            return
+            return None
         for name in ("optimizer_states", "lr_schedulers"):
             expect(type(checkpoint.get(name)) is list, name, _short(checkpoint.get(name)), "a list")
         self._check_finite("optimizer_states")
@@ -202,6 +216,7 @@ class _Restoring(_CheckpointConnector):
                 expect(callback.state_key in checkpoint["callbacks"], "callbacks", found, callback.state_key)
                 kept = checkpoint["callbacks"][callback.state_key]
                 expect(isinstance(kept, dict) and bool(kept), callback.state_key, _short(kept), "what it had kept")
+        return line
 
     def _check_finite(self, part: str) -> None:
         """On the first process, and on each what it alone has read."""
