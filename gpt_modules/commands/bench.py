@@ -1,10 +1,12 @@
 """`gpt bench`: how fast a recipe trains on this machine, phase by phase, and what holds it up."""
 
 import io
+import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import astuple
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from gpt_modules.commands.fit import TrainerCLI, open_recipe
 from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.gradients import FreedGradients
 from gpt_modules.training.callbacks.guards import FiniteLossGuard
+from gpt_modules.training.callbacks.peers import PeerWatch
 from gpt_modules.training.profiling.phases import Phases
 from gpt_modules.training.profiling.roofline import Work
 from gpt_modules.training.profiling.stopwatch import Found, Stopwatch
@@ -26,10 +29,13 @@ from gpt_modules.training.profiling.stopwatch import Found, Stopwatch
 DESCRIPTION = """Train what a recipe describes for some seconds, in a folder that is deleted, without validation,
 checkpoints, export or the recipe's callbacks, and tell what each phase takes: seconds, floating-point operations a
 second, the share of what this machine reaches in a large product, and what holds it up: arithmetic, memory, or the
-rest (starting operations, Python, waiting). What is not an option here is a word of gpt fit."""
+rest (starting operations, Python, waiting). Of a run of several processes the table is the first one's, beside the
+share that collective calls would take alone; the rate is that of all. What is not an option here is a word of gpt
+fit."""
 
 _BUSY = 0.9  # of the time, below which the numbers are not the machine's own
-_COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak", "arithmetic", "memory", "rest")
+_COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak")
+_FOLDER = "GPT_BENCH_FOLDER"  # in the environment of the processes that the first one starts: theirs is its own
 
 
 class Bench(TrainerCLI):
@@ -50,12 +56,8 @@ class Bench(TrainerCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
         config["callbacks"] = []  # those of a recipe measure, draw and evaluate
-        self.trainer_defaults = {"callbacks": [FiniteLossGuard(), FreedGradients(), self.stopwatch]}
-        trainer = super()._instantiate_trainer(config, [])
-        if trainer.world_size > 1:
-            where = self.recipe.where(("trainer", "devices"))
-            raise UserError(f"{where}: found {trainer.world_size} processes, expected one: gpt bench measures a device")
-        return trainer
+        self.trainer_defaults = {"callbacks": [FiniteLossGuard(), PeerWatch(), FreedGradients(), self.stopwatch]}
+        return super()._instantiate_trainer(config, [])
 
     def before_fit(self) -> None:
         """A run of its own, that nothing goes on from."""
@@ -75,15 +77,28 @@ def main(words: list[str]) -> None:
                         help="to measure, at least one step or iteration (default 10)")  # fmt: skip
     options, others = parser.parse_known_args(words)
     stopwatch = Stopwatch(Phases(), options.seconds)
-    folder = Path(tempfile.mkdtemp(prefix="gpt-bench-"))
-    try:
-        open_recipe(partial(Bench, stopwatch, folder), "fit", ["--config", options.recipe, *others])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _folder() as folder:
+        kind = partial(Bench, stopwatch, folder)
+        run = open_recipe(kind, "fit", ["--config", options.recipe, *others], ["bench", *words])
+    if not run.trainer.is_global_zero:
+        return
     if stopwatch.found is None:
         raise UserError(f"{options.recipe}: found a run that ends before it is measured, expected a longer one: "
                         "--trainer.max_steps, --trainer.max_epochs or fewer --seconds")  # fmt: skip
     sys.stdout.write(report(stopwatch.found))
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """One for all processes, in which a mistake of all is told once; the first one removes it."""
+    if _FOLDER in os.environ:
+        yield Path(os.environ[_FOLDER])
+        return
+    os.environ[_FOLDER] = tempfile.mkdtemp(prefix="gpt-bench-")
+    try:
+        yield Path(os.environ[_FOLDER])
+    finally:
+        shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
 
 
 def report(found: Found) -> str:
@@ -92,23 +107,22 @@ def report(found: Found) -> str:
     phases = sorted(found.seconds, key=lambda name: -found.seconds[name])
     rows = [_row(name, found.work.get(name, Work()), found.seconds[name], found) for name in phases]
     table = Table(box=None, pad_edge=False)
-    for column in _COLUMNS:
+    for column in (*_COLUMNS, *_shares(all_work, seconds, found)):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for row in (*rows, _row("all", all_work, seconds, found)):
         table.add_row(*row)
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
+    several = f"{found.processes} processes, of which the first has " if found.processes > 1 else "this machine: "
     lines = [
-        f"this machine: {found.peak / 1e9:,.0f} GFLOP/s in products of {found.dtype}, {found.copied / 1e9:,.1f} GB/s "
+        f"{several}{found.peak / 1e9:,.0f} GFLOP/s in products of {found.dtype}, {found.copied / 1e9:,.1f} GB/s "
         f"in copies; {found.pieces} {found.piece}s in {seconds:.1f} s, per {found.piece}:",
         console.file.getvalue(),  # type: ignore[attr-defined]
         f"{found.amount / seconds:,.1f} {found.unit}/s; {found.memory / 1e9:.2f} GB at the peak; held up by "
-        f"{_bound(all_work, seconds / found.pieces)}",
+        f"{_bound(_shares(all_work, seconds / found.pieces, found))}",
     ]
     if found.busy < _BUSY:
-        lines.append(
-            f"The process was at work for {found.busy:.0%} of the time: it waited, or other work is on this machine."
-        )
+        lines.append(f"At work for {found.busy:.0%} of the time: it waited, or other work is on this machine.")
     return "\n".join([*lines, ""])
 
 
@@ -121,19 +135,23 @@ def _row(name: str, work: Work, seconds: float, found: Found) -> tuple[str, ...]
     of_piece = seconds / found.pieces
     rate = work.flops / of_piece
     measured = (f"{_digits(rate / 1e9)}", f"{rate / found.peak:.0%}") if work.flops else ("", "")
-    shares = (f"{share:.0%}" for share in _shares(work, of_piece))
+    shares = (f"{share:.0%}" for share in _shares(work, of_piece, found).values())
     return (name, f"{1000 * of_piece:,.1f}", f"{seconds / sum(found.seconds.values()):.0%}", *measured, *shares)
 
 
-def _shares(work: Work, seconds: float) -> tuple[float, float, float]:
-    """Of the time: what arithmetic would take at the peak, what copies would, and what neither explains."""
-    arithmetic, memory = work.arithmetic / seconds, work.memory / seconds
-    return arithmetic, memory, max(0.0, 1.0 - arithmetic - memory)
+def _shares(work: Work, seconds: float, found: Found) -> dict[str, float]:
+    """Of the time: what arithmetic would take at the peak, what copies would, what collective calls of several
+    processes would, each waited for, and what none of them explains.
+    """
+    shares = {"arithmetic": work.arithmetic / seconds, "memory": work.memory / seconds}
+    if found.processes > 1:
+        shares["collectives"] = work.collectives / seconds
+    return {**shares, "rest": max(0.0, 1.0 - sum(shares.values()))}
 
 
-def _bound(work: Work, seconds: float) -> str:
-    shares = _shares(work, seconds)
-    return ("arithmetic", "memory", "neither: starting operations, Python, waiting")[shares.index(max(shares))]
+def _bound(shares: Mapping[str, float]) -> str:
+    most = max(shares, key=lambda name: shares[name])
+    return "the rest: starting operations, Python, waiting" if most == "rest" else most
 
 
 def _digits(value: float) -> str:

@@ -6,11 +6,15 @@ import re
 import pytest
 
 
-@pytest.mark.parametrize(("word", "unit"), [("pretraining", "tokens"), ("ppo-shared", "episodes"), ("maml", "tasks")])
-def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit):
+@pytest.mark.parametrize(
+    ("word", "unit", "strategy"),
+    [("pretraining", "tokens", None), ("ppo-shared", "episodes", "fsdp2"), ("maml", "tasks", "ddp")],
+)
+def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit, strategy):
     recipe = micro.recipe(word, tmp_path / "run")
+    recipe["trainer"] |= {"devices": 2, "strategy": strategy} if strategy else {}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
-    ended = gpt.run("bench", "recipe.yaml", "--seconds", "0.01", cwd=tmp_path)
+    ended = gpt.run("bench", "recipe.yaml", "--seconds", "0.01", cwd=tmp_path, ranks=2 if strategy else 1)
     assert ended.status == 0, ended.stderr
     rows = {
         line.split()[0]: line.split()[1:] for line in ended.stdout.splitlines() if re.match(r"[a-z]+ +[\d,.]+ ", line)
@@ -22,6 +26,12 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit)
     milliseconds = {name: float(row[0].replace(",", "")) for name, row in rows.items()}
     assert sum(milliseconds.values()) == pytest.approx(2 * milliseconds["all"], abs=0.1 * len(rows))
     assert float(rows["forward"][2].replace(",", "")) > 0
+    if strategy:  # beside arithmetic, memory and the rest
+        assert ended.stdout.startswith("2 processes, of which the first has ")
+        share = {name: float(row[-2].removesuffix("%")) for name, row in rows.items()}
+        assert share["all"] > 0
+        assert (share["scoring" if word == "ppo-shared" else "backward"]) > 0
+        assert not (gpt.folder / "stdout.1").read_text(), "one process tells"
     assert re.search(rf"^[\d,.]+ {unit}/s; ", ended.stdout, re.M)
     assert not (tmp_path / "run").exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
@@ -34,7 +44,6 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit)
             ["--trainer.max_steps", "2"],
             "recipe.yaml: found a run that ends before it is measured, expected a longer one",
         ),
-        (["--trainer.devices", "2"], "--trainer.devices: found 2 processes, expected one"),
         (["--ckpt_path", "last"], "--ckpt_path: found a checkpoint, expected none"),
         (["--seconds", "0"], "--seconds: found '0', expected a number above 0"),
         (["--model.optimiser.lr", "1"], "--model.optimiser"),

@@ -2,6 +2,7 @@
 (the roofline of Williams et al. 2009).
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from gpt_modules.training.processes import as_one
 
 aten = torch.ops.aten
 # Products of a score matrix: queries by keys and weights by values; backwards the first again and four gradients.
@@ -21,6 +25,7 @@ _ATTENTION = {
 }
 
 _ADDED_PRODUCTS = {aten.addmm_, aten.baddbmm_}  # to the first argument
+_COLLECTIVE = {"c10d", "_c10d_functional"}  # what processes do together, in torch's two forms
 _READ_IN_PART = {aten.embedding, aten.index_select, aten.index, aten.gather}
 _WRITTEN_IN_PART = {aten.index_copy_, aten.index_put_, aten._index_put_impl_, aten.scatter_, aten.index_add_}
 
@@ -28,13 +33,16 @@ _WRITTEN_IN_PART = {aten.index_copy_, aten.index_put_, aten._index_put_impl_, at
 @dataclass
 class Work:
     """Of a phase. flops: of products of matrices. moved: bytes that operations read and write. arithmetic, memory: the
-    seconds that the peak lets them take, of operations which arithmetic and which bytes hold up.
+    seconds that the peak lets them take, of operations which arithmetic and which bytes hold up. collectives: the
+    seconds that what processes do together takes once all have come, each waited for, which in a run may be behind
+    other work.
     """
 
     flops: float = 0.0
     moved: float = 0.0
     arithmetic: float = 0.0
     memory: float = 0.0
+    collectives: float = 0.0
 
 
 class Roofline(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -52,10 +60,15 @@ class Roofline(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self.copied, self.phase = peak, copied, phase
         self.work: defaultdict[str, Work] = defaultdict(Work)
+        self.calls: list[tuple[str, float]] = []  # of collectives: the phase, and how long this process was in it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, in its parts where it has some, and count it."""
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # what it comes to on this process is seen next
         kwargs = kwargs or {}
+        if getattr(func, "namespace", None) in _COLLECTIVE:
+            return self._together(func, args, kwargs)
         if isinstance(func, torch._ops.OpOverload) and func._overloadpacket not in flop_registry:
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -66,6 +79,24 @@ class Roofline(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if flops or moved:
             self._add(flops, moved, next(_tensors(result), torch.empty(0)).dtype)
         return result
+
+    def _together(self, func: Any, args: Any, kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = func(*args, **kwargs)
+        for handle in tree_leaves(result):
+            if isinstance(handle, torch.ScriptObject):
+                handle.wait()  # type: ignore[attr-defined]
+        if any(tensor.is_cuda for tensor in _tensors((args, kwargs))):
+            torch.cuda.synchronize()
+        self.calls.append((self.phase(), time.perf_counter() - started))
+        return result
+
+    def close(self) -> dict[str, Work]:
+        """What was counted, by phase. Called by all processes: who comes last to a call waits for nobody."""
+        everyone = as_one(lambda: [seconds for _, seconds in self.calls])
+        for (phase, _), seconds in zip(self.calls, zip(*everyone, strict=False), strict=False):
+            self.work[phase].collectives += min(seconds)
+        return dict(self.work)
 
     def _add(self, flops: float, moved: float, dtype: torch.dtype) -> None:
         arithmetic, memory = flops / self.peak(dtype) if flops else 0.0, moved / self.copied

@@ -19,15 +19,18 @@ class Found(NamedTuple):
     """What was measured.
 
     Args:
+        processes: of the run; what is not said to be of all of them is of this one.
         unit, amount: what is counted, such as tokens, and how many of it there were on all devices.
         piece, pieces: step, or iteration of a procedure with a rollout, and how many of them.
         seconds: by phase; together the time that was measured.
         work: by phase, of one more piece.
         dtype, peak: of products of matrices, and FLOP/s in them.
         copied: bytes a second, read and written.
-        memory: bytes at the peak, before operations were counted.
-        busy: processor seconds of this process a second, of all its threads.
+        memory: bytes at the peak, before operations were counted; of the process that holds most.
+        busy: processor seconds of a process a second, of all its threads; the mean of all processes.
     """
+
+    processes: int
 
     unit: str
     amount: float
@@ -38,7 +41,7 @@ class Found(NamedTuple):
     dtype: str
     peak: float
     copied: float
-    memory: int
+    memory: float
     busy: float
 
 
@@ -68,7 +71,7 @@ class Stopwatch(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """A step is a piece of work where no rollout is."""
         count, self._unit = pl_module.work(batch)
-        self._count += count * trainer.world_size
+        self._count += count
         if self._unit != "episodes" and trainer.global_step > self._steps:  # a batch that only accumulates ends none
             self._steps = trainer.global_step
             self._end_piece(trainer, pl_module, "step")
@@ -86,19 +89,34 @@ class Stopwatch(L.Callback):
         self._pieces += 1
         pieces = self._pieces - WARMUP[piece]
         if self._roofline is not None and self._measured is not None:
-            self.found = self._measured._replace(work=dict(self._roofline.work))
-            trainer.should_stop = True
+            roofline = self._roofline
             self._count_no_more()
+            self.found = self._measured._replace(work=roofline.close())
+            trainer.should_stop = True
         elif pieces == 0:
             self._count, self._began, self._worked = 0.0, time.perf_counter(), time.process_time()
             self.phases.restart()
-        elif pieces > 0 and (lasted := time.perf_counter() - self._began) >= self.seconds:
-            dtype, busy = str(self._dtype).removeprefix("torch."), (time.process_time() - self._worked) / lasted
-            self._measured = Found(
-                self._unit, self._count, piece, pieces, self.phases.seconds(), {}, dtype, self._peaks[self._dtype],
-                self._copied, peak_memory(pl_module.device), busy,
-            )  # fmt: skip
+        elif pieces > 0 and self._is_over(trainer):
+            self._measured = self._measure(trainer, pl_module.device, piece)
             self._begin_to_count()
+
+    def _is_over(self, trainer: L.Trainer) -> bool:
+        """As all processes see it."""
+        over = time.perf_counter() - self._began >= self.seconds
+        return trainer.strategy.reduce_boolean_decision(over, all=False) if trainer.world_size > 1 else over
+
+    def _measure(self, trainer: L.Trainer, device: torch.device, piece: str) -> Found:
+        seconds = self.phases.seconds()
+        busy = (time.process_time() - self._worked) / sum(seconds.values())
+
+        def over_all(value: float, how: str) -> float:
+            return float(trainer.strategy.reduce(torch.tensor(value, device=device), reduce_op=how))
+
+        return Found(
+            trainer.world_size, self._unit, over_all(self._count, "sum"), piece, self._pieces - WARMUP[piece],
+            seconds, {}, str(self._dtype).removeprefix("torch."), self._peaks[self._dtype], self._copied,
+            over_all(peak_memory(device), "max"), over_all(busy, "mean"),
+        )  # fmt: skip
 
     def _begin_to_count(self) -> None:
         torch.compiler.set_stance("force_eager")  # a compiled step hides what is in it

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.nn import functional as F
 
+from gpt_modules.training.profiling import roofline
 from gpt_modules.training.profiling.roofline import Roofline, Work
 
 
@@ -12,8 +14,8 @@ def counting():
     return Roofline(lambda dtype: 100.0, 1000.0, lambda: "phase")
 
 
-def work(roofline):
-    return roofline.work.get("phase", Work())
+def work(counting):
+    return counting.work.get("phase", Work())
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -65,3 +67,18 @@ def test_a_sum_moves_three_tensors_and_a_lookup_what_it_finds(counting):
     made = 3 * 8 * 4  # torch.empty itself
     assert work(counting).moved - before == 2 * 3 * 8 * 4 + made + 2 * 3 * 8 * 4
     assert work(counting).memory == pytest.approx(work(counting).moved / 1000)
+
+
+def test_a_collective_takes_what_it_takes_who_comes_last(counting, monkeypatch):
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with counting:
+            dist.all_reduce(torch.ones(4), async_op=True).wait()
+            dist.broadcast(torch.ones(4), src=0)
+    finally:
+        dist.destroy_process_group()
+    assert [phase for phase, _ in counting.calls] == ["phase", "phase"]
+    assert all(seconds > 0 for _, seconds in counting.calls)
+    counting.calls = [("phase", 3.0), ("phase", 1.0)]
+    monkeypatch.setattr(roofline, "as_one", lambda own: [own(), [0.5, 2.0]])
+    assert counting.close()["phase"].collectives == 0.5 + 1.0
