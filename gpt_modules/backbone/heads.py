@@ -40,7 +40,8 @@ class ScalarHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: Float[Tensor, "*S C"]) -> Float[Tensor, "*S"]:
-        out: Tensor = self.linear(hidden).squeeze(-1)
+        # A copy, no view: what gathers shards for the backward pass hangs at a model's output, and a view may lose it.
+        out: Tensor = self.linear(hidden).squeeze(-1).clone()
         return out
 
 

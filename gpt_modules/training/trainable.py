@@ -42,7 +42,7 @@ def learn_rows(embedding: nn.Embedding | nn.Linear, rows: Sequence[int]) -> None
         gradient.mul_(own.to(gradient.device, gradient.dtype))
 
     # Of what has been summed: the gradient of a shard is, by its process, from those of all.
-    weight.register_post_accumulate_grad_hook(only_rows)
+    weight.register_post_accumulate_grad_hook(only_rows)  # type: ignore[no-untyped-call]
 
 
 def groups_by_depth(

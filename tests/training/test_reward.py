@@ -1,10 +1,12 @@
 """The reward model: it learns preferences, says how sure it is, and is exported with its zero point."""
 
+import copy
+
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from conftest import write_rows
+from conftest import shaken, write_rows
 
 from gpt_modules.backbone import RewardModel, load_pretrained, save_pretrained
 from gpt_modules.data import RewardDataModule
@@ -338,3 +340,57 @@ def test_a_model_that_prefers_nothing_guesses_and_is_half_sure(fit, micro, data,
     assert trainer.logger.values("train/loss") == pytest.approx([np.log(2)] * 2)
     assert trainer.logger.values("train/accuracy") == [0.5, 0.5]
     assert figures == [("val/reliability", 2), ("val/accuracy_of_parts", 2)]
+
+
+OFFSETS = ("decoder.ln_f.bias", "head.linear.bias")  # they add the same to all scores
+
+
+def gradients(model, text, ranks, prompts):
+    """Of these prompts' part in the loss of all, in the model's precision."""
+    tokens, lengths = text
+    scores = model.token_values(tokens)[torch.arange(len(tokens)), lengths - 1].view(ranks.shape)[prompts]
+    margins = scores[:, :, None] - scores[:, None, :]
+    pairs = (ranks[:, :, None] < ranks[:, None, :])[prompts]
+    loss = -torch.nn.functional.logsigmoid(margins)[pairs].sum() / (3 * len(ranks))
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    return dict(zip(dict(model.named_parameters()), found, strict=True))
+
+
+def stepped(model, *parts, eps=1e-8):
+    """A copy after a step of AdamW by the sum of these gradients."""
+    other = copy.deepcopy(model)
+    for name, parameter in other.named_parameters():
+        parameter.grad = torch.stack([part[name] for part in parts]).sum(0)
+    torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.0, eps=eps).step()
+    return other
+
+
+def test_what_is_added_to_all_scores_has_a_gradient_of_rounding_alone_whose_size_adamw_forgives(micro):
+    """So that two processes, which sum in another order, end with other offsets under AdamW, and the same margins."""
+    model = shaken(RewardModel(micro.config().without_dropout()), 3)
+    text = (torch.randint(0, micro.vocab_size, (24, 12)), torch.randint(4, 13, (24,)))
+    ranks = torch.stack([torch.randperm(3) for _ in range(8)])
+    exact = gradients(copy.deepcopy(model).double(), text, ranks, slice(None))
+    largest = max(float(gradient.abs().max()) for gradient in exact.values())
+    for name, gradient in exact.items():
+        assert (gradient.abs().max() < 1e-14 * largest) == (name in OFFSETS), name
+
+    whole = gradients(model, text, ranks, slice(None))
+    halves = [gradients(model, text, ranks, part) for part in (slice(0, 4), slice(4, 8))]
+    one, two = stepped(model, whole), stepped(model, *halves)
+    width = model.config.n_embd
+    keys = slice(width, 2 * width)  # of attention's biases: what is added to all of a row's scores there, too
+    apart = {
+        name: (a - b).detach().abs() for (name, a), b in zip(one.named_parameters(), two.parameters(), strict=True)
+    }
+    assert max(float(apart[name].max()) for name in OFFSETS) > 1e-4
+    for name, distance in apart.items():
+        if name.endswith("qkv.bias"):
+            distance[keys] = 0.0
+        assert name in OFFSETS or distance.max() < 1e-5, name
+    first, second = (of.raw_scores(*text).view(ranks.shape).detach() for of in (one, two))
+    assert torch.allclose(first - first[:, :1], second - second[:, :1], atol=1e-4)
+    for (name, a), b in zip(
+        stepped(model, whole, eps=1e-5).named_parameters(), stepped(model, *halves, eps=1e-5).parameters(), strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-4), name
