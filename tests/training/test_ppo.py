@@ -26,6 +26,7 @@ from gpt_modules.training import processes
 from gpt_modules.training.callbacks.dashboard import ppo_layout
 from gpt_modules.training.optimizers import ScheduleConfig
 from gpt_modules.training.rl.experience import Experience
+from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.settings import ClipConfig, KLConfig
 from gpt_modules.training.rl.shaping import Cut
 
@@ -297,16 +298,22 @@ class Writer:
         self.layouts.append(layout)
 
 
-def test_a_run_is_seen_as_a_dashboard_and_as_reward_against_kl(fit, ppo, monkeypatch):
+def letters(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+
+def test_a_run_is_seen_as_a_dashboard_and_as_reward_against_kl(fit, ppo, micro, monkeypatch):
     """A point of the frontier for each validation of a fit, and none for its rehearsal or one that is asked for."""
     writer = Writer()
     monkeypatch.setattr(ppo_module, "tensorboard", lambda trainer: writer)
     monkeypatch.setattr(ppo_module, "frontier_figure", lambda kl, score: list(zip(kl, score, strict=True)))
-    module, data = ppo(optimizer=adam(1e-2), minibatches=2)
+    said = RewardSource(function=f"{__name__}:letters")
+    sources = {"rewards": [RewardSource(folder=str(micro.reward)), said], "monitors": {"watched": said}}
+    module, data = ppo(**sources, optimizer=adam(1e-2), minibatches=2)
     trainer = fit(module, data, max_epochs=2, num_sanity_val_steps=2)
     pairs = list(zip(*(trainer.logger.values(f"val/{name}") for name in ("kl", "score")), strict=True))
     assert len(set(pairs)) == 2
-    assert writer.layouts == [ppo_layout(True)]
+    assert writer.layouts == [ppo_layout(True, ["reward", "letters"], ["watched"])]
     assert [(tag, step) for tag, _, step in writer.figures] == [("val/score_against_kl", step) for step in (2, 4)]
     assert writer.figures[1][1] == [pytest.approx(pair) for pair in pairs]
     trainer.validate(module, data, verbose=False)

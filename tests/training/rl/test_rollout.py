@@ -1,5 +1,6 @@
 """A rollout against naive loops: one row at a time, no padding, no cache, no pieces."""
 
+import contextlib
 import random
 import sys
 import types
@@ -439,3 +440,24 @@ def test_a_response_ends_at_the_recipes_stop_and_the_reward_reads_it_to_there(fi
     responses = module.rollout.responses
     padded = [ids + [0] * (responses.shape[1] - len(ids)) for _, _, ids in seen]
     assert sorted(responses.tolist()) == sorted(padded)
+
+
+def test_a_process_without_prompts_takes_part_in_what_the_others_gather(fit, ppo, monkeypatch):
+    """Model after model, in the order in which those with prompts need them; of shards it would be waited for."""
+    module, data = ppo()
+    fit(module, data, limit_val_batches=0)
+    needed = []
+
+    def noted(*models):
+        needed.append(models)
+        return contextlib.nullcontext(*models[:1])
+
+    for name in ("gathered", "held"):
+        monkeypatch.setattr(rollout_module, name, noted)
+    prompts = data.prompts(0)
+    assert module._score(prompts, VALIDATION) is not None
+    with_prompts = needed.copy()
+    needed.clear()
+    assert module._score(PromptBatch(*(field[:0] for field in prompts)), VALIDATION) is None
+    (reward,) = module.frozen.reward.models().values()
+    assert needed == with_prompts == [(module.policy,), (module.frozen.reference,), (reward,)]
