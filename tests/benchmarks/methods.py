@@ -44,6 +44,7 @@ ROLLOUTS = {
 }
 """Recipe of each method and what is said beside; the penalty is the same, in the reward, or no KL would be equal."""
 BETAS = (0.3, 0.1, 0.05)
+PLAIN = ("--model.rpo_alpha", 0.0, "--model.optimizer.lr", 2.0e-4)  # as Rafailov et al. have it
 UNFINISHED = -2.0
 
 
@@ -163,7 +164,7 @@ def measure(world: World) -> None:
     few = () if world.iterations is None else ("--trainer.limit_train_batches", 2, "--trainer.limit_val_batches", 1)
     for beta in world.betas:
         folder, sft = world.work / f"DPO-{beta}", world.demo / "sft/export"
-        words = ["--model.init_from", sft, "--model.beta", beta, "--model.sample_prompts", "null", *few]
+        words = ["--model.init_from", sft, "--model.beta", beta, "--model.sample_prompts", "null", *PLAIN, *few]
         timed(world, folder, "--config", "recipes/dpo/tiny.yaml", *words)
         judged(world, folder / "export")
     best_of_n(world)
