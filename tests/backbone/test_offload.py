@@ -65,3 +65,18 @@ def test_others_are_left_where_they_are(model):
     with uploaded([model]), held(model), gathered(model) as same:
         assert same is model
         assert all(one is other for one, other in zip(own, model.parameters(), strict=True))
+
+
+def test_it_comes_from_wherever_it_is_and_lies_in_the_host_once(model):
+    """No copy but the pinned one is left: neither on the device nor in the host's memory."""
+
+    def memory():
+        return [tensor.data_ptr() for tensor in model.state_dict().values()]
+
+    with device():
+        offload(model.to(CUDA), CUDA)
+        assert places(model) == {CPU}
+        home = memory()
+        with uploaded([model]):
+            pass
+        assert memory() == home

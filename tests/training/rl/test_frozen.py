@@ -159,6 +159,41 @@ def test_what_a_checkpoint_was_trained_with_is_compared_on_opening(micro, source
     assert not after.opened
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_opened_before_a_checkpoint_is_read_is_compared_then(micro, sources, which):
+    """As with a strategy that shards."""
+    frozen = Frozen(str(micro.gpt), sources, {})
+    frozen.open(Owner(micro.tokenizer))
+    frozen.recall(dict(frozen.digests))
+    name = [REFERENCE, str(micro.reward)][which]
+    with pytest.raises(UserError, match=rf"^{name}: found another model"):
+        frozen.recall(frozen.digests | {name: "0" * 64})
+
+
+def right(prompts, responses, truth):
+    return [float(one) for one in truth]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_rewards_and_monitors_read_columns_of_the_data_where_it_has_some(micro, which):
+    asking = RewardSource(function=f"{__name__}:right")
+    given = ([asking], {}) if which == 0 else ([LENGTH], {"watched": asking})
+    owner = Owner(micro.tokenizer)
+    owner.trainer.datamodule.columns = lambda: {"truth": 0}
+    owner.trainer.datamodule.column = lambda name, rows: [10 * row for row in rows]
+    frozen = Frozen(str(micro.gpt), *given)
+    frozen.open(owner)
+    ids = torch.tensor([[5, 6], [5, 6]])
+    two = torch.tensor([2, 2])
+    sequences = Sequences(ids, two - 1, two, two > 2, torch.tensor([3, 4]))
+    said = frozen.reward if which == 0 else frozen.monitors["watched"]
+    assert said(sequences).totals.tolist() == [30.0, 40.0]
+    bare = Owner(micro.tokenizer)
+    bare.trainer.datamodule = types.SimpleNamespace(tokenizer=micro.tokenizer)
+    with pytest.raises(UserError, match="right asks for 'truth'"):
+        Frozen(str(micro.gpt), *given).open(bare)
+
+
 # --- in a run ---
 
 
@@ -386,6 +421,7 @@ def test_what_the_run_has_already_stays_where_it_learns(micro, sources, tmp_path
         models = frozen.open(on_a_device(micro.tokenizer))
         (rewards,), (moved,) = (models_of(of) for of in (frozen.reward, frozen.monitors["watched"]))
         assert rewards.decoder is trunk
+        assert frozen.scorers() == [moved.decoder], "which are compiled beside what the run has"
         for model, there in ((base, CUDA), (rewards, CUDA), (moved, CPU)):
             assert model in models.values()
             assert {tensor.device for tensor in model.state_dict().values()} == {there}
