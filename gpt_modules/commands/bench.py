@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -71,19 +72,21 @@ def main(words: list[str]) -> None:
     Raises:
         UserError: the recipe is wrong, as `gpt fit` says it, or too short to be measured.
     """
-    parser = Arguments(prog="gpt bench", description=DESCRIPTION)
-    parser.add_argument("recipe", help="such as ppo/tiny")
+    parser = Arguments(prog="gpt bench", usage="gpt bench RECIPE [--seconds 10] [...]", description=DESCRIPTION)
     parser.add_argument("--seconds", type=number(lambda value: value > 0, "a number above 0"), default=10.0,
                         help="to measure, at least one step or iteration (default 10)")  # fmt: skip
     options, others = parser.parse_known_args(words)
+    if others and not others[0].startswith("-"):  # behind an option of gpt fit, a word is its value
+        others = ["--config", *others]
+    if not any(re.match(r"(--config|-c)(=|$)", word) for word in others):
+        raise UserError("recipe: found none, expected one, such as gpt bench ppo/tiny")
     stopwatch = Stopwatch(Phases(), options.seconds)
     with _folder() as folder:
-        kind = partial(Bench, stopwatch, folder)
-        run = open_recipe(kind, "fit", ["--config", options.recipe, *others], ["bench", *words])
+        run = open_recipe(partial(Bench, stopwatch, folder), "fit", others, ["bench", *words])
     if not run.trainer.is_global_zero:
         return
     if stopwatch.found is None:
-        raise UserError(f"{options.recipe}: found a run that ends before it is measured, expected a longer one: "
+        raise UserError(f"{run.recipe.configs[0][0]}: found a run that ends before it is measured, expected a longer one: "
                         "--trainer.max_steps, --trainer.max_epochs or fewer --seconds")  # fmt: skip
     sys.stdout.write(report(stopwatch.found))
 

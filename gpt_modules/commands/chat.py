@@ -13,7 +13,7 @@ from gpt_modules.commands.generate import say
 from gpt_modules.commands.reading_lines import typed_lines
 from gpt_modules.commands.speaker import Sampling, Speaker, sampling_of, speaking_parser
 from gpt_modules.commands.telling import Voice
-from gpt_modules.commands.votes import RANKS, Ballot, Said
+from gpt_modules.commands.votes import RANKS, Ballot, Idle, Said
 from gpt_modules.errors import UserError
 
 DESCRIPTION = """Talk to a model folder. The conversation is kept, and sent as the folder's chat template has it; /help
@@ -34,7 +34,7 @@ def main(words: list[str]) -> None:
 
     Raises:
         UserError: For a mistake in an argument or a folder, and for a line that is not UTF-8; in a pipe, for a command
-            that cannot be followed.
+            that cannot be followed, but for a vote that what was said has no use for.
     """
     options = _parse(words)
     names = [options.model, *([options.beside] if options.beside else [])]
@@ -53,7 +53,7 @@ def main(words: list[str]) -> None:
         try:
             chat.hear(line)
         except UserError as error:
-            if not person:
+            if not person and not isinstance(error, Idle):
                 raise
             say(str(error))
         except KeyboardInterrupt:
@@ -195,10 +195,12 @@ class Chat:
 
     def vote(self, choice: str) -> None:
         """Which of two answers was better: the conversation goes on with it."""
-        if len(self.voices) < 2 or not self._said:
-            raise UserError(f"/{choice}: found no two answers to a question, expected some (--beside)")
+        if len(self.voices) < 2:
+            raise UserError(f"/{choice}: found one model, expected another beside it to vote on (--beside)")
         if self._ballot is None:
             raise UserError(f"/{choice}: found no store, in which a vote is kept, expected one (--store FILE)")
+        if not self._said:
+            raise Idle(f"/{choice}: found no two answers that have no vote yet, expected a question before it")
         messages, sampling = self._asked
         self._ballot.vote(messages, self._said, sampling, choice)
         say("kept")

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
 from gpt_modules.commands.parsing.complaints import complaint, shown, users_mistake
-from gpt_modules.commands.parsing.composition import Composition, compose
+from gpt_modules.commands.parsing.composition import Composition, compose, expect_procedure
 from gpt_modules.commands.parsing.key_help import key_help
 from gpt_modules.commands.parsing.locating import check_nulls, located
 from gpt_modules.commands.parsing.trainer_keys import (
@@ -346,6 +346,7 @@ def open_recipe(
     """
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning calls what 5.0 removes
     recipe = compose(words)
+    expect_procedure(recipe)
     allow_only(recipe.allowed)
     for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips and "max_steps reached" at every start
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -15,6 +15,10 @@ from gpt_modules.storage.comparisons import Answer, ComparisonStore, Judgement, 
 RANKS = {"a": (1, 2), "b": (2, 1), "tie": (1, 1)}
 
 
+class Idle(UserError):
+    """A vote that nothing comes of, for what the models said: in a pipe, nothing that its writer could know."""
+
+
 class Said(NamedTuple):
     """An answer, and whether it came to its end."""
 
@@ -40,15 +44,18 @@ class Ballot:
         """Keep a vote: "a", "b" or "tie".
 
         Raises:
-            UserError: the answers are the same, one is empty, or the prompt has them already.
+            Idle: the answers are the same, one is empty, or the prompt has them already.
         """
+        texts = {answer.text for answer in said if answer.text.strip()}
+        if len(texts) < len(said):
+            raise Idle("found answers that are the same, or an empty one, expected two to choose from")
         settings = json.dumps(sampling._asdict(), sort_keys=True)
         sources = [Source(name, digest, settings) for name, digest in self._digests]
         number = self._store.round_of(json.dumps(["side by side", [[of.digest, of.settings] for of in sources]]))
         answers = [Answer(text, source, ended) for (text, ended), source in zip(said, sources, strict=True)]
         task = self._store.add_task(number, prompt, answers)
         if task is None:
-            raise UserError("the store has a vote on these answers already")
+            raise Idle("the store has a vote on these answers already")
         ids = {answer.text: answer.id for answer in self._store.task(task).answers}
         pairs = zip(said, RANKS[choice], strict=True)
         judgements = {ids[text]: Judgement(rank) for (text, _), rank in pairs}

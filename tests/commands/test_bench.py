@@ -5,6 +5,9 @@ import re
 
 import pytest
 
+from gpt_modules.commands import bench
+from gpt_modules.errors import UserError
+
 
 @pytest.mark.parametrize(
     ("word", "unit", "strategy"),
@@ -47,6 +50,7 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit,
         (["--ckpt_path", "last"], "--ckpt_path: found a checkpoint, expected none"),
         (["--seconds", "0"], "--seconds: found '0', expected a number above 0"),
         (["--model.optimiser.lr", "1"], "--model.optimiser"),
+        (["--config", "pipelines/demo"], "demo.yaml:6: stages: found a pipeline, expected a recipe; gpt run runs it"),
     ],
 )
 def test_mistakes_are_one_line(gpt, micro, tmp_path, words, line):
@@ -55,3 +59,19 @@ def test_mistakes_are_one_line(gpt, micro, tmp_path, words, line):
     assert ended.status == 2
     assert line in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "recipe: found none, expected one, such as gpt bench ppo/tiny"),
+        (["--trainer.max_steps", "3"], "recipe: found none, expected one"),
+        (["hardware/gpu"], "gpu.yaml: found neither a model nor data, as in an overlay, expected a recipe before it: "),
+        (["--config", "hardware/ddp"], "ddp.yaml: found neither a model nor data, as in an overlay, expected a recipe"),
+        (["--seconds", "3", "pipelines/rounds"], "rounds.yaml:11: round: found a pipeline, expected a recipe; gpt run"),
+        (["--config=no/such"], "no/such: no such recipe"),
+    ],
+)
+def test_what_is_no_recipe_is_said(words, line):
+    with pytest.raises(UserError, match=line):
+        bench.main(words)

@@ -87,7 +87,7 @@ def test_a_conversation_is_saved_and_gone_on_from(talk, tmp_path):
         ("/set heat 3", "/set: found 'heat', expected one of max_new_tokens, temperature"),
         ("/set temperature hot", "/set temperature: found 'hot', expected a number from 0"),
         ("/set max_new_tokens 32", "--max-new-tokens: found 32, expected fewer than the model's context of 32"),
-        ("/a", "/a: found no two answers to a question"),
+        ("/a", "/a: found one model, expected another beside it to vote on"),
     ],
 )
 def test_a_command_that_cannot_be_followed(talk, line, found):
@@ -109,6 +109,22 @@ def test_two_side_by_side_and_votes_at_any_turn(talk, micro, tmp_path):
     turns = [{"role": role, "content": text} for role, text in zip(roles, asked[2], strict=True)]
     assert (first.prompt, first.ranks, first.labeler) == (turns[:2], (2, 1), "ann")
     assert (second.prompt, second.ranks, [a.text for a in second.answers]) == (turns, (1, 2), ["three", "four"])
+
+
+def test_a_vote_that_nothing_comes_of_is_a_line_and_a_pipe_goes_on(talk, micro, tmp_path, monkeypatch):
+    """A second one on the same answers; one before a question; on answers that a run before has voted on, or twins."""
+    store = tmp_path / "votes.db"
+    words = ["--beside", str(micro.gpt), "--store", str(store), "--name", "ann"]
+    asked, said = talk("/a\na\n/b\n/a\nb\n/a\n", *words)
+    assert asked[2:] == [["a", "two", "b"]] * 2
+    assert said.count("kept") == 2
+    assert said.count("/a: found no two answers that have no vote yet, expected a question before it") == 2
+    _, said = talk("a\n/b\nc\n", *words)
+    assert "the store has a vote on these answers already" in said
+    assert said.count("kept") == 0
+    monkeypatch.setattr(Voice, "answer", lambda *_: ("the same", True))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"d\n/a\ne\n")))
+    chat.main(["--model", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4", *words])
 
 
 def test_a_vote_is_on_what_was_asked_and_how_it_was_drawn(talk, micro, tmp_path):

@@ -36,5 +36,5 @@ def test_the_same_answers_are_voted_on_once(ballot):
     ballot.vote("p", SAID, Sampling(4), "a")
     with pytest.raises(UserError, match="the store has a vote on these answers already"):
         ballot.vote("p", SAID, Sampling(4), "b")
-    with pytest.raises(UserError, match="different"):
+    with pytest.raises(UserError, match="found answers that are the same"):
         ballot.vote("q", [SAID[0], SAID[0]], Sampling(4), "a")

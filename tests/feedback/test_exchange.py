@@ -141,7 +141,7 @@ SAME = {"prompt": "p", "responses": ["a", "b", "a"], "ranking": [1, 2, 1]}
     [
         ({"prompt": "p", "responses": ["a", "b"], "best": 2}, "best: found the number 2, expected the number of a"),
         ({"prompt": "p", "responses": ["a", "b"], "best": True}, "best: found the truth value True, expected"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}, "rejected: found the"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"}, "chosen: found 2 m"),
         ({"chosen": "no transcript", "rejected": "none"}, "prompt: found no such field among ['chosen', 'rejected'],"),
         ({**TWO, "best": 1}, "best: found 1, whose rank is 2, beside a ranking that begins with 0, expected one that"),
         ({**TWO, "ranking": None, "best": 0, "chosen": "a", "rejected": "b"}, "responses: found it beside chosen"),

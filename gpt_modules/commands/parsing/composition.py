@@ -16,6 +16,7 @@ from gpt_modules.storage.yaml_files import Lines, Place, dotted, parse_yaml
 
 _CLASSES = (("model",), ("data",))  # places of a class and its arguments, whether or not the class has been named yet
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+_STAGES = ("stages", "round")  # what a pipeline has, one of them at least
 _SHOWN = 100
 _ASKS = re.compile(r"-h|--help|--print_config|--.*\.help")
 
@@ -161,6 +162,20 @@ def compose(words: Sequence[str]) -> Composition:
     return whole
 
 
+def expect_procedure(recipe: Composition) -> None:
+    """Files are of a procedure; how it is to run may be laid over them, and is nothing alone.
+
+    Raises:
+        UserError: they say neither what is trained nor on what.
+    """
+    if not recipe.configs or recipe.help is not None or recipe.asked:
+        return
+    if not recipe.values.get("data") and recipe.at(("model", "class_path")) is None:
+        name, path = recipe.configs[-1]
+        raise UserError(f"{path}: found neither a model nor data, as in an overlay, expected a recipe before it: "
+                        f"--config RECIPE --config {name}")  # fmt: skip
+
+
 def _add_once(said: dict[Place, Assignment], place: Place, assignment: Assignment) -> None:
     """Note what a file says of a place: the last of two spellings would win.
 
@@ -211,6 +226,8 @@ def _file_assignments(path: Path) -> Iterator[Assignment]:
     content, lines = read_with_lines(path)
     if not content:
         raise UserError(f"{path}: found no key, expected those of a recipe")
+    for key in (key for key in _STAGES if key in content):
+        raise UserError(f"{path}:{lines[(key,)]}: {key}: found a pipeline, expected a recipe; gpt run runs it")
     if "config" in content:
         raise UserError(f"{path}:{lines[('config',)]}: config: a recipe names no other; give each with --config")
     _check_keys(lines, str(path))

@@ -62,8 +62,10 @@ def items_of(record: Mapping[Any, Any], field: str) -> list[Any]:
     if field not in record:
         raise FieldError(field, no_such_field(record), "a list")
     value = record[field]
-    if not isinstance(value, list) or not value:
-        raise FieldError(field, "an empty list" if value == [] else describe(value), "a list")
+    if not isinstance(value, list):
+        raise FieldError(field, describe(value), "a list")
+    if not value:
+        raise FieldError(field, "an empty list", "at least one item")
     return value
 
 

@@ -2,7 +2,7 @@
 
 A conversation is a list of {"role", "content"}, of which one system message may be the first. Pairs of answers come in
 four forms: beside `messages` (or a `prompt` that is such a list), as texts or as lists of one message; as two whole
-conversations that begin alike (TRL's implicit prompt); and as two transcripts (hh-rlhf).
+conversations that begin alike (TRL's implicit prompt); and as two transcripts (hh-rlhf), which are read as such.
 """
 
 import re
@@ -23,7 +23,7 @@ _LEARNED = ("train", "training", "loss", "mask", "learn")
 _MEANT = (*_CALLS, *_THOUGHTS, *_LEARNED)
 """What others' messages have beside them that changes what is said or learned."""
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
-_ASSISTANT = "\n\nAssistant:"
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 
 def prompt_of(row: Row) -> Prompt:
@@ -79,11 +79,12 @@ def shared_question(record: Mapping[Any, Any]) -> tuple[list[Row], str, str] | N
         FieldError: They do not begin alike, or one goes on with more than an answer.
     """
     chosen, rejected = record.get("chosen"), record.get("rejected")
-    if isinstance(chosen, str) and isinstance(rejected, str) and chosen.startswith(("\n\nHuman:", _ASSISTANT)):
-        return _transcripts(text_of(record, "chosen"), text_of(record, "rejected"))
-    if not (isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1):
+    if isinstance(chosen, str) and isinstance(rejected, str) and chosen.startswith((_HUMAN, _ASSISTANT)):
+        pair = _turns(record, "chosen"), _turns(record, "rejected")
+    elif isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1:
+        pair = messages_of(record, "chosen"), messages_of(record, "rejected")
+    else:
         return None
-    pair = messages_of(record, "chosen"), messages_of(record, "rejected")
     shared = [one for one, _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))]
     answers = [_last(messages, len(shared), name) for messages, name in zip(pair, ("chosen", "rejected"), strict=True)]
     question_of({"chosen": shared}, "chosen")
@@ -128,19 +129,11 @@ def _last(messages: list[Row], shared: int, field: str) -> str:
     return str(said[0]["content"])
 
 
-def _transcripts(chosen: str, rejected: str) -> tuple[list[Row], str, str]:
-    """What both share, up to the last turn of the assistant that both begin, is the question; all that follows in each
-    is what was compared.
-    """
-    turns, others = chosen.split(_ASSISTANT), rejected.split(_ASSISTANT)
-    shared = [*takewhile(lambda both: both[0] == both[1], zip(turns[:-1], others[:-1], strict=False))]
-    if not shared:
-        raise FieldError("rejected", describe(rejected), f"a transcript that begins like chosen, up to {_ASSISTANT!r}")
-    asked = _ASSISTANT.join(turn for turn, _ in shared)
-    answers = [text[len(asked) + len(_ASSISTANT) :].strip() for text in (chosen, rejected)]
-    for name, answer in zip(("chosen", "rejected"), answers, strict=True):
-        text_of({name: answer}, name)
-    parts = _SPEAKER.split(asked)[1:]
+def _turns(record: Mapping[Any, Any], field: str) -> list[Row]:
+    """The messages of a transcript."""
     roles = {"Human": "user", "Assistant": "assistant"}
-    told = [{"role": roles[who], "content": text.strip()} for who, text in zip(parts[::2], parts[1::2], strict=True)]
-    return question_of({"chosen": told}, "chosen"), answers[0], answers[1]
+    opening, *parts = _SPEAKER.split(text_of(record, field))
+    if opening.strip() or not parts:
+        raise FieldError(field, describe(record[field]), f"a transcript, which begins with {_HUMAN!r}")
+    said = zip(parts[::2], parts[1::2], strict=True)
+    return messages_of({field: [{"role": roles[who], "content": text.strip()} for who, text in said]}, field)

@@ -143,7 +143,8 @@ def split_rows(
     Raises:
         UserError: The hash of so few texts leaves a side empty; `source` names them.
     """
-    shared = "prompts" if schema in ("sft", "reward", "ppo") else "texts"
+    asked = "conversations (by what is asked first)" if rows and all("messages" in row for row in rows) else "prompts"
+    shared = asked if schema in ("sft", "reward", "ppo") else "texts"
     return hold_out(rows, lambda row: split_key(row, schema), fraction, f"{name_of(source)}: different {shared}")
 
 

@@ -26,7 +26,7 @@ def test_values_in_words(value, words):
         (lambda: mapping_of([1]), "row: found a list of 1, expected an object with named fields"),
         (lambda: text_of({"a": 1}, "b"), "b: found no such field among ['a'], expected text"),
         (lambda: text_of({"b": "\ud800"}, "b"), "b: found half of a surrogate pair, expected text that UTF-8 can hold"),
-        (lambda: items_of({"b": []}, "b"), "b: found an empty list, expected a list"),
+        (lambda: items_of({"b": []}, "b"), "b: found an empty list, expected at least one item"),
         (lambda: texts_of({"b": ["a", ""]}, "b"), "b[1]: found empty text, expected non-empty text"),
     ],
 )

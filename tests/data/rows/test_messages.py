@@ -28,9 +28,39 @@ def test_pairs_of_answers_in_every_form_are_one_row(record):
 
 def test_transcripts_are_conversations():
     asked = "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Why?\n\nAssistant:"
-    row = check_row({"chosen": asked + " So.", "rejected": asked + " Because.\n\nHuman: What?"}, "reward")
-    expected = {"messages": [ASKED, SAID, ASKED], "responses": ["So.", "Because.\n\nHuman: What?"], "ranking": [1, 2]}
-    assert row == expected
+    row = check_row({"chosen": asked + " So.", "rejected": asked + " Because.\n\n"}, "reward")
+    assert row == {"messages": [ASKED, SAID, ASKED], "responses": ["So.", "Because."], "ranking": [1, 2]}
+
+
+ASKED_TWICE = (
+    "\n\nHuman: Why?\n\nAssistant: So.\n\nHuman: Why?",
+    "\n\nHuman: Why?\n\nAssistant: Because.\n\nHuman: Why?",
+)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "line"),
+    [
+        (
+            ASKED_TWICE[0] + "\n\nAssistant: So.",
+            ASKED_TWICE[1] + "\n\nAssistant: No.",
+            "chosen: found 3 messages, the first of the assistant, behind the messages that are shared, expected one",
+        ),
+        (
+            ASKED_TWICE[0] + "\n\nAssistant: So.",
+            ASKED_TWICE[0] + "\n\nAssistant: No.\n\nHuman: Oh.",
+            "rejected: found 2 messages, the first of the assistant, behind the messages that are shared",
+        ),
+        (ASKED_TWICE[0], ASKED_TWICE[1], "chosen: found 2 messages"),
+        (ASKED_TWICE[0] + "\n\nAssistant:", ASKED_TWICE[0] + "\n\nAssistant: No.", "chosen[3].content: found empty"),
+        (ASKED_TWICE[0], "No.", "rejected: found the text 'No.', expected a transcript, which begins with"),
+    ],
+)
+def test_transcripts_that_part_before_their_last_answer_are_refused_as_messages_are(chosen, rejected, line):
+    """What follows the first difference is no answer to one question, and a preference says nothing of its parts."""
+    with pytest.raises(FieldError) as told:
+        check_row({"chosen": chosen, "rejected": rejected}, "reward")
+    assert str(told.value).startswith(line)
 
 
 def test_prompts_are_conversations_and_rewards_may_ask_for_them():
@@ -78,9 +108,9 @@ def test_keys_that_say_nothing_are_not_given():
          "of the user, behind the messages that are shared, expected one of the assistant"),
         ("reward", {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}, "chosen: found nothing behind the messages"),
         ("reward", {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: c\n\nAssistant: b"},
-         "rejected: found the text"),
+         "chosen: found 2 messages, the first of the user, behind the messages that are shared, expected one of the"),
         ("sft", {"messages": [SAID, ASKED, ALSO]}, "messages[0].role: found the assistant, which nobody has asked"),
-        ("sft", {"messages": []}, "messages: found an empty list, expected a list"),
+        ("sft", {"messages": []}, "messages: found an empty list, expected at least one item"),
         ("sft", {"messages": [ASKED, {**SAID, "wieght": 0}]}, "messages[1].wieght: found the number 0, expected role, "
          "content and weight: it is not read"),
         ("sft", {"messages": [ASKED, {**SAID, "train": False}]}, "messages[1].train: found the truth value False"),

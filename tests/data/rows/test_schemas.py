@@ -88,7 +88,7 @@ def test_good_rows_come_back_bare(schema, row, expected):
             {"prompt": "q", "chosen": "a", "rejected": "b", "ranking": [2, 1]},
             "ranking: found it beside chosen, expected responses and ranking, or chosen and rejected",
         ),
-        ("sft", {"messages": []}, "messages: found an empty list, expected a list"),
+        ("sft", {"messages": []}, "messages: found an empty list, expected at least one item"),
         ("sft", {"messages": [USER]}, "messages: found no turn of the assistant, expected at least one to learn from"),
         ("sft", {"messages": ["hi"]}, "messages[0]: found the text 'hi', expected an object with role and content"),
         (
