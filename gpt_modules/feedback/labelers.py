@@ -51,22 +51,21 @@ class Manner(NamedTuple):
 
 def function_scorer(name: str, weight: float = 1.0) -> Scorer:
     """A function `package.module:name` of (prompts, answers), and of `messages` where it asks for them by name, as a
-    reward of PPO may. A conversation is a text to it in the form of our own template.
+    reward of PPO may, and with the same texts (`as_text`).
 
     Raises:
         UserError: it cannot be imported, or asks for more: a store has no further columns.
     """
-    from gpt_modules.data.text.chat_template import ChatTemplate
+    from gpt_modules.data.rows.chat import as_text
 
     function, of = import_reward(name, "--by"), f"--by: {name}"
     asked = further_arguments(of, function, [MESSAGES])
     for argument, required in asked.items():
         if required and argument != MESSAGES:
             raise unknown_argument(of, argument, [MESSAGES])
-    template = ChatTemplate().with_end("")
 
     def scores(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[float]:
-        texts = [prompt if isinstance(prompt, str) else template.render(prompt, speak=True) for prompt in prompts]
+        texts = list(map(as_text, prompts))
         told = [prompt for prompt in prompts if not isinstance(prompt, str)]
         if asked.get(MESSAGES) and len(told) < len(prompts):
             raise UserError(f"{of} asks for messages: found a prompt that is a text, {texts[0][:40]!r}, expected "

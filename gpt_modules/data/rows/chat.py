@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from gpt_modules.data.splits import Row
-from gpt_modules.data.text.chat_template import Message
+from gpt_modules.data.text.chat_template import ChatTemplate, Message
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.storage.comparisons import Prompt
@@ -25,6 +25,14 @@ class Exchange(NamedTuple):
 def render_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> str:
     """The text of a conversation, up to where the assistant is to speak next: to show."""
     return tokenizer.template.render(messages, speak=True)
+
+
+def as_text(prompt: Prompt) -> str:
+    """What a function of a user's own reads of a prompt, whichever model is asked and wherever the function stands: a
+    text as it is, a conversation in the form of our own template, up to where the assistant is to speak, without end
+    tokens.
+    """
+    return prompt if isinstance(prompt, str) else ChatTemplate().with_end("").render(prompt, speak=True)
 
 
 def encode_conversation(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

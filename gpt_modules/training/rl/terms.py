@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gpt_modules.backbone import RewardModel, load_pretrained, model_digest
 from gpt_modules.data.collate import pad_right
-from gpt_modules.data.rows.chat import encode_answers, encode_asked
+from gpt_modules.data.rows.chat import as_text, encode_answers, encode_asked
 from gpt_modules.data.text.tokenizers import Tokenizer, load_fitting
 from gpt_modules.errors import UserError
 from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
@@ -133,9 +133,10 @@ class ModelScores:
 
 
 class FunctionScores:
-    """A function on texts as a term; it gets `prompts, responses`, and by name what its signature asks for beside them:
-    `ended`, `token_ids`, `prompt_token_ids`, or a column of the prompts' rows, each a list; where it takes `**columns`,
-    all of these but for columns that some rows lack.
+    """A function on texts as a term; it gets `prompts`, conversations among them as `as_text` has them, and
+    `responses`; and by name what its signature asks for beside them: `ended`, `token_ids`, `prompt_token_ids`, or a
+    column of the prompts' rows, each a list; where it takes `**columns`, all of these but for columns that some rows
+    lack.
 
     Raises:
         UserError: there is no such function, or it asks for what there is not.
@@ -144,13 +145,16 @@ class FunctionScores:
     def __init__(self, name: str, tokenizer: Tokenizer, data: Columns | None = None) -> None:
         self.name, self.tokenizer, self.function, self.data = name, tokenizer, import_reward(name), data
         self.digest = source_digest(self.function)
-        self.asked = self._fitting({} if data is None else data.columns())
+        columns = {} if data is None else data.columns()
+        self.asked, self.talks = self._fitting(columns), columns.get(MESSAGES) == 0
 
     def __call__(self, sequences: Sequences) -> Float[Tensor, "B"]:
         """What the function says of each row's texts."""
         further = {name: self._values(name, sequences) for name in self.asked}
-        told = texts(sequences, self.tokenizer)
-        scores = text_scores(f"rewards: {self.name}", self.function, *told, further)
+        prompts, responses = texts(sequences, self.tokenizer)
+        if self.data is not None and self.talks:
+            prompts = [as_text(asked) for asked in self.data.column(MESSAGES, sequences.rows.tolist())]
+        scores = text_scores(f"rewards: {self.name}", self.function, prompts, responses, further)
         return torch.tensor(scores, dtype=torch.float32, device=sequences.tokens.device)
 
     def _values(self, name: str, sequences: Sequences) -> list[Any]:

@@ -16,6 +16,7 @@ from gpt_modules.data.rows.chat import encode_conversation, encode_exchanges
 from gpt_modules.data.text.chat_template import ChatTemplate
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
+from gpt_modules.feedback.labelers import function_scorer
 from gpt_modules.training.rl import terms
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.sequences import Sequences
@@ -256,6 +257,27 @@ class Asked:
 
     def column(self, name, rows):
         return [self.conversations[i] for i in rows]
+
+
+def test_a_function_reads_the_same_text_as_a_reward_and_as_a_labeler(functions, micro):
+    """Whatever the policy's template writes between turns: the rule that ranked is the one that is optimised."""
+    heard = []
+    functions.score = lambda prompts, responses: heard.append(prompts) or [0.0] * len(prompts)
+    told = [{"role": "assistant", "content": "So."}, {"role": "user", "content": "?"}]
+    asked = [[{"role": "user", "content": text}, *told] for text, *_ in PAIRS]
+
+    class From10(Asked):
+        def column(self, name, rows):
+            return super().column(name, [row - 10 for row in rows])
+
+    FunctionScores("users_rewards:score", micro.tokenizer, From10(*asked))(sequences_of(micro.tokenizer))
+    function_scorer("users_rewards:score").scores(asked, ["a"] * len(asked))
+    FunctionScores("users_rewards:score", micro.tokenizer, TABLE)(sequences_of(micro.tokenizer))
+    function_scorer("users_rewards:score").scores([text for text, *_ in PAIRS], ["a"] * len(PAIRS))
+    assert heard[0] == heard[1]
+    assert heard[2] == heard[3]
+    assert all(micro.tokenizer.decode([micro.tokenizer.eos_id], skip_special=False) not in text for text in heard[0])
+    assert all(text.endswith("Assistant:") for text in heard[0])
 
 
 def chatting(template):
