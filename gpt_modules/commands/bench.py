@@ -86,7 +86,8 @@ def main(words: list[str]) -> None:
     if not run.trainer.is_global_zero:
         return
     if stopwatch.found is None:
-        raise UserError(f"{run.recipe.configs[0][0]}: found a run that ends before it is measured, expected a longer one: "
+        name, _ = run.recipe.configs[0]
+        raise UserError(f"{name}: found a run that ends before it is measured, expected a longer one: "
                         "--trainer.max_steps, --trainer.max_epochs or fewer --seconds")  # fmt: skip
     sys.stdout.write(report(stopwatch.found))
 
