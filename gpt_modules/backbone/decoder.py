@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from gpt_modules.backbone.config import Activation, DecoderConfig
+from gpt_modules.backbone.activations import ACTIVATIONS
+from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse, computed_in
@@ -78,17 +79,19 @@ class CausalSelfAttention(nn.Module):
 
     def _turned(self, heads: Float[Tensor, "B T _ D"], rotation: Rotation | None) -> Sequence[Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D); the first two normed and turned where a model does."""
-        if rotation is None and not self.normed:
-            return heads.transpose(1, 2).split_with_sizes(self.heads, dim=1)
         query_heads, key_heads, _ = self.heads
-        turning, value = torch.split(heads, [query_heads + key_heads, key_heads], dim=2)
-        if self.normed:
-            query, key = torch.split(turning, [query_heads, key_heads], dim=2)
-            turning = torch.cat([self.q_norm(query), self.k_norm(key)], dim=2)
-        if rotation is not None:  # all at once: half the kernels
-            turning = rotate(turning, rotation)
-        query, key = turning.transpose(1, 2).split_with_sizes([query_heads, key_heads], dim=1)
-        return query, key, value.transpose(1, 2)
+        if rotation is None and not self.normed:
+            parts = heads.split_with_sizes(self.heads, dim=2)
+        else:
+            turning, value = heads.split_with_sizes([query_heads + key_heads, key_heads], dim=2)
+            if self.normed:
+                query, key = turning.split_with_sizes([query_heads, key_heads], dim=2)
+                turning = torch.cat([self.q_norm(query), self.k_norm(key)], dim=2)
+            if rotation is not None:  # all at once: half the kernels
+                turning = rotate(turning, rotation)
+            parts = (*turning.split_with_sizes([query_heads, key_heads], dim=2), value)
+        # Turned after they are parted: their gradients then lie side by side as the product before has them.
+        return [part.transpose(1, 2) for part in parts]
 
     def _attend(
         self,
@@ -126,20 +129,6 @@ class MLP(nn.Module):
     def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
         out: Tensor = self.drop(self.proj(self.act(self.fc(x))))
         return out
-
-
-def swiglu(x: Float[Tensor, "*S I"]) -> Float[Tensor, "*S J"]:
-    """silu(gate) x value of the two halves (Shazeer 2020, equation 6)."""
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "swiglu": swiglu,
-}
 
 
 class Block(nn.Module):
