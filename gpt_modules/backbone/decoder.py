@@ -23,6 +23,7 @@ from gpt_modules.backbone.activations import ACTIVATIONS
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
+from gpt_modules.backbone.linear import Linear
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse, computed_in
 from gpt_modules.backbone.norms import norm
 from gpt_modules.backbone.rotary import Rotary, Rotation, rotate
@@ -43,8 +44,8 @@ class CausalSelfAttention(nn.Module):
         self.heads = [config.n_head, config.kv_heads, config.kv_heads]
         self.dropout = config.attn_pdrop
         width = config.head_width
-        self.qkv = nn.Linear(config.n_embd, sum(self.heads) * width, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.n_head * width, config.n_embd, bias=config.proj_bias)
+        self.qkv = Linear(config.n_embd, sum(self.heads) * width, bias=config.qkv_bias)
+        self.proj = Linear(config.n_head * width, config.n_embd, bias=config.proj_bias)
         self.drop = Dropout(config.resid_pdrop)
         self.normed = config.qk_norm
         if self.normed:
@@ -122,8 +123,8 @@ class MLP(nn.Module):
         super().__init__()
         self.act = ACTIVATIONS[config.mlp]
         made = 2 * config.inner_width if config.mlp == "swiglu" else config.inner_width
-        self.fc = nn.Linear(config.n_embd, made, bias=config.mlp_bias)
-        self.proj = nn.Linear(config.inner_width, config.n_embd, bias=config.mlp_bias)
+        self.fc = Linear(config.n_embd, made, bias=config.mlp_bias)
+        self.proj = Linear(config.inner_width, config.n_embd, bias=config.mlp_bias)
         self.drop = Dropout(config.resid_pdrop)
 
     def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
@@ -195,7 +196,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # a block's activations in the backward pass, instead of storing them
-        self.one_width = False  # of all rows that are learnt from: a band may be a kernel of its own, made for a width
+        self.one_width = False  # of all rows that are learnt from
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.position_offset + config.n_positions, config.n_embd)
@@ -289,6 +290,13 @@ class Decoder(nn.Module):
         if attention_mask is not None:
             return (attention_mask.cumsum(1) - 1).clamp_min(0)
         return torch.arange(tokens.shape[1], device=tokens.device)
+
+    def expect_one_width(self) -> None:
+        """All rows that are learnt from will be of one width, for which kernels may be made: of bands and products."""
+        self.one_width = True
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                layer.one_width = True
 
     def compile_blocks(self) -> None:
         """`torch.compile` each block in place, so that the names in `state_dict` stay as they are.

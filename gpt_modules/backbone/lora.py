@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gpt_modules.backbone.decoder import Decoder
+from gpt_modules.backbone.linear import Linear
 from gpt_modules.backbone.masks import computed_in
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.json_files import shown
@@ -184,8 +185,8 @@ def _rebuilt(model: ModelT, weights: Mapping[str, Tensor]) -> ModelT:
     return plain
 
 
-def _plain(layer: LoRALinear, weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+def _plain(layer: LoRALinear, weight: Tensor) -> Linear:
+    linear = Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
     linear.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight, requires_grad=False)
     linear.register_parameter("bias", layer.bias)
     return linear

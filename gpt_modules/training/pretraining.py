@@ -75,7 +75,7 @@ class PretrainingModule(L.LightningModule):
         self.model = artefacts.open_gpt(self.config, self.hparams["init_from"], blank=sharded)
         artefacts.check_data(self, self.model.config)
         self.model.decoder.recompute = self.hparams["recompute"]
-        self.model.decoder.one_width = True
+        self.model.decoder.expect_one_width()
         if self.hparams["compile"]:
             self.model.decoder.compile_blocks()
         if sharded:

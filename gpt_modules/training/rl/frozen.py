@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gpt_modules.backbone import GPT, Decoder, model_digest
+from gpt_modules.backbone.linear import Linear
 from gpt_modules.backbone.offload import offload
 from gpt_modules.training import artefacts
 from gpt_modules.training.hyperparameters import expect_idle
@@ -140,6 +141,6 @@ def cast_products(model: nn.Module, half: torch.dtype | None) -> nn.Module:
     Embeddings and norms, which it leaves alone, stay; so do heads that multiply in float32.
     """
     for layer in model.modules():
-        if half is not None and type(layer) is nn.Linear:
+        if half is not None and type(layer) in (nn.Linear, Linear):
             layer.to(half)
     return model

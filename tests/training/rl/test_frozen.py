@@ -21,6 +21,7 @@ from gpt_modules.backbone import (
     model_digest,
     save_pretrained,
 )
+from gpt_modules.backbone.linear import Linear
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training.rl import rollout
@@ -103,7 +104,7 @@ def test_what_autocast_casts_is_kept_in_half_and_says_the_same(micro, precision,
         for (name, model), exact in zip(models.items(), whole, strict=True):
             assert torch.equal(model.decoder(tokens), exact.decoder(tokens)), name
             kinds = {type(part): p.dtype for part in model.modules() for p in part.parameters(recurse=False)}
-            assert kinds.pop(nn.Linear) == half
+            assert kinds.pop(Linear) == half
             assert set(kinds.values()) == {torch.float32}, "embeddings, norms, and the head of a reward"
         lengths = torch.tensor([9, 4, 7])
         assert torch.equal(models[str(micro.reward)](tokens, lengths), whole[1](tokens, lengths))

@@ -1,0 +1,58 @@
+"""The linear layer of a block, and by whose kernels a CPU multiplies in it (tests/benchmarks/RESULTS.md)."""
+
+import functools
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Multiplications of a product from which on it gains more than it costs to be asked for from Python.
+LARGE = 2**24
+
+
+class Linear(nn.Linear):
+    """torch's. Where all rows that are learnt from are of `one_width`, a CPU with AVX-512 multiplies float32 forward
+    and by the gradient with oneDNN's kernels in place of MKL's: 4 to 20 % faster on AMD's, as they add the bias, too.
+    They are made for a number of rows, a few milliseconds and 3 MB each, hence for one width only.
+    """
+
+    one_width = False
+
+    def forward(self, input: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
+        if not (self.one_width and torch.is_grad_enabled() and self._fits(input)) or torch.compiler.is_compiling():
+            return super().forward(input)
+        out: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out
+
+    def _fits(self, input: Tensor) -> bool:
+        plain = input.dtype == self.weight.dtype == torch.float32 and input.is_cpu
+        large = input.numel() * self.out_features >= LARGE
+        return plain and large and _has_kernels() and not torch.is_autocast_enabled("cpu")
+
+
+@functools.cache
+def _has_kernels() -> bool:
+    there = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch._C._has_mkldnn
+    return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _Product(torch.autograd.Function):
+    """input · weightᵀ + bias. Of the gradient of the weight both kinds of kernels are as fast: it is left to torch."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        to_input, to_weight, to_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            _Product.apply(grad, weight.t(), None) if to_input else None,  # type: ignore[no-untyped-call]
+            rows.t() @ input.flatten(0, -2) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )

@@ -1,0 +1,59 @@
+"""Whoever multiplies, a linear layer is that of torch; and where kernels would be made for every width, torch does."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gpt_modules.backbone import Decoder, DecoderConfig
+from gpt_modules.backbone.linear import LARGE, Linear
+
+WIDE, NARROW = 512, 128
+ROWS = (2, LARGE // (2 * WIDE * NARROW))
+
+
+def pair(bias: bool = True) -> tuple[Linear, nn.Linear]:
+    torch.manual_seed(0)
+    ours, theirs = Linear(NARROW, WIDE, bias=bias), nn.Linear(NARROW, WIDE, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    ours.one_width = True
+    return ours, theirs
+
+
+def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
+    """Of first order, and those of their squares: of second."""
+    leaves = [x.clone().requires_grad_(), *layer.parameters()]
+    first = torch.autograd.grad(layer(leaves[0]).square().mean(), leaves, create_graph=True)
+    total = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
+    return [*first, *torch.autograd.grad(total, leaves)]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_numbers_and_gradients_are_those_of_torch(bias: bool) -> None:
+    ours, theirs = pair(bias)
+    x = torch.randn(*ROWS, NARROW, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
+    for found, expected in zip(gradients(ours, x), gradients(theirs, x), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_a_frozen_layer_passes_the_gradient_on() -> None:
+    ours, theirs = (layer.requires_grad_(False) for layer in pair())
+    x = torch.randn(*ROWS, NARROW, requires_grad=True)
+    found, expected = (torch.autograd.grad(layer(x).square().mean(), x)[0] for layer in (ours, theirs))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_without_gradients_a_row_is_the_same_whether_many_widths_are_learnt_from_or_one() -> None:
+    ours, theirs = pair()
+    x = torch.randn(*ROWS, NARROW)
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+
+
+def test_only_a_decoder_that_is_told_so_expects_one_width() -> None:
+    decoder = Decoder(DecoderConfig(vocab_size=8, n_positions=4, n_layer=2, n_head=1, n_embd=4))
+    layers = [layer for layer in decoder.modules() if isinstance(layer, Linear)]
+    assert len(layers) == 8
+    assert not any(layer.one_width for layer in layers)
+    decoder.expect_one_width()
+    assert all(layer.one_width for layer in layers)
