@@ -1,6 +1,7 @@
 """The `gpt` command. It imports nothing heavy before it knows what is wanted, so that `gpt --help` answers at once."""
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -10,7 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any
 
 from gpt_modules.errors import UserError
@@ -166,7 +167,7 @@ def _command(name: str) -> Callable[[list[str]], None]:
     if name in _TRAINED:
         return lambda words: _lightning(name, words)
     if name in COMMANDS:
-        command: Callable[[list[str]], None] = import_module(f"gpt_modules.commands.{name}").main
+        command: Callable[[list[str]], None] = _imported(f"gpt_modules.commands.{name}").main
         return command
     near = get_close_matches(name, COMMANDS, n=1)
     hint = f"; did you mean gpt {near[0]}?" if near else ""
@@ -182,6 +183,14 @@ def _lightning(subcommand: str, words: list[str]) -> None:
     from gpt_modules.commands.parsing.composition import compose
 
     compose(words)  # once more when it runs: what is wrong with the files is told before the libraries are imported
-    from gpt_modules.commands.fit import run_trainer
+    _imported("gpt_modules.commands.fit").run_trainer(subcommand, words)
 
-    run_trainer(subcommand, words)
+
+def _imported(name: str) -> ModuleType:
+    """A module and what it imports: 800,000 objects that stay, among which nobody looks for garbage, now or later."""
+    gc.disable()
+    try:
+        return import_module(name)
+    finally:
+        gc.enable()
+        gc.freeze()

@@ -1,6 +1,7 @@
 """The command line: quick to answer, one line for a user's mistake, and what a recipe says is what runs."""
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -408,3 +409,9 @@ def test_a_run_that_is_refused_late_leaves_no_curves(gpt, sft, tmp_path):
     ended = gpt.run("fit", "--config", write(tmp_path / "sft.yaml", sft), "--trainer.callbacks", f"[{stopping}]")
     assert_refused(ended, "EarlyStopping: monitor: found 'val/los'", "val/loss")
     assert not [path.name for path in (tmp_path / "run").glob("*") if path.name != ".lock"]
+
+
+def test_nobody_looks_for_garbage_among_what_was_imported(capsys):
+    cli.main(["recipes"])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 1000

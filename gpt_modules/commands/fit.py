@@ -275,7 +275,8 @@ class TrainerCLI(LightningCLI):
             self._lock = lock(root)
         self._resolve_last()
         if self.config[self.subcommand].get("ckpt_path") is None and self.trainer.is_global_zero:
-            begin_anew(root, SavedRecipe(self._parser(self.subcommand), self.config[self.subcommand]).text)
+            config, parser = self.config[self.subcommand], self._parser(self.subcommand)
+            begin_anew(root, lambda: SavedRecipe(parser, config).text)
 
 
 def _texts_are_yaml_of_recipes() -> None:

@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -111,11 +111,11 @@ def weights_of(root: Path, checkpoint: str | None, init_from: str | None) -> str
     return f"those of init_from, {init_from}{learnt}"
 
 
-def begin_anew(root: Path, recipe: str) -> None:
+def begin_anew(root: Path, recipe: Callable[[], str]) -> None:
     """Check that a first step may be made in a folder.
 
     A run that was cut off before its first checkpoint left its recipe and a beginning of its curves: the same recipe
-    takes its place.
+    takes its place. To write out a `recipe` takes a while: only where there is one to compare it with.
 
     Raises:
         UserError: the folder holds what a run has reached, or the beginning of another one.
@@ -132,7 +132,7 @@ def begin_anew(root: Path, recipe: str) -> None:
         return
     if not begun.is_file():
         raise UserError(f"{begun}: found a folder, expected nothing or the recipe of a run; remove it")
-    if begun.read_bytes() != recipe.encode():
+    if begun.read_bytes() != recipe().encode():
         raise UserError(
             f"{begun}: an earlier run began here with another recipe; name another --trainer.default_root_dir, or "
             "remove the folder"

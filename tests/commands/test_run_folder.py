@@ -24,7 +24,7 @@ def test_a_folder_that_holds_a_run_is_not_begun_anew(tmp_path, held):
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if held == "export" else path.write_text("x")
     with pytest.raises(UserError, match="holds an earlier run") as refused:
-        begin_anew(tmp_path, "a: 1\n")
+        begin_anew(tmp_path, lambda: "a: 1\n")
     assert ("--ckpt_path last" in str(refused.value)) == held.startswith("checkpoints")
 
 
@@ -52,11 +52,11 @@ def test_a_run_cut_off_before_its_first_checkpoint_is_begun_again_by_its_own_rec
     (tmp_path / "config.yaml").write_text("a: 1\n")
     (tmp_path / "events.out.tfevents.1").write_text("x")
     with pytest.raises(UserError, match="an earlier run began here with another recipe"):
-        begin_anew(tmp_path, "a: 2\n")
+        begin_anew(tmp_path, lambda: "a: 2\n")
     assert (tmp_path / "events.out.tfevents.1").exists()
-    begin_anew(tmp_path, "a: 1\n")
+    begin_anew(tmp_path, lambda: "a: 1\n")
     assert not (tmp_path / "events.out.tfevents.1").exists()
-    begin_anew(tmp_path / "none", "a: 1\n")
+    begin_anew(tmp_path / "none", lambda: "a: 1\n")
 
 
 def test_a_run_that_was_refused_leaves_nothing(tmp_path):
@@ -101,7 +101,7 @@ def test_a_recipe_that_is_none_is_that_of_another_run(tmp_path, content):
     path = tmp_path / "config.yaml"
     path.mkdir() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=rf"^{path}: (found a folder|an earlier run began here with another recipe)"):
-        begin_anew(tmp_path, "a: 1\n")
+        begin_anew(tmp_path, lambda: "a: 1\n")
 
 
 def test_what_stays_inside_is_not(tmp_path, monkeypatch):

@@ -50,6 +50,7 @@ def load_reviews() -> tuple[Review, ...]:
     return tuple(_parse(domain, line) for domain in _FILES for line in _lines(domain))
 
 
+@lru_cache(maxsize=1)
 def fingerprint() -> str:
     """SHA-256 of the sentences, for caches that are built from them."""
     return hashlib.sha256("\n".join(f"{r.text}\t{r.rating}" for r in load_reviews()).encode()).hexdigest()
