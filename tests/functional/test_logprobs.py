@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt_modules.functional import entropy, linear_cross_entropy, linear_logprobs, token_logprobs
 from gpt_modules.functional import logprobs as logprobs_module
-from gpt_modules.functional.logprobs import _balanced_chunk
+from gpt_modules.functional.logprobs import _balanced_chunk, _ChunkedHead, aligned
 
 CHUNKS = [None, 1, 3, 4, 100]
 
@@ -426,3 +426,12 @@ def test_no_rows_no_values():
     logprobs, entropies = linear_logprobs(hidden, torch.randn(50, 8), torch.zeros(2, 0, dtype=torch.int64))
     assert logprobs.shape == entropies.shape == (2, 0)
     logprobs.sum().backward()
+
+
+def test_rows_begin_where_a_processor_likes_them_to_whatever_the_vocabulary():
+    room = aligned(3, 50_257, torch.float32, torch.device("cpu"))
+    assert room.shape == (3, 50_257)
+    assert (room.stride(0) * room.element_size()) % 256 == 0
+    head = _ChunkedHead(torch.randn(3, 2), torch.randn(5, 2), (True, True), None, torch.float32)
+    torch.testing.assert_close(head.logits(slice(0, 3)), head.hidden @ head.weight.T)
+    assert head.logits(slice(0, 3)).stride() == head.logits(slice(0, 3), fresh=True).stride() == (64, 1)

@@ -16,6 +16,7 @@ from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import computed_in
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import expect
+from gpt_modules.functional.logprobs import aligned
 from gpt_modules.functional.sampling import filter_logits, running_sums
 
 Advance: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -82,7 +83,7 @@ def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
     try:
         for parameter in linears:
             parameter.data = parameter.data.t().contiguous().t()
-        yield head.contiguous()
+        yield aligned(len(head), head.shape[1], head.dtype, head.device).copy_(head)
     finally:
         for parameter, data in zip(linears, own, strict=True):
             parameter.data = data
