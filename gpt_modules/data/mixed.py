@@ -95,12 +95,15 @@ class TextBeside:
 
     def windows(self, first: int, last: int, rank: int = 0, world: int = 1) -> TokenBatch | PackedBatch | None:
         """The windows at places `first` to `last` - 1 of a stream without end that fall to this process, all of them
-        full; None: there are none. A pure function; the stream has every window once before any twice.
+        full; None: there are none, on any process. Where others have some, one of which nothing counts: a model in
+        shards reads on all of them or on none. A pure function; the stream has every window once before any twice.
         """
         assert self._stream is not None, "setup comes first"
         places = np.arange(first, last)
         own = places[places % world == rank]
-        batch: TokenBatch | PackedBatch | None = self._stream.batch(own) if len(own) else None
+        if not len(places):
+            return None
+        batch: TokenBatch | PackedBatch = self._stream.batch(own) if len(own) else self._stream.examples.batch(0, own)
         return batch
 
     def validation_loader(self, data: ResumableDataModule, batch_size: int) -> BatchLoader[Any]:
