@@ -17,9 +17,12 @@ class Throughput(L.Callback):
     """Logs tokens or episodes a second, the peak of memory in GB (of the device, or of the process on a CPU), and where
     tokens are counted the share of the device's peak that the model's operations take (MFU).
 
+    Episodes are sampled before the first of an iteration's steps: their rate is that of whole iterations.
+
     Args:
         peak_flops: dense FLOP/s of one device at the run's precision (an H100 in bf16: 989e12); left out: that of its
-            datasheet, or measured when the run starts.
+            datasheet, or measured when the run starts, or what the run itself reaches where that is more: other
+            processes may have been at work meanwhile.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -28,6 +31,8 @@ class Throughput(L.Callback):
         self.peak_flops, self._peak = peak_flops, peak_flops
         self._count = 0.0
         self._since = 0.0
+        self._begun = False  # the window with an epoch
+        self._rate: float | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a peak to compare with nothing.
@@ -46,22 +51,26 @@ class Throughput(L.Callback):
         self._restart()
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        """A new window; the time a rollout took belongs to the epoch that it opens."""
-        if self._since == 0.0:
-            self._since = time.perf_counter()
+        """The time a rollout took belongs to the epoch that it opens."""
+        self._begun = self._count == 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count without a look at the device; divide at log steps."""
         count, unit = pl_module.work(batch)
         self._count += count * trainer.world_size
-        if not at_log_step(trainer) or self._count == 0:
+        told, whole = at_log_step(trainer), unit == "episodes"
+        if self._count and (trainer.is_last_batch if whole else told):
+            if self._begun or not whole:
+                self._rate = self._count / (time.perf_counter() - self._since)
+            self._restart()
+        if not told or self._rate is None:
             return
-        rate = self._count / (time.perf_counter() - self._since)
-        pl_module.log(f"perf/{unit}_per_s", rate)
+        pl_module.log(f"perf/{unit}_per_s", self._rate)
         pl_module.log("perf/memory_gb", peak_memory(pl_module.device) / 1e9)
         if self._peak is not None:
-            pl_module.log("perf/mfu", pl_module.flops_per_token() * rate / (self._peak * trainer.world_size))
-        self._restart()
+            reached = pl_module.flops_per_token() * self._rate / trainer.world_size
+            self._peak = self.peak_flops or max(self._peak, reached)
+            pl_module.log("perf/mfu", reached / self._peak)
 
     def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         """Validation is no training time: drop the window it would stretch."""
@@ -72,7 +81,7 @@ class Throughput(L.Callback):
         self._restart()
 
     def _restart(self) -> None:
-        self._count, self._since = 0, time.perf_counter()
+        self._count, self._since, self._begun = 0.0, time.perf_counter(), False
 
 
 def peak_memory(device: torch.device) -> int:
