@@ -25,6 +25,7 @@ from gpt_modules.commands.parsing.key_help import key_help
 from gpt_modules.commands.parsing.locating import check_nulls, located
 from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
+    check_precision,
     check_processes,
     check_sections,
     check_strategy,
@@ -175,6 +176,7 @@ class TrainerCLI(LightningCLI):
             raise refused_key(error, config, lambda given: L.Trainer(**given), self.recipe) from error
         check_processes(trainer, self.recipe)
         check_strategy(trainer, self.recipe)
+        check_precision(trainer, config.get("precision"), self.recipe)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

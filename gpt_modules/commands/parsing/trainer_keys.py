@@ -66,6 +66,7 @@ BOUNDS = {
     **dict.fromkeys((f"limit_{loop}_batches" for loop in ("val", "test", "predict")), _SHARE),
 }
 _APART = ("DeepSpeedStrategy", "FSDPStrategy")
+_FLOAT16 = ("16-mixed", "16")
 _SECTIONS = ("model", "data", "trainer", "checkpoint", "export", "samples", "throughput", "progress")
 _NUMERAL = re.compile(r"[-+]?((0|[1-9][\d_]*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?|.*[iI][nN][fF].*|.*[nN][aA][nN].*")
 _WHOLE_NUMBERS = (
@@ -164,6 +165,20 @@ def check_processes(trainer: Any, recipe: Composition) -> None:
     if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > most:
         found = f"found {trainer.num_devices} processes on the CPU, expected at most {most} on this machine"
         raise UserError(f"{recipe.where(('trainer', 'devices'))}: {found}")
+
+
+def check_precision(trainer: Any, asked: object, recipe: Composition) -> None:
+    """On a CPU Lightning runs bfloat16 in place of float16's mixed precision, and the recipe would still say float16.
+
+    Args:
+        asked: the precision that the Trainer was built with, by any of its names.
+
+    Raises:
+        UserError: for float16's, where the Trainer runs another.
+    """
+    if str(asked) in _FLOAT16 and trainer.precision != "16-mixed":
+        where, runs = recipe.where(("trainer", "precision")), f"{trainer.precision} (which Lightning would run)"
+        raise UserError(f"{where}: found {asked} on a CPU, expected {runs} or 32-true")
 
 
 def check_strategy(trainer: Any, recipe: Composition) -> None:

@@ -12,6 +12,7 @@ from gpt_modules.commands.parsing.composition import compose
 from gpt_modules.commands.parsing.trainer_keys import (
     BOUNDS,
     check_environment,
+    check_precision,
     check_processes,
     check_strategy,
     check_values,
@@ -137,6 +138,26 @@ def test_a_strategy_that_keeps_its_gradients_to_itself_is_refused():
     recipe = compose(["--trainer.strategy", "deepspeed_stage_3"])
     told = refusal(check_strategy, types.SimpleNamespace(strategy=DeepSpeedStrategy()), recipe)
     assert told.startswith("--trainer.strategy: found DeepSpeedStrategy, expected auto, ddp or fsdp2, ")
+
+
+def of_precision(asked):
+    return L.Trainer(accelerator="cpu", precision=asked, logger=False, enable_checkpointing=False)
+
+
+def test_float16_that_lightning_makes_bfloat16_is_refused():
+    """As it does on a CPU; where a device has it, it runs."""
+    with pytest.warns(match="not supported on CPU"):
+        trainer = of_precision("16-mixed")
+    for asked in ("16-mixed", "16", 16):
+        told = refusal(check_precision, trainer, asked, compose(["--trainer.precision", str(asked)]))
+        expected = "expected bf16-mixed (which Lightning would run) or 32-true"
+        assert told == f"--trainer.precision: found {asked} on a CPU, {expected}"
+        check_precision(types.SimpleNamespace(precision="16-mixed"), asked, NOTHING)
+
+
+@pytest.mark.parametrize("asked", [None, "32-true", "bf16-mixed", "16-true"])
+def test_any_other_precision_is_what_runs(asked):
+    check_precision(of_precision(asked), asked, NOTHING)
 
 
 def refuse(*pairs):
