@@ -64,7 +64,13 @@ from gpt_modules.training.rl.shaping import (
     shape_rollout,
     whitened_alone,
 )
-from gpt_modules.training.rl.state import State, expect_same_models, expect_same_penalty, read_state
+from gpt_modules.training.rl.state import (
+    State,
+    expect_same_models,
+    expect_same_penalty,
+    expect_same_rollout,
+    read_state,
+)
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Penalty, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
@@ -544,6 +550,8 @@ class PPOModule(L.LightningModule):
         state = read_state(checkpoint)
         expect_same_models(checkpoint["state_dict"], self.recipe.estimator.has_critic)
         expect_same_penalty(state.experience, self.recipe.kl.loss)
+        if self.trainer.state.fn == "fit":  # an evaluation goes on with no update
+            expect_same_rollout(state.experience, checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), self.hparams)
         self.iteration = state.iteration
         self.frozen.recall(state.frozen)
         self.frontier, self.shaping = state.frontier, replace(self.shaping, moments=state.moments)

@@ -9,6 +9,13 @@ from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.rl.experience import read_place
 from gpt_modules.training.rl.scores import Moments
 
+_OF_ROLLOUT = (
+    "temperature",  # its old log-probabilities are those of no other
+    "whiten_over",  # whether its advantages are white as they lie there
+    "estimator.name",  # what made them, and what the loss is a mean over
+    "seed",  # which of its rows the rest of a pass has
+)
+
 
 class State(NamedTuple):
     """The place of a run.
@@ -89,3 +96,34 @@ def expect_same_penalty(experience: Mapping[str, Any] | None, loss: str | None) 
             f"--ckpt_path: found kl.loss: {loss or 'null'}, expected {'null' if loss else 'k2 or k3'} as the "
             "checkpoint was written inside an iteration; change it from one between iterations"
         )
+
+
+def expect_same_rollout(
+    experience: Mapping[str, Any] | None, before: Mapping[str, Any] | None, now: Mapping[str, Any]
+) -> None:
+    """The rest of an update reads a rollout as it was made; what else changes holds from the next one, or for steps
+    that are still to be taken: a learning rate, a clip.
+
+    Args:
+        experience: of a `State`.
+        before: the hyper-parameters that the checkpoint was written with.
+        now: the recipe's.
+
+    Raises:
+        UserError: a setting by which the rollout was made is another, inside an iteration.
+    """
+    if experience is None or read_place(experience).rollout is None:
+        return
+    for name in _OF_ROLLOUT:
+        found, expected = (_at(values, name) for values in (now, before))
+        if found != expected:
+            raise UserError(
+                f"--ckpt_path: found {name}: {found}, expected {expected} as the checkpoint was written inside an "
+                "iteration; change it from one between iterations"
+            )
+
+
+def _at(value: Any, name: str) -> Any:
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value

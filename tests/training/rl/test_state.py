@@ -13,7 +13,7 @@ from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.rl.scores import Moments, ScoresConfig
 from gpt_modules.training.rl.settings import CriticConfig, EMAConfig, KLConfig, SamplingConfig
-from gpt_modules.training.rl.state import expect_same_models, expect_same_penalty, read_state
+from gpt_modules.training.rl.state import expect_same_models, expect_same_penalty, expect_same_rollout, read_state
 
 MOMENTS = {"of": None, "seen": 0, "mean": 0.0, "squares": 0.0}
 STATE = {
@@ -26,6 +26,10 @@ STATE = {
     "average": None,
     "moments": MOMENTS,
 }
+
+BETWEEN = {"position": 0, "parts": [2, 2, 1, 0], "rollout": None}
+INSIDE = BETWEEN | {"position": 1, "rollout": {"tokens": torch.zeros(2, 3), "prompt_lengths": torch.zeros(2)}}
+INSIDE["rollout"] |= dict.fromkeys(("responses", "mask", "logprobs", "advantages"), torch.zeros(2, 3))
 
 
 def test_it_is_read_as_it_was_written():
@@ -89,10 +93,8 @@ def test_a_run_that_had_a_critic_goes_on_with_one(names, has_critic, line):
 
 
 def test_an_update_goes_on_with_the_penalty_that_its_rollout_was_made_for():
-    cells, bare = torch.zeros(2, 3), {"position": 1, "parts": [2, 2, 1, 0]}
-    rollout = {"tokens": cells, "prompt_lengths": cells[:, 0]}
-    rollout |= dict.fromkeys(("responses", "mask", "logprobs", "advantages"), cells)
-    ends = {"position": 0, "parts": [2, 2, 1, 0], "rollout": None}
+    ends, bare = BETWEEN, {"position": 1, "parts": [2, 2, 1, 0]}
+    cells, rollout = torch.zeros(2, 3), INSIDE["rollout"]
     for loss in (None, "k2", "k3"):
         expect_same_penalty(None, loss)
         expect_same_penalty(ends, loss)
@@ -106,7 +108,53 @@ def test_an_update_goes_on_with_the_penalty_that_its_rollout_was_made_for():
             expect_same_penalty(bare | {"rollout": fields}, loss)
 
 
+MADE = {"temperature": 1.0, "whiten_over": "rollout", "estimator": {"name": "rloo", "mean_over": "answers"}, "seed": 3}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"temperature": 0.7}, "temperature: 0.7, expected 1.0"),
+        ({"whiten_over": "minibatch"}, "whiten_over: minibatch, expected rollout"),
+        ({"estimator": {"name": "grpo"}}, "estimator.name: grpo, expected rloo"),
+        ({"seed": 4}, "seed: 4, expected 3"),
+    ],
+)
+def test_an_update_goes_on_with_what_its_rollout_was_made_with(change, told):
+    with pytest.raises(UserError) as error:
+        expect_same_rollout(INSIDE, MADE, MADE | change)
+    ends = "as the checkpoint was written inside an iteration; change it from one between iterations"
+    assert str(error.value) == f"--ckpt_path: found {told} {ends}"
+    for elsewhere in (None, BETWEEN):
+        expect_same_rollout(elsewhere, MADE, MADE | change)
+
+
+def test_what_the_next_rollout_or_the_next_step_alone_follows_may_change_at_once():
+    free = {"lam": 0.5, "clip": {"ratio": 0.1}, "estimator": {"name": "rloo", "mean_over": "tokens"}}
+    expect_same_rollout(INSIDE, MADE, MADE | free)
+
+
+def test_a_checkpoint_that_does_not_say_how_its_rollout_was_made_is_refused():
+    for unknown in (None, {}, {"temperature": 1.0}):
+        with pytest.raises(UserError, match=r"^--ckpt_path: found \w+: [\w.]+, expected None as "):
+            expect_same_rollout(INSIDE, unknown, MADE)
+
+
 # --- in a run ---
+
+
+def test_another_temperature_begins_with_a_rollout(fit, ppo, tmp_path):
+    """The newest checkpoint lies between the steps of one: its log-probabilities are those of 1.0."""
+    shape = {"minibatches": 2, "ppo_epochs": 2}
+    fit(*ppo(**shape), max_epochs=2, callbacks=[ExactCheckpoint(1, keep=100)], enable_checkpointing=True)
+    inside, between = (tmp_path / "checkpoints" / f"step={step:08}.ckpt" for step in (3, 4))
+    with pytest.raises(UserError, match=r"^--ckpt_path: found temperature: 0\.7, expected 1\.0 as the checkpoint was"):
+        fit(*ppo(**shape, temperature=0.7), max_epochs=2, ckpt_path=inside)
+    module, data = ppo(**shape, temperature=0.7)
+    trainer = fit(module, data, max_epochs=2, ckpt_path=between)
+    # Before any step on it a ratio is 1, which the first minibatch's is at one temperature alone.
+    assert trainer.logger.values("policy/ratio")[0] == pytest.approx(1.0, abs=1e-5)
+    trainer.validate(*ppo(**shape, temperature=0.7), ckpt_path=inside, verbose=False, weights_only=True)
 
 
 def test_a_checkpoint_with_a_critic_is_none_of_an_estimator_without(fit, ppo, tmp_path):
