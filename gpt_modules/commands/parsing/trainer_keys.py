@@ -7,6 +7,7 @@ import os
 import re
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -37,6 +38,13 @@ def _unlimited_from(least: int) -> Bound:
     return Bound(fits, f"{least} or more, or -1 for no limit")
 
 
+def _lasts(duration: Any) -> bool:
+    """Texts that are no duration are the Trainer's to refuse."""
+    if isinstance(duration, dict):
+        return min(duration.values(), default=0) >= 0 and any(duration.values())
+    return not re.fullmatch(r"[0:\s]+", duration) if isinstance(duration, str) else duration > timedelta(0)
+
+
 _SHARE = Bound(
     lambda value: not _is_number(value) or (0 <= value < 2**63 if isinstance(value, int) else 0.0 <= value <= 1.0),
     "a whole number of batches, or a share from 0.0 to 1.0",
@@ -48,6 +56,7 @@ _SOME = Bound(
 BOUNDS = {
     "max_steps": _unlimited_from(1),
     "max_epochs": _unlimited_from(1),
+    "max_time": Bound(_lasts, "a time above 0, or null for no limit"),
     "min_steps": _from(0),
     "min_epochs": _from(0),
     "num_nodes": _from(1),

@@ -120,7 +120,7 @@ class ExportBest(L.Callback):
         if self.monitor is None:
             return
         self._check_monitor()
-        if trainer.sanity_checking:  # a wrong name has been told before the first step; a blank model is no best one
+        if trainer.global_step == 0:  # a wrong name has been told before the first step; a blank model is no best one
             return
         value = self._latest[self.monitor]
         if self._improves(value):
@@ -144,7 +144,13 @@ class ExportBest(L.Callback):
     def _finish(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The folder may hold what a run that was cut off wrote later than the checkpoint that this one goes on from,
         and changed settings may never have led there again.
+
+        Raises:
+            UserError: no step was made, as where `max_time` ends within the first; untrained weights are no result.
         """
+        if trainer.global_step == 0:
+            expected = "one: a longer trainer.max_time, or fewer trainer.accumulate_grad_batches"
+            raise UserError(f"export: found a run that ended before its first step, expected {expected}")
         if self._validated != trainer.global_step:
             validate(trainer)
         if self.best is None:

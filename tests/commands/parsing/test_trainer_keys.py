@@ -3,6 +3,7 @@
 import math
 import os
 import types
+from datetime import timedelta
 
 import lightning.pytorch as L
 import pytest
@@ -42,6 +43,8 @@ LIMITED = ["limit_val_batches", "limit_test_batches", "limit_predict_batches"]
 # key -> values that fit and values that do not
 EDGES = {
     **dict.fromkeys(("max_steps", "max_epochs"), ([1, -1, 2**63 - 1], [0, -2, 2**63])),
+    "max_time": (["00:00:00:01", "foo", {"minutes": 1}, timedelta(seconds=1)],
+                 ["00:00:00:00", {}, {"hours": 0}, {"hours": 1, "minutes": -90}, timedelta(0)]),
     **dict.fromkeys(("min_steps", "min_epochs", "reload_dataloaders_every_n_epochs"), ([0, 1, 2**63 - 1], [-1, 2**63])),
     **dict.fromkeys(("num_nodes", "log_every_n_steps", "accumulate_grad_batches", "check_val_every_n_epoch"),
                     ([1, 2**63 - 1], [0, -1, 2**63])),

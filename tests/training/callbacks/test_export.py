@@ -45,6 +45,14 @@ def test_without_a_metric_the_last_weights_are_exported(fit, parts, tmp_path):
     assert torch.equal(exported.head_weight.detach(), module.model.head_weight.detach())
 
 
+@pytest.mark.parametrize("monitor", [None, "val/loss"])
+def test_a_run_that_time_ends_within_its_first_step_exports_nothing(fit, parts, tmp_path, monitor):
+    settings = {"max_time": {"microseconds": 1}, "accumulate_grad_batches": 4, "callbacks": [ExportBest(monitor)]}
+    with pytest.raises(UserError, match=r"^export: found a run that ended before its first step, expected one: a l"):
+        fit(*parts(), **settings)
+    assert not (tmp_path / "export").exists()
+
+
 def test_the_model_card_tells_the_metrics_of_the_exported_weights(fit, parts, tmp_path):
     export = ExportBest("val/chosen")
     export.recipe = "pretraining/tiny"
