@@ -1,6 +1,7 @@
 """What stops a run before a bad step reaches its weights, or before steps that nothing would come of."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.errors import UserError, expect
+from gpt_modules.training.callbacks.checkpointing import checkpoints
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.writer import at_log_step
 from gpt_modules.training.sharding import is_sharded, local
@@ -26,7 +28,6 @@ class FiniteLossGuard(L.Callback):
 
     def __init__(self) -> None:
         self._flag: Tensor | None = None
-        self._first = 0
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Where gradients are scaled, fold the loss's finiteness into a flag on its device."""
@@ -69,11 +70,20 @@ class FiniteLossGuard(L.Callback):
 
     def _raise_if_set(self, trainer: L.Trainer) -> None:
         if self._flag is not None and bool(self._flag):
-            raise UserError(
-                f"step {trainer.global_step}: the loss or its gradient is not finite; nothing of it reached the "
-                "weights. Lower model.init_args.optimizer.lr or set trainer.gradient_clip_val, then go on with "
-                "--ckpt_path last"
-            )
+            raise UserError(f"step {trainer.global_step}: the loss or its gradient is not finite; {_advice(trainer)}")
+
+
+def _advice(trainer: L.Trainer) -> str:
+    """Before the first step no rate is to blame, and where nothing was saved there is nothing to go on from."""
+    if trainer.global_step == 0:
+        return (
+            "no step has been made, so the cause is in the data, the weights it begins from, trainer.precision, or a "
+            "coefficient of the loss or an inner rate"
+        )
+    clip = "" if trainer.gradient_clip_val else " or set trainer.gradient_clip_val"
+    saved = checkpoints(Path(trainer.default_root_dir) / "checkpoints")
+    then = "go on with --ckpt_path last" if saved else "begin anew"
+    return f"nothing of it reached the weights. Lower model.init_args.optimizer.lr{clip}, then {then}"
 
 
 def _scaled(trainer: L.Trainer) -> bool:

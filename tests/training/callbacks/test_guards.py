@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 
 from gpt_modules.errors import UserError
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
 
 
@@ -27,6 +28,23 @@ def test_a_bad_gradient_never_reaches_the_weights(fit, parts):
         fit(module, data, callbacks=[Spoil(2), FiniteLossGuard()])
     assert module.trainer.global_step == 2
     assert all(parameter.isfinite().all() for parameter in module.parameters())
+
+
+def test_before_the_first_step_no_rate_is_to_blame(fit, parts):
+    with pytest.raises(UserError, match=r"^step 0: .* no step has been made, so the cause is in the data, ") as told:
+        fit(*parts(), callbacks=[Spoil(0), FiniteLossGuard()])
+    assert "optimizer.lr" not in str(told.value)
+    assert "--ckpt_path" not in str(told.value)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("saved", [True, False])
+def test_only_what_is_there_is_advised(fit, parts, clip, saved):
+    callbacks = [Spoil(2), FiniteLossGuard(), *([ExactCheckpoint(1)] if saved else [])]
+    with pytest.raises(UserError, match=r"^step 2: .* Lower model\.init_args\.optimizer\.lr") as told:
+        fit(*parts(), callbacks=callbacks, gradient_clip_val=clip, enable_checkpointing=saved)
+    assert ("gradient_clip_val" in str(told.value)) == (clip is None)
+    assert str(told.value).endswith("then go on with --ckpt_path last" if saved else "then begin anew")
 
 
 def scaled():
