@@ -88,7 +88,7 @@ def main(words: list[str]) -> None:
     if stopwatch.found is None:
         name, _ = run.recipe.configs[0]
         raise UserError(f"{name}: found a run that ends before it is measured, expected a longer one: "
-                        "--trainer.max_steps, --trainer.max_epochs or fewer --seconds")  # fmt: skip
+                        "--trainer.max_steps, max_epochs or max_time, no fast_dev_run, or fewer --seconds")  # fmt: skip
     sys.stdout.write(report(stopwatch.found))
 
 
@@ -120,12 +120,13 @@ def report(found: Found) -> str:
     several = f"{found.processes} processes, of which the first has " if found.processes > 1 else "this machine: "
     lines = [
         f"{several}{found.peak / 1e9:,.0f} GFLOP/s in products of {found.dtype}, {found.copied / 1e9:,.1f} GB/s "
-        f"in copies; {found.pieces} {found.piece}s in {seconds:.1f} s, per {found.piece}:",
+        f"in copies; {found.pieces} {found.piece}{'s' * (found.pieces > 1)} in {seconds:.1f} s, per {found.piece}:",
         console.file.getvalue(),  # type: ignore[attr-defined]
-        f"{found.amount / seconds:,.1f} {found.unit}/s; {found.memory / 1e9:.2f} GB at the peak; held up by "
-        f"{_bound(_shares(all_work, seconds / found.pieces, found))}",
+        f"{found.amount / seconds:,.1f} {found.unit}/s; {found.memory / 1e9:.2f} GB at the peak",
     ]
-    if found.busy < _BUSY:
+    if found.busy >= _BUSY:
+        lines[-1] += f"; held up by {_bound(_shares(all_work, seconds / found.pieces, found))}"
+    else:
         lines.append(f"At work for {found.busy:.0%} of the time: it waited, or other work is on this machine.")
     return "\n".join([*lines, ""])
 
@@ -138,8 +139,8 @@ def _row(name: str, work: Work, seconds: float, found: Found) -> tuple[str, ...]
     """Of a phase, for one piece of work."""
     of_piece = seconds / found.pieces
     rate = work.flops / of_piece
-    measured = (f"{_digits(rate / 1e9)}", f"{rate / found.peak:.0%}") if work.flops else ("", "")
-    shares = (f"{share:.0%}" for share in _shares(work, of_piece, found).values())
+    measured = (f"{_digits(rate / 1e9)}", _percent(rate / found.peak)) if work.flops else ("", "")
+    shares = (_percent(share) for share in _shares(work, of_piece, found).values())
     return (name, f"{1000 * of_piece:,.1f}", f"{seconds / sum(found.seconds.values()):.0%}", *measured, *shares)
 
 
@@ -156,6 +157,11 @@ def _shares(work: Work, seconds: float, found: Found) -> dict[str, float]:
 def _bound(shares: Mapping[str, float]) -> str:
     most = max(shares, key=lambda name: shares[name])
     return "the rest: starting operations, Python, waiting" if most == "rest" else most
+
+
+def _percent(share: float) -> str:
+    """Of the time or the peak there is; what exceeds it was measured while the machine did other work."""
+    return f"{share:.0%}" if share <= 1.0 else ">100%"
 
 
 def _digits(value: float) -> str:

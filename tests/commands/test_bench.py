@@ -7,6 +7,8 @@ import pytest
 
 from gpt_modules.commands import bench
 from gpt_modules.errors import UserError
+from gpt_modules.training.profiling.roofline import Work
+from gpt_modules.training.profiling.stopwatch import Found
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit,
     assert float(rows["forward"][2].replace(",", "")) > 0
     if strategy:  # beside arithmetic, memory and the rest
         assert ended.stdout.startswith("2 processes, of which the first has ")
-        share = {name: float(row[-2].removesuffix("%")) for name, row in rows.items()}
+        share = {name: float(row[-2].strip(">%")) for name, row in rows.items()}
         assert share["all"] > 0
         assert (share["scoring" if word == "ppo-shared" else "backward"]) > 0
         assert not (gpt.folder / "stdout.1").read_text(), "one process tells"
@@ -47,6 +49,7 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit,
             ["--trainer.max_steps", "2"],
             "recipe.yaml: found a run that ends before it is measured, expected a longer one",
         ),
+        (["--trainer.fast_dev_run", "true"], "max_epochs or max_time, no fast_dev_run, or fewer --seconds"),
         (["--ckpt_path", "last"], "--ckpt_path: found a checkpoint, expected none"),
         (["--seconds", "0"], "--seconds: found '0', expected a number above 0"),
         (["--model.optimiser.lr", "1"], "--model.optimiser"),
@@ -59,6 +62,19 @@ def test_mistakes_are_one_line(gpt, micro, tmp_path, words, line):
     assert ended.status == 2
     assert line in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("busy", [0.5, 1.0])
+def test_what_other_work_slowed_has_no_verdict_and_no_share_above_all(busy):
+    """Arithmetic that would take 6.25 times the second that there was, and one step of it."""
+    work = Work(flops=10.0, arithmetic=6.25, memory=0.5)
+    found = Found(1, "tokens", 5.0, "step", 1, {"forward": 1.0}, {"forward": work}, "float32", 4.0, 1e9, 1e9, busy)
+    told = bench.report(found)
+    assert "; 1 step in 1.0 s, per step:" in told
+    assert "625%" not in told
+    assert told.count(">100%") == 4, "of the peak and of the time, in the row and in the sum"
+    assert ("held up by arithmetic" in told) == (busy == 1.0)
+    assert told.endswith("other work is on this machine.\n") == (busy == 0.5)
 
 
 @pytest.mark.parametrize(
