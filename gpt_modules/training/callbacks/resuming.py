@@ -151,6 +151,7 @@ class _Restoring(_CheckpointConnector):
         super().__init__(trainer)
         self._ckpt_path = trainer._checkpoint_connector._ckpt_path
         self._resumption = resumption
+        self._line: str | None = None  # of a resume that nothing has refused
 
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
         if checkpoint_path is None:
@@ -159,9 +160,13 @@ class _Restoring(_CheckpointConnector):
         if Path(checkpoint_path).name == NEWEST:
             checkpoint_path = self._ckpt_path = str(newest_checkpoint(Path(checkpoint_path).parent))
         # Each process reads its own part, and what one cannot read, or begin from, all refuse.
-        lines = as_one(partial(self._read, checkpoint_path, weights_only))
-        if lines[0] is not None and self.trainer.is_global_zero:
-            log.warning(lines[0])
+        self._line = as_one(partial(self._read, checkpoint_path, weights_only))[0]
+
+    def resume_end(self) -> None:
+        if self._line is not None and self.trainer.is_global_zero:
+            log.warning(self._line)
+        self._line = None
+        super().resume_end()
 
     def _read(self, path: Any, weights_only: bool | None) -> str | None:
         with self._told(path):

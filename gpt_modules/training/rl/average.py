@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.backbone import GPT
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError, expect
 from gpt_modules.training.sharding import let_go, local, refuse_sharding, shard, shard_of
 
 
@@ -65,8 +65,8 @@ class Average:
         Raises:
             UserError: there is none, or it is of another model, or not finite; with the name.
         """
-        expect(state is not None, "model.init_args.ema", "an average", "none, as the checkpoint has none")
-        assert state is not None
+        if state is None:
+            raise UserError("model.init_args.ema: found ema in the recipe, expected none, as the checkpoint has none")
         own = self._model.state_dict()
         expect(state.keys() == own.keys(), "ppo: average", f"{len(state)} tensors", f"the policy's {len(own)}")
         for name, value in state.items():

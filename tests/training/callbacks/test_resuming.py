@@ -227,8 +227,8 @@ def test_another_content_of_the_same_file_is_named_and_its_best_is_none(procedur
     files["train"].write_text("".join(rows[:20]))
     files["validation"].write_text("".join(rows[26:30]))
     other, said = go("validation", saved)
-    assert "data.validation with other content" in said[0]
-    assert said[1:] == ["export: validated on other data than before; the best from here on counts"]
+    assert "data.validation with other content" in said[-1]
+    assert said[:-1] == ["export: validated on other data than before; the best from here on counts"]
     assert other.metrics["val/loss"] != first.metrics["val/loss"], "measured anew, though no step was left"
     assert read_summary(tmp_path / "run").after["val/loss"] == pytest.approx(other.metrics["val/loss"])
 
