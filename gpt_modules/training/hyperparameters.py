@@ -9,10 +9,13 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import torch
+
 from gpt_modules.errors import expect
 
 T = TypeVar("T")
 
+FLOAT32 = float(torch.finfo(torch.float32).max)
 SEEDS = "[0, 4294967295]"
 
 
@@ -84,7 +87,7 @@ def expect_idle(field: str, value: Any, defaults: list[Any], reason: str) -> Non
 
 def expect_number(field: str, value: Any, interval: str, whole: bool = False) -> None:
     """Refuse what is no number in `interval`, which is written as in mathematics: `[0, 1)` has 0 and not 1. NaN lies in
-    none.
+    none, and in no direction is there more than float32 holds, as which it is multiplied.
 
     Raises:
         UserError: it does not fit, or is no whole number where `whole`.
@@ -94,3 +97,4 @@ def expect_number(field: str, value: Any, interval: str, whole: bool = False) ->
     fits = number and (value > low or (value == low and interval[0] == "["))
     fits = fits and (value < high or (value == high and interval[-1] == "]"))
     expect(fits, field, value, f"a {'whole ' if whole else ''}number in {interval}")
+    expect(whole or abs(value) <= FLOAT32, field, value, f"a number up to {FLOAT32:.3g}, which float32 holds")

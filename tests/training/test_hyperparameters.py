@@ -127,6 +127,17 @@ def test_values_beyond_the_other_end(kind, arguments, message):
         kind(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(KLConfig, {"coef": 1e39}), (ClipConfig, {"value_coef": 1e39}), (OptimizerConfig, {"lr": 1e39})],
+)
+def test_a_coefficient_is_no_more_than_float32_holds(kind, arguments):
+    (name,) = arguments
+    with pytest.raises(UserError, match=rf"\.{name}: found 1e\+39, expected a number up to 3\.4e\+38, which float32 h"):
+        kind(**arguments)
+    kind(**{name: 3.4e38})
+
+
 SGD, LEVEL = OptimizerConfig(sgd=True, lr=0.1), ScheduleConfig(shape="constant")
 REPTILE = OptimizerConfig(lr=0.5, weight_decay=0.0, eps=1.0)
 CRITIC_AT_REST = ClipConfig(value_coef=0.0)
