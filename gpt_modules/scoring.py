@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import functools
 import hashlib
 import importlib
 import inspect
@@ -50,12 +51,39 @@ def import_reward(name: str, field: str = "rewards.function") -> TextReward:
     return function  # type: ignore[no-any-return]
 
 
-def source_digest(function: TextReward) -> str | None:
-    """SHA-256 of a function's source, None where Python knows none."""
+def source_digest(name: str, function: TextReward) -> str | None:
+    """SHA-256 of a function with what it reads of its own file, a helper or a constant: its name there, the source of
+    the module that names it, and that of the module that defines it, of an object its class. None where Python knows no
+    source. A function of this package is its own source alone, as every version has changes around it.
+
+    A helper in a file that these import stays unseen, and so does what is read from elsewhere.
+
+    Args:
+        name: as of `import_reward`, which found it.
+    """
+    module, _, attribute = name.partition(":")
+    defined = _defining_module(function)
+    if defined.partition(".")[0] == __package__:
+        source = _source(function)
+    elif (source := _source(sys.modules.get(defined))) is not None:
+        named = _source(sys.modules[module]) if module != defined else ""  # None of one that was made in memory
+        source = f"{attribute}\0{source}\0{named}"
+    return None if source is None else hashlib.sha256(source.encode()).hexdigest()
+
+
+def _source(of: Any) -> str | None:
     try:
-        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+        return inspect.getsource(of)
     except (OSError, TypeError):
         return None
+
+
+def _defining_module(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    its_own = inspect.isroutine(function) or inspect.isclass(function)
+    return str(getattr(function if its_own else type(function), "__module__", None))
 
 
 def further_arguments(name: str, function: TextReward, known: Collection[str] = ()) -> dict[str, bool]:

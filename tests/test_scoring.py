@@ -1,6 +1,9 @@
 """A user's function as a reward: found where it lies, and every mistake of it one line with the example."""
 
 import functools
+import hashlib
+import importlib
+import inspect
 import json
 import re
 import signal
@@ -234,13 +237,75 @@ def test_the_installed_command_finds_it_too(here):
     assert "function politeness" in found.stdout, found.stderr
 
 
-def test_a_digest_follows_the_source(here):
-    first = source_digest(import_reward("my_rewards_here.scores:politeness"))
-    del sys.modules["my_rewards_here.scores"]
-    file = here / "my_rewards_here" / "scores.py"
-    file.write_text(file.read_text().replace("float(len(r))", "-float(len(r))"))
-    assert first != source_digest(import_reward("my_rewards_here.scores:politeness"))
-    assert source_digest(len) is None
+WEIGHED = """
+import functools
+from my_rewards_here.judges import Judge, scale
+BAD = 1.0
+def _of(response):
+    return -BAD * len(response)
+def politeness(prompts, responses):
+    return [_of(response) for response in responses]
+def other(prompts, responses):
+    return [_of(response) for response in responses]
+judge = Judge(0.5)
+scaled = functools.partial(scale, by=2)
+method = Judge(0.5).__call__
+"""
+JUDGES = """
+HALF = 0.5
+class Judge:
+    def __init__(self, by):
+        self.by = by
+    def __call__(self, prompts, responses):
+        return [self.by * HALF for _ in responses]
+def scale(prompts, responses, by):
+    return [by * HALF for _ in responses]
+"""
+NAMES = ("politeness", "other", "judge", "scaled", "method", "Judge", "scale")
+
+
+def digests(here, **texts):
+    """Of all NAMES, as a process has them that begins with these files."""
+    for name, text in texts.items():
+        (here / "my_rewards_here" / f"{name}.py").write_text(text)
+    for name in ("my_rewards_here.scores", "my_rewards_here.judges"):
+        sys.modules.pop(name, None)
+    importlib.invalidate_caches()
+    full = {name: f"my_rewards_here.scores:{name}" for name in NAMES}
+    return {name: source_digest(path, import_reward(path)) for name, path in full.items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "same"),
+    [
+        ("scores", "-BAD * len", "BAD * len", ()),  # a helper
+        ("scores", "BAD = 1.0", "BAD = 2.00", ()),  # a constant
+        ("scores", "Judge(0.5)\nscaled", "Judge(0.75)\nscaled", ()),  # what an object was made with
+        ("scores", "by=2", "by=-2", ()),
+        ("judges", "HALF = 0.5", "HALF = 0.25", ("politeness", "other")),  # what an object's class reads
+        ("scores", "BAD", "BAD", NAMES),
+    ],
+)
+def test_a_digest_follows_the_files_that_name_and_define_a_function(here, file, old, new, same):
+    texts = {"scores": WEIGHED, "judges": JUDGES}
+    before = digests(here, **texts)
+    assert old in texts[file]
+    after = digests(here, **texts | {file: texts[file].replace(old, new)})
+    assert None not in before.values()
+    assert len(set(before.values())) == len(NAMES), "two functions of one file are two"
+    assert tuple(name for name in NAMES if before[name] == after[name]) == same
+
+
+def test_what_has_no_source_has_no_digest():
+    for name in ("builtins:len", "math:dist", "itertools:count"):
+        assert source_digest(name, import_reward(name)) is None
+
+
+def test_a_function_of_this_package_is_its_own_source_alone():
+    """A release that changes what stands around it would else be said at every run that goes on."""
+    name = "gpt_modules.evaluation.sentiment:vader"
+    vader = import_reward(name)
+    assert source_digest(name, vader) == hashlib.sha256(inspect.getsource(vader).encode()).hexdigest()
 
 
 def test_what_a_function_asks_for_beside_prompts_and_responses():

@@ -73,7 +73,7 @@ def function_scorer(name: str, weight: float = 1.0) -> Scorer:
         further = {MESSAGES: told} if MESSAGES in asked and len(told) == len(prompts) else {}
         return text_scores(of, function, texts, list(answers), further)
 
-    return Scorer(name, source_digest(function), scores, weight)
+    return Scorer(name, source_digest(name, function), scores, weight)
 
 
 def model_scorer(

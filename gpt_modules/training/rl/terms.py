@@ -144,7 +144,7 @@ class FunctionScores:
 
     def __init__(self, name: str, tokenizer: Tokenizer, data: Columns | None = None) -> None:
         self.name, self.tokenizer, self.function, self.data = name, tokenizer, import_reward(name), data
-        self.digest = source_digest(self.function)
+        self.digest = source_digest(name, self.function)
         columns = {} if data is None else data.columns()
         self.asked, self.talks = self._fitting(columns), columns.get(MESSAGES) == 0
 

@@ -14,18 +14,24 @@ FUNCTION = "function "  # begins the name of a reward function, where others are
 
 def check_unchanged(found: Mapping[str, str | None], recorded: Mapping[str, str | None]) -> None:
     """Compare what was read with what the checkpoint says was read under the same names. Another name is another
-    recipe, and said there; a function whose source has changed is named in the log.
+    recipe, and said there; a function whose source has changed, or is not known, is named in the log.
 
     Raises:
         UserError: a folder holds another model.
     """
     for name, digest in found.items():
-        if digest == recorded.get(name, digest):
-            continue
+        before = recorded.get(name, digest)
         if name.startswith(FUNCTION):
-            log.warning("%s: its source is not the one that the checkpoint was trained with", name)
-            continue
-        raise UserError(
-            f"{name}: found another model (SHA-256 {str(digest)[:12]}…) than this run began with, expected "
-            f"{str(recorded[name])[:12]}…: put it back, or begin a new run"
-        )
+            _compare_source(name, digest, before, name in recorded)
+        elif digest != before:
+            raise UserError(
+                f"{name}: found another model (SHA-256 {str(digest)[:12]}…) than this run began with, expected "
+                f"{str(before)[:12]}…: put it back, or begin a new run"
+            )
+
+
+def _compare_source(name: str, digest: str | None, before: str | None, known: bool) -> None:
+    if known and None in (digest, before):
+        log.warning("%s: whether it is what the checkpoint was trained with is not known, as its source is not", name)
+    elif digest != before:
+        log.warning("%s: its source, or its file's around it, is not what the checkpoint was trained with", name)

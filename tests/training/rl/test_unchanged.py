@@ -24,7 +24,20 @@ def test_another_source_of_a_function_is_said_and_not_refused(caplog):
     check_unchanged({f"{FUNCTION}a:b": "1", f"{FUNCTION}c:d": "2"}, {f"{FUNCTION}a:b": "1", f"{FUNCTION}c:d": "3"})
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.getMessage() == "function c:d: its source is not the one that the checkpoint was trained with"
+    assert record.getMessage() == (
+        "function c:d: its source, or its file's around it, is not what the checkpoint was trained with"
+    )
+
+
+@pytest.mark.parametrize(("now", "before"), [(None, None), (None, "1"), ("1", None)])
+def test_a_function_without_a_source_is_said_not_to_be_known(caplog, now, before):
+    check_unchanged({f"{FUNCTION}a:b": now}, {})
+    assert not caplog.records, "where nothing was recorded, nothing is compared"
+    check_unchanged({f"{FUNCTION}a:b": now}, {f"{FUNCTION}a:b": before})
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "function a:b: whether it is what the checkpoint was trained with is not known, as its source is not"
+    )
 
 
 def test_a_folder_is_compared_after_a_function_that_has_changed():
