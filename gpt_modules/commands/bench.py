@@ -4,6 +4,7 @@ import io
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -94,15 +95,21 @@ def main(words: list[str]) -> None:
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """One for all processes, in which a mistake of all is told once; the first one removes it."""
+    """One for all processes, in which a mistake of all is told once; the first one removes it, or where it is killed,
+    as Lightning does when another has ended, a shell that outlives it.
+    """
     if _FOLDER in os.environ:
         yield Path(os.environ[_FOLDER])
         return
-    os.environ[_FOLDER] = tempfile.mkdtemp(prefix="gpt-bench-")
-    try:
-        yield Path(os.environ[_FOLDER])
-    finally:
-        shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
+    os.environ[_FOLDER] = folder = tempfile.mkdtemp(prefix="gpt-bench-")
+    remove = ["sh", "-c", 'read -r _; rm -rf -- "$0"', folder]  # at the end of what nobody writes
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(remove, stdin=pipe, stdout=nowhere, stderr=nowhere, start_new_session=True) as heir:
+        try:
+            yield Path(folder)
+        finally:
+            shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
+            heir.kill()
 
 
 def report(found: Found) -> str:

@@ -1,7 +1,10 @@
 """gpt bench tells what a recipe takes, and leaves nothing."""
 
 import json
+import os
 import re
+import signal
+import time
 
 import pytest
 
@@ -40,6 +43,27 @@ def test_a_row_for_each_phase_and_nothing_left(gpt, micro, tmp_path, word, unit,
     assert re.search(rf"^[\d,.]+ {unit}/s; ", ended.stdout, re.M)
     assert not (tmp_path / "run").exists()
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
+
+
+def test_one_that_is_killed_leaves_nothing(gpt, micro, tmp_path):
+    """As Lightning kills the first process where Ctrl-C has ended another."""
+
+    def folders():
+        return [*tmp_path.glob("gpt-bench-*")]
+
+    (tmp_path / "recipe.yaml").write_text(json.dumps(micro.recipe("pretraining", tmp_path / "run")))
+    process = gpt.start("bench", "recipe.yaml", "--seconds", "600", cwd=tmp_path, TMPDIR=str(tmp_path))
+    wait_until(folders)
+    os.kill(process, signal.SIGKILL)
+    assert gpt.wait().status == -signal.SIGKILL
+    wait_until(lambda: not folders())
+
+
+def wait_until(holds):
+    late = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < late
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
