@@ -63,10 +63,14 @@ class Throughput(L.Callback):
             if self._begun or not whole:
                 self._rate = self._count / (time.perf_counter() - self._since)
             self._restart()
-        if not told or self._rate is None:
+        if told:
+            self._tell(trainer, pl_module, unit)
+
+    def _tell(self, trainer: L.Trainer, pl_module: Any, unit: str) -> None:
+        pl_module.log("perf/memory_gb", peak_memory(pl_module.device) / 1e9)
+        if self._rate is None:
             return
         pl_module.log(f"perf/{unit}_per_s", self._rate)
-        pl_module.log("perf/memory_gb", peak_memory(pl_module.device) / 1e9)
         if self._peak is not None:
             reached = pl_module.flops_per_token() * self._rate / trainer.world_size
             self._peak = self.peak_flops or max(self._peak, reached)
