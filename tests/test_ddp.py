@@ -51,7 +51,7 @@ VARIANTS = {
         "model__kl": {"coef": 0.1, "loss": "k3"},
     },
 }  # fmt: skip
-DDP = [*WORDS, "ppo-shared", "ppo-average", "ppo-rloo", "ppo-grpo"]
+DDP = [*WORDS, "finetuning-freeze", "finetuning-lora", "ppo-shared", "ppo-average", "ppo-rloo", "ppo-grpo"]
 SHARDED = ["finetuning-freeze", "finetuning-lora", "sft", "reward", "dpo", "ppo-shared", "ppo-average", "ppo-rloo"]
 CASES = [*((word, "ddp") for word in DDP), *((word, "fsdp2") for word in SHARDED)]
 RATES = {"ppo": 0.05, "reward": 0.1, "dpo": 0.1, "maml": 0.03}
