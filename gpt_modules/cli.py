@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from gpt_modules import one_voice
 from gpt_modules.errors import UserError
 
 COMMANDS = {
@@ -67,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     SIGPIPE) when a command that only prints has nobody left to read it.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    one_voice.begin()
     try:
         _open_closed_streams(words)
         _run(words)
@@ -150,7 +152,9 @@ def _discard_output() -> None:
 
 
 def fail(message: str) -> None:
-    """The one line that a user's mistake gets."""
+    """The one line that a user's mistake gets, of all processes of a run."""
+    if one_voice.is_told(telling=True):
+        sys.exit(2)
     line = " ".join(message.split())
     if len(line) > LONGEST_LINE:  # of a name that is long itself: what was found and expected stands at its end
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 + 5 :]}"

@@ -236,6 +236,15 @@ def test_a_bad_row_of_data(gpt, sft, tmp_path):
     assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "rows.jsonl:2", "response")
 
 
+def test_what_is_found_when_the_data_are_read_is_told_where_the_recipe_says_it(gpt, sft, tmp_path):
+    recipe = write(tmp_path / "r.yaml", yaml.safe_dump(sft))
+    line = next(number for number, text in enumerate(recipe.read_text().splitlines(), 1) if " train:" in text)
+    words = ["fit", "--config", recipe, "--data.init_args.context"]
+    assert_refused(gpt.run(*words, "33"), "error: --data.context: found 33")
+    ended = gpt.run(*words, "1")
+    assert ended.stderr.splitlines()[-1].startswith(f"error: {recipe}:{line}: data.train: found no row that fits a ")
+
+
 def test_no_folder_for_the_run(gpt, sft, tmp_path):
     del sft["trainer"]["default_root_dir"]
     assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "trainer.default_root_dir")

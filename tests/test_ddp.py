@@ -30,7 +30,7 @@ REFUSED = [
         ["--data.train", "none.jsonl"],
         "none.jsonl: found no such file, ",
     ),  # by one, which leaves the other without a peer
-    (["--data.context", "5000"], "data.init_args.context: found 5000, expected at most the model's n_positions = "),
+    (["--data.context", "5000"], "--data.context: found 5000, expected at most the model's n_positions = "),
 ]
 WORDS = ["pretraining", "finetuning", "sft", "reward", "ppo", "maml", "dpo"]
 NO_PTX = {"model__ptx": {"coef": 0.0}, "data__pretraining": None}

@@ -44,6 +44,14 @@ def test_no_file_is_named_after_nothing():
     assert not names & {"utils", "util", "common", "helpers", "helper", "misc"}
 
 
+def test_messages_name_keys_as_the_command_line_takes_them():
+    """Where it takes them without `init_args`. A checkpoint knows a reference by a name that has it."""
+    rooms = (path for room in ("training", "data", "evaluation") for path in (PACKAGE / room).rglob("*.py"))
+    assert [path.name for path in rooms if "el.init_args" in (text := path.read_text()) or "ta.init_args" in text] == [
+        "frozen.py"
+    ]
+
+
 @pytest.mark.parametrize("word", WORDS)
 def test_a_word_names_its_files_everywhere(word):
     for path in (

@@ -260,5 +260,5 @@ def test_what_a_round_was_made_from_may_not_change(make):
     del compare["set"]["temperature"]
     votes = world.folder / "runs/round-1/label/votes.jsonl"
     votes.write_text(votes.read_text().replace('"ranking": [1', '"ranking": [3'))
-    with pytest.raises(UserError, match=r"^runs/round-1/reward: since it was run, the content of data.init_args.train"):
+    with pytest.raises(UserError, match=r"^runs/round-1/reward: since it was run, the content of data.train"):
         world.run()

@@ -42,12 +42,12 @@ from gpt_modules.commands.run_folder import (
     leave_nothing,
     lock,
     missing,
-    told_elsewhere,
     weights_of,
 )
 from gpt_modules.data.arguments import IdleArgument
 from gpt_modules.errors import UserError
-from gpt_modules.storage.yaml_files import dotted, parse_yaml
+from gpt_modules.one_voice import is_told
+from gpt_modules.storage.yaml_files import parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
     RandomState,
@@ -102,7 +102,10 @@ class TrainerCLI(LightningCLI):
         every = self.subcommands()  # a parser takes a second to build: one is enough
         self.subcommands = lambda: {subcommand: every[subcommand]}  # type: ignore[method-assign]
         words = [*recipe.asked, *(["--help"] if recipe.help == ["all"] else [])]
-        super().__init__(args=[subcommand, f"--config={json.dumps(recipe.values)}", *words], **options)
+        try:
+            super().__init__(args=[subcommand, f"--config={json.dumps(recipe.values)}", *words], **options)
+        except UserError as error:
+            raise located(error, recipe) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Recipe keys beside `model`, `data` and `trainer`."""
@@ -183,10 +186,10 @@ class TrainerCLI(LightningCLI):
         try:
             self._run(subcommand)
         except Exception as error:
-            several = subcommand == "fit" and dist.is_available() and dist.is_initialized()
-            if several and told_elsewhere(Path(self.trainer.default_root_dir), isinstance(error, UserError)):
+            several = dist.is_available() and dist.is_initialized()
+            if several and is_told(telling=isinstance(error, UserError)):
                 sys.exit(2)
-            if several and of_lost_peer(error):
+            if several and subcommand == "fit" and of_lost_peer(error):
                 raise UserError(lost_peer("a process of this run has ended, or its connection")) from error
             if not several and isinstance(error, UserError):
                 leave_nothing(Path(self.trainer.default_root_dir), self._made)
@@ -224,7 +227,7 @@ class TrainerCLI(LightningCLI):
         except (UserError, ValueError) as error:
             cause = users_mistake(error)
             if not isinstance(cause, IdleArgument) or not self._without(cause):
-                raise located(cause, self.recipe) if isinstance(cause, UserError) else error from None
+                raise (error if cause is None else cause) from None
             self.instantiate_classes()
 
     def _without(self, idle: IdleArgument) -> bool:
@@ -232,7 +235,7 @@ class TrainerCLI(LightningCLI):
         place, other = (("data", "init_args", *name.split(".")) for name in (idle.name, idle.other))
         if not self.recipe.overrules(other, place) or self.recipe.at(place) is None:
             return False
-        self.config[self.subcommand][dotted(place)] = idle.default
+        self.config[self.subcommand][".".join(place)] = idle.default
         self._left_out.append(f"{self.recipe.where(place)}: left out: {idle.found}")
         return True
 

@@ -178,25 +178,6 @@ def leave_nothing(root: Path, made: list[Path]) -> None:
                 path.rmdir()
 
 
-def told_elsewhere(root: Path, mistake: bool) -> bool:
-    """Whether another process of this run has told the user's mistake that ends them all: the rest, which make the same
-    one or lose their peer, need say nothing.
-
-    Args:
-        root: the run's folder, whose lock was taken, and so emptied, before the processes met.
-        mistake: whether this process has one to tell, which it may if it is the first.
-    """
-    own = f"{os.getpid()}\n"
-    try:
-        with (root / ".lock").open("a+") as file:
-            if mistake:
-                file.write(own)
-            file.seek(0)
-            return file.readline() not in ("", own)
-    except OSError:
-        return False
-
-
 def keep_inside(root: Path, trainer: Any, recipe: Composition) -> None:
     """Check that callbacks, loggers, profilers and the like write below the run's folder.
 

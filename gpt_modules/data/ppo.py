@@ -211,7 +211,7 @@ class PPODataModule(ResumableDataModule):
 
     def _share(self, world: int) -> int:
         if self.episodes % world:
-            raise UserError(f"data.init_args.episodes: found {self.episodes}, expected a multiple of {world} processes")
+            raise UserError(f"data.episodes: found {self.episodes}, expected a multiple of {world} processes")
         return self.episodes // world
 
     def train_dataloader(self) -> Any:

@@ -158,5 +158,7 @@ def _at(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 
 def dotted(place: Place) -> str:
-    """A key's path as a person writes it: `trainer.callbacks[0].class_path`."""
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    """A key as the command line takes it, which every message names it by: without the `init_args` between a class and
+    its arguments, an item of a list by its number, `trainer.callbacks.0.monitor`.
+    """
+    return ".".join(str(part) for part in place if part != "init_args")

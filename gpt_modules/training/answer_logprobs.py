@@ -100,7 +100,7 @@ class ReferenceLogprobs:
         longest, found = module.trainer.datamodule.longest_row()  # type: ignore[attr-defined]
         if longest > config.n_positions:
             expected = f"at most n_positions = {config.n_positions} of the reference, {self.folder}"
-            raise UserError(f"data.init_args.context: found {found}, expected {expected}")
+            raise UserError(f"data.context: found {found}, expected {expected}")
 
     def _read(self, module: L.LightningModule, model: GPT, answers: Sequence[Answer]) -> Float[Tensor, "A"]:
         every, world = list(pieces([len(answer.tokens) for answer in answers])), module.trainer.world_size

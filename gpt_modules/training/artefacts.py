@@ -41,7 +41,7 @@ def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = 
     if (config is None) == (init_from is None):
         found = "neither" if config is None else "both"
         raise UserError(
-            f"model.init_args: found {found} of config and init_from, expected exactly one; the other may be unset, as "
+            f"model: found {found} of config and init_from, expected exactly one; the other may be unset, as "
             "in --model.config null"
         )
     if config is not None:
@@ -61,13 +61,13 @@ def _new_gpt(config: DecoderConfig) -> GPT:
     size, memory = config.n_params() * torch.get_default_dtype().itemsize, _physical_memory()
     found = f"found a model of {config.n_params():,} parameters, {size / 1e9:,.1f} GB"
     if memory is not None and size > memory:
-        raise UserError(f"model.init_args.config: {found}, expected less than this machine's {memory / 1e9:,.1f} GB")
+        raise UserError(f"model.config: {found}, expected less than this machine's {memory / 1e9:,.1f} GB")
     try:
         return GPT(config)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("allocate memory|out of memory", str(error)):
             raise
-        raise UserError(f"model.init_args.config: {found}, expected one that memory has room for") from error
+        raise UserError(f"model.config: {found}, expected one that memory has room for") from error
 
 
 def _physical_memory() -> int | None:
@@ -114,7 +114,7 @@ def check_data(module: L.LightningModule, config: DecoderConfig) -> None:
     longest, found = measure()
     if longest > config.n_positions:
         expected = f"expected at most the model's n_positions = {config.n_positions}"
-        raise UserError(f"data.init_args.context: found {found}, {expected}")
+        raise UserError(f"data.context: found {found}, {expected}")
     check_beside(module, config)
 
 
@@ -133,7 +133,7 @@ def check_beside(module: L.LightningModule, config: DecoderConfig) -> None:
     text = pretraining_text(module)
     if text is not None and text.context > config.n_positions:
         expected = f"expected at most the model's n_positions = {config.n_positions}"
-        raise UserError(f"data.init_args.pretraining.context: found {text.context}, {expected}")
+        raise UserError(f"data.pretraining.context: found {text.context}, {expected}")
 
 
 def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
@@ -147,13 +147,12 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
     size = tokenizer.vocab_size
     if size > config.vocab_size:
         raise UserError(
-            f"model.init_args.config.vocab_size: found {config.vocab_size}, "
-            f"expected at least the tokenizer's {size} tokens"
+            f"model.config.vocab_size: found {config.vocab_size}, expected at least the tokenizer's {size} tokens"
         )
     theirs = None if folder is None else tokenizer_of(folder)
     if theirs is not None and not tokenizer.reads_like(theirs):
         name = module.trainer.datamodule.tokenizer_name  # type: ignore[attr-defined]
-        raise UserError(f"data.init_args.tokenizer: found {name}, expected the tokenizer of the model, {folder}")
+        raise UserError(f"data.tokenizer: found {name}, expected the tokenizer of the model, {folder}")
 
 
 def tokenizer_of(name: str) -> Tokenizer | None:
@@ -222,7 +221,7 @@ def refuse_random_head(module: L.LightningModule) -> None:
     def refuse() -> None:
         # Lightning tells which checkpoint it reads only after the model has been made.
         if module.trainer.state.fn != "fit" and module.trainer.ckpt_path is None and not module.global_step:
-            raise UserError(f"model.init_args.init_from: found {found}, {expected}")
+            raise UserError(f"model.init_from: found {found}, {expected}")
 
     for hook in ("on_validation_start", "on_test_start", "on_predict_start"):
         setattr(module, hook, refuse)

@@ -122,8 +122,8 @@ class DPOModule(L.LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         expect(isinstance(data, RewardDataModule), "data.class_path", type(data).__name__, "RewardDataModule")
         reason = "DPO has no zero point that they would set"
-        expect_idle("data.init_args.demonstrations", data.demonstration_source, [None], reason)
-        expect_idle("data.init_args.max_demonstrations", data.max_demonstrations, [512], reason)
+        expect_idle("data.demonstrations", data.demonstration_source, [None], reason)
+        expect_idle("data.max_demonstrations", data.max_demonstrations, [512], reason)
         for part in parts:
             for tokens in (tokens for tokens, prompt_length in self._comparisons(part).answers if not prompt_length):
                 found = f"one without tokens, before {data.tokenizer.decode(tokens.tolist())!r:.60}"

@@ -135,7 +135,7 @@ class FinetuningModule(L.LightningModule):
         artefacts.refuse_random_head(self)
         if min(special_ids) > source.config.vocab_size:
             raise UserError(
-                f"model.init_args: found a model of {source.config.vocab_size} tokens, "
+                f"model: found a model of {source.config.vocab_size} tokens, "
                 f"expected at least the tokenizer's {min(special_ids)}"
             )
         return LabellingModel.from_gpt(

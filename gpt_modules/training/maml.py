@@ -122,7 +122,7 @@ class MAMLModule(L.LightningModule):
 
     def _open(self) -> nn.Module:
         if self.data.objective == "regression":
-            raise UserError("model.init_args.network: not given, expected one: the data are numbers, not text")
+            raise UserError("model.network: not given, expected one: the data are numbers, not text")
         source = artefacts.open_source(self.config, self.hparams["init_from"])
         if self.data.objective == "language":
             if not isinstance(source, GPT):

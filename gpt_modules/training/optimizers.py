@@ -226,7 +226,7 @@ def _tell_of_rest(optimizer: Optimizer) -> None:
     """A rate of 0 is a control; who did not mean one learns of it before the first step."""
     still = sorted({str(group.get("name", "the model")) for group in optimizer.param_groups if not group["lr"]})
     if still and getattr(rank_zero_only, "rank", 0) == 0:
-        log.warning("optimizer.lr: 0 for %s, which stays as it is: a control, in which it learns nothing", still)
+        log.warning("model.optimizer.lr: 0 for %s, which stays as it is: a control, in which it learns nothing", still)
 
 
 def _muon(matrices: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Muon:

@@ -188,7 +188,7 @@ class PPOModule(L.LightningModule):
             return
         if self.hparams["ref_reward_offload"]:
             why = "frozen models are in shards, of which each device has its part"
-            refuse_sharding(self, why, "model.init_args.ref_reward_offload")
+            refuse_sharding(self, why, "model.ref_reward_offload")
         sharded = self.device_mesh is not None
         self.learners = Learners(self.recipe)
         self.policy, self.critic = self.learners.policy, self.learners.critic

@@ -145,7 +145,7 @@ class PretrainingModule(L.LightningModule):
     def _clock(self) -> TokenClock:
         trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
         if self.batch_config is not None and trainer.accumulate_grad_batches != 1:
-            found = f"found {trainer.accumulate_grad_batches} beside model.init_args.batch"
+            found = f"found {trainer.accumulate_grad_batches} beside model.batch"
             raise UserError(f"trainer.accumulate_grad_batches: {found}, expected one of them")
         micro_batch = data.batch_size * data.context * trainer.world_size
         if self.batch_config is not None and micro_batch > (smallest := self.batch_config.at(0)):

@@ -76,7 +76,7 @@ def test_a_group_is_whole(episodes, answers, line):
 
 
 def test_episodes_that_the_processes_cannot_share_are_refused(data):
-    line = r"^data\.init_args\.episodes: found 16, expected a multiple of 3 processes$"
+    line = r"^data\.episodes: found 16, expected a multiple of 3 processes$"
     with pytest.raises(UserError, match=line):
         data.prompts(0, 0, 3)
     shared = PPODataModule(episodes=16)

@@ -259,11 +259,11 @@ def test_trained_on_the_votes_that_are_chosen_and_measured_on_all(votes):
 @pytest.mark.parametrize(
     ("chosen", "line"),
     [
-        ({"labelers": ["ann", "eve"]}, "data.init_args.labelers: found 'eve', expected 'ann', 'ben'"),
-        ({"rounds": [3]}, "data.init_args.rounds: found 3, expected 1, 2"),
+        ({"labelers": ["ann", "eve"]}, "data.labelers: found 'eve', expected 'ann', 'ben'"),
+        ({"rounds": [3]}, "data.rounds: found 3, expected 1, 2"),
         (
             {"labelers": ["ben"], "rounds": [1]},
-            "data.init_args.labelers: found no vote of 'ben' in the rounds 1, expected some that have voted there",
+            "data.labelers: found no vote of 'ben' in the rounds 1, expected some that have voted there",
         ),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_choice_that_nobody_meets_is_refused(votes, chosen, line):
 
 def test_rows_that_name_nobody_have_nothing_to_choose_from(tmp_path):
     source = write(tmp_path / "a.jsonl", [vote(i, None, 0) for i in range(30)])
-    with pytest.raises(UserError, match=r"^data\.init_args\.rounds: found 1, expected rows that say their round$"):
+    with pytest.raises(UserError, match=r"^data\.rounds: found 1, expected rows that say their round$"):
         opened(source, rounds=[1])
     rows = [vote(i, f"labeler {i:02}", 1) for i in range(30)]
     with pytest.raises(UserError, match=r"expected 'labeler \d+', .* and \d+ more$") as refused:

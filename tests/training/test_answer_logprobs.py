@@ -142,7 +142,7 @@ def test_a_reference_that_another_took_the_place_of_is_refused(read, fit, micro,
     module.trainer.save_checkpoint(tmp_path / "x.ckpt")
     save_pretrained(folder, shaken(model, 5), tokenizer_json=micro.tokenizer.to_json())
     again = DPOModule(str(micro.gpt), reference_from=str(folder), optimizer=STILL)
-    with pytest.raises(UserError, match=r"^model\.init_args\.reference_from or init_from: found another model"):
+    with pytest.raises(UserError, match=r"^model\.reference_from or init_from: found another model"):
         fit(again, data, max_steps=3, ckpt_path=tmp_path / "x.ckpt")
 
 
@@ -151,7 +151,7 @@ def test_a_reference_that_another_took_the_place_of_is_refused(read, fit, micro,
     [
         (
             {"n_positions": 8},
-            r"^data\.init_args\.context: found 32 and in train .* at most n_positions = 8 of the refer",
+            r"^data\.context: found 32 and in train .* at most n_positions = 8 of the refer",
         ),
         ({"vocab_size": 20}, r"^.*/reference: found a vocabulary of 20, expected at least the tokenizer's \d+$"),
     ],

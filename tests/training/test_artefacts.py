@@ -54,7 +54,7 @@ def test_a_row_that_the_model_cannot_read_is_named_before_the_first_step(procedu
         "reward": r"128 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
         "dpo": r"128 and in .* a row of \d+ tokens \('.*'\.\.\.\)",
     }.get(word, "32")
-    line = rf"data\.init_args\.context: found {found}, expected at most the model's n_positions = 8"
+    line = rf"data\.context: found {found}, expected at most the model's n_positions = 8"
     assert re.fullmatch(line, str(caught.value))
 
 
@@ -87,7 +87,7 @@ def test_another_tokenizer_of_equal_size_is_refused(procedure, stage, micro, tmp
     with pytest.raises(UserError) as caught:
         stage("fit", module, data)
     expected = f"expected the tokenizer of the model, {micro.gpt}"
-    assert str(caught.value) == f"data.init_args.tokenizer: found {data.tokenizer_name}, {expected}"
+    assert str(caught.value) == f"data.tokenizer: found {data.tokenizer_name}, {expected}"
 
 
 def test_a_tokenizer_of_more_tokens_is_refused(procedure, stage, micro):
@@ -117,7 +117,7 @@ def test_a_head_that_nobody_has_learnt_is_refused(procedure, stage, micro, word,
         stage(name, *procedure(word))
     found = f"found {micro.gpt}, which has no head for this task"
     expected = f"expected a folder that this procedure exported, or --ckpt_path: {name} learns nothing"
-    assert str(caught.value) == f"model.init_args.init_from: {found}, {expected}"
+    assert str(caught.value) == f"model.init_from: {found}, {expected}"
 
 
 def test_a_classifier_of_tasks_needs_its_head_too(micro, stage):
@@ -186,7 +186,7 @@ def test_a_checkpoint_of_other_classes_is_refused(procedure, praise_first):
 
 def test_a_model_beyond_memory_is_told_before_it_is_made(micro, monkeypatch):
     config = micro.config(vocab_size=2**31 - 1, n_embd=4096, n_head=4)
-    found = rf"^model\.init_args\.config: found a model of {config.n_params():,} parameters, 35,\S+ GB, expected "
+    found = rf"^model\.config: found a model of {config.n_params():,} parameters, 35,\S+ GB, expected "
     with pytest.raises(UserError, match=found + r"less than this machine's \S+ GB$"):
         artefacts.open_gpt(config, None)
 

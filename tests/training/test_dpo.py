@@ -221,7 +221,7 @@ def test_a_weight_is_not_negative(alpha):
     [({"demonstrations": "again"}, "demonstrations"), ({"max_demonstrations": 7}, "max_demonstrations")],
 )
 def test_a_zero_point_that_nothing_follows_is_refused(fit, micro, tmp_path, settings, name):
-    with pytest.raises(UserError, match=rf"^data\.init_args\.{name}: found .*, expected it left at .*no zero point"):
+    with pytest.raises(UserError, match=rf"^data\.{name}: found .*, expected it left at .*no zero point"):
         fit(DPOModule(str(micro.gpt)), comparisons(micro, tmp_path, **settings))
 
 

@@ -218,11 +218,11 @@ def test_a_rate_of_zero_is_told(caplog, config, named, told):
     block = nn.Linear(2, 2)
     groups = parameter_groups([block], config.weight_decay, **({"name": named} if named else {}))
     configure(build(groups, config, hidden=[block]), ScheduleConfig(), 10)
-    lines = [line for line in caplog.messages if line.startswith("optimizer.lr: 0 for ")]
+    lines = [line for line in caplog.messages if line.startswith("model.optimizer.lr: 0 for ")]
     assert lines == (
         []
         if told is None
-        else [f"optimizer.lr: 0 for {told}, which stays as it is: a control, in which it learns nothing"]
+        else [f"model.optimizer.lr: 0 for {told}, which stays as it is: a control, in which it learns nothing"]
     )
 
 

@@ -263,7 +263,7 @@ def test_the_rate_that_is_left_out_is_instructgpts():
 def test_rows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data, tmp_path):
     rows = [{"prompt": f"{number} film" + " a" * 40, "chosen": " so.", "rejected": " no."} for number in range(9)]
     data.train_source, data.context = str(write_rows(tmp_path / "long.jsonl", rows)), 64
-    with pytest.raises(UserError, match=r"^data\.init_args\.context: found 64.* n_positions = 32$"):
+    with pytest.raises(UserError, match=r"^data\.context: found 64.* n_positions = 32$"):
         fit(RewardModule(str(micro.gpt)), data)
 
 

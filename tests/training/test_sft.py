@@ -149,7 +149,7 @@ def test_what_it_cannot_follow_is_refused_by_its_name(given, message):
 
 
 def test_rows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data):
-    with pytest.raises(UserError, match=r"^data\.init_args\.context: found 33, .* n_positions = 32$"):
+    with pytest.raises(UserError, match=r"^data\.context: found 33, .* n_positions = 32$"):
         fit(SFTModule(str(micro.gpt)), data(context=33))
 
 
@@ -318,7 +318,7 @@ def test_a_mixed_run_that_was_cut_off_is_the_one_that_was_not(fit, micro, data, 
 
 def test_windows_longer_than_the_model_are_refused_before_the_first_step(fit, micro, data):
     source = data(pretraining=PretrainingText(train=str(micro.pretraining), context=33))
-    line = r"^data\.init_args\.pretraining\.context: found 33, expected at most the model's n_positions = 32$"
+    line = r"^data\.pretraining\.context: found 33, expected at most the model's n_positions = 32$"
     with pytest.raises(UserError, match=line):
         fit(SFTModule(str(micro.gpt)), source)
 

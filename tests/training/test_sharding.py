@@ -184,7 +184,7 @@ def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
         (
             "ppo",
             {"ref_reward_offload": True},
-            " beside model.init_args.ref_reward_offload, expected auto or ddp: frozen",
+            " beside model.ref_reward_offload, expected auto or ddp: frozen",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.commands.parsing.keys import class_keys, in_words, parser_keys, type_of
 from gpt_modules.commands.parsing.vocabulary import DATA_MODULES, MODULES, named_classes
 from gpt_modules.errors import UserError
-from gpt_modules.storage.yaml_files import Place, dotted
+from gpt_modules.storage.yaml_files import Place
 
 SHOWN, LONGEST = 60, 380
 _STEP = re.compile(
@@ -184,7 +184,8 @@ class _Reading:
         return next((place for place in (*exact, *places) if _names(self.recipe.at(place), name)), self.place)
 
     def _no_class(self, name: str) -> str:
-        ours = {"model": MODULES, "data": DATA_MODULES}.get(dotted(self.place))
+        sections: dict[Place, tuple[type, ...]] = {("model",): MODULES, ("data",): DATA_MODULES}
+        ours = sections.get(self.place)
         where = self._where(self._naming(name))
         if ours is not None:
             names = [kind.__name__ for kind in ours]
@@ -210,7 +211,7 @@ class _Reading:
 def _interpolation(text: str, place: Place, recipe: Composition, parser: ArgumentParser | None) -> str:
     value = recipe.at(place)
     wanted = re.search(r"\$\{\s*\.*([^}]*)\}", str(value))
-    known = [dotted(key) for key in recipe.sources if key != place]
+    known = [".".join(map(str, key)) for key in recipe.sources if key != place]  # which is written out there
     near = nearest(wanted[1].strip(), known) if wanted else ""
     found = shown(value) if value is not None else text
     return f"{recipe.where(place)}: found {found}, expected the name of a key that has a value{near}"

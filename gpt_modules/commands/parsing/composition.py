@@ -61,12 +61,14 @@ class Composition:
     help: list[str] | None = None
 
     def where(self, place: Place) -> str:
-        """The beginning of a complaint about a place: where it was said, and its key."""
-        if (source := self._source(place)) is not None:
-            exact = source.startswith("--") and place in self.sources
-            return source if exact else f"{source}: {dotted(place)}"
-        below = [source for inner, source in self.sources.items() if inner[: len(place)] == place]
-        return f"{below[0]}: {dotted(place)}" if below and place else dotted(place)
+        """The beginning of a complaint about a place: where it was said, and its key; of the command line, as it may be
+        said there, which is not always how it was.
+        """
+        below = (source for inner, source in self.sources.items() if place and inner[: len(place)] == place)
+        source, key = self._source(place) or next(below, None), dotted(place)
+        if source is None:
+            return key
+        return f"--{key}" if source.startswith("--") else f"{source}: {key}"
 
     def overrules(self, place: Place, other: Place) -> bool:
         """Whether a place was said after the other one: on the command line, or in a later file."""
@@ -97,13 +99,15 @@ class Composition:
         return node
 
     def assign(self, assignment: Assignment) -> Place:
-        """Lay one value over what stands there. Returns its place.
+        """Lay one value over what stands there. Returns its place, of a class alone that of its name.
 
         Raises:
             UserError: when the key leads into a value that has no keys.
         """
         place: list[str | int] = []
         self.values = self._put(self.values, assignment.parts, assignment, place)
+        if tuple(place) in _CLASSES and isinstance(assignment.value, str):
+            place.append("class_path")
         for inner in [inner for inner in self.sources if inner[: len(place)] == tuple(place)]:
             del self.sources[inner]
         self.sources |= {(*place, *inner): source for inner, source in assignment.sources.items()}
@@ -182,8 +186,6 @@ def _add_once(said: dict[Place, Assignment], place: Place, assignment: Assignmen
     Raises:
         UserError: the file said something of it, or of what is above or below, that is lost.
     """
-    if place in _CLASSES and isinstance(assignment.value, str):
-        place = (*place, "class_path")
     for other, earlier in said.items():
         shorter = min((other, earlier), (place, assignment), key=lambda one: len(one[0]))
         same = other[: len(shorter[0])] == place[: len(shorter[0])]
@@ -279,6 +281,7 @@ def _option_assignments(option: Option) -> Iterator[Assignment]:
             raise UserError(f"{source}: found {resolver}, expected ${{key}} only: resolvers are not allowed")
     parts = key.split(".")
     _check_key(parts, source[:_SHOWN], key)
+    source = f"--{dotted(tuple(parts))}"
     if key.endswith("+"):
         for text in option.values:
             yield from (Assignment(parts, item, {(): source}) for item in _items(text, source))

@@ -11,24 +11,26 @@ from typing import Any, get_args, get_type_hints
 
 from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.commands.parsing.keys import in_words
+from gpt_modules.commands.parsing.vocabulary import named_classes
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import Place
 
-_KEY = re.compile(r"([a-z_]\w*(?:\.\w+|\[\d+\])*)(?=: found )")
-_STEP = re.compile(r"\w+")
+_KEY = re.compile(r"(?:(?:trainer\.callbacks: )?(?P<owner>[A-Z]\w*): )?(?P<key>[a-z_]\w*(?:\.\w+)*)(?=: )")
 
 
 def located(error: UserError, recipe: Composition) -> UserError:
-    """The error with the place in the recipe before its key; as it is, where the place cannot be told."""
+    """The error with its key as the command line takes it, and where the recipe says it before it; as it is, where it
+    begins with no key of the recipe, or several have that name.
+    """
     found = _KEY.match(str(error))
     if found is None:
         return error
-    steps: Place = tuple(int(step) if step.isdecimal() else step for step in _STEP.findall(found[1]))
-    said = [place for place in _candidates(error, steps, recipe) if _is_said(place, recipe)]
-    rest = str(error)[found.end() :]
+    steps: Place = tuple(int(step) if step.isdecimal() else step for step in found["key"].split("."))
+    places, rest = _places(error, found["owner"], steps, recipe), str(error)[found.end() :]
+    said = [place for place in places if _is_said(place, recipe)] or places
     named = [place for place in said if rest.startswith(f": found {recipe.at(place)!r}")]
-    places = named or said
-    return UserError(f"{recipe.where(places[0])}{rest}") if len(places) == 1 or named else error
+    fitting = named[:1] or said
+    return UserError(f"{recipe.where(fitting[0])}{rest}") if len(fitting) == 1 else error
 
 
 def check_nulls(config: Mapping[str, Any], recipe: Composition) -> None:
@@ -76,27 +78,32 @@ def _takes_null(kind: Any, default: Any) -> bool:
     return default is None or kind is Any or kind is NoneType or NoneType in get_args(kind)
 
 
-def _candidates(error: UserError, steps: Place, recipe: Composition) -> list[Place]:
-    """The key in what was being built, the innermost first, and the key as it stands."""
-    owners = [
-        type(frame.f_locals["self"])
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
-    ]
-    for owner in reversed(owners):
-        inside = [(*place, *steps) for place in _built(recipe.values, owner.__name__, ())]
-        if inside:
+def _places(error: UserError, owner: str | None, steps: Place, recipe: Composition) -> list[Place]:
+    """Where a key may stand: by its section, or else in the class that was at work, the innermost that has it."""
+    if steps[0] in recipe.values:
+        section = steps[0] in ("model", "data") and len(steps) > 1 and steps[1] != "class_path"
+        return [(steps[0], "init_args", *steps[1:]) if section else steps]
+    built = [(kind, (*place, *steps)) for kind, place in _built(recipe.values, ()) if _has(kind, steps[0])]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    at_work = [owner] if owner else [type(frame.f_locals.get("self")).__name__ for frame in reversed(frames)]
+    for name in at_work:
+        if inside := [place for kind, place in built if kind == name]:
             return inside
-    return [steps, *((name, "init_args", *steps) for name in ("model", "data"))]  # a group of settings is built before
+    return [] if owner else [place for _, place in built]  # a group of settings is built before what it is of
 
 
-def _built(value: Any, name: str, place: Place) -> Iterator[Place]:
-    """Where a class is named, as the place of its arguments."""
-    if isinstance(value, dict) and str(value.get("class_path")).rpartition(".")[2] == name:
-        yield (*place, "init_args")
+def _built(value: Any, place: Place) -> Iterator[tuple[str, Place]]:
+    """The classes that are named, and the places of their arguments."""
+    if isinstance(value, dict) and isinstance(value.get("class_path"), str):
+        yield value["class_path"].rpartition(".")[2], (*place, "init_args")
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in pairs:
-        yield from _built(item, name, (*place, key))
+        yield from _built(item, (*place, key))
+
+
+def _has(kind: str, key: str | int) -> bool:
+    known = named_classes().get(kind)
+    return known is not None and key in inspect.signature(known).parameters
 
 
 def _is_said(place: Place, recipe: Composition) -> bool:

@@ -84,7 +84,7 @@ class FitPlan(Plan):
         arguments = self.recipe.get("model", {}).get("init_args") or {}
         for key, kind in KINDS_OF_PPO.items() if KINDS_OF_PPO.keys() <= arguments.keys() else ():
             if isinstance(folder := arguments[key], str):
-                check_kind(f"model.init_args.{key}", folder, kind)
+                check_kind(f"model.{key}", folder, kind)
 
     def _check_samples(self) -> None:
         config = (self.recipe.get("model", {}).get("init_args") or {}).get("config")

@@ -22,6 +22,7 @@ from gpt_modules.storage.documents import read_document
 from gpt_modules.storage.durable import replace_durably, room_for
 from gpt_modules.storage.json_files import shown
 from gpt_modules.storage.paths import path_of
+from gpt_modules.storage.yaml_files import dotted
 
 ORIGIN_FILE = "stage.json"
 NOT_COUNTED = (
@@ -87,8 +88,9 @@ def changes(before: Origin, now: Origin, without: Iterable[str] = ()) -> list[st
         then, here = (origin.made_from.get(key) for origin in (before, now))
         if then != here:
             content = _CONTENT in str(then) and _CONTENT in str(here)
-            changed = f"the content of {key} changed"
-            found.append(changed if content else f"{key} was {_short(then)}, is now {_short(here)}")
+            name = dotted(tuple(key.split(".")))
+            changed = f"the content of {name} changed"
+            found.append(changed if content else f"{name} was {_short(then)}, is now {_short(here)}")
     return found
 
 

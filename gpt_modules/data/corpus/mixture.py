@@ -51,9 +51,9 @@ def check_mixture(sources: Sequence[MixedSource]) -> None:
     labels = [source.label for source in sources]
     for number, source in enumerate(sources):
         if not 0 < source.weight < float("inf"):
-            raise UserError(f"mixture[{number}].weight: found {source.weight}, expected a number above 0")
+            raise UserError(f"mixture.{number}.weight: found {source.weight}, expected a number above 0")
         if source.label in labels[:number]:
-            raise UserError(f"mixture[{number}].name: found {source.label!r} a second time, expected different names")
+            raise UserError(f"mixture.{number}.name: found {source.label!r} a second time, expected different names")
 
 
 class MixtureWindows(Examples[TokenBatch]):

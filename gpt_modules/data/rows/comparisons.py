@@ -36,7 +36,7 @@ def chosen_votes(rows: Sequence[Row], labelers: Sequence[str] | None, rounds: Se
         for value in wanted or ():
             if value not in known:
                 expected = _listed(sorted(known)) if known else f"rows that say their {column}"
-                raise UserError(f"data.init_args.{column}s: found {value!r:.60}, expected {expected}")
+                raise UserError(f"data.{column}s: found {value!r:.60}, expected {expected}")
     kept = [
         row
         for row in rows
@@ -44,7 +44,7 @@ def chosen_votes(rows: Sequence[Row], labelers: Sequence[str] | None, rounds: Se
     ]
     if not kept:
         found = f"no vote of {_listed(labelers or ())} in the rounds {_listed(rounds or ())}"
-        raise UserError(f"data.init_args.labelers: found {found}, expected some that have voted there")
+        raise UserError(f"data.labelers: found {found}, expected some that have voted there")
     return kept
 
 

@@ -83,7 +83,7 @@ def _advice(trainer: L.Trainer) -> str:
     clip = "" if trainer.gradient_clip_val else " or set trainer.gradient_clip_val"
     saved = checkpoints(Path(trainer.default_root_dir) / "checkpoints")
     then = "go on with --ckpt_path last" if saved else "begin anew"
-    return f"nothing of it reached the weights. Lower model.init_args.optimizer.lr{clip}, then {then}"
+    return f"nothing of it reached the weights. Lower model.optimizer.lr{clip}, then {then}"
 
 
 def _scaled(trainer: L.Trainer) -> bool:

@@ -47,7 +47,7 @@ class Average:
         precision = str(module.trainer.precision)
         if precision in ("bf16-true", "16-true"):
             instead = f"another precision than {precision}, or auto or ddp"
-            refuse_sharding(module, "the average is kept in float32", "model.init_args.ema", instead)
+            refuse_sharding(module, "the average is kept in float32", "model.ema", instead)
         shard(self._model, module)
 
     def model(self, like: GPT) -> GPT:
@@ -66,7 +66,7 @@ class Average:
             UserError: there is none, or it is of another model, or not finite; with the name.
         """
         if state is None:
-            raise UserError("model.init_args.ema: found ema in the recipe, expected none, as the checkpoint has none")
+            raise UserError("model.ema: found ema in the recipe, expected none, as the checkpoint has none")
         own = self._model.state_dict()
         expect(state.keys() == own.keys(), "ppo: average", f"{len(state)} tensors", f"the policy's {len(own)}")
         for name, value in state.items():

@@ -77,7 +77,7 @@ class EstimatorConfig:
         """
         if not self.has_critic and answers < 2:
             raise UserError(
-                f"data.init_args.answers: found {answers}, expected at least 2 with model.init_args.estimator.name: "
+                f"data.answers: found {answers}, expected at least 2 with model.estimator.name: "
                 f"{self.name}, by which an answer is measured by the others to its prompt"
             )
 

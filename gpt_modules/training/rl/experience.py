@@ -97,7 +97,7 @@ class ExperienceLoader:
         least = parts.minibatches * parts.accumulate * world
         if episodes < least:
             raise UserError(
-                f"data.init_args.episodes: found {episodes}, expected at least minibatches x accumulate_grad_batches x "
+                f"data.episodes: found {episodes}, expected at least minibatches x accumulate_grad_batches x "
                 f"processes = {least}"
             )
         self.owner, self.seed, self.rank, self.world = owner, seed, rank, world
@@ -204,7 +204,7 @@ def expect_whole_iterations(trainer: L.Trainer) -> None:
     for key in (key for key, cut in cuts.items() if cut):
         raise UserError(
             f"trainer.{key}: found {getattr(trainer, key)}, expected it left alone with PPO, whose epoch is one "
-            "iteration over its own answers; data.init_args.episodes and trainer.max_epochs make a run shorter"
+            "iteration over its own answers; data.episodes and trainer.max_epochs make a run shorter"
         )
 
 

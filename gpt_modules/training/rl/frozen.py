@@ -122,7 +122,7 @@ class Frozen:
 
 
 def offload_all(models: Sequence[nn.Module], device: torch.device) -> None:
-    """Let them lie in the host's memory, as `model.init_args.ref_reward_offload` says.
+    """Let them lie in the host's memory, as `model.ref_reward_offload` says.
 
     Raises:
         UserError: there is none.
@@ -130,7 +130,9 @@ def offload_all(models: Sequence[nn.Module], device: torch.device) -> None:
     reason = "the reference lies under the policy's updates, and no reward model is a copy of its own"
     expect_idle("ref_reward_offload", True, [bool(models)], reason)
     if device.type == "cpu":
-        log.warning("ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved")
+        log.warning(
+            "model.ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved"
+        )
         return
     for model in models:
         offload(model, device)

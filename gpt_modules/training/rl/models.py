@@ -102,10 +102,10 @@ def check_fit(
         after = end if isinstance(model, RewardModel) else 0
         if longest + max_new_tokens + after > config.n_positions:
             raise UserError(
-                f"model.init_args.max_new_tokens: found {max_new_tokens} after prompts of up to {longest} tokens"
+                f"model.max_new_tokens: found {max_new_tokens} after prompts of up to {longest} tokens"
                 f"{' and before the end-of-text token' if after else ''}, "
                 f"expected at most n_positions = {config.n_positions} of {name} together; "
-                "data.init_args.max_prompt_tokens leaves out longer prompts"
+                "data.max_prompt_tokens leaves out longer prompts"
             )
         if config.vocab_size < policy.vocab_size:
             raise UserError(

@@ -70,7 +70,7 @@ def ptx_steps(text: TextBeside | None, config: PtxConfig, episodes: int, rank: i
     if not config.coef:
         return None
     if text is None:
-        raise UserError(f"model.init_args.ptx.coef: found {config.coef}, expected 0 or data with `pretraining` text")
+        raise UserError(f"model.ptx.coef: found {config.coef}, expected 0 or data with `pretraining` text")
     return PtxSteps(text, config.windows * episodes, rank, world)
 
 

@@ -129,5 +129,5 @@ def expect_spread(moments: Moments) -> Moments:
     UserError: the reference's answers all score alike: no gain gives them variance 1.
     """
     found = f"{moments.seen} answers of the reference that all score {moments.mean:g}"
-    expect(moments.squares > 0, "model.init_args.scores.normalise", found, "scores that differ, or null here")
+    expect(moments.squares > 0, "model.scores.normalise", found, "scores that differ, or null here")
     return moments

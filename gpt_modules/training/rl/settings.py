@@ -259,7 +259,7 @@ class SamplingConfig:
 
 
 def _token(stop: str | int, tokenizer: Tokenizer) -> int:
-    field, of = "model.init_args.sampling.stop", "of the policy's tokenizer"
+    field, of = "model.sampling.stop", "of the policy's tokenizer"
     if isinstance(stop, int) and not isinstance(stop, bool):
         expect(0 <= stop < tokenizer.vocab_size, field, stop, f"a token {of}, 0 to {tokenizer.vocab_size - 1}")
         return stop

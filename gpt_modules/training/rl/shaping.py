@@ -150,7 +150,7 @@ def _expect_squares(rewards: Float[Tensor, "B R"], scored: Scored, kl_coef: floa
     }
     name = max(found, key=lambda one: found[one])
     expected = "of an answer, expected numbers whose squares float32 can sum"
-    raise UserError(f"model.init_args.{name}: found {found[name]:.3g} {expected}")
+    raise UserError(f"model.{name}: found {found[name]:.3g} {expected}")
 
 
 def expect_enough(whiten_over: str, episodes: int) -> None:
@@ -159,7 +159,7 @@ def expect_enough(whiten_over: str, episodes: int) -> None:
     """
     fits = whiten_over == "rollout" or episodes >= FEWEST
     expected = f"minibatches of at least {FEWEST} episodes for it, not of {episodes}"
-    expect(fits, "model.init_args.whiten_over", whiten_over, expected)
+    expect(fits, "model.whiten_over", whiten_over, expected)
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ def expect_same_models(weights: Iterable[str], has_critic: bool) -> None:
     if had != has_critic:
         then, now = ("a critic" if one else "no critic" for one in (had, has_critic))
         raise UserError(
-            f"--ckpt_path: found {then} in it, expected {now} for model.init_args.estimator.name; begin a new run "
+            f"--ckpt_path: found {then} in it, expected {now} for model.estimator.name; begin a new run "
             "whose init_from is what this one exported"
         )
 

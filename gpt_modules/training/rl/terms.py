@@ -129,7 +129,7 @@ class ModelScores:
     def _expect_room(self, count: int, what: str) -> None:
         if count > (room := self.model.config.n_positions):
             raise UserError(f"rewards: {self.folder}: found {count} of its tokens {what}, expected at most its context "
-                            f"of {room}; data.init_args.max_prompt_tokens leaves out longer prompts")  # fmt: skip
+                            f"of {room}; data.max_prompt_tokens leaves out longer prompts")  # fmt: skip
 
 
 class FunctionScores:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from gpt_modules.errors import UserError
+from gpt_modules.storage.yaml_files import dotted
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +25,9 @@ def check_unchanged(found: Mapping[str, str | None], recorded: Mapping[str, str 
         if name.startswith(FUNCTION):
             _compare_source(name, digest, before, name in recorded)
         elif digest != before:
+            said = dotted(tuple(name.split(".")))
             raise UserError(
-                f"{name}: found another model (SHA-256 {str(digest)[:12]}…) than this run began with, expected "
+                f"{said}: found another model (SHA-256 {str(digest)[:12]}…) than this run began with, expected "
                 f"{str(before)[:12]}…: put it back, or begin a new run"
             )
 

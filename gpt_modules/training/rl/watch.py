@@ -48,7 +48,7 @@ class RolloutWatch:
         self._told_alike = True
         log.warning(
             "objective/groups_without_spread: the answers to each prompt of a rollout all score alike: it teaches "
-            "nothing; expected prompts whose answers differ in it, or more data.init_args.answers"
+            "nothing; expected prompts whose answers differ in it, or more data.answers"
         )
 
     def _warn_of_sampler(self, kl: float, error: float) -> None:

@@ -72,9 +72,9 @@ WATCHER = f"--trainer.callbacks+={__name__}.Watcher"
          "--model.rate.shape: found 'round', expected one of linear, cosine"),
         ([NAMED, "--model.steps", "1", "--model.nmae", "x"], "--model.nmae: no such key; near it: name"),
         ([WATCHER, "--trainer.callbacks.patience", "q", "--trainer.callbacks.monitor", "v"],
-         "--trainer.callbacks.patience: found 'q', expected a whole number"),
+         "--trainer.callbacks.0.patience: found 'q', expected a whole number"),
         ([WATCHER, "--trainer.callbacks.patience", "1"],
-         "--trainer.callbacks+: trainer.callbacks[0].init_args.monitor: missing, expected text"),
+         "--trainer.callbacks.0.monitor: missing, expected text"),
     ],
 )  # fmt: skip
 def test_where_key_found_expected(parser, words, line):
@@ -84,7 +84,7 @@ def test_where_key_found_expected(parser, words, line):
 def test_a_file_is_named_with_its_line(parser, tmp_path):
     (tmp_path / "r.yaml").write_text(f"model:\n  class_path: {__name__}.Learner\n  init_args:\n    steps: [1]\n")
     line = told(parser, "-c", str(tmp_path / "r.yaml"))
-    assert line == f"{tmp_path}/r.yaml:4: model.init_args.steps: found [1], expected a whole number"
+    assert line == f"{tmp_path}/r.yaml:4: model.steps: found [1], expected a whole number"
 
 
 def test_long_values_and_long_lines_are_cut(parser):

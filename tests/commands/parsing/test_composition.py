@@ -81,11 +81,34 @@ def test_where_a_value_was_said(files):
     recipe = compose(["-c", "a.yaml", "-c", "b.yaml", "--model.optimizer.lr", "1"])
     where = recipe.where
     assert where(("trainer", "max_steps")) == "b.yaml:2: trainer.max_steps"
-    assert where(("trainer", "callbacks", 0, "init_args", "x")) == "a.yaml:3: trainer.callbacks[0].init_args.x"
-    assert where(("trainer", "callbacks", 1)) == "b.yaml:3: trainer.callbacks[1]"
+    assert where(("trainer", "callbacks", 0, "init_args", "x")) == "a.yaml:3: trainer.callbacks.0.x"
+    assert where(("trainer", "callbacks", 1)) == "b.yaml:3: trainer.callbacks.1"
     assert where(("model", "init_args", "optimizer", "lr")) == "--model.optimizer.lr"
-    assert where(("model", "init_args", "optimizer", "muon_lr")) == "a.yaml:7: model.init_args.optimizer.muon_lr"
+    assert where(("model", "init_args", "optimizer", "muon_lr")) == "a.yaml:7: model.optimizer.muon_lr"
     assert where(("nowhere",)) == "nowhere"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.optimizer.lr", "1"],
+        ["--model.init_args.optimizer.lr", "1"],
+        ["--model.optimizer", "{lr: 1}"],
+        ["--model.init_args", "{optimizer: {lr: 1}}"],
+    ],
+)
+def test_a_key_has_one_name_however_it_was_said(files, words):
+    """Which is the name by which it can be said again."""
+    place = ("model", "init_args", "optimizer", "lr")
+    name = compose(["-c", "a.yaml", *words]).where(place)
+    assert name == "--model.optimizer.lr"
+    assert compose(["-c", "a.yaml", name, "2"]).at(place) == "2"
+
+
+def test_a_key_of_an_item_can_be_said_by_the_name_that_a_message_gives_it(files):
+    place = ("trainer", "callbacks", 0, "init_args", "x")
+    name = compose(["--trainer.callbacks+", "A", "--trainer.callbacks.x", "1"]).where(place)
+    assert compose(["-c", "a.yaml", name, "5"]).at(place) == "5"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +128,7 @@ def test_where_a_value_was_said(files):
         (["--trainer.callbacks+=null"],
          "--trainer.callbacks+: found nothing to add, expected an item of the list callbacks"),
         (["--x", "{'': 3}"], "--x: found an empty key, expected a name"),
-        (["--x+", "{a: [{'': 3}]}"], "--x+: a[0]: found an empty key, expected a name"),
+        (["--x+", "{a: [{'': 3}]}"], "--x+: a.0: found an empty key, expected a name"),
         (["--x", "{a: 1, a: 2}"], "--x:1: key 'a' stands twice, on lines 1 and 1"),
     ],
 )  # fmt: skip
@@ -123,7 +146,7 @@ def test_words_that_make_no_sense(files, words, line):
         ('x: 1\n"": 3\n', "c.yaml:2: found an empty key, expected a name"),
         ('trainer: {"": 3}\n', "c.yaml:1: trainer: found an empty key, expected a name"),
         ('trainer:\n  x: 1\n  "": {}\n', "c.yaml:3: trainer: found an empty key, expected a name"),
-        ('x:\n- y: [{"": 3}]\n', "c.yaml:2: x[0].y[0]: found an empty key, expected a name"),
+        ('x:\n- y: [{"": 3}]\n', "c.yaml:2: x.0.y.0: found an empty key, expected a name"),
         ('x:\n  .y: 3\n', "c.yaml:2: found key 'x..y', expected names with a dot between them"),
         ('"model ": {}\n', "c.yaml:1: found key 'model ', expected names with a dot between them"),
         (f"? {'k' * 900}\n: 1\n", f"c.yaml:1: found key '{'k' * 100}'... (900 characters), expected names with a dot "
@@ -141,7 +164,7 @@ def test_a_file_whose_keys_are_none(files, tmp_path, text, line):
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("model:\n  config: 1\n  init_args: {config: 2}\n", "model.init_args.config"),
+        ("model:\n  config: 1\n  init_args: {config: 2}\n", "model.config"),
         ("trainer.max_steps: 1\ntrainer: {max_steps: 2}\n", "trainer.max_steps"),
         ("a.b: 1\na: 2\n", "a"),
         ("a: null\na.b: 1\n", "a.b"),

@@ -84,7 +84,7 @@ def test_a_bound_is_told_where_the_value_was_said(tmp_path):
 def test_a_number_that_is_not_finite_is_found_wherever_it_stands(value):
     config = {**parsed(), "model": {"init_args": {"rates": [0.1, {"deep": (1, value)}]}}}
     told = refusal(check_values, config, NOTHING)
-    assert told == f"model.init_args.rates[1].deep[1]: found {value}, expected a finite number"
+    assert told == f"model.rates.1.deep.1: found {value}, expected a finite number"
 
 
 @pytest.mark.parametrize(("said", "parsed", "kept"), [("1", 1.0, 1), (2, 2.0, 2), ("1.0", 1.0, 1.0), (0.5, 0.5, 0.5)])

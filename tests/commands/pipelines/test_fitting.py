@@ -36,7 +36,7 @@ def test_a_policy_is_no_reward_before_the_first_step(micro, tmp_path, monkeypatc
         recipe = micro.recipe("ppo", tmp_path / "unused", **{f"model__{key}": str(folder)})
         Path("ppo.yaml").write_text(json.dumps(recipe))
         pipeline = Pipeline(Path("runs"), [Stage("ppo", "ppo.yaml")])
-        with pytest.raises(UserError, match=rf"^model.init_args.{key}: {folder}: found a model of kind"):
+        with pytest.raises(UserError, match=rf"^model.{key}: {folder}: found a model of kind"):
             FitPlan(steps_of(pipeline)[0], pipeline).check()
 
 

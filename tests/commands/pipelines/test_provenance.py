@@ -45,16 +45,16 @@ def test_an_edited_row_is_noticed_whatever_its_date(tmp_path):
     before, status = origin_of(recipe(), tmp_path), (tmp_path / "rows.jsonl").stat()
     (tmp_path / "rows.jsonl").write_text("two\n")
     os.utime(tmp_path / "rows.jsonl", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert changes(before, origin_of(recipe(), tmp_path)) == ["the content of data.init_args.train changed"]
+    assert changes(before, origin_of(recipe(), tmp_path)) == ["the content of data.train changed"]
 
 
 def test_every_key_that_differs_is_named(tmp_path):
     now = recipe(seed=2, more="x")
     del now["data"]["init_args"]["validation"]
     assert changes(origin_of(recipe(), tmp_path), origin_of(now, tmp_path)) == [
-        "data.init_args.more was None, is now 'x'",
-        "data.init_args.seed was 1, is now 2",
-        "data.init_args.validation was files, is now None",
+        "data.more was None, is now 'x'",
+        "data.seed was 1, is now 2",
+        "data.validation was files, is now None",
     ]
 
 

@@ -91,9 +91,9 @@ def test_ranks_share_a_mixture(windows):
     ("sources", "message"),
     [
         ([], "mixture: found no source"),
-        ([MixedSource("a", 0)], r"mixture\[0\].weight: found 0, expected a number above 0"),
-        ([MixedSource("a", float("nan"))], r"mixture\[0\].weight: found nan"),
-        ([MixedSource("a", 1), MixedSource("b", 1, name="a")], r"mixture\[1\].name: found 'a' a second time"),
+        ([MixedSource("a", 0)], r"mixture\.0\.weight: found 0, expected a number above 0"),
+        ([MixedSource("a", float("nan"))], r"mixture\.0\.weight: found nan"),
+        ([MixedSource("a", 1), MixedSource("b", 1, name="a")], r"mixture\.1\.name: found 'a' a second time"),
     ],
 )
 def test_a_wrong_mixture_is_refused(sources, message):

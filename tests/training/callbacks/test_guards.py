@@ -41,7 +41,7 @@ def test_before_the_first_step_no_rate_is_to_blame(fit, parts):
 @pytest.mark.parametrize("saved", [True, False])
 def test_only_what_is_there_is_advised(fit, parts, clip, saved):
     callbacks = [Spoil(2), FiniteLossGuard(), *([ExactCheckpoint(1)] if saved else [])]
-    with pytest.raises(UserError, match=r"^step 2: .* Lower model\.init_args\.optimizer\.lr") as told:
+    with pytest.raises(UserError, match=r"^step 2: .* Lower model\.optimizer\.lr") as told:
         fit(*parts(), callbacks=callbacks, gradient_clip_val=clip, enable_checkpointing=saved)
     assert ("gradient_clip_val" in str(told.value)) == (clip is None)
     assert str(told.value).endswith("then go on with --ckpt_path last" if saved else "then begin anew")

@@ -76,7 +76,7 @@ def test_what_is_no_average_of_this_policy_is_told(policy, change, line):
 
 
 def test_an_average_that_the_checkpoint_does_not_have_is_told(policy):
-    with pytest.raises(UserError, match=r"^model\.init_args\.ema: found ema in the recipe, expected none, as the "):
+    with pytest.raises(UserError, match=r"^model\.ema: found ema in the recipe, expected none, as the "):
         Average(policy, 0.9).restore(None)
 
 

@@ -45,7 +45,7 @@ def test_an_answer_needs_another(config):
     with pytest.raises(UserError) as refused:
         config.expect_answers(1)
     assert str(refused.value) == (
-        "data.init_args.answers: found 1, expected at least 2 with model.init_args.estimator.name: "
+        "data.answers: found 1, expected at least 2 with model.estimator.name: "
         f"{config.name}, by which an answer is measured by the others to its prompt"
     )
 
@@ -131,5 +131,5 @@ def test_without_a_critic_nothing_of_one_is_there(fit, ppo, tmp_path, name):
 
 
 def test_a_group_of_one_is_told_before_the_first_answer(fit, ppo):
-    with pytest.raises(UserError, match=r"^data\.init_args\.answers: found 1, expected at least 2 with .*: rloo, by"):
+    with pytest.raises(UserError, match=r"^data\.answers: found 1, expected at least 2 with .*: rloo, by"):
         fit(*ppo(estimator=EstimatorConfig("rloo")))

@@ -216,7 +216,7 @@ def test_a_place_is_one_in_a_rollout(changes, line):
 @pytest.mark.parametrize(("sizes", "world", "least"), [((1, 2, 2), 1, 4), ((1, 1, 1), 4, 4)])
 def test_more_parts_than_episodes_is_the_users_mistake(sizes, world, least):
     """Before the first response is sampled."""
-    with pytest.raises(UserError, match=rf"data\.init_args\.episodes: found 3, expected at least .* = {least}$"):
+    with pytest.raises(UserError, match=rf"data\.episodes: found 3, expected at least .* = {least}$"):
         ExperienceLoader(Owner(), Parts(*sizes), 3, 0, 0, world)
 
 

@@ -34,6 +34,8 @@ from gpt_modules.training.rl.settings import CriticConfig
 
 CPU = torch.device("cpu")
 
+SAID = "model.reference_from or init_from"  # to the user, whatever a checkpoint calls it
+
 
 def length(prompts, responses):
     return [float(len(response)) for response in responses]
@@ -156,7 +158,8 @@ def test_what_a_checkpoint_was_trained_with_is_compared_on_opening(micro, source
     after.recorded = before.digests | {name: "0" * 64}
     with pytest.raises(UserError) as refused:
         after.open(Owner(micro.tokenizer))
-    assert str(refused.value).startswith(f"{name}: found another model (SHA-256 {before.digests[name][:12]}…)")
+    said = [SAID, str(micro.reward)][which]
+    assert str(refused.value).startswith(f"{said}: found another model (SHA-256 {before.digests[name][:12]}…)")
     assert not after.opened
 
 
@@ -167,7 +170,7 @@ def test_what_is_opened_before_a_checkpoint_is_read_is_compared_then(micro, sour
     frozen.open(Owner(micro.tokenizer))
     frozen.recall(dict(frozen.digests))
     name = [REFERENCE, str(micro.reward)][which]
-    with pytest.raises(UserError, match=rf"^{name}: found another model"):
+    with pytest.raises(UserError, match=rf"^{[SAID, str(micro.reward)][which]}: found another model"):
         frozen.recall(frozen.digests | {name: "0" * 64})
 
 
@@ -269,7 +272,7 @@ def moved(folder, to, kind):
     save_pretrained(to, model, tokenizer_json=(folder / "tokenizer.json").read_text())
 
 
-@pytest.mark.parametrize(("which", "told"), [("gpt", REFERENCE), ("reward", r".*/reward")])
+@pytest.mark.parametrize(("which", "told"), [("gpt", SAID), ("reward", r".*/reward")])
 def test_a_run_does_not_go_on_with_another_reference_or_reward(fit, ppo, micro, tmp_path, which, told):
     """Exported anew under the same name: the resumed run would be held to, or paid by, another model."""
     folders = {name: shutil.copytree(getattr(micro, name), tmp_path / name) for name in ("gpt", "reward")}
@@ -296,7 +299,7 @@ def test_a_run_goes_on_with_the_reference_that_it_began_with(fit, ppo, tmp_path,
     one, other = ({"reference_from": given} for given in ((reference, None) if first else (None, reference)))
     fit(*ppo(**one)).save_checkpoint(tmp_path / "x.ckpt")
     fit(*ppo(**one), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=rf"^{REFERENCE}: found another model \(SHA-256 .*put it back"):
+    with pytest.raises(UserError, match=rf"^{SAID}: found another model \(SHA-256 .*put it back"):
         fit(*ppo(**other), max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
 
 
@@ -433,7 +436,7 @@ def test_where_nothing_is_to_be_moved_it_is_said(micro, sources, caplog):
     frozen = Frozen(str(micro.gpt), sources, {}, offload=True)
     frozen.open(Owner(micro.tokenizer))
     (told,) = caplog.messages
-    assert told == "ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved"
+    assert told == "model.ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved"
     alone = Frozen(str(micro.gpt), [LENGTH], {}, load_pretrained(micro.gpt, "gpt"), offload=True)
     with pytest.raises(UserError, match=r"^ref_reward_offload: found True, expected it left at False: the reference"):
         alone.open(Owner(micro.tokenizer))

@@ -106,8 +106,8 @@ def test_the_longest_prompt_and_its_answer_fill_the_positions(micro):
     with pytest.raises(UserError) as refused:
         check_fit(micro.config(), others, longest=12, max_new_tokens=9)
     assert str(refused.value) == (
-        "model.init_args.max_new_tokens: found 9 after prompts of up to 12 tokens, expected at most n_positions = 20 "
-        "of runs/small together; data.init_args.max_prompt_tokens leaves out longer prompts"
+        "model.max_new_tokens: found 9 after prompts of up to 12 tokens, expected at most n_positions = 20 "
+        "of runs/small together; data.max_prompt_tokens leaves out longer prompts"
     )
 
 
@@ -150,7 +150,7 @@ def test_a_text_that_a_model_has_no_room_for_is_told_before_the_first_step(fit, 
     data.setup("fit")
     room = 32 - data.longest_prompt
     assert fit(*ppo(max_new_tokens=room), limit_train_batches=0, limit_val_batches=0).global_step == 0
-    line = rf"^model\.init_args\.max_new_tokens: found {room + 1} after prompts of up to .* n_positions = 32 of "
+    line = rf"^model\.max_new_tokens: found {room + 1} after prompts of up to .* n_positions = 32 of "
     with pytest.raises(UserError, match=line):
         fit(*ppo(max_new_tokens=room + 1))
     small = shaken(RewardModel(micro.config(n_positions=data.longest_prompt + 7)), 2)

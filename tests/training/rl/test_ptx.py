@@ -212,7 +212,7 @@ def test_a_run_that_was_cut_off_is_the_one_that_was_not(fit, mixed, tmp_path, ac
 
 
 def test_a_coefficient_of_no_text_is_refused(fit, mixed):
-    line = r"^model\.init_args\.ptx\.coef: found 0\.5, expected 0 or data with `pretraining` text$"
+    line = r"^model\.ptx\.coef: found 0\.5, expected 0 or data with `pretraining` text$"
     with pytest.raises(UserError, match=line):
         fit(*mixed(0.5, text=False))
 
@@ -220,7 +220,7 @@ def test_a_coefficient_of_no_text_is_refused(fit, mixed):
 def test_windows_longer_than_the_model_are_refused_before_the_first_answer(fit, mixed, micro):
     module, data = mixed(0.5)
     data.pretraining = PretrainingText(str(micro.pretraining)).open(str(micro.gpt), 0, data.cache_dir, 33, 4)
-    with pytest.raises(UserError, match=r"^data\.init_args\.pretraining\.context: found 33, .* n_positions = 32$"):
+    with pytest.raises(UserError, match=r"^data\.pretraining\.context: found 33, .* n_positions = 32$"):
         fit(module, data)
     assert module.rollout is None
 

@@ -69,7 +69,7 @@ def test_before_any_score_they_are_as_they_are_and_equal_ones_are_zero():
 
 
 def test_equal_scores_of_the_reference_have_no_gain():
-    line = r"^model\.init_args\.scores\.normalise: found '4 answers of the reference that all score 7', expected scores"
+    line = r"^model\.scores\.normalise: found '4 answers of the reference that all score 7', expected scores"
     with pytest.raises(UserError, match=line):
         expect_spread(Moments("reference").joined(torch.full((4,), 7.0)))
     close = Moments("reference").joined(torch.tensor([7.0, 7.1]))
@@ -101,9 +101,7 @@ def test_the_first_moments_are_of_as_many_answers_as_are_asked_for():
     assert first_moments(found, ScoresConfig(), draw) == Moments()
     assert first_moments(Moments(), ScoresConfig("reference", samples=4), draw).seen == 4
     assert drawn == [0, 1, 0]
-    with pytest.raises(
-        UserError, match=r"^model\.init_args\.scores\.normalise: found '2 answers of the reference that"
-    ):
+    with pytest.raises(UserError, match=r"^model\.scores\.normalise: found '2 answers of the reference that"):
         first_moments(Moments(), ScoresConfig("reference", samples=2), lambda _: torch.ones(2))
 
 

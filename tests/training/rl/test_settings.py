@@ -129,7 +129,7 @@ def test_stops_are_tokens_or_texts_of_one_token_in_place_of_the_end_of_text():
 def test_a_stop_that_is_no_token_is_refused(stop, line):
     with pytest.raises(UserError) as error:
         SamplingConfig(stop=stop).ends(Tokenizer.gpt2())
-    place = "model.init_args." if stop else ""
+    place = "model." if stop else ""
     assert str(error.value).startswith(f"{place}sampling.stop: {line}")
 
 

@@ -143,7 +143,7 @@ def test_a_minibatch_that_is_whitened_by_itself_is_as_a_rollout_of_its_own(score
 def test_few_episodes_are_not_whitened_by_themselves():
     expect_enough("rollout", 1)
     expect_enough("minibatch", 8)
-    line = r"^model\.init_args\.whiten_over: found 'minibatch', expected minibatches of at least 8 .*not of 7$"
+    line = r"^model\.whiten_over: found 'minibatch', expected minibatches of at least 8 .*not of 7$"
     with pytest.raises(UserError, match=line):
         expect_enough("minibatch", 7)
 
@@ -258,7 +258,7 @@ def test_what_overflows_is_told_by_what_made_it(scored, found, scores, coef, giv
     scored = scored._replace(scores=torch.tensor(scores), ref_logprobs=torch.full((3, 3), -9.0))
     if found.startswith("rewards"):
         scored = scored._replace(sequences=scored.sequences._replace(ended=torch.ones(3).bool()))
-    line = f"model.init_args.{found} of an answer, expected numbers whose squares float32 can sum"
+    line = f"model.{found} of an answer, expected numbers whose squares float32 can sum"
     for shaping in (Shaping(**PLAIN, **given), Shaping(estimator=EstimatorConfig("rloo"), **given)):
         with pytest.raises(UserError) as refused:
             shape_rollout(scored, VALUES if shaping.estimator.has_critic else None, coef, shaping, answers=3)
@@ -373,7 +373,5 @@ def test_minibatches_that_are_whitened_by_themselves_have_their_own_mean_advanta
 
     assert losses(whiten_over="minibatch") == pytest.approx([0.0, 0.0], abs=1e-5)
     assert max(map(abs, losses())) > 1e-3
-    with pytest.raises(
-        UserError, match=r"^model\.init_args\.whiten_over: found 'minibatch', expected minibatches of at least 8 "
-    ):
+    with pytest.raises(UserError, match=r"^model\.whiten_over: found 'minibatch', expected minibatches of at least 8 "):
         fit(*ppo(episodes=8, minibatches=2, whiten_over="minibatch"))

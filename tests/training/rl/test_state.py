@@ -80,9 +80,9 @@ def test_a_state_that_is_none_of_ppos_is_told(changes, line):
         (
             ["policy.a", "critic.a"],
             False,
-            "found a critic in it, expected no critic for model.init_args.estimator.name",
+            "found a critic in it, expected no critic for model.estimator.name",
         ),
-        (["policy.critic"], True, "found no critic in it, expected a critic for model.init_args.estimator.name"),
+        (["policy.critic"], True, "found no critic in it, expected a critic for model.estimator.name"),
     ],
 )
 def test_a_run_that_had_a_critic_goes_on_with_one(names, has_critic, line):
@@ -187,7 +187,7 @@ def test_a_run_goes_on_with_the_form_of_critic_that_it_began_with(fit, ppo, tmp_
 def test_a_run_with_an_average_does_not_go_on_without_one(fit, ppo, tmp_path, caplog):
     """Nor does a run that is refused say that it goes on."""
     fit(*ppo(), callbacks=[Resumption()]).save_checkpoint(tmp_path / "x.ckpt")
-    with pytest.raises(UserError, match=r"model\.init_args\.ema: found ema in the recipe, expected none, as"):
+    with pytest.raises(UserError, match=r"model\.ema: found ema in the recipe, expected none, as"):
         fit(*ppo(ema=EMAConfig()), callbacks=[Resumption()], max_epochs=2, ckpt_path=tmp_path / "x.ckpt")
     assert "going on" not in caplog.text
 
