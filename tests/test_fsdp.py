@@ -103,6 +103,21 @@ def test_a_run_goes_on_from_a_checkpoint_of_shards(runs, gpt):
 
 
 @pytest.mark.slow
+def test_shards_go_on_with_another_global_batch_as_one_device_does(runs, gpt):
+    """The place in the data is known before the length of the run, and with it the schedule, is."""
+    one, two = runs
+    words = ["--ckpt_path", two / "checkpoints" / "step=00000002.ckpt", "--trainer.limit_train_batches", "1.0"]
+    words += ["--model.schedule.final", "0.0", "--trainer.default_root_dir"]
+    other, alone = two.with_name("other"), two.with_name("other-alone")
+    shards = ["--data.batch_size", "2", *SHARDED, "2"]
+    assert gpt.run("fit", "--config", two.with_suffix(".yaml"), *words, other, *shards, ranks=2).status == 0
+    assert gpt.run("fit", "--config", one.with_suffix(".yaml"), *words, alone, "--data.batch_size", "4").status == 0
+    last = max(int(path.stem.removeprefix("step=")) for path in (alone / "checkpoints").glob("step=*.ckpt"))
+    assert last > 8
+    assert max(differences(checkpoint(other, last), checkpoint(alone, last))) < CLOSE
+
+
+@pytest.mark.slow
 def test_processes_refuse_as_one_what_one_of_them_cannot_read_and_find_the_checkpoint_before_it(runs, gpt, tmp_path):
     """The second one's rows are damaged."""
     _, two = runs

@@ -134,6 +134,11 @@ class BatchLoader(Generic[BatchT]):
         """Whether this epoch has another length than those after it, as another global batch began it."""
         return self._begun is not None
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left of this epoch: the next `iter` begins another one."""
+        return self.position >= min(len(self), self.limit or len(self))
+
     def __iter__(self) -> Iterator[BatchT]:
         """One epoch, from where a restored state says. Nothing happens before the first batch is asked for: Lightning
         calls `iter` early.
@@ -178,10 +183,12 @@ class BatchLoader(Generic[BatchT]):
             )
         done, self._begun, self._plan = state["examples"], None, None
         self.epoch, self._restored = state["epoch"], True
-        if done == state["batches"] * self.size and state["size"] == self.size:
+        if done == 0:
+            self.position = 0
+        elif state["of"] - done < state["size"] or len(self.examples) - done < self.size:
+            self.position = len(self)  # nothing was left of the epoch, or nothing is
+        elif done == state["batches"] * self.size and state["size"] == self.size:
             self.position = state["batches"]
-        elif done == 0 or len(self.examples) - done < self.size:  # nothing of the epoch is used, or nothing is left
-            self.position = 0 if done == 0 else len(self)
         else:
             self._begun = _Begun(self.epoch, state["size"], done, state["batches"])
             self.position = state["batches"]
@@ -194,8 +201,7 @@ class BatchLoader(Generic[BatchT]):
         """Does nothing; see `state_dict`."""
 
     def _begin(self) -> None:
-        last = min(len(self), self.limit or len(self))
-        if self.position >= last or (self.position > 0 and not self._restored):
+        if self.over or (self.position > 0 and not self._restored):
             self.epoch, self.position = self.epoch + int(self.shuffle), 0  # unshuffled, all epochs are the first
             self._begun = None
         self._restored = False

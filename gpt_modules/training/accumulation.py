@@ -63,12 +63,17 @@ class TokenClock:
         accumulate: micro-batches of every step where there is no `batch`.
         epoch: micro-batches of an epoch, whose last step takes what is left.
         batch: tokens of a step.
+        made: steps that were made, by whatever micro-batches, and `seen`: their tokens.
+        left: micro-batches that are left of the epoch at hand; None: all.
     """
 
     micro_batch: int
     accumulate: int
     epoch: float
     batch: BatchConfig | None = None
+    made: int = 0
+    seen: int = 0
+    left: float | None = None
 
     def micro_batches(self, seen: int) -> int:
         """Of the step that begins after `seen` tokens."""
@@ -81,18 +86,20 @@ class TokenClock:
         return seen + self.micro_batches(seen) * self.micro_batch
 
     def steps(self, total: float) -> int:
-        """Steps until `total` tokens are seen; none where an epoch is empty."""
+        """Steps until `total` tokens are seen; no more than were made where an epoch is empty."""
         if self.epoch < 1:
-            return 0
-        return next(step for step, seen in enumerate(self._seen()) if seen >= total)
+            return self.made
+        return next(step for step, seen in enumerate(self._seen(), self.made) if seen >= total)
 
     def tokens(self, steps: float) -> float:
         """Tokens seen after so many steps; of a run without a last step (`inf`, or Lightning's -1) `inf`."""
-        return float(next(islice(self._seen(), int(steps), None))) if 0 <= steps < math.inf else math.inf
+        if not 0 <= steps < math.inf:
+            return math.inf
+        return float(next(islice(self._seen(), max(0, int(steps) - self.made), None)))
 
     def _seen(self) -> Iterator[int]:
-        """Tokens seen after 0, 1, 2, ... steps."""
-        seen, left = 0, self.epoch
+        """Tokens seen after the steps that were made, and after one, two, ... more."""
+        seen, left = self.seen, self.left or self.epoch
         while True:
             yield seen
             taken = min(self.micro_batches(seen), left)

@@ -20,6 +20,7 @@ from gpt_modules.training.callbacks.writer import tensorboard
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
+from gpt_modules.training.run_length import run_length
 from gpt_modules.training.sharding import shard
 from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 
@@ -250,7 +251,7 @@ class FinetuningModule(L.LightningModule):
         for matrix in self._vocabulary() if self._rows_alone else []:  # a decay would move the rows that shall stay
             groups = [_without_decay(group) if _holds(group, matrix.weight) else group for group in groups]
         optimizer = optimizers.build(groups, config, hidden=decoder.blocks)
-        return optimizers.configure(optimizer, self.schedule_config, self.trainer.estimated_stepping_batches)
+        return optimizers.configure(optimizer, self.schedule_config, run_length(self.trainer))
 
     def work(self, batch: LabelledBatch) -> tuple[int, str]:
         """Cells of the rows; rows of a batch are alike in length, and what is left empty is a few per cent."""

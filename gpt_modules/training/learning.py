@@ -9,6 +9,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.hyperparameters import refuse_idle, typed
 from gpt_modules.training.lora import learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.run_length import run_length
 from gpt_modules.training.sharding import shard
 
 
@@ -46,4 +47,4 @@ def configure(module: L.LightningModule, optimizer: OptimizerConfig, schedule: S
     model: GPT | RewardModel = module.model  # type: ignore[assignment]
     groups = optimizers.parameter_groups([model], optimizer.weight_decay)
     built = optimizers.build(groups, optimizer, hidden=model.decoder.blocks)
-    return optimizers.configure(built, schedule, module.trainer.estimated_stepping_batches)
+    return optimizers.configure(built, schedule, run_length(module.trainer))

@@ -27,6 +27,7 @@ from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
+from gpt_modules.training.run_length import run_length
 from gpt_modules.training.sharding import refuse_sharding
 
 SHOWN_QUERIES = 8
@@ -245,7 +246,7 @@ class MAMLModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam (or Muon for the blocks) on θ and α, or Reptile's plain steps; and the schedule."""
         config = self.optimizer_config
-        total = self.trainer.estimated_stepping_batches
+        total = run_length(self.trainer)
         if self.hparams["algorithm"] == "reptile":
             plain = torch.optim.SGD([p for p in self.network.parameters() if p.requires_grad], lr=config.lr)
             return optimizers.configure(plain, self.schedule_config, total)

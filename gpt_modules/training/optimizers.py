@@ -79,7 +79,8 @@ class ScheduleConfig:
         warmup: length of the warm-up, in `unit`.
         warmup_start: the fraction of the peak that the first step has: 0.1 for PPO in InstructGPT (Ouyang et al. 2022,
             appendix C.4: from a tenth of the peak, over 10 iterations); left at 0, a first part of the way up.
-        total: where the shape ends, in `unit`, counted from the start of the run; left out: the length of the run.
+        total: where the shape ends, in `unit`, counted from the start of the run; left out: the length of the run, of
+            one that goes on with another global batch what was made and what is left.
         final: the fraction of the peak that is left at `total` and after it.
         unit: `tokens` (GPT-3, appendix B), optimizer `steps`, or fractions of the `run` (GPT-1's warm-up over 0.2 % of
             training is 0.002).
@@ -262,7 +263,7 @@ def configure(
     if schedule.unit == "tokens" and tokens is not None:
         (place, run), per_step = tokens, 1.0
     else:
-        place, run, per_step = None, total_steps, 1.0 / total_steps if schedule.unit == "run" else 1.0
+        place, run, per_step = None, total_steps, 1.0 / max(1.0, total_steps) if schedule.unit == "run" else 1.0
     endless = "the run has no end (trainer.max_steps or max_epochs)"
     if schedule.unit == "run" and not math.isfinite(run):
         raise UserError(f"schedule.unit: found 'run', expected 'steps': {endless} to have fractions")

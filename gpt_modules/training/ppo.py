@@ -74,6 +74,7 @@ from gpt_modules.training.rl.state import (
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Penalty, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
+from gpt_modules.training.run_length import run_length
 from gpt_modules.training.sharding import held, refuse_sharding
 
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
@@ -444,7 +445,7 @@ class PPOModule(L.LightningModule):
         warn_of_idle_policy(self.recipe.critic.warmup, self.trainer.max_epochs)
         optimizer = optimizers.build(self.learners.groups(), self.recipe.optimizer)
         rest = self.recipe.critic.warmup * self.hparams["ppo_epochs"] * self.hparams["minibatches"]
-        steps = self.trainer.estimated_stepping_batches
+        steps = run_length(self.trainer)
         return optimizers.configure(optimizer, self.recipe.schedule, steps, rests={"policy": rest})
 
     def work(self, batch: Experience | PtxBatch) -> tuple[float, str]:

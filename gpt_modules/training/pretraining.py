@@ -1,5 +1,6 @@
 """Language-model pretraining (GPT-1, section 3.1; GPT-2; GPT-3): predict the next token of text."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gpt_modules.training.callbacks.writer import log_interval
 from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
 from gpt_modules.training.language import HeldOutText, check_samples, continuation_rows, row_losses, step_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
+from gpt_modules.training.run_length import Place, place_of, run_length
 from gpt_modules.training.sharding import shard
 
 
@@ -132,17 +134,18 @@ class PretrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule; from here on the run's length in steps is known."""
-        self.trainer.fit_loop.setup_data()  # before it, nobody knows how long an epoch is
-        steps = self.trainer.estimated_stepping_batches
-        self.clock = clock = self._clock()
-        if (budget := self._budget()) is not None:
+        place = place_of(self.trainer)
+        self.clock = clock = self._clock(place)
+        if (budget := self._budget(place)) is None:
+            steps = run_length(self.trainer)
+        else:
             steps = self.trainer.fit_loop.epoch_loop.max_steps = clock.steps(budget)
         groups = optimizers.parameter_groups([self.model], self.optimizer_config.weight_decay)
         optimizer = optimizers.build(groups, self.optimizer_config, hidden=self.model.decoder.blocks)
         tokens = (lambda: (self.tokens_seen, clock.after_next(self.tokens_seen)), clock.tokens(steps))
         return optimizers.configure(optimizer, self.schedule_config, steps, tokens)
 
-    def _clock(self) -> TokenClock:
+    def _clock(self, place: Place) -> TokenClock:
         trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
         if self.batch_config is not None and trainer.accumulate_grad_batches != 1:
             found = f"found {trainer.accumulate_grad_batches} beside model.batch"
@@ -151,18 +154,20 @@ class PretrainingModule(L.LightningModule):
         if self.batch_config is not None and micro_batch > (smallest := self.batch_config.at(0)):
             found = f"found {data.batch_size} windows of {data.context} tokens on {trainer.world_size} devices"
             raise UserError(f"data.batch_size: {found}, expected no more than the first step's {smallest:g} tokens")
-        epoch = trainer.num_training_batches
-        return TokenClock(micro_batch, trainer.accumulate_grad_batches, epoch, self.batch_config)
+        together, left = trainer.accumulate_grad_batches, place.batches - place.used
+        return TokenClock(micro_batch, together, place.whole, self.batch_config, place.steps, self.tokens_seen, left)
 
-    def _budget(self) -> float | None:
+    def _budget(self, place: Place) -> float | None:
         """Tokens after which the run ends, where Lightning's own count of steps does not say it."""
         trainer, given = self.trainer, self.hparams["max_tokens"]
         if given is not None and trainer.max_steps != -1:
             raise UserError(f"trainer.max_steps: found {trainer.max_steps} beside max_tokens, expected one of them")
         if given is not None or self.batch_config is None or trainer.max_steps != -1:
             return None if given is None else float(given)
-        epochs = trainer.max_epochs
-        return epochs * self.clock.epoch * self.clock.micro_batch if epochs is not None and epochs > 0 else None
+        if math.isinf(place.epochs):
+            return None
+        left = place.batches - place.used + place.epochs * place.whole
+        return self.tokens_seen + left * self.clock.micro_batch
 
     def work(self, batch: TokenBatch | PackedBatch) -> tuple[int, str]:
         """Tokens of a batch, for the throughput."""

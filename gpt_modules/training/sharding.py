@@ -53,6 +53,13 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Before it, as under every other strategy: models are in shards once they are configured, and the place in the
+        data and the steps that were made decide on the length of an epoch and of the run.
+        """
+        return False
+
+    @property
     def lightning_restore_optimizer(self) -> bool:
         """Optimizer states are restored by `load_optimizer_state_dict`, not along with the file."""
         return True

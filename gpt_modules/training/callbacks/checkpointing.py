@@ -231,10 +231,10 @@ class ExactCheckpoint(Checkpoint):
 
     @staticmethod
     def _is_last(trainer: L.Trainer) -> bool:
-        """Whether no step follows: data that changed on resuming may end the last epoch before `max_steps`."""
+        """Whether no step follows."""
         loop = trainer.fit_loop
         epochs = loop.epoch_progress.current.processed + loop.epoch_loop.batch_progress.is_last_batch  # type: ignore[attr-defined]
-        return trainer.global_step == trainer.estimated_stepping_batches or epochs == trainer.max_epochs
+        return trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A step that is validated is saved here: a run that resumes from a step does not validate it again."""

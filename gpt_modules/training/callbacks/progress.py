@@ -17,25 +17,10 @@ from rich.progress import (
 )
 
 from gpt_modules.training.callbacks.writer import at_log_step
+from gpt_modules.training.run_length import run_length
 
 LINES_PER_RUN = 10
 SHOWN = ("train/loss", "score", "kl")  # and all of `perf/`
-
-
-def steps_left(trainer: L.Trainer) -> int | None:
-    """Behind the batch at hand; None: the run has no last epoch, or a last step.
-
-    Lightning's estimate knows an epoch's batches as they are now: in a run that goes on with another global batch it
-    has other steps than were made.
-    """
-    batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if trainer.max_steps != -1 or epochs is None or epochs == -1 or batches == float("inf"):
-        return None
-    loop, accumulate, loader = trainer.fit_loop, trainer.accumulate_grad_batches, trainer.train_dataloader
-    whole = min(getattr(loader, "whole", batches), getattr(loader, "limit", None) or batches)
-    begun = loop.epoch_progress.current.processed + 1  # type: ignore[attr-defined]
-    left: int = math.ceil((batches - loop.epoch_loop.batch_progress.current.ready) / accumulate)
-    return left + int(epochs - begun) * math.ceil(whole / accumulate)
 
 
 class StepBar(L.Callback):
@@ -57,7 +42,7 @@ class StepBar(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar on rank 0."""
-        self._total = int(total) if (total := trainer.estimated_stepping_batches) != float("inf") else None
+        self._total = int(total) if math.isfinite(total := run_length(trainer)) else None
         self._label = self.name or type(pl_module).__name__.removesuffix("Module").lower()
         self._started, self._first = time.perf_counter(), trainer.global_step
         if not trainer.is_global_zero:
@@ -80,10 +65,8 @@ class StepBar(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Move the bar; metrics are read at log steps only, as reading waits for the device."""
         step = trainer.global_step
-        if self._first and (left := steps_left(trainer)) is not None:
-            self._total = step + left
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, total=self._total)
+            self._progress.update(self._task, completed=step)
             if at_log_step(trainer):
                 self._progress.update(self._task, metrics=self._metrics(trainer))
         elif trainer.is_global_zero and step >= self._line_due:

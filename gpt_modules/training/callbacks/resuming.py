@@ -196,6 +196,22 @@ class _Restoring(_CheckpointConnector):
                     found = len(self._loaded_checkpoint[name])
                     expect(found == len(parts), name, found, f"{len(parts)}, as the recipe has")
             super().restore_training_state()
+            if self._loaded_checkpoint and self.trainer.state.fn == "fit":
+                self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Whether the epoch is over follows from its examples: with another global batch it has other batches, and what
+        is left of it may be less than one.
+        """
+        over = getattr(self.trainer.train_dataloader, "over", None)
+        if over is None:
+            return
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        progress.is_last_batch = over
+        if over:
+            current, batches = progress.current, int(self.trainer.num_training_batches)
+            current.completed = batches - (current.ready - current.completed)
+            current.ready = current.started = current.processed = batches  # type: ignore[attr-defined]
 
     def _check(self, path: str) -> str | None:
         checkpoint, trainer = self._loaded_checkpoint, self.trainer

@@ -1,7 +1,6 @@
 """Lines in a log by a clock of our own, a bar on a terminal; nothing on other ranks."""
 
 import io
-import types
 
 import lightning.pytorch as L
 import pytest
@@ -9,7 +8,7 @@ import torch
 from rich.console import Console
 
 from gpt_modules.training.callbacks import progress
-from gpt_modules.training.callbacks.progress import StepBar, steps_left
+from gpt_modules.training.callbacks.progress import StepBar
 
 
 class ToyModule(L.LightningModule):
@@ -19,9 +18,7 @@ class ToyModule(L.LightningModule):
 class Steps(L.Trainer):
     """What a callback reads of a Trainer, and nothing that trains."""
 
-    estimated_stepping_batches = global_step = is_global_zero = progress_bar_metrics = callback_metrics = None
-    train_dataloader = num_training_batches = max_epochs = None
-    max_steps = 100
+    global_step = is_global_zero = progress_bar_metrics = callback_metrics = None
 
     def __init__(self, **known):
         vars(self).update(known)
@@ -47,8 +44,8 @@ class Run:
         monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
         self.bar = StepBar(**arguments)
         self.bar._console = Console(file=self.out, force_terminal=terminal, width=200)
+        monkeypatch.setattr(progress, "run_length", lambda trainer: total)
         self.trainer = Steps(
-            estimated_stepping_batches=total,
             global_step=first,
             is_global_zero=rank == 0,
             log_every_n_steps=every,
@@ -81,22 +78,6 @@ def test_what_a_validation_showed_stands_behind_the_speed(monkeypatch):
     run.trainer.progress_bar_metrics = {"val/loss": 2.0}
     run.step(1, **{"perf/tokens_per_s": 512.0})
     assert run.lines == ["toy step 1/1, 0 s left  perf/tokens_per_s 512  val/loss 2"]
-
-
-def test_a_run_that_goes_on_with_another_global_batch_has_the_steps_that_it_makes(monkeypatch):
-    """3 steps were made of an epoch of 6; the rest of it makes 2 batches more, and the second epoch has 3."""
-    run = Run(monkeypatch, total=2 * 5, first=3)
-    progress = types.SimpleNamespace(current=types.SimpleNamespace(processed=0, ready=4))
-    epoch_loop = types.SimpleNamespace(batch_progress=progress)
-    vars(run.trainer).update(
-        fit_loop=types.SimpleNamespace(epoch_progress=progress, epoch_loop=epoch_loop), num_training_batches=5,
-        accumulate_grad_batches=1, max_epochs=2, max_steps=-1,
-        train_dataloader=types.SimpleNamespace(whole=3, limit=None),
-    )  # fmt: skip
-    run.step(4)
-    assert run.lines == ["toy step 4/8, 8 s left  "]
-    run.trainer.max_steps = 6
-    assert steps_left(run.trainer) is None
 
 
 def test_a_resumed_run_counts_its_own_time_only(monkeypatch):

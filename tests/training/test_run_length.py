@@ -1,0 +1,181 @@
+"""A run has the steps that it made and those that are left, and its schedule ends with it."""
+
+import math
+import types
+
+import lightning.pytorch as L
+import pytest
+import torch
+
+from gpt_modules.training.accumulation import BatchConfig
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint, RandomState, VerifiedCheckpointIO
+from gpt_modules.training.callbacks.resuming import Resumption
+from gpt_modules.training.optimizers import ScheduleConfig
+from gpt_modules.training.run_length import Place, place_of, run_length
+
+TO_NOTHING = ScheduleConfig(shape="linear", final=0.0)
+PEAK = 1e-2
+
+
+class Rates(L.Callback):
+    """The learning rate of each step, as Adam had it."""
+
+    def __init__(self):
+        self.taken = []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.taken.append(optimizer.param_groups[0]["lr"])
+
+
+@pytest.fixture
+def go(procedure, fit, tmp_path):
+    """go(word, batch size, folder, checkpoint=None, model={}, **trainer settings): Trainer and rates."""
+
+    def run(word, size, folder, checkpoint=None, model=None, **settings):
+        torch.manual_seed(0)
+        module, data = procedure(word, schedule=TO_NOTHING, **(model or {}))
+        data.batch_size, rates = size, Rates()
+        trainer = fit(
+            module,
+            data,
+            callbacks=[Resumption(), RandomState(), ExactCheckpoint(1, keep=1000), rates],
+            plugins=[VerifiedCheckpointIO()],
+            default_root_dir=tmp_path / folder,
+            enable_checkpointing=True,
+            ckpt_path=checkpoint,
+            **{"max_epochs": 2, "limit_val_batches": 0, **settings},
+        )
+        return trainer, rates.taken
+
+    return run
+
+
+def examples(trainer):
+    return len(trainer.train_dataloader.examples)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [3, 10, 25])
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "dpo"])
+def test_a_run_that_goes_on_with_another_global_batch_falls_to_the_end_of_its_schedule(go, tmp_path, word, then):
+    """Each example is seen once an epoch, but for what does not fill a batch: no epoch is cut short, none comes twice.
+
+    The first epoch may have been over, as what was left did not fill a batch of the old size; or it is over,
+    as it fills none of the new.
+    """
+    size = 12
+    first, _ = go(word, size, "first", max_steps=2)
+    count = examples(first)
+    checkpoint = tmp_path / "first" / "checkpoints" / "step=00000002.ckpt"
+    trainer, rates = go(word, then, "second", checkpoint)
+    left = count - 2 * size
+    total = 2 + (left // then if left >= size else 0) + count // then
+    assert trainer.global_step == total
+    assert rates == pytest.approx([PEAK * (1 - step / total) for step in range(2, total)])
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0
+
+
+@pytest.mark.slow
+def test_an_epoch_of_which_less_than_a_batch_is_left_is_over(go, tmp_path):
+    """Whether a batch of the new size comes as often or more often an epoch than those that were used."""
+    first, _ = go("sft", 12, "first", max_epochs=1)
+    count, made = examples(first), first.global_step
+    left = count - made * 12
+    for then in (left + 1, count - 12 * (made - 1) + 1):
+        trainer, rates = go("sft", then, f"to-{then}", tmp_path / "first/checkpoints" / f"step={made - 1:08d}.ckpt")
+        rest = (count - 12 * (made - 1)) // then
+        assert trainer.global_step == made - 1 + rest + count // then
+        assert len(rates) == rest + count // then
+        assert trainer.current_epoch == 2
+
+
+@pytest.mark.slow
+def test_an_epoch_that_was_limited_goes_on_without_the_limit(go, tmp_path):
+    """Lightning had it for over."""
+    go("finetuning", 12, "first", max_epochs=1, limit_train_batches=2)
+    trainer, rates = go("finetuning", 12, "second", tmp_path / "first/checkpoints/step=00000002.ckpt")
+    whole = examples(trainer) // 12
+    assert whole > 2
+    assert (trainer.global_step, len(rates)) == (2 * whole, 2 * whole - 2)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_counted_in_tokens_ends_at_them(go, tmp_path):
+    model = {"batch": BatchConfig(tokens=128), "max_tokens": 1500.0}
+    go("pretraining", 8, "first", model={**model, "max_tokens": 300.0}, max_epochs=-1)
+    checkpoint = tmp_path / "first" / "checkpoints" / "step=00000003.ckpt"
+    changed = {"batch": BatchConfig(tokens=64), "max_tokens": 1500.0}
+    trainer, rates = go("pretraining", 4, "second", checkpoint, changed, max_epochs=-1)
+    assert trainer.lightning_module.tokens_seen == 3 * 128 + 18 * 64 == 1536
+    assert (trainer.global_step, trainer.max_steps, len(rates)) == (21, 21, 18)
+    assert rates == pytest.approx([PEAK * (1 - step / 21) for step in range(3, 21)])
+
+
+@pytest.mark.slow
+def test_batches_that_are_put_together_otherwise_make_other_steps(go, tmp_path):
+    first, _ = go("sft", 5, "first", max_steps=2)
+    batches = examples(first) // 5
+    checkpoint = tmp_path / "first" / "checkpoints" / "step=00000002.ckpt"
+    trainer, rates = go("sft", 5, "second", checkpoint, accumulate_grad_batches=2)
+    total = 2 + math.ceil((batches - 2) / 2) + math.ceil(batches / 2)
+    assert trainer.global_step == total
+    assert rates == pytest.approx([PEAK * (1 - step / total) for step in range(2, total)])
+
+
+class Running(L.Trainer):
+    """What a Trainer knows of its place, and nothing that trains."""
+
+    global_step = num_training_batches = train_dataloader = max_epochs = None
+    max_steps, limit_train_batches, accumulate_grad_batches = -1, 1.0, 1
+
+    def __init__(self, begun, used, **known):
+        read, epoch = (types.SimpleNamespace(current=types.SimpleNamespace(ready=number)) for number in (used, begun))
+        loop = types.SimpleNamespace(epoch_progress=epoch, epoch_loop=types.SimpleNamespace(batch_progress=read))
+        connector = types.SimpleNamespace(_loaded_checkpoint={})
+        vars(self).update(fit_loop=loop, _checkpoint_connector=connector, **known)
+
+
+def loader(whole, over=False):
+    return types.SimpleNamespace(whole=whole, over=over)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        (Running(0, 0, global_step=0, num_training_batches=5, train_dataloader=loader(5), max_epochs=3), 15),
+        # 4 of 6 batches were read in as many steps; epochs of 3 follow.
+        (Running(1, 4, global_step=4, num_training_batches=6, train_dataloader=loader(3), max_epochs=2), 9),
+        # Less than a batch is left: however many are in a whole epoch, the next one follows.
+        (Running(1, 4, global_step=4, num_training_batches=7, train_dataloader=loader(7, over=True), max_epochs=2), 11),
+        (Running(2, 5, global_step=9, num_training_batches=5, train_dataloader=loader(5, over=True), max_epochs=2), 9),
+        (Running(1, 1, global_step=1, num_training_batches=5, train_dataloader=[], max_epochs=2), 10),
+        (Running(1, 1, global_step=1, num_training_batches=5, train_dataloader=[], max_epochs=2, max_steps=7), 7),
+        (Running(1, 1, global_step=1, num_training_batches=5, train_dataloader=[], max_epochs=-1, max_steps=7), 7),
+        (Running(1, 1, global_step=1, num_training_batches=5, train_dataloader=[], max_epochs=-1), math.inf),
+        (Running(1, 1, global_step=1, num_training_batches=math.inf, train_dataloader=[], max_epochs=2), math.inf),
+        (Running(0, 0, global_step=0, num_training_batches=5, train_dataloader=[], max_epochs=0), 5),
+        # Half of an epoch of 7, and steps of two batches: 2 and 2.
+        (Running(0, 0, global_step=0, num_training_batches=3, train_dataloader=loader(7), max_epochs=2,
+                 limit_train_batches=0.5, accumulate_grad_batches=2), 4),
+        (Running(1, 2, global_step=1, num_training_batches=3, train_dataloader=loader(7), max_epochs=2,
+                 limit_train_batches=3, accumulate_grad_batches=2), 4),
+        # The last batch made a step of its own.
+        (Running(1, 3, global_step=2, num_training_batches=3, train_dataloader=loader(3, over=True), max_epochs=2,
+                 accumulate_grad_batches=2), 4),
+        (Running(0, 0, global_step=0, num_training_batches=math.inf, train_dataloader=[], max_epochs=2,
+                 limit_train_batches=0), 0),
+    ],
+)  # fmt: skip
+def test_steps_of_a_run_by_hand(trainer, expected):
+    assert run_length(trainer) == expected
+
+
+def test_what_is_being_restored_counts_before_the_loops_know_it():
+    trainer = Running(0, 0, global_step=0, num_training_batches=6, train_dataloader=loader(3), max_epochs=2)
+    current = {
+        name: {"current": {"ready": number}}
+        for name, number in (("epoch_progress", 1), ("epoch_loop.batch_progress", 4))
+    }
+    trainer._checkpoint_connector._loaded_checkpoint = {"global_step": 5, "loops": {"fit_loop": current}}
+    assert place_of(trainer) == Place(steps=5, used=4, batches=6, whole=3, epochs=1)
+    assert run_length(trainer) == 10
