@@ -11,7 +11,7 @@ import torch
 
 from gpt_modules.backbone import GPT, load_pretrained
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
-from gpt_modules.training.shard_files import INDEX, shard_name
+from gpt_modules.training.sharding.files import INDEX, shard_name
 
 OVERLAY = Path(__file__).parents[1] / "recipes" / "hardware" / "fsdp2.yaml"
 SHARDED = ["--config", str(OVERLAY), "--trainer.accelerator", "cpu", "--trainer.devices"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.sharding import local
+from gpt_modules.training.sharding.tensors import local
 
 
 @dataclass(frozen=True)

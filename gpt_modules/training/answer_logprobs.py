@@ -22,7 +22,7 @@ from gpt_modules.training.rl.frozen import REFERENCE
 from gpt_modules.training.rl.rollout import inference
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.unchanged import check_unchanged
-from gpt_modules.training.sharding import is_sharded, shard
+from gpt_modules.training.sharding.models import is_sharded, shard
 
 CELLS = 2**13  # tokens of a forward pass of the reference, padding included
 

@@ -28,7 +28,7 @@ from gpt_modules.data.text.reading import has_tokenizer
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.storage.model_files import WEIGHTS_FILE
-from gpt_modules.training import sharding
+from gpt_modules.training.sharding.models import blank_gpt, whole
 
 
 def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = False, **changes: Any) -> GPT:
@@ -45,7 +45,7 @@ def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = 
             "in --model.config null"
         )
     if config is not None:
-        return sharding.blank_gpt(config) if blank else _new_gpt(config)
+        return blank_gpt(config) if blank else _new_gpt(config)
     assert init_from is not None
     model = load_pretrained(init_from, kind="gpt", **changes)
     assert isinstance(model, GPT)
@@ -173,10 +173,10 @@ def export(
     Args:
         ends: the tokens that end an answer, where they are others than the tokenizer's.
     """
-    whole = sharding.whole(model)
+    entire = whole(model)
     if module.trainer.is_global_zero:
-        assert whole is not None
-        tokenizer, merged = datamodule_tokenizer(module), merge_lora(whole)
+        assert entire is not None
+        tokenizer, merged = datamodule_tokenizer(module), merge_lora(entire)
         chat = tokenizer.chat_files()
         chat = chat if ends is None else chat._replace(end_ids=tuple(ends))
         save_pretrained(folder, merged, tokenizer_json=tokenizer.to_json(), chat=chat, inner_rates=inner_rates)

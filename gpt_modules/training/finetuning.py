@@ -21,7 +21,7 @@ from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.run_length import run_length
-from gpt_modules.training.sharding import shard
+from gpt_modules.training.sharding.models import shard
 from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 
 SHOWN_ROWS = 8

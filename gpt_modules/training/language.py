@@ -16,7 +16,7 @@ from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.artefacts import datamodule_tokenizer, sampling_generator
 from gpt_modules.training.hyperparameters import SEEDS, expect_idle, expect_number
 from gpt_modules.training.processes import HeldOut
-from gpt_modules.training.sharding import gathered
+from gpt_modules.training.sharding.models import gathered
 
 
 def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from gpt_modules.training.hyperparameters import refuse_idle, typed
 from gpt_modules.training.lora import learn_updates
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.run_length import run_length
-from gpt_modules.training.sharding import shard
+from gpt_modules.training.sharding.models import shard
 
 
 def learning_settings(

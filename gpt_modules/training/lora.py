@@ -19,7 +19,8 @@ from gpt_modules.backbone import GPT, LoRAConfig, RewardModel, add_lora
 from gpt_modules.backbone.folders.adapter import can_adapt, save_adapter
 from gpt_modules.backbone.folders.digest import digest_of
 from gpt_modules.errors import UserError
-from gpt_modules.training import artefacts, sharding
+from gpt_modules.training import artefacts
+from gpt_modules.training.sharding.models import whole
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def export_merged(
     artefacts.export(module, model, folder, ends=ends)
     if config is None or not can_adapt(model.config):
         return
-    if (whole := sharding.whole(model)) is not None and module.trainer.is_global_zero:
-        save_adapter(folder.with_name(f"{folder.name}-{ADAPTER}"), whole, config, base)
+    if (entire := whole(model)) is not None and module.trainer.is_global_zero:
+        save_adapter(folder.with_name(f"{folder.name}-{ADAPTER}"), entire, config, base)
     module.trainer.strategy.barrier()
 
 

@@ -28,7 +28,7 @@ from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
 from gpt_modules.training.run_length import run_length
-from gpt_modules.training.sharding import refuse_sharding
+from gpt_modules.training.sharding.strategy import refuse_sharding
 
 SHOWN_QUERIES = 8
 MEASURED = ("loss_before", "loss", "accuracy")  # of a held-out task: what `adapted_scores` gives

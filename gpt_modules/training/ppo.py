@@ -75,7 +75,8 @@ from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Penalty, StepStatistics, update_loss
 from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
 from gpt_modules.training.run_length import run_length
-from gpt_modules.training.sharding import held, refuse_sharding
+from gpt_modules.training.sharding.models import held
+from gpt_modules.training.sharding.strategy import refuse_sharding
 
 VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 OF_REFERENCE = 2**31  # and from here, the reference's answers by which scores are normalised

@@ -18,7 +18,7 @@ from gpt_modules.training.hyperparameters import arguments, expect_number, refus
 from gpt_modules.training.language import HeldOutText, check_samples, continuation_rows, row_losses, step_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.run_length import Place, place_of, run_length
-from gpt_modules.training.sharding import shard
+from gpt_modules.training.sharding.models import shard
 
 
 class PretrainingModule(L.LightningModule):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gpt_modules.backbone import Decoder
 from gpt_modules.errors import UserError
 from gpt_modules.training.optimizers import parameter_groups
-from gpt_modules.training.sharding import local, own_rows
+from gpt_modules.training.sharding.tensors import local, own_rows
 
 
 def freeze(decoder: Decoder, blocks: int) -> None:

@@ -7,7 +7,7 @@ from device import CUDA, Device, device
 
 from gpt_modules.backbone import DecoderConfig, RewardModel
 from gpt_modules.backbone.offload import offload, uploaded
-from gpt_modules.training.sharding import gathered, held
+from gpt_modules.training.sharding.models import gathered, held
 
 CPU = torch.device("cpu")
 

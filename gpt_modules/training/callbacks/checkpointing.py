@@ -28,7 +28,7 @@ from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for, write_durably
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.processes import as_one, place
-from gpt_modules.training.shard_files import INDEX, ShardFolder, Stored
+from gpt_modules.training.sharding.files import INDEX, ShardFolder, Stored
 
 CHECKPOINT_NAME = re.compile(r"step=([0-9]{1,18})\.ckpt")
 

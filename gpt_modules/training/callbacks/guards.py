@@ -12,7 +12,8 @@ from gpt_modules.errors import UserError, expect
 from gpt_modules.training.callbacks.checkpointing import checkpoints
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.writer import at_log_step
-from gpt_modules.training.sharding import is_sharded, local
+from gpt_modules.training.sharding.models import is_sharded
+from gpt_modules.training.sharding.tensors import local
 
 
 class FiniteLossGuard(L.Callback):

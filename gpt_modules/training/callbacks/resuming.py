@@ -23,7 +23,7 @@ from gpt_modules.errors import UserError, expect
 from gpt_modules.training.callbacks.checkpointing import newest_checkpoint
 from gpt_modules.training.hyperparameters import plain
 from gpt_modules.training.processes import as_one
-from gpt_modules.training.sharding import local
+from gpt_modules.training.sharding.tensors import local
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import lightning.pytorch as L
 
 from gpt_modules.training.callbacks.writer import markdown_table, tensorboard
 from gpt_modules.training.hyperparameters import expect_idle
-from gpt_modules.training.sharding import is_sharded
+from gpt_modules.training.sharding.models import is_sharded
 
 
 @runtime_checkable

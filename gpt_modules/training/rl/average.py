@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gpt_modules.backbone import GPT
 from gpt_modules.errors import UserError, expect
-from gpt_modules.training.sharding import let_go, local, refuse_sharding, shard, shard_of
+from gpt_modules.training.sharding.models import let_go, shard
+from gpt_modules.training.sharding.strategy import refuse_sharding
+from gpt_modules.training.sharding.tensors import local, shard_of
 
 
 class Average:

@@ -16,7 +16,7 @@ from gpt_modules.training.rl.rewards import Reward, RewardSource
 from gpt_modules.training.rl.rollout import autocast_type
 from gpt_modules.training.rl.terms import Columns, ModelScores
 from gpt_modules.training.rl.unchanged import check_unchanged
-from gpt_modules.training.sharding import shard
+from gpt_modules.training.sharding.models import shard
 
 log = logging.getLogger(__name__)
 

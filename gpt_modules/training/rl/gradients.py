@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gpt_modules.training.sharding import full, let_go, local
+from gpt_modules.training.sharding.models import let_go
+from gpt_modules.training.sharding.tensors import full, local
 
 
 def named_groups(optimizer: Optimizer) -> dict[str, list[nn.Parameter]]:

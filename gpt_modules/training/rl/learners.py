@@ -20,7 +20,7 @@ from gpt_modules.training.rl.rollout import Scored, response_outputs, response_v
 from gpt_modules.training.rl.scores import Moments
 from gpt_modules.training.rl.shaping import Rollout
 from gpt_modules.training.rl.update import Outputs
-from gpt_modules.training.sharding import shard, shard_head
+from gpt_modules.training.sharding.models import shard, shard_head
 
 
 class Learners:

@@ -12,7 +12,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts
 from gpt_modules.training.rl.rewards import RewardSource
 from gpt_modules.training.rl.scores import Moments
-from gpt_modules.training.sharding import is_sharded, let_go
+from gpt_modules.training.sharding.models import is_sharded, let_go
 
 
 def critic_folder(told: str | None, sources: Sequence[RewardSource], init_from: str) -> str:

@@ -19,7 +19,7 @@ from gpt_modules.training import processes
 from gpt_modules.training.rl.rewards import Reward, Scores
 from gpt_modules.training.rl.sequences import Sequences
 from gpt_modules.training.rl.settings import Sampling
-from gpt_modules.training.sharding import gathered, held
+from gpt_modules.training.sharding.models import gathered, held
 
 
 class Scored(NamedTuple):

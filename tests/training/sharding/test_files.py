@@ -19,7 +19,7 @@ from gpt_modules.training.callbacks.checkpointing import (
     newest_checkpoint,
     verifies,
 )
-from gpt_modules.training.shard_files import (
+from gpt_modules.training.sharding.files import (
     INDEX,
     MARK,
     REST,

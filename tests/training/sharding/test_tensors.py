@@ -4,32 +4,13 @@
 
 import types
 
-import lightning.pytorch as L
 import pytest
 import torch
-from torch import nn
 
 from gpt_modules.backbone import GPT
-from gpt_modules.errors import UserError
-from gpt_modules.training import sharding
 from gpt_modules.training.muon import MuonAdamW
-from gpt_modules.training.sharding import (
-    blank_gpt,
-    draw,
-    full,
-    gather,
-    gathered,
-    held,
-    is_sharded,
-    layers_of,
-    let_go,
-    local,
-    refuse_sharding,
-    shard,
-    shard_of,
-    shard_state,
-    whole,
-)
+from gpt_modules.training.sharding import tensors
+from gpt_modules.training.sharding.tensors import full, gather, local, shard_of, shard_state
 
 
 class Part(torch.Tensor):
@@ -56,7 +37,7 @@ def parts(monkeypatch):
         return local, tuple(shape), tuple(stride)
 
     monkeypatch.setattr(Part, "from_local", staticmethod(from_local), raising=False)
-    monkeypatch.setattr(sharding, "DTensor", Part)
+    monkeypatch.setattr(tensors, "DTensor", Part)
 
 
 @pytest.mark.parametrize(
@@ -127,79 +108,6 @@ def test_gathering_changes_nothing_that_is_whole():
     assert local(weight) is weight
 
 
-def test_layers_are_every_weight_once_in_the_order_of_making(micro):
-    decoder = GPT(micro.config(n_layer=3)).decoder
-    listed = [parameter for layer in layers_of(decoder) for parameter in layer.parameters()]
-    assert [id(parameter) for parameter in listed] == [id(parameter) for parameter in decoder.parameters()]
-    assert [layer for layer in layers_of(decoder) if layer in list(decoder.blocks)] == list(decoder.blocks)
-
-
-TODAY = {"positions": "rotary", "norm_kind": "rms", "mlp": "swiglu", "qk_norm": True, "tied": False, "qkv_bias": False}
-
-
-@pytest.mark.parametrize("changes", [{}, {"norm": "post", "init": "gpt1"}, {"attention": ("dense", "banded")}, TODAY])
-def test_a_model_that_is_drawn_layer_by_layer_has_the_numbers_of_one_that_is_made(micro, changes):
-    config = micro.config(**changes)
-    torch.manual_seed(5)
-    made, after = GPT(config), torch.rand(3)
-    torch.manual_seed(5)
-    model = blank_gpt(config)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    draw(model.to_empty(device="cpu"), torch.device("cpu"))
-    for name, value in made.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value), name
-    assert torch.equal(torch.rand(3), after), "and takes as many random numbers"
-
-
-def test_a_model_that_is_whole_is_gathered_already(micro):
-    model = GPT(micro.config(n_layer=1))
-    assert not is_sharded(model)
-    with gathered(model) as same:
-        assert same is model
-
-
-class Owner(L.LightningModule):
-    trainer = device_mesh = None
-
-    def __init__(self, mesh):
-        super().__init__()
-        self.device_mesh = mesh
-        self.trainer = types.SimpleNamespace(strategy=nn.Identity())
-
-
-def test_what_does_not_shard_is_refused_under_any_strategy_that_does(micro):
-    refuse_sharding(Owner(None), "why")
-    with pytest.raises(UserError) as refused:
-        refuse_sharding(Owner("mesh"), "why")
-    assert str(refused.value) == "trainer.strategy: found Identity beside Owner, expected auto or ddp: why"
-    with pytest.raises(UserError) as refused:
-        shard(GPT(micro.config(n_layer=1)), Owner("mesh"))
-    assert str(refused.value) == "trainer.strategy: found Identity, expected fsdp2"
-
-
-@pytest.mark.parametrize(
-    ("word", "settings", "message"),
-    [
-        ("maml", {}, " beside MAMLModule, expected auto or ddp: every task adapts a copy of all weights"),
-        (
-            "ppo",
-            {"ref_reward_offload": True},
-            " beside model.ref_reward_offload, expected auto or ddp: frozen",
-        ),
-    ],
-)
-def test_what_does_not_shard_is_refused_before_its_model_is_opened(procedure, monkeypatch, word, settings, message):
-    module, _ = procedure(word, **settings)
-    monkeypatch.setattr(type(module), "device_mesh", "mesh")
-    monkeypatch.setattr(type(module), "trainer", Owner("mesh").trainer)
-    with pytest.raises(UserError, match=f"trainer.strategy: found Identity{message}"):
-        module.configure_model()
-
-
-def test_what_is_whole_is_its_own_whole_and_needs_no_gathering(micro):
-    model = GPT(micro.config(n_layer=1))
-    assert whole(model) is model
-    with held(model):
-        let_go(model)
+def test_a_number_of_one_process_is_whole():
     number = torch.tensor(2.0)
     assert full(number) is number
