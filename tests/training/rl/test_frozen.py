@@ -436,7 +436,7 @@ def test_where_nothing_is_to_be_moved_it_is_said(micro, sources, caplog):
     frozen = Frozen(str(micro.gpt), sources, {}, offload=True)
     frozen.open(Owner(micro.tokenizer))
     (told,) = caplog.messages
-    assert told == "model.ref_reward_offload: on a CPU frozen models lie in the host's memory as it is: nothing is moved"
+    assert told.startswith("model.ref_reward_offload: on a CPU frozen models lie in the host's memory as it is")
     alone = Frozen(str(micro.gpt), [LENGTH], {}, load_pretrained(micro.gpt, "gpt"), offload=True)
     with pytest.raises(UserError, match=r"^ref_reward_offload: found True, expected it left at False: the reference"):
         alone.open(Owner(micro.tokenizer))
