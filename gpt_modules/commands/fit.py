@@ -47,6 +47,7 @@ from gpt_modules.commands.run_folder import (
 from gpt_modules.data.arguments import IdleArgument
 from gpt_modules.errors import UserError
 from gpt_modules.one_voice import is_told
+from gpt_modules.storage.run_parts import expect_checkpoint
 from gpt_modules.storage.yaml_files import parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
@@ -153,6 +154,8 @@ class TrainerCLI(LightningCLI):
         if (told := config.get("ckpt_path")) is not None and str(told) in _NO_CHECKPOINTS:
             where = self.recipe.where(("ckpt_path",))
             raise UserError(f"{where}: found {str(told)!r}, expected last, or the path of a checkpoint")
+        if told not in (None, "last") and "://" not in str(told):  # which its reader refuses
+            expect_checkpoint(Path(told), self.recipe.where(("ckpt_path",)))
         keep_inside(Path(root), config["trainer"].as_dict(), self.recipe)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -357,6 +360,7 @@ def open_recipe(
     for name in ("lightning.pytorch", "lightning.fabric"):  # devices, tips and "max_steps reached" at every start
         logging.getLogger(name).setLevel(logging.WARNING)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    warnings.filterwarnings("ignore", ".*AMP with fp16 is not supported on CPU")  # which `check_precision` refuses
     warnings.filterwarnings("ignore", "The number of training batches")  # a short run shows its end, whatever it logs
     warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)  # Lightning 2.6 asks torch 2.13 in the old way
     sys.argv = [sys.argv[0], *(command or [subcommand, *words])]  # Lightning's launcher starts the other ranks with it

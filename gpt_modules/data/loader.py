@@ -107,6 +107,7 @@ class BatchLoader(Generic[BatchT]):
         self.rank, self.world = rank, world
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
+        self.most: int | None = None  # examples that validation has, over all ranks; None: all
         self.by_length = True  # False: the examples' own order, though they give lengths
         self._restored = False
         self._begun: _Begun | None = None
@@ -121,8 +122,13 @@ class BatchLoader(Generic[BatchT]):
     @property
     def whole(self) -> int:
         """Batches of an epoch that no other global batch began."""
-        count = len(self.examples)
+        count = self._count
         return max(1, count // self.size) if self.drop_last else -(-count // self.size)
+
+    @property
+    def _count(self) -> int:
+        count = len(self.examples)
+        return count if self.most is None else min(self.most, count)
 
     @property
     def size(self) -> int:
@@ -217,7 +223,7 @@ class BatchLoader(Generic[BatchT]):
         if self.drop_last:
             return np.resize(order, (len(self), self.size))
         grid = np.full(len(self) * self.size, -1, dtype=np.int64)
-        grid[: len(order)] = order
+        grid[: self._count] = order[: self._count]
         return grid.reshape(-1, self.size)
 
     def _order(self, epoch: int, size: int) -> NDArray[np.int64]:

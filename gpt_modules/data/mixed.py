@@ -106,9 +106,11 @@ class TextBeside:
         batch: TokenBatch | PackedBatch = self._stream.batch(own) if len(own) else self._stream.examples.batch(0, own)
         return batch
 
-    def validation_loader(self, data: ResumableDataModule, batch_size: int) -> BatchLoader[Any]:
-        """All held-out text once, shared by the processes of the data that it stands beside; `batch_size` of each."""
-        return data.validation_loader(self.data.validation_windows(), batch_size)
+    def validation_loader(
+        self, data: ResumableDataModule, batch_size: int, alone: int | None = None
+    ) -> BatchLoader[Any]:
+        """All held-out text once, shared by the processes of the data that it stands beside; sizes as theirs."""
+        return data.validation_loader(self.data.validation_windows(), batch_size, alone)
 
 
 class MixedLoader(BatchLoader[MixedBatch]):
@@ -140,7 +142,7 @@ def told_below(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-        if not any(message.startswith((f"{field}:", f"{field}[")) for field in PretrainingText.__annotations__):
+        if not any(message.startswith((f"{field}:", f"{field}.")) for field in PretrainingText.__annotations__):
             raise
         if isinstance(error, IdleArgument):
             raise error.below(name) from None

@@ -225,9 +225,11 @@ class PPODataModule(ResumableDataModule):
         """The validation prompts, each once; then the held-out pretraining text, if there is some."""
         assert self.validation_examples is not None, "setup comes first"
         _, world = self.sharding()
-        loader = self.validation_loader(self.validation_examples, self.val_batch_size or self._share(world))
-        text = self.pretraining
-        return loader if text is None else [loader, text.validation_loader(self, -(-text.batch_size // world))]
+        size, alone = self.val_batch_size or self._share(world), self.val_batch_size or self._share(1)
+        loader, text = self.validation_loader(self.validation_examples, size, alone), self.pretraining
+        if text is None:
+            return loader
+        return [loader, text.validation_loader(self, -(-text.batch_size // world), text.batch_size)]
 
     def _rows(self) -> tuple[list[Row], list[Row]]:
         return load_splits(

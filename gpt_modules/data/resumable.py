@@ -172,10 +172,40 @@ class ResumableDataModule(L.LightningDataModule):
         self._train_loader, self._pending = loader, None
         return loader
 
-    def validation_loader(self, examples: Examples[BatchT], batch_size: int) -> BatchLoader[BatchT]:
-        """Every example once, in a fixed order."""
+    def validation_loader(
+        self, examples: Examples[BatchT], batch_size: int, alone: int | None = None
+    ) -> BatchLoader[BatchT]:
+        """Every example once, in a fixed order. The Trainer's limit counts the batches that one process would have, so
+        that any number of them measures the same examples.
+
+        Args:
+            batch_size: Of each process.
+            alone: Of a process that has no others; None: the same.
+
+        Raises:
+            UserError: The limit is a share of each process's batches.
+        """
         rank, world = self.sharding()
-        return BatchLoader(examples, batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        loader = BatchLoader(examples, batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
+        loader.most = self._most(world, alone or batch_size)
+        return loader
+
+    def _most(self, world: int, alone: int) -> int | None:
+        """Examples that a limit leaves to several processes together; None: one process, or no limit."""
+        if self.trainer is None or world == 1:
+            return None
+        stage = self._stage if self._stage in ("test", "predict") else "val"
+        limit = getattr(self.trainer, f"limit_{stage}_batches", None)
+        if isinstance(limit, float) and limit < 1.0:
+            found = f"found {limit} beside {world} processes, expected a whole number of batches, as one has them"
+            raise UserError(f"trainer.limit_{stage}_batches: {found}")
+        return limit * alone if isinstance(limit, int) and limit else None
+
+    @property
+    def _stage(self) -> str | None:
+        """What the Trainer is asked for: fit, validate, test or predict."""
+        state = getattr(self.trainer, "state", None)
+        return None if state is None or state.fn is None else str(state.fn.value)
 
     def test_dataloader(self) -> Any:
         """What `gpt test` reads: the validation source, so name your test file with `--data.validation`."""
@@ -188,6 +218,8 @@ class ResumableDataModule(L.LightningDataModule):
         loaders = self.val_dataloader()
         loader: BatchLoader[Any] = loaders[0] if isinstance(loaders, list) else loaders
         loader.by_length = False
+        if self._stage != "predict":  # a table of samples asks for rows of its own
+            loader.most = None
         return loader
 
     def _limit(self, length: int) -> int | None:

@@ -197,6 +197,7 @@ def test_help_on_keys(parse, capsys, words, parts):
         ("--trainer.devices -7", "--trainer.devices: found '-7', which is refused: "),
         ("--trainer.precision 16-true --trainer.strategy foo", "--trainer.strategy: found 'foo', which is refused: "),
         ("--trainer.accelerator abacus", "--trainer.accelerator: found 'abacus', which is refused: "),
+        ("--trainer.precision 16-mixed", "--trainer.precision: found 16-mixed on a CPU, expected bf16-mixed"),
         ("--trainer.max_time foo", "--trainer.max_time: found 'foo', which is refused: "),
         ("--trainer.default_root_dir=", "--trainer.default_root_dir: found nothing, expected the run's folder"),
     ],

@@ -207,7 +207,7 @@ def test_a_number_of_the_text_is_refused_by_its_place(kind, name, value):
         ({"pretraining": PretrainingText(), "pretraining_fraction": math.nan}, "pretraining_fraction: found nan, exp"),
         ({"pretraining": PretrainingText(validation_fraction=0.2)}, r"pretraining\.validation_fraction: found 0.2 bes"),
         ({"pretraining": PretrainingText(mixture=[])}, r"pretraining\.mixture: found no source, expected at least one"),
-        ({"pretraining": PretrainingText(mixture=[MixedSource("a", 0)])}, r"pretraining\.mixture\[0\]\.weight: found"),
+        ({"pretraining": PretrainingText(mixture=[MixedSource("a", 0)])}, r"pretraining\.mixture\.0\.weight: found"),
         ({"pretraining": PretrainingText(), "tokenizer": "train"}, "tokenizer: found 'train', expected that of the m"),
     ],
 )

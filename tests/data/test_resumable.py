@@ -1,4 +1,5 @@
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,7 @@ class Numbers(Examples):
         return self.count
 
     def batch(self, epoch, indices):
-        return torch.tensor([[epoch, i] for i in indices.tolist()])
+        return torch.tensor([[epoch, i] for i in indices.tolist()]).reshape(-1, 2)
 
 
 def indices(batches):
@@ -51,6 +52,45 @@ def rank_of(rank, world):
     module = NumbersData()
     module.trainer = SimpleNamespace(distributed_sampler_kwargs={"rank": rank, "num_replicas": world})
     return module
+
+
+def limited(limit, world, fn="fit", batch_size=4, alone=None, count=21):
+    """What all processes measure under a limit, each as many batches as the Trainer then takes."""
+    found = []
+    for rank in range(world):
+        module = rank_of(rank, world)
+        module.trainer.state = SimpleNamespace(fn=SimpleNamespace(value=fn))
+        for stage in ("val", "test", "predict"):
+            setattr(module.trainer, f"limit_{stage}_batches", limit if fn[:3] == stage[:3] or fn == "fit" else 1.0)
+        loader = module.validation_loader(Numbers(count), batch_size, alone)
+        taken = loader if isinstance(limit, float) else islice(loader, limit)
+        found += [index for batch in taken for _, index in batch.tolist()]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("fn", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 9, 1.0])
+def test_a_limit_leaves_the_same_rows_to_any_number_of_processes(limit, fn):
+    alone = limited(limit, 1, fn)
+    assert alone == list(range(min(21, 4 * limit if isinstance(limit, int) else 21)))
+    assert [limited(limit, world, fn) for world in (2, 3, 5)] == [alone] * 3
+
+
+def test_a_limit_counts_the_batches_that_one_process_would_have():
+    """Of data whose processes share a batch, each has a part of it."""
+    assert limited(1, 4, batch_size=2, alone=8) == limited(1, 1, batch_size=8) == list(range(8))
+
+
+def test_a_share_of_each_processs_batches_is_refused():
+    assert limited(0.5, 1) == list(range(21)), "the Trainer's own to count"
+    with pytest.raises(UserError, match=r"^trainer\.limit_val_batches: found 0\.5 beside 2 processes, expected a "):
+        limited(0.5, 2)
+    with pytest.raises(UserError, match=r"^trainer\.limit_test_batches: found 0\.5 beside 2 processes, expected a "):
+        limited(0.5, 2, "test")
+
+
+def test_no_batches_are_left_to_the_trainer():
+    assert limited(0, 2) == []
 
 
 def test_every_rank_has_its_share_of_each_loader():

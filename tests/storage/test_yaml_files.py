@@ -53,7 +53,7 @@ def test_scalars_mean_what_they_look_like(text, value):
         ("[1, 2]: 3\n", "x:1: found key a list or mapping, expected text: put it in quotation marks"),
         ("a: 1\nb: {c: 1,\n c: 2}\n", "x:3: key 'c' stands twice, on lines 2 and 3"),
         ("a: 1e400\n", "x:1: a: found 1e400, expected a finite number"),
-        ("a:\n  - 1\n  - .inf\n", "x:3: a[1]: found .inf, expected a finite number"),
+        ("a:\n  - 1\n  - .inf\n", "x:3: a.1: found .inf, expected a finite number"),
         ("a: " + "9" * 5000, "x:1: a: found " + "9" * 40 + ", expected a finite number"),
         ("a: !!int foo\n", "x:1: a: found 'foo', expected a value of its tag, int"),
         ("a: !!float '1:30'\n", "x:1: a: found '1:30', expected a value of its tag, float"),
@@ -76,7 +76,7 @@ def test_a_merge_is_written_out_and_every_key_has_its_line():
     value, lines = parse_yaml("x: &x {a: 1}\ny:\n  <<: *x\n  b:\n    - 2\n", "x")
     assert value == {"x": {"a": 1}, "y": {"a": 1, "b": [2]}}
     assert (lines[("y", "b")], lines[("y", "b", 0)]) == (4, 5)
-    assert dotted(("y", "b", 0, "c")) == "y.b[0].c"
+    assert dotted(("y", "b", 0, "c")) == "y.b.0.c"
 
 
 def test_only_regular_files_of_a_bearable_size_in_utf8_are_read(tmp_path):

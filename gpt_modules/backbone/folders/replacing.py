@@ -19,6 +19,7 @@ from gpt_modules.storage.model_files import (
 )
 from gpt_modules.storage.paths import is_there, path_of
 from gpt_modules.storage.recipes import writer_of
+from gpt_modules.storage.run_parts import expect_model
 
 # All that is ever fetched: no pickles, no code.
 _HUB_FILES = [
@@ -49,6 +50,7 @@ def find_folder(name: str | Path) -> Path:
             f"model folder: found {str(name)!r}, expected a folder's path or a name on the Hugging Face hub"
         )
     folder = path_of(name)
+    expect_model(folder)
     if is_there(folder) and folder.is_dir():
         return folder
     if is_there(folder):

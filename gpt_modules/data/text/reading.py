@@ -27,6 +27,7 @@ from gpt_modules.storage.model_files import (
 )
 from gpt_modules.storage.paths import LIKENESS, is_there, path_of
 from gpt_modules.storage.recipes import writer_of
+from gpt_modules.storage.run_parts import expect_model
 
 SETTINGS_FILE, SPECIALS_FILE = "tokenizer_config.json", "special_tokens_map.json"
 _NAMED = ("eos_token", "bos_token", "unk_token", "pad_token")
@@ -39,6 +40,8 @@ def find_tokenizer(name: str) -> Path:
         raise UserError(f"tokenizer: found {name!r}, expected a folder's or file's path, or a name")
     path = path_of(name)
     if is_there(path):
+        if not has_tokenizer(path):
+            expect_model(path)
         return path
     if name == "train":
         raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")

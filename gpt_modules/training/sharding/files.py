@@ -20,8 +20,9 @@ from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import discard, sync, temporary_for, write_durably
 from gpt_modules.storage.json_files import read_json
+from gpt_modules.storage.run_parts import SHARD_INDEX
 
-INDEX, REST = "index.json", "rest.ckpt"
+INDEX, REST = SHARD_INDEX, "rest.ckpt"
 MARK = "rows in shards"  # key of what stands for a tensor
 
 
