@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
-from gpt_modules.backbone.decoding.step import SamplingRule, choose
+from gpt_modules.backbone.decoding.step import SamplingRule, bare_hidden, choose
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
 
@@ -109,6 +109,7 @@ class Batch:
 
     def __init__(self, model: GPT, most: int = 16, cache_bytes: float = math.inf, multiple: int = 1) -> None:
         self.model, self.most, self.cache_bytes, self.multiple = model.eval(), most, cache_bytes, multiple
+        self._hidden = bare_hidden(self.model)
         self._seats: dict[Row, _Seat] = {}
         self.held_bytes = 0
 
@@ -156,7 +157,7 @@ class Batch:
         row, start = seat.row, seat.read
         seat.read = min(start + PIECE, len(row.prompt))
         tokens = torch.tensor([row.prompt[start : seat.read]], device=self.model.head_weight.device)
-        hidden = self.model.hidden(tokens, cache=seat.cache)
+        hidden = self._hidden(tokens, cache=seat.cache)
         if row.echo:
             if start == 0:
                 row.prompt_likely.append(Likely(row.prompt[0], math.nan, ()))
@@ -174,7 +175,7 @@ class Batch:
         last = [*(seat.last for seat in seats), *[0] * blank]
         tokens = torch.tensor(last, device=self.model.head_weight.device)[:, None]
         caches = RowCaches([seat.cache for seat in seats], blank)
-        hidden = self.model.hidden(tokens, cache=caches)[:, 0]
+        hidden = self._hidden(tokens, cache=caches)[:, 0]
         return self._chosen(seats, F.linear(hidden, self.model.head_weight)[: len(seats)])
 
     def _chosen(self, seats: Sequence[_Seat], logits: Float[Tensor, "B V"]) -> list[Said]:

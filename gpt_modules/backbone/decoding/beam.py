@@ -25,7 +25,7 @@ from gpt_modules.backbone.decoding.generation import (
     real_tokens,
     without_graphs,
 )
-from gpt_modules.backbone.decoding.step import input_major, lend_cast
+from gpt_modules.backbone.decoding.step import bare_hidden, input_major, lend_cast
 from gpt_modules.backbone.lora import lend_merged
 from gpt_modules.backbone.models import GPT
 from gpt_modules.errors import UserError
@@ -68,8 +68,8 @@ def beam_search(
         without_graphs(model),
     ):
         search = _Search(len(lengths), width, max_new_tokens, ends_of(eos_id, tokens.device), length_penalty)
-        cache = new_cache(model, len(lengths), tokens.shape[1], static=False)
-        hidden = model.hidden(tokens, attention_mask=real_tokens(tokens, lengths), cache=cache)[:, -1]
+        cache, read = new_cache(model, len(lengths), tokens.shape[1], static=False), bare_hidden(model)
+        hidden = read(tokens, attention_mask=real_tokens(tokens, lengths), cache=cache)[:, -1]
         logits = (hidden @ head)[:, None].expand(-1, width, -1)
         cache = cache.fork(width, max_new_tokens - 1)
         for length in range(1, max_new_tokens + 1):
@@ -78,7 +78,7 @@ def beam_search(
             if len(rows) == 0:
                 break
             cache.keep(rows)
-            hidden = model.hidden(search.tokens[:, :, length - 1].flatten()[:, None], cache=cache)[:, 0]
+            hidden = read(search.tokens[:, :, length - 1].flatten()[:, None], cache=cache)[:, 0]
             logits = (hidden @ head).view(-1, width, head.shape[1])
     return Generation(*(part.clone() for part in search.best))
 

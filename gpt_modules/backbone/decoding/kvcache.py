@@ -100,8 +100,8 @@ class KVCache:
             return keys, values
         if self.length > ring.slots and not self.single:
             return ring.turn(keys, key, self.length), ring.turn(values, value, self.length)
-        keys[:, :, ring.newest] = key.to(keys.dtype)
-        values[:, :, ring.newest] = value.to(values.dtype)
+        keys[:, :, ring.newest] = key  # slices: in the type of the cache
+        values[:, :, ring.newest] = value
         return keys[:, :, ring.filled], values[:, :, ring.filled]
 
     def rewind(self) -> None:

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from gpt_modules.backbone.decoding.bare import bare
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.masks import computed_in
 from gpt_modules.backbone.models import GPT
@@ -47,6 +49,7 @@ class DecodeStep:
 
     def __init__(self, model: GPT, cache: KVCache, rule: SamplingRule, head: Float[Tensor, "C V"]) -> None:
         self.model = model
+        self.hidden = model.hidden if cache.static else bare_hidden(model)
         self.cache = cache
         self.rule = rule
         self.head = head
@@ -55,14 +58,22 @@ class DecodeStep:
         self, tokens: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"] | None, uniform: Float[Tensor, "2 B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
         """Read the prompts and choose the first new token of each; only the last position meets the head."""
-        hidden = self.model.hidden(tokens, attention_mask=mask, cache=self.cache)[:, -1]
+        hidden = self.hidden(tokens, attention_mask=mask, cache=self.cache)[:, -1]
         return choose(hidden @ self.head, uniform, self.rule)
 
     def __call__(
         self, token: Int[Tensor, "B"], uniform: Float[Tensor, "2 B"]
     ) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
-        hidden = self.model.hidden(token[:, None], cache=self.cache)[:, 0]
+        hidden = self.hidden(token[:, None], cache=self.cache)[:, 0]
         return choose(hidden @ self.head, uniform, self.rule)
+
+
+def bare_hidden(model: GPT) -> Callable[..., Tensor]:
+    """`GPT.hidden` at less cost, for as long as nobody changes the model's layers or its mode. Sharded weights are
+    gathered by modules' hooks: there it is the model's own.
+    """
+    hidden: Callable[..., Tensor] = bare(model).hidden if is_whole(model) else model.hidden
+    return hidden
 
 
 @contextmanager
@@ -133,10 +144,11 @@ def draw(probs: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"]) -> Int[Tens
     whole = vocab // BLOCK * BLOCK
     masses = [probs[:, :whole].view(len(probs), -1, BLOCK).sum(dim=2)] if whole else []
     masses += [probs[:, whole:].sum(dim=1, keepdim=True)] if whole < vocab else []
-    block = _invert(torch.cat(masses, dim=1), uniform[0])
-    ids = block * BLOCK + torch.arange(BLOCK, device=probs.device)
-    within = probs.gather(1, ids.clamp_max(vocab - 1)).masked_fill(ids >= vocab, 0.0)
-    return (block * BLOCK + _invert(within, uniform[1]))[:, 0]
+    block = _invert(torch.cat(masses, dim=1) if len(masses) > 1 else masses[0], uniform[0])
+    if whole < vocab:
+        probs = F.pad(probs, (0, whole + BLOCK - vocab))
+    within = probs.view(len(probs), -1, BLOCK).gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0]
+    return torch.add(_invert(within, uniform[1]), block, alpha=BLOCK)[:, 0]
 
 
 def _invert(weights: Float[Tensor, "B N"], uniform: Float[Tensor, "B"]) -> Int[Tensor, "B 1"]:
