@@ -25,7 +25,7 @@ Advance: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # Ids to a block of the two-stage draw: about the square root of a usual vocabulary.
 BLOCK = 256
-# From this many steps on, copies of the weights in another layout pay for themselves on a CPU (`input_major`).
+# From this many steps on, copies of weights in another layout pay for themselves on a CPU (`input_major`).
 LONG_ENOUGH = 64
 
 
@@ -78,11 +78,13 @@ def bare_hidden(model: GPT) -> Callable[..., Tensor]:
 
 @contextmanager
 def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
-    """Lend the linear layers copies of their weights that lie in memory as (in, out); yields the output matrix so, in
-    the type that it is multiplied in: autocast, which keeps its copies of parameters, would cast a view in every step.
+    """Lend the linear layers that make more than they read copies of their weights that lie in memory as (in, out), and
+    yield the output matrix so, in the type that it is multiplied in: autocast, which keeps its copies of parameters,
+    would cast a view in every step.
 
-    A CPU multiplies few rows by such a matrix up to twice as fast, and nothing else takes longer in a small batch.
-    Parameters keep their shape and identity and get their own memory back. Elsewhere, and for few steps, lends nothing.
+    A CPU multiplies few rows by a matrix up to twice as fast where the longer axis lies side by side, and nothing else
+    takes longer in a small batch. Parameters keep their shape and identity and get their own memory back.
+    Elsewhere, and for few steps, lends nothing.
     """
     weight = model.head_weight
     head = weight.t().to(computed_in(weight))
@@ -90,6 +92,7 @@ def input_major(model: GPT, steps: int) -> Iterator[Float[Tensor, "C V"]]:
         yield head
         return
     linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    linears = [weight for weight in linears if len(weight) >= weight.shape[1]]
     own = [parameter.data for parameter in linears]
     try:
         for parameter in linears:

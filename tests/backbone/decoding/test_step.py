@@ -75,6 +75,14 @@ def test_weights_come_back_to_their_own_memory(steps: int) -> None:
     assert [(parameter.data_ptr(), parameter.stride()) for parameter in model.parameters()] == before
 
 
+def test_the_longer_axis_of_a_matrix_lies_side_by_side() -> None:
+    model = GPT(DecoderConfig(vocab_size=31, n_positions=12, n_layer=1, n_head=2, n_embd=16))
+    with input_major(model, LONG_ENOUGH) as head:
+        weights = [model.decoder.blocks[0].get_submodule(name).weight for name in ("attn.qkv", "mlp.fc", "mlp.proj")]
+        for matrix in (head, *weights):
+            assert matrix.shape[matrix.stride().index(1)] == max(matrix.shape)
+
+
 def test_weights_that_lie_elsewhere_are_not_whole() -> None:
     model = GPT(DecoderConfig(vocab_size=31, n_positions=12, n_layer=1, n_head=2, n_embd=16))
     assert is_whole(model)
