@@ -24,7 +24,8 @@ def begin() -> None:
 
 
 def is_told(telling: bool) -> bool:
-    """Whether another process of this run has told of a mistake. A run of one process has no other.
+    """Whether another process of this run has told of a mistake. A run of one process has no other, and one of the same
+    rank is of another run, such as the command before in a shell that names a rank.
 
     Args:
         telling: where none has, this one does, as the others will find.
@@ -37,12 +38,13 @@ def is_told(telling: bool) -> bool:
         with os.fdopen(number, "r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             launcher, began = f"{_run[0]}:{os.environ.get('MASTER_PORT')}", _run[1]
+            own = f"{os.environ.get('RANK')}:{os.environ.get('LOCAL_RANK')}"
             told, now = file.read().split(), time.time()
-            if told[:1] == [launcher] and began - APART <= float(told[2]) <= now:
-                return told[1] != str(os.getpid())
+            if told[:1] == [launcher] and told[1] != own and began - APART <= float(told[2]) <= now:
+                return True
             if telling:
                 file.seek(0)
-                file.write(f"{launcher} {os.getpid()} {now!r}")
+                file.write(f"{launcher} {own} {now!r}")
                 file.truncate()
     except (OSError, ValueError, IndexError):  # what cannot be asked is told
         pass

@@ -25,7 +25,7 @@ def ranks(tmp_path, monkeypatch):
             if number == launcher:  # has no number among the processes until it starts them
                 process.delenv("LOCAL_RANK")
             begin()
-            process.setenv("LOCAL_RANK", "0")
+            process.setenv("LOCAL_RANK", str(number))
             return is_told(telling)
 
     return ask
@@ -41,6 +41,11 @@ def test_the_next_run_tells_its_own(ranks):
     assert not ranks(1, telling=True)
     assert not ranks(2, telling=True, launcher=200)
     assert ranks(3, telling=True, launcher=200)
+
+
+def test_so_does_a_command_after_another_in_a_shell_that_names_a_rank(ranks):
+    """One process a container, say, whose rank is in its environment."""
+    assert [ranks(3, telling=True) for _ in range(2)] == [False, False]
 
 
 def test_so_does_the_next_run_of_a_launcher_of_the_same_number(ranks, monkeypatch):
