@@ -30,6 +30,18 @@ VARIANTS = WITH_A_CRITIC | BARE
 each_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
 
 
+class FirstIteration(L.Callback):
+    """Ends a run after it, that must be longer than a critic's warm-up."""
+
+    def on_train_epoch_end(self, trainer, *_):
+        trainer.should_stop = True
+
+
+def one_iteration(module, *callbacks):
+    """Settings of a run that makes no more than one, whatever its recipe waits for."""
+    return {"max_epochs": 1 + module.recipe.critic.warmup, "callbacks": [*callbacks, FirstIteration()]}
+
+
 def without_bounds(variant):
     """For an iteration of one step, whose bounds nothing would come near."""
     return {name: value for name, value in variant.items() if name != "early_stop"}

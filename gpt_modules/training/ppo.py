@@ -73,7 +73,7 @@ from gpt_modules.training.rl.state import (
 )
 from gpt_modules.training.rl.terms import check_tokenizer
 from gpt_modules.training.rl.update import Penalty, StepStatistics, update_loss
-from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
+from gpt_modules.training.rl.watch import RolloutWatch, refuse_idle_policy
 from gpt_modules.training.run_length import run_length
 from gpt_modules.training.sharding.models import held
 from gpt_modules.training.sharding.strategy import refuse_sharding
@@ -443,11 +443,12 @@ class PPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """One AdamW over the learners' groups."""
-        warn_of_idle_policy(self.recipe.critic.warmup, self.trainer.max_epochs)
+        warmup, steps = self.recipe.critic.warmup, run_length(self.trainer)
+        an_iteration = self.hparams["ppo_epochs"] * self.hparams["minibatches"]
+        refuse_idle_policy(warmup, steps / an_iteration)
         optimizer = optimizers.build(self.learners.groups(), self.recipe.optimizer)
-        rest = self.recipe.critic.warmup * self.hparams["ppo_epochs"] * self.hparams["minibatches"]
-        steps = run_length(self.trainer)
-        return optimizers.configure(optimizer, self.recipe.schedule, steps, rests={"policy": rest})
+        rests = {"policy": warmup * an_iteration}
+        return optimizers.configure(optimizer, self.recipe.schedule, steps, rests=rests)
 
     def work(self, batch: Experience | PtxBatch) -> tuple[float, str]:
         """Episodes: each is visited once an epoch, and counts a share each time; pretraining text is none."""

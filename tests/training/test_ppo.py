@@ -15,6 +15,7 @@ from ppo_variants import (
     adam,
     distance,
     each_variant,
+    one_iteration,
     weights,
     without_bounds,
 )
@@ -63,7 +64,7 @@ def test_a_policy_of_todays_decoders_is_sampled_scored_and_trained_as_one(fit, p
 def test_the_first_minibatch_has_ratio_one(fit, ppo, variant):
     """Although the folder stores dropout 0.3, and at a temperature that is not 1."""
     module, data = ppo(episodes=16, minibatches=4, temperature=0.5, **variant)
-    trainer = fit(module, data, limit_val_batches=0)
+    trainer = fit(module, data, limit_val_batches=0, **one_iteration(module))
     first = {name: trainer.logger.values(f"policy/{name}")[0] for name in ("ratio", "approx_kl", "clip_fraction")}
     assert first["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert first["approx_kl"] == pytest.approx(0.0, abs=1e-7)
@@ -90,7 +91,7 @@ def test_a_minibatch_of_the_whole_rollout_is_measured_as_the_rollout_is(fit, ppo
     critic still says what it said: its loss is half the squared distance to the returns (Schulman et al. 2017).
     """
     module, data = ppo(temperature=0.5, **without_bounds(variant))
-    logger = fit(module, data, limit_val_batches=0).logger
+    logger = fit(module, data, limit_val_batches=0, **one_iteration(module)).logger
     assert logger.values("policy/entropy") == pytest.approx(logger.values("objective/entropy"), abs=1e-5)
     assert logger.values("loss/policy") == pytest.approx([0.0], abs=1e-5)
     rollout = module.rollout
@@ -167,7 +168,8 @@ def test_accumulated_gradients_are_those_of_the_whole_minibatch(fit, ppo, refere
         seen = Gradients()
         sizes = {"minibatches": 2, "episodes": 16, "temperature": 2.0, "max_new_tokens": 16}
         module, data = ppo(**sizes, reference_from=reference, **variant)
-        trainer = fit(module, data, callbacks=[seen], accumulate_grad_batches=accumulate, limit_val_batches=0)
+        settings = {"accumulate_grad_batches": accumulate, "limit_val_batches": 0}
+        trainer = fit(module, data, **settings, **one_iteration(module, seen))
         found.append(seen.steps)
         measured = sorted({key for key, *_ in trainer.logger.points if key.startswith(("loss/", "policy/", "value/"))})
         logged.append([trainer.logger.values(key) for key in ("train/loss", *measured)])

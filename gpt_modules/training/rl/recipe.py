@@ -124,6 +124,8 @@ def _expect_agreement(recipe: Recipe, max_new_tokens: int) -> None:
     expect(
         not scores.length_penalty or scores.free_length < max_new_tokens, "scores.free_length", scores.free_length, free
     )
+    if recipe.shaping.gamma == 0:
+        expect_idle("lam", recipe.shaping.lam, [Shaping().lam], "gamma is 0, so no later reward counts")
     expect_weight("rewards", recipe.rewards)
     for name, monitor in recipe.monitors.items():
         expect_weight(f"monitors.{name}", [monitor])
@@ -151,6 +153,6 @@ def _refuse_of_a_critic_at_rest(recipe: Recipe) -> None:
     """What moves a critic, where its loss weighs nothing."""
     if recipe.clip.value_coef:
         return
-    for name in ("lr", "warmup", "max_norm"):
+    for name in ("lr", "warmup", "max_norm", "lora"):
         found, default = getattr(recipe.critic, name), getattr(CriticConfig(), name)
         expect_idle(f"critic.{name}", found, [default], "clip.value_coef is 0, so the critic does not learn")

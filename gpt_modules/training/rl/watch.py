@@ -5,6 +5,8 @@ from collections.abc import Mapping
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from gpt_modules.errors import expect
+
 log = logging.getLogger(__name__)
 
 FEW_END = 0.05  # of a rollout's responses
@@ -63,8 +65,14 @@ class RolloutWatch:
         )
 
 
-def warn_of_idle_policy(warmup: int, iterations: int | None) -> None:
-    """A warm-up of the critic that the run does not end is told before its first step."""
-    if iterations is not None and 0 < iterations <= warmup and getattr(rank_zero_only, "rank", 0) == 0:
-        message = "critic.warmup: %d iterations in a run of %d: the policy never learns; expected fewer"
-        log.warning(message, warmup, iterations)
+def refuse_idle_policy(warmup: int, iterations: float) -> None:
+    """Called before the first step.
+
+    Args:
+        iterations: of the run, `inf` where only time ends it.
+
+    Raises:
+        UserError: the critic warms up for all of them, and the policy would never learn.
+    """
+    less = f"less than the run's {iterations:g} iterations, or the policy never learns"
+    expect(not 0 < iterations <= warmup, "critic.warmup", warmup, f"{less}; a critic alone does at optimizer.lr 0")

@@ -47,6 +47,10 @@ def test_what_is_written_beside_the_export(given, beside):
             r"sampling\.truncate_after: found 8, expected less than max_new_tokens: 8",
         ),
         ({"lora": LoRAConfig(2, dropout=0.1)}, r"lora\.dropout: found 0\.1, expected 0: "),
+        (
+            {"gamma": 0.0, "lam": 0.5},
+            r"lam: found 0\.5, expected it left at 0\.95: gamma is 0, so no later",
+        ),
         ({"lora": LoRAConfig(2), "ema": EMAConfig()}, "ema: found beside lora, expected one of them: "),
         (
             {"clip": ClipConfig(value_coef=0.0), "critic": CriticConfig(warmup=1)},
@@ -106,12 +110,12 @@ def test_what_only_a_second_step_of_a_rollout_follows_needs_one(given):
         recipe(ppo_epochs=1, **given)
 
 
-@pytest.mark.parametrize("name", ["lr", "warmup", "max_norm"])
-def test_what_moves_a_critic_needs_one_that_learns(name):
-    moves = CriticConfig(**{name: 1})
+@pytest.mark.parametrize(("name", "value"), [("lr", 1), ("warmup", 1), ("max_norm", 1), ("lora", LoRAConfig(2))])
+def test_what_moves_a_critic_needs_one_that_learns(name, value):
+    moves = CriticConfig(**{name: value})
     recipe(critic=moves)
     with pytest.raises(
-        UserError, match=rf"^critic\.{name}: found 1, expected .*: clip\.value_coef is 0, so the critic"
+        UserError, match=rf"^critic\.{name}: found .*, expected .*: clip\.value_coef is 0, so the critic"
     ):
         recipe(critic=moves, clip=ClipConfig(value_coef=0.0))
 

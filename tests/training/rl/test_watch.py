@@ -1,13 +1,15 @@
 """The line where the reward has no say, and what the progress bar shows."""
 
 import logging
+import math
 import re
 
 import pytest
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from gpt_modules.errors import UserError
 from gpt_modules.training.rl.settings import CriticConfig
-from gpt_modules.training.rl.watch import RolloutWatch, warn_of_idle_policy
+from gpt_modules.training.rl.watch import RolloutWatch, refuse_idle_policy
 
 AGREEING = {"sampler/kl": 1e-6, "sampler/max_prob_error": 1e-5}
 
@@ -58,20 +60,27 @@ def test_answers_that_all_score_alike_are_told_once(caplog, share, told):
     ] * told
 
 
-@pytest.mark.parametrize(("iterations", "told"), [(None, 0), (0, 0), (1, 1), (2, 1), (3, 0)])
-def test_a_warmup_that_the_run_does_not_outlast_is_told(caplog, iterations, told):
-    warn_of_idle_policy(2, iterations)
-    line = f"critic.warmup: 2 iterations in a run of {iterations}: the policy never learns; expected fewer"
-    assert caplog.messages == [line] * told
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_a_warmup_that_the_run_does_not_outlast_is_refused(iterations):
+    line = f"critic.warmup: found 2, expected less than the run's {iterations} iterations, or the policy never learns"
+    with pytest.raises(UserError, match=f"^{line}; "):
+        refuse_idle_policy(2, iterations)
+
+
+@pytest.mark.parametrize("iterations", [0, 3, math.inf])
+def test_any_other_is_not(iterations):
+    """A run without a step measures alone."""
+    refuse_idle_policy(2, iterations)
 
 
 # --- in a run ---
 
 
-def test_a_warmup_that_the_run_does_not_end_is_told(fit, ppo, caplog):
-    fit(*ppo(critic=CriticConfig(warmup=2)), max_epochs=2, limit_val_batches=0)
-    (line,) = [message for message in caplog.messages if message.startswith("critic.warmup")]
-    assert line.startswith("critic.warmup: 2 iterations in a run of 2: the policy never learns")
+@pytest.mark.parametrize("trainer", [{"max_epochs": 1}, {"max_epochs": 9, "max_steps": 4}])
+def test_it_is_refused_before_the_first_step_by_the_iterations_that_are_to_be(fit, ppo, trainer):
+    """Of four steps each: a bound on steps may end the run in the warm-up, too."""
+    with pytest.raises(UserError, match=r"^critic\.warmup: found 1, expected less than the run's 1 iterations"):
+        fit(*ppo(ppo_epochs=2, minibatches=2, critic=CriticConfig(warmup=1)), **trainer)
 
 
 def test_that_no_answer_ends_is_told_once(fit, ppo, caplog):
