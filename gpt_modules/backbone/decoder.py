@@ -23,6 +23,7 @@ from gpt_modules.backbone.activations import ACTIVATIONS
 from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
+from gpt_modules.backbone.embedding import Embedding
 from gpt_modules.backbone.linear import Linear
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse, computed_in
 from gpt_modules.backbone.norms import norm
@@ -122,13 +123,16 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.mlp]
+        self.made_again = config.mlp != "relu"  # which keeps what it gives, as the others keep what they are given
         made = 2 * config.inner_width if config.mlp == "swiglu" else config.inner_width
         self.fc = Linear(config.n_embd, made, bias=config.mlp_bias)
         self.proj = Linear(config.inner_width, config.n_embd, bias=config.mlp_bias)
         self.drop = Dropout(config.resid_pdrop)
 
     def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
-        out: Tensor = self.drop(self.proj(self.act(self.fc(x))))
+        inner = self.fc(x)
+        made = ((inner, self.act),) if self.made_again and isinstance(self.proj, Linear) else ()
+        out: Tensor = self.drop(self.proj(self.act(inner), *made))
         return out
 
 
@@ -197,7 +201,7 @@ class Decoder(nn.Module):
         self.config = config
         self.recompute = False  # a block's activations in the backward pass, instead of storing them
         self.one_width = False  # of all rows that are learnt from
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
         if config.positions == "learned":
             self.wpe = nn.Embedding(config.position_offset + config.n_positions, config.n_embd)
         else:

@@ -1,6 +1,7 @@
 """The linear layer of a block, and by whose kernels a CPU multiplies in it (tests/benchmarks/RESULTS.md)."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,11 +20,16 @@ class Linear(nn.Linear):
 
     one_width = False
 
-    def forward(self, input: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
+    def forward(
+        self, input: Float[Tensor, "*S I"], made: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
+    ) -> Float[Tensor, "*S O"]:
+        """`made`: what `input` was made of and how, where that is kept for the backward pass anyway and `input` is
+        cheap to make again: then the layer need not keep it.
+        """
         learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if not (self.one_width and learning and self._fits(input)):
             return super().forward(input)
-        out: Tensor = _Product.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(input, self.weight, self.bias, *(made or ()))  # type: ignore[no-untyped-call]
         return out
 
     def _fits(self, input: Tensor) -> bool:
@@ -42,18 +48,27 @@ class _Product(torch.autograd.Function):
     """input · weightᵀ + bias. Of the gradient of the weight both kinds of kernels are as fast: it is left to torch."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input, weight)
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: Tensor | None = None,
+        make: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        ctx.make = make
+        ctx.save_for_backward(input if source is None else source, weight)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        to_input, to_weight, to_bias = ctx.needs_input_grad
+        kept, weight = ctx.saved_tensors
+        to_input, to_weight, to_bias = ctx.needs_input_grad[:3]
         rows = grad.flatten(0, -2)
         return (
             _Product.apply(grad, weight.t(), None) if to_input else None,  # type: ignore[no-untyped-call]
-            rows.t() @ input.flatten(0, -2) if to_weight else None,
+            rows.t() @ (ctx.make(kept) if ctx.make else kept).flatten(0, -2) if to_weight else None,
             rows.sum(0) if to_bias else None,
+            *[None] * (len(ctx.needs_input_grad) - 3),
         )

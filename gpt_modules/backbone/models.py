@@ -50,6 +50,23 @@ class GPT(nn.Module):
         out: Tensor = self.decoder(tokens, positions, segments, attention_mask, cache, read)
         return out
 
+    def hidden_and_head(
+        self,
+        tokens: Int[Tensor, "B T"],
+        positions: Int[Tensor, "B T"] | None = None,
+        segments: Int[Tensor, "B T"] | None = None,
+    ) -> tuple[Float[Tensor, "B T C"], Float[Tensor, "V C"]]:
+        """`hidden` and `head_weight`, for one loss of both: on a CPU the gradients of an embedding that is tied to the
+        head are then formed in one place. Arguments as of `Decoder.forward`.
+        """
+        embedding = self.decoder.wte
+        embedding.lending = self.config.tied and tokens.is_cpu and torch.is_grad_enabled()
+        try:
+            hidden = self.hidden(tokens, positions, segments)
+            return hidden, self.head_weight if embedding.lent is None else embedding.lent
+        finally:
+            embedding.lending, embedding.lent = False, None
+
     def forward(
         self,
         tokens: Int[Tensor, "B T"],

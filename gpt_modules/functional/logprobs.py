@@ -137,8 +137,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivatives()
-        # Not in place: a graph that is retained may be walked again.
-        hidden, weight = (None if grad is None else grad * grad_loss for grad in ctx.saved_tensors)
+        # In place, as a second gradient of the weight is as large as the embedding.
+        scale = torch.Tensor.mul if _walked_again() else torch.Tensor.mul_
+        hidden, weight = (None if grad is None else scale(grad, grad_loss) for grad in ctx.saved_tensors)
         return hidden, weight, None, None, None, None, None
 
 
@@ -284,6 +285,12 @@ def _refuse_second_derivatives() -> None:
     # autograd's own once_differentiable would let constants through in place of gradients, and nobody would notice.
     if torch.is_grad_enabled():
         raise RuntimeError("create_graph=True: the chunked head has no second derivatives, use the full logits")
+
+
+def _walked_again() -> bool:
+    """Whether the graph that is walked is retained; where torch does not tell, it may be."""
+    told = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return told is None or bool(told())
 
 
 def _balanced_chunk(hidden: Tensor, weight: Tensor, chunk: int | None) -> int:

@@ -21,11 +21,9 @@ from gpt_modules.training.sharding.models import gathered
 
 def next_token_loss(model: GPT, batch: TokenBatch | PackedBatch) -> tuple[Tensor, Tensor]:
     """Sum of the cross-entropies in nats and the number of tokens that count; logits are never stored whole."""
-    if isinstance(batch, PackedBatch):
-        hidden = model.hidden(batch.inputs, batch.positions, batch.segments)
-    else:
-        hidden = model.hidden(batch.inputs)
-    total = linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, batch.labels.flatten())
+    packed = (batch.positions, batch.segments) if isinstance(batch, PackedBatch) else ()
+    hidden, head = model.hidden_and_head(batch.inputs, *packed)
+    total = linear_cross_entropy(hidden.flatten(0, 1), head, batch.labels.flatten())
     return total, (batch.labels != -100).sum()
 
 

@@ -1,6 +1,7 @@
 """What a token may see, in every way of laying rows out; how weights start; names after compiling."""
 
 import math
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,8 @@ from their_models import FAMILIES, our_model, their_model
 from torch import Tensor
 
 from gpt_modules.backbone import Decoder, DecoderConfig
+from gpt_modules.backbone.activations import ACTIVATIONS
+from gpt_modules.backbone.linear import _has_kernels
 from gpt_modules.errors import UserError
 
 VOCAB = 61
@@ -26,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 EVERY_KIND = pytest.mark.parametrize("kind", KINDS)
 
 
-def make(kind: str = "pre", **sizes: int) -> Decoder:
+def make(kind: str = "pre", **sizes: Any) -> Decoder:
     values = {"vocab_size": VOCAB, "n_positions": 24, "n_layer": 2, "n_head": 2, "n_embd": 16, **KINDS[kind], **sizes}
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig.from_dict(values)).eval()
@@ -177,3 +180,24 @@ def test_rows_beyond_the_positions_are_refused_and_padding_is_none() -> None:
         decoder(rows(1, wide), attention_mask=torch.ones(1, wide, dtype=torch.bool))
     tokens, mask = rows(1, wide), torch.arange(wide)[None] >= 3
     torch.testing.assert_close(decoder(tokens, attention_mask=mask)[:, 3:], decoder(tokens[:, 3:]))
+
+
+@pytest.mark.skipif(not _has_kernels(), reason="torch's own product keeps what enters it")
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_mlp_keeps_one_tensor_of_its_inner_width(activation: str) -> None:
+    """And what it reads: what stands between is made again."""
+    decoder = make("pre", n_embd=256, n_inner=1024, mlp=activation)
+    mlp, x = decoder.blocks[0].mlp, torch.randn(128, 256, requires_grad=True)
+    decoder.expect_one_width()
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda tensor: tensor):
+        mlp(x)
+    of_gate = 3 * 1024 if activation == "swiglu" else 1024  # both halves, and the gate's own value
+    weights = sum(parameter.numel() for parameter in mlp.parameters() if parameter.ndim == 2)
+    assert sum(kept.values()) == x.numel() + weights + 128 * of_gate
+
+
+def _note(kept: dict[int, int], tensor: Tensor) -> Tensor:
+    storage = tensor.untyped_storage()
+    kept[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+    return tensor

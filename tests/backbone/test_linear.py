@@ -1,10 +1,14 @@
 """Whoever multiplies, a linear layer is that of torch; and where kernels would be made for every width, torch does."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gpt_modules.backbone import Decoder, DecoderConfig
+from gpt_modules.backbone.activations import ACTIVATIONS
+from gpt_modules.backbone.config import Activation
 from gpt_modules.backbone.linear import LARGE, Linear
 
 WIDE, NARROW = 512, 128
@@ -19,10 +23,10 @@ def pair(bias: bool = True) -> tuple[Linear, nn.Linear]:
     return ours, theirs
 
 
-def gradients(layer: nn.Module, x: Tensor) -> list[Tensor]:
-    """Of first order, and those of their squares: of second."""
+def gradients(layer: nn.Module, x: Tensor, apply: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """Of first order, and those of their squares: of second. `apply`: as `layer` is applied where it is not alone."""
     leaves = [x.clone().requires_grad_(), *layer.parameters()]
-    first = torch.autograd.grad(layer(leaves[0]).square().mean(), leaves, create_graph=True)
+    first = torch.autograd.grad((apply or layer)(leaves[0]).square().mean(), leaves, create_graph=True)
     total = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
     return [*first, *torch.autograd.grad(total, leaves)]
 
@@ -34,6 +38,20 @@ def test_numbers_and_gradients_are_those_of_torch(bias: bool) -> None:
     torch.testing.assert_close(ours(x), theirs(x), atol=1e-5, rtol=1e-5)
     for found, expected in zip(gradients(ours, x), gradients(theirs, x), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_is_made_again_has_the_gradients_of_what_is_kept(name: Activation) -> None:
+    """Bit for bit, those of second order to rounding."""
+    torch.manual_seed(0)
+    layer, act = Linear(WIDE, NARROW), ACTIVATIONS[name]
+    layer.one_width = True
+    inner = torch.randn(2, ROWS[1], 2 * WIDE if name == "swiglu" else WIDE)
+    found = gradients(layer, inner, lambda x: layer(act(x), (x, act)))
+    expected = gradients(layer, inner, lambda x: layer(act(x)))
+    assert all(torch.equal(*pair) for pair in zip(found[:3], expected[:3], strict=True))
+    for mine, theirs in zip(found[3:], expected[3:], strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
 
 
 def test_a_frozen_layer_passes_the_gradient_on() -> None:

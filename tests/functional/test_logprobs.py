@@ -129,6 +129,32 @@ def test_a_retained_graph_may_be_walked_twice_and_inputs_stay():
     assert all(torch.equal(*pair) for pair in zip((hidden, weight, labels), before, strict=True))
 
 
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        places = [arg.data_ptr() for arg in args if isinstance(arg, torch.Tensor)]
+        if isinstance(out, torch.Tensor) and out.data_ptr() not in places:
+            self.numel = max(self.numel, out.numel())
+        return out
+
+
+def test_a_graph_that_is_walked_once_has_its_gradients_in_one_place():
+    hidden, weight, labels = head(6)
+    loss = linear_cross_entropy(hidden, weight, labels) * 0.5
+    expected = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    with Largest() as made:
+        loss.backward()
+    assert made.numel < weight.numel()
+    assert torch.equal(hidden.grad, expected[0])
+    assert torch.equal(weight.grad, expected[1])
+
+
 def test_a_head_used_twice_adds_up():
     hidden, weight, labels = head(6)
     (linear_cross_entropy(hidden, weight, labels) + linear_cross_entropy(2 * hidden, weight, labels)).backward()
