@@ -11,6 +11,11 @@ class FieldError(ValueError):
 
     def __init__(self, field: str, found: str, expected: str) -> None:
         super().__init__(f"{field}: found {found}, expected {expected}")
+        self.parts = field, found, expected
+
+
+class NoComparison(FieldError):
+    """Two transcripts that are not two answers to one question: hh-rlhf holds such, and the user cannot mend them."""
 
 
 def describe(value: object) -> str:

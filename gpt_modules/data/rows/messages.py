@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from itertools import takewhile
 from typing import Any
 
-from gpt_modules.data.rows.fields import FieldError, describe, items_of, text_of
+from gpt_modules.data.rows.fields import FieldError, NoComparison, describe, items_of, text_of
 from gpt_modules.data.splits import Row
 from gpt_modules.storage.comparisons import Prompt
 
@@ -77,14 +77,25 @@ def shared_question(record: Mapping[Any, Any]) -> tuple[list[Row], str, str] | N
 
     Raises:
         FieldError: They do not begin alike, or one goes on with more than an answer.
+        NoComparison: The same of transcripts, or somebody says nothing in them, or the same answer ends both.
     """
     chosen, rejected = record.get("chosen"), record.get("rejected")
     if isinstance(chosen, str) and isinstance(rejected, str) and chosen.startswith((_HUMAN, _ASSISTANT)):
-        pair = _turns(record, "chosen"), _turns(record, "rejected")
-    elif isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1:
-        pair = messages_of(record, "chosen"), messages_of(record, "rejected")
-    else:
-        return None
+        return _of_transcripts({name: _turns(record, name) for name in ("chosen", "rejected")})
+    if isinstance(chosen, list) and isinstance(rejected, list) and len(chosen) > 1 and len(rejected) > 1:
+        return _parted(record)
+    return None
+
+
+def _of_transcripts(turns: Mapping[str, list[Row]]) -> tuple[list[Row], str, str]:
+    try:
+        return _parted(turns)
+    except FieldError as error:
+        raise NoComparison(*error.parts) from error
+
+
+def _parted(record: Mapping[Any, Any]) -> tuple[list[Row], str, str]:
+    pair = messages_of(record, "chosen"), messages_of(record, "rejected")
     shared = [one for one, _ in takewhile(lambda both: both[0] == both[1], zip(*pair, strict=False))]
     answers = [_last(messages, len(shared), name) for messages, name in zip(pair, ("chosen", "rejected"), strict=True)]
     question_of({"chosen": shared}, "chosen")
@@ -130,10 +141,10 @@ def _last(messages: list[Row], shared: int, field: str) -> str:
 
 
 def _turns(record: Mapping[Any, Any], field: str) -> list[Row]:
-    """The messages of a transcript."""
+    """The messages of a transcript, not checked."""
     roles = {"Human": "user", "Assistant": "assistant"}
     opening, *parts = _SPEAKER.split(text_of(record, field))
     if opening.strip() or not parts:
         raise FieldError(field, describe(record[field]), f"a transcript, which begins with {_HUMAN!r}")
     said = zip(parts[::2], parts[1::2], strict=True)
-    return messages_of({field: [{"role": roles[who], "content": text.strip()} for who, text in said]}, field)
+    return [{"role": roles[who], "content": text.strip()} for who, text in said]

@@ -12,7 +12,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from gpt_modules.data.builtin import brackets, recall, reviews, shakespeare, synthetic
-from gpt_modules.data.rows.fields import FieldError
+from gpt_modules.data.rows.fields import FieldError, NoComparison
 from gpt_modules.data.rows.files import file_rows, find_files, is_local, near_files, refuse_twice, rows_digest
 from gpt_modules.data.rows.hub import hub_version, open_hub
 from gpt_modules.data.rows.schemas import Check, Schema, check_row
@@ -72,18 +72,31 @@ def load_rows(
     if source == REVIEWS and schema == "reward":
         return reviews.reward_rows(split, k, seed)
     rows = list(iter_rows(source, split, schema, cache_dir=cache_dir))
-    kept = [row for row in rows if schema != "reward" or len(set(row["ranking"])) > 1]
+    compared = [row for row in rows if row]
+    kept = [row for row in compared if schema != "reward" or len(set(row["ranking"])) > 1]
     if len(kept) < len(rows):
-        _tell_ties(name_of(source), len(rows) - len(kept), len(rows))
+        _tell_left_out(name_of(source), len(compared) - len(kept), len(rows) - len(compared), len(rows))
     if not kept:
         raise UserError(f"{name_of(source)}: found no usable row, expected at least one")
     return kept
 
 
+def _or_nothing(check: Check, record: object) -> Row:
+    """An empty row, where a record holds no two answers to one question."""
+    try:
+        return check(record)
+    except NoComparison:
+        return {}
+
+
 @cache
-def _tell_ties(source: str, ties: int, rows: int) -> None:
+def _tell_left_out(source: str, ties: int, none: int, rows: int) -> None:
     """Once, as rows are read for each epoch and for each baseline."""
-    log.warning("%s: left out %d of %d rows whose answers are all tied", source, ties, rows)
+    if ties:
+        log.warning("%s: left out %d of %d rows whose answers are all tied", source, ties, rows)
+    if none:
+        message = "%s: left out %d of %d rows whose transcripts are not one question with two answers: they part before"
+        log.warning(f"{message} their last turns, somebody says nothing, or both end alike", source, none, rows)
 
 
 def iter_rows(
@@ -99,6 +112,7 @@ def iter_rows(
     copied.
     """
     check = schema if callable(schema) else partial(check_row, schema=schema, text_field=text_field)
+    check = partial(_or_nothing, check)
     if isinstance(source, str) and has_own_splits(source):
         yield from _own_rows(source, split, schema, check)
         return

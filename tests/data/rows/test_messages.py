@@ -1,6 +1,6 @@
 import pytest
 
-from gpt_modules.data.rows.fields import FieldError
+from gpt_modules.data.rows.fields import FieldError, NoComparison
 from gpt_modules.data.rows.schemas import check_row
 
 TOLD = {"role": "system", "content": "Be brief."}
@@ -53,14 +53,27 @@ ASKED_TWICE = (
         ),
         (ASKED_TWICE[0], ASKED_TWICE[1], "chosen: found 2 messages"),
         (ASKED_TWICE[0] + "\n\nAssistant:", ASKED_TWICE[0] + "\n\nAssistant: No.", "chosen[3].content: found empty"),
-        (ASKED_TWICE[0], "No.", "rejected: found the text 'No.', expected a transcript, which begins with"),
+        (
+            ASKED_TWICE[0] + "\n\nAssistant: No.",
+            ASKED_TWICE[0] + "\n\nAssistant: No.",
+            "chosen: found nothing behind the messages",
+        ),
     ],
 )
-def test_transcripts_that_part_before_their_last_answer_are_refused_as_messages_are(chosen, rejected, line):
+def test_transcripts_that_are_no_two_answers_to_one_question_are_no_comparison(chosen, rejected, line):
     """What follows the first difference is no answer to one question, and a preference says nothing of its parts."""
-    with pytest.raises(FieldError) as told:
+    with pytest.raises(NoComparison) as told:
         check_row({"chosen": chosen, "rejected": rejected}, "reward")
     assert str(told.value).startswith(line)
+
+
+@pytest.mark.parametrize("chosen", ["\n\nHuman: Why?\n\nAssistant: So.", [ASKED, SAID, ASKED, SAID]])
+def test_what_a_user_wrote_otherwise_is_a_mistake(chosen):
+    """No transcript, or messages that part early: not what hh-rlhf holds."""
+    rejected = "No." if isinstance(chosen, str) else [ASKED, ALSO, ASKED, SAID]
+    with pytest.raises(FieldError, match=r"expected a transcript, which begins with|behind the messages that") as told:
+        check_row({"chosen": chosen, "rejected": rejected}, "reward")
+    assert not isinstance(told.value, NoComparison)
 
 
 def test_prompts_are_conversations_and_rewards_may_ask_for_them():

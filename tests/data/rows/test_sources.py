@@ -10,6 +10,7 @@ from gpt_modules.data.rows import sources
 from gpt_modules.data.rows.fields import FieldError, describe
 from gpt_modules.data.rows.sources import fingerprint, iter_rows, load_rows, load_splits, split_key, split_rows
 from gpt_modules.errors import UserError
+from gpt_modules.feedback.exchange import check_imported
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(40)]
 
@@ -169,11 +170,26 @@ def test_a_local_file_is_nobody_elses_business(tmp_path, cache, monkeypatch):
     assert not asked
 
 
+def test_transcripts_that_part_early_are_left_out_and_counted(tmp_path, cache, caplog):
+    """As hh-rlhf holds them; whoever reads: a reward model's data, or an import of votes."""
+    asked, parted = "\n\nHuman: Why?\n\nAssistant:", " So.\n\nHuman: Oh.\n\nAssistant: Yes."
+    ends = [(" So.", " No."), (parted, " No."), ("", " No."), (" No.", " No. ")]
+    source = write_lines(
+        tmp_path / "a.jsonl", [{"chosen": asked + one, "rejected": asked + other} for one, other in ends]
+    )
+    for schema in ("reward", check_imported):
+        (row,) = load_rows(source, "train", schema, cache_dir=cache)
+        assert (row["messages"], row["responses"]) == ([{"role": "user", "content": "Why?"}], ["So.", "No."])
+    (told,) = caplog.messages
+    assert told.startswith(f"{source}: left out 3 of 4 rows whose transcripts are not one question with two answers")
+
+
 def test_tied_rows_are_left_out_and_counted(tmp_path, cache, caplog):
     rows = [{"prompt": "q", "responses": ["a", "b"], "ranking": ranking} for ranking in ([1, 1], [2, 1])]
     source = write_lines(tmp_path / "a.jsonl", rows)
     assert load_rows(source, "train", "reward", cache_dir=cache) == rows[1:]
     assert "left out 1 of 2 rows whose answers are all tied" in caplog.text
+    assert "transcripts" not in caplog.text
     only_ties = write_lines(tmp_path / "b.jsonl", rows[:1])
     with pytest.raises(UserError, match="found no usable row"):
         load_rows(only_ties, "train", "reward", cache_dir=cache)
