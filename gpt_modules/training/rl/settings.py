@@ -100,8 +100,9 @@ class CriticConfig:
             stay as it is has `clip.value_coef` 0.
         shared_trunk: a head on the policy's own trunk, which the value loss moves too (Ziegler et al. 2019, code):
             one forward pass in place of two and about half the memory; `lr` and `max_norm` are then the head's.
-        warmup: iterations in which the critic alone learns, fewer than the run has. The policy keeps its weights to the bit, and `schedule`
-            counts from its first step for it, from the run's for the critic; an adaptive KL coefficient waits with it.
+        warmup: iterations in which the critic alone learns, fewer than the run has. The policy keeps its weights to the
+            bit, and `schedule` counts from its first step for it, from the run's for the critic; an adaptive KL
+            coefficient waits with it.
         max_norm: largest norm of its gradient, clipped apart from the policy's; None: both are clipped as one by
             `trainer.gradient_clip_val`, and a large gradient of the critic shrinks the policy's.
         lora: low-rank updates learn in place of its trunk, beside its head; a reward model of the same folder shares
