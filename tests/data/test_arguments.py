@@ -92,7 +92,7 @@ def test_what_no_number_may_be_is_refused_by_every_constructor(kind):
 
 @pytest.mark.parametrize("weight", [0, -1.0, math.nan, math.inf])
 def test_a_weight_of_a_mixture_is_refused_before_a_source_is_read(weight):
-    with pytest.raises(UserError, match=rf"^mixture\[1\].weight: found {weight}, expected a number above 0"):
+    with pytest.raises(UserError, match=rf"^mixture\.1\.weight: found {weight}, expected a number above 0"):
         PretrainingDataModule(mixture=[MixedSource("no.txt", 1.0), MixedSource("none.txt", weight)])
 
 
