@@ -74,20 +74,29 @@ class PeerWatch(L.Callback):
 
     def __init__(self) -> None:
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to look, once the processes have met."""
         if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             self._ended.clear()
-            threading.Thread(target=self._look, args=(trainer,), daemon=True, name="peer-watch").start()
+            self._thread = threading.Thread(target=self._look, args=(trainer,), daemon=True, name="peer-watch")
+            self._thread.start()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Say that this process ends, which is no loss."""
+    def teardown(self, *_: Any) -> None:
+        """Say that this process ends, which is no loss, and wait until it is said.
+
+        A thread that comes back from the store while Python is taken down is ended inside of C++, and the process of a
+        run that is done aborts.
+        """
         self._ended.set()
+        if self._thread is not None:
+            self._thread.join(EVERY)
+            self._thread = None
 
     def on_exception(self, *_: Any) -> None:
         """The same."""
-        self._ended.set()
+        self.teardown()
 
     def _look(self, trainer: L.Trainer) -> None:
         # A connection of its own: a barrier would keep the one of the main thread busy.

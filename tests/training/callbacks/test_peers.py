@@ -5,10 +5,12 @@ is told once, and everyone else leaves.
 import threading
 import time
 
+import lightning.pytorch as L
 import pytest
+import torch.distributed as dist
 from torch.distributed import DistBackendError, HashStore, Store
 
-from gpt_modules.training.callbacks.peers import MISSES, lost_peer, of_lost_peer, watch
+from gpt_modules.training.callbacks.peers import MISSES, PeerWatch, lost_peer, of_lost_peer, watch
 
 EVERY = 0.01
 
@@ -78,6 +80,34 @@ def test_who_has_not_begun_is_waited_for():
     peers.ended[0].set()
     peers.join(0)
     assert peers.found == {0: None}
+
+
+@pytest.mark.parametrize("hook", ["teardown", "on_exception"])
+def test_a_process_does_not_end_while_its_watch_is_at_the_store(monkeypatch, hook):
+    """Which takes its time to note that it ends."""
+    noted = threading.Event()
+
+    class Slow(Store):
+        def clone(self):
+            return self
+
+        def add(self, key, amount):
+            return 1
+
+        def set(self, key, value):
+            time.sleep(20 * EVERY)
+            noted.set()
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", Slow)
+    monkeypatch.setattr(L.Trainer, "world_size", 2)
+    callback, trainer = PeerWatch(), L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    callback.setup(trainer, L.LightningModule(), "fit")
+    getattr(callback, hook)(trainer, L.LightningModule(), "fit")
+    assert noted.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name == "peer-watch"]
 
 
 class Gone(Store):
