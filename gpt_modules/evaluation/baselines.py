@@ -4,9 +4,10 @@ time.
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,42 +29,86 @@ class KneserNey:
 
     def __init__(self, tokens: NDArray[np.integer], vocab_size: int, order: int = 3) -> None:
         self.order, self.vocab_size = order, vocab_size
-        stream = tokens.tolist()
-        highest = Counter(zip(*(stream[k:] for k in range(order)), strict=False))
-        counts: list[Counter[Ngram]] = [highest]
-        for _ in range(order - 1):  # below the highest order, an n-gram counts once for each word it was seen after
-            counts.insert(0, Counter(ngram[1:] for ngram in counts[0]))
-        self.counts = counts
-        self.discounts = [_discounts(level.values()) for level in counts]
-        self.totals: list[dict[Ngram, int]] = []
-        self.reserved: list[dict[Ngram, float]] = []
-        for level, discounts in zip(counts, self.discounts, strict=True):
-            totals: dict[Ngram, int] = defaultdict(int)
-            reserved: dict[Ngram, float] = defaultdict(float)
-            for ngram, count in level.items():
-                totals[ngram[:-1]] += count
-                reserved[ngram[:-1]] += discounts[min(count, 3)]
-            self.totals.append(totals)
-            self.reserved.append(reserved)
+        self.known: list[NDArray[np.int64]] = []  # for each length the n-grams that were seen, by their codes
+        self.discounts: list[NDArray[np.float64]] = []
+        self.counts: list[NDArray[np.int64]] = []  # of the n-grams by their numbers; by those of their contexts:
+        self.totals: list[NDArray[np.float64]] = []
+        self.reserved: list[NDArray[np.float64]] = []
+        numbers = self._know(tokens)
+        starts = np.arange(max(0, len(tokens) - order + 1))
+        for length in range(order, 0, -1):
+            _, first, counts = np.unique(numbers[length][starts], return_index=True, return_counts=True)
+            place = np.argsort(first)  # as they came, which is the order in which what they leave is summed
+            starts = starts[first[place]]
+            self._add_level(numbers[length][starts], numbers[length - 1][starts], counts[place], length)
+            starts = starts + 1  # below the highest order, an n-gram counts once for each word it was seen after
+
+    def _know(self, tokens: NDArray[np.integer]) -> list[NDArray[np.int64]]:
+        """Number the n-grams of 0, 1, ... tokens by their place among those of their length; returns the number of that
+        which begins at each token. A code is the number of what stands before the last token, and that.
+        """
+        numbers = [np.zeros(len(tokens) + 1, dtype=np.int64)]
+        for length in range(1, self.order + 1):
+            ends = np.asarray(tokens[length - 1 :], dtype=np.int64)
+            codes = numbers[-1][: len(ends)] * self.vocab_size + ends
+            known, inverse = np.unique(codes, return_inverse=True)
+            self.known.append(known)
+            numbers.append(inverse)
+        return numbers
+
+    def _numbers(self, ngrams: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Of their first 0, 1, ... tokens; -1 for what was not seen."""
+        found = [np.zeros(len(ngrams), dtype=np.int64)]
+        for codes, tokens in zip(self.known, ngrams.T, strict=False):
+            wanted = found[-1] * self.vocab_size + tokens
+            place = np.searchsorted(codes, wanted).clip(max=max(0, len(codes) - 1))
+            seen = (found[-1] >= 0) & (codes[place] == wanted) if len(codes) else np.zeros(len(wanted), dtype=bool)
+            found.append(np.where(seen, place, -1))
+        return found
+
+    def _add_level(
+        self, ngrams: NDArray[np.int64], contexts: NDArray[np.int64], counts: NDArray[np.int64], length: int
+    ) -> None:
+        discounts = np.array(_discounts(counts.tolist()))
+        by_number = np.zeros(len(self.known[length - 1]), dtype=np.int64)
+        by_number[ngrams] = counts
+        size = len(self.known[length - 2]) if length > 1 else 1
+        self.discounts.insert(0, discounts)
+        self.counts.insert(0, by_number)
+        self.totals.insert(0, _sums(contexts, counts, size))
+        self.reserved.insert(0, _sums(contexts, discounts[counts.clip(max=3)], size))
 
     def probability(self, ngram: Ngram) -> float:
         """P(last token | the ones before it), summing to 1 over the vocabulary."""
-        if not ngram:
-            return 1.0 / self.vocab_size
-        level, context = len(ngram) - 1, ngram[:-1]
-        lower = self.probability(ngram[1:]) if level else 1.0 / self.vocab_size
-        total = self.totals[level].get(context, 0)
-        if total == 0:
-            return lower
-        count = self.counts[level].get(ngram, 0)
-        kept = max(0.0, count - self.discounts[level][min(count, 3)])
-        return (kept + self.reserved[level][context] * lower) / total
+        return float(self._probabilities(np.array([ngram], dtype=np.int64))[0])
+
+    def _probabilities(self, ngrams: NDArray[np.int64]) -> NDArray[np.float64]:
+        found = np.full(len(ngrams), 1.0 / self.vocab_size)
+        for level in range(ngrams.shape[1]):
+            contexts, numbers = self._numbers(ngrams[:, ngrams.shape[1] - level - 1 :])[-2:]
+            known = np.flatnonzero(contexts >= 0)
+            known = known[self.totals[level][contexts[known]] > 0]
+            context, number = contexts[known], numbers[known]
+            counts = np.where(number >= 0, self.counts[level][number], 0)
+            kept = np.maximum(0.0, counts - self.discounts[level][counts.clip(max=3)])
+            found[known] = (kept + self.reserved[level][context] * found[known]) / self.totals[level][context]
+        return found
 
     def perplexity(self, tokens: NDArray[np.integer]) -> float:
         """exp of the mean negative log-probability of every token that has a full context."""
-        stream = tokens.tolist()
-        ngrams = list(zip(*(stream[k:] for k in range(self.order)), strict=False))
-        return math.exp(-sum(math.log(self.probability(ngram)) for ngram in ngrams) / len(ngrams))
+        found = self._probabilities(_windows(tokens, self.order)).tolist()
+        return math.exp(-sum(map(math.log, found)) / len(found))
+
+
+def _sums(places: NDArray[np.int64], values: NDArray[Any], size: int) -> NDArray[np.float64]:
+    """Of the values of each place, one after another."""
+    return np.bincount(places, values, size).astype(np.float64)
+
+
+def _windows(tokens: NDArray[np.integer], order: int) -> NDArray[np.int64]:
+    """Every `order` tokens in a row, a row each."""
+    count = max(0, len(tokens) - order + 1)
+    return np.stack([np.asarray(tokens[k : k + count], dtype=np.int64) for k in range(order)], axis=1)
 
 
 def _discounts(counts: Iterable[int]) -> tuple[float, float, float, float]:

@@ -42,6 +42,12 @@ def test_probabilities_sum_to_one(order):
             assert min(probabilities) > 0
 
 
+@pytest.mark.parametrize("stream", [[], [0], [0, 1]])
+def test_without_a_whole_context_to_learn_from_all_tokens_are_alike(stream):
+    model = KneserNey(np.array(stream, dtype=np.uint16), vocab_size=5, order=3)
+    assert model.perplexity(np.arange(5)) == pytest.approx(5.0)
+
+
 def test_the_perplexity_of_noise_is_the_vocabulary_and_of_a_cycle_is_one():
     rng = np.random.default_rng(0)
     noise, held_out = rng.integers(0, 8, 20_000), rng.integers(0, 8, 2_000)
