@@ -83,8 +83,16 @@ class PeerWatch(L.Callback):
             self._thread = threading.Thread(target=self._look, args=(trainer,), daemon=True, name="peer-watch")
             self._thread.start()
 
-    def teardown(self, *_: Any) -> None:
-        """Say that this process ends, which is no loss, and wait until it is said.
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say that this process ends, which is no loss."""
+        self._end()
+
+    def on_exception(self, *_: Any) -> None:
+        """The same."""
+        self._end()
+
+    def _end(self) -> None:
+        """Say it, and wait until it is said.
 
         A thread that comes back from the store while Python is taken down is ended inside of C++, and the process of a
         run that is done aborts.
@@ -93,10 +101,6 @@ class PeerWatch(L.Callback):
         if self._thread is not None:
             self._thread.join(EVERY)
             self._thread = None
-
-    def on_exception(self, *_: Any) -> None:
-        """The same."""
-        self.teardown()
 
     def _look(self, trainer: L.Trainer) -> None:
         # A connection of its own: a barrier would keep the one of the main thread busy.

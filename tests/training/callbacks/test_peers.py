@@ -104,8 +104,12 @@ def test_a_process_does_not_end_while_its_watch_is_at_the_store(monkeypatch, hoo
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", Slow)
     monkeypatch.setattr(L.Trainer, "world_size", 2)
     callback, trainer = PeerWatch(), L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    callback.setup(trainer, L.LightningModule(), "fit")
-    getattr(callback, hook)(trainer, L.LightningModule(), "fit")
+    module = L.LightningModule()
+    callback.setup(trainer, module, stage="fit")
+    if hook == "on_exception":
+        callback.on_exception(trainer, module, KeyboardInterrupt())
+    else:  # as Lightning calls it
+        callback.teardown(trainer, module, stage="fit")
     assert noted.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name == "peer-watch"]
 
