@@ -416,7 +416,7 @@ def test_a_run_of_no_batches_hands_on_no_untrained_weights(gpt, sft, tmp_path, s
 def test_a_run_that_is_refused_late_leaves_no_curves(gpt, sft, tmp_path):
     stopping = '{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/los"}}'
     ended = gpt.run("fit", "--config", write(tmp_path / "sft.yaml", sft), "--trainer.callbacks", f"[{stopping}]")
-    assert_refused(ended, "EarlyStopping: monitor: found 'val/los'", "val/loss")
+    assert_refused(ended, "--trainer.callbacks.0.monitor: found 'val/los'", "val/loss")
     assert not [path.name for path in (tmp_path / "run").glob("*") if path.name != ".lock"]
 
 
