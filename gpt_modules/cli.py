@@ -16,6 +16,7 @@ from typing import Any
 
 from gpt_modules import one_voice
 from gpt_modules.errors import UserError
+from gpt_modules.forks import forks_end_here
 
 COMMANDS = {
     "fit": "train what a recipe describes",
@@ -61,6 +62,7 @@ A recipe's name (ppo/tiny) works wherever its path does; gpt recipes lists them.
 `gpt COMMAND --help` explains a command; `gpt fit --help sft` lists the keys of a procedure; `gpt --version`."""
 
 
+@forks_end_here()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command.
 

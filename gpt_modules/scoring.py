@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gpt_modules.errors import UserError
+from gpt_modules.forks import forks_end_here
 
 TextReward = Callable[..., Sequence[float]]
 """(prompts, responses), and by name what `further_arguments` finds."""
@@ -36,7 +37,8 @@ def import_reward(name: str, field: str = "rewards.function") -> TextReward:
     if here not in sys.path:  # `python -m` puts it there, an installed command does not; last, to hide nothing
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        with forks_end_here():
+            module = importlib.import_module(module_name)
     except BaseException as error:  # what stands in the file is the user's
         _let_end(error)
         wanted = "expected 'package.module:name' of a callable, installed or in the current folder"
@@ -138,7 +140,7 @@ def text_scores(
         UserError: the function raised, or gave something else; with its name and the example.
     """
     try:
-        given: Any = function([*prompts], [*responses], **_copied(further))
+        given = _call(function, prompts, responses, further)
     except BaseException as error:
         _let_end(error)
         raise UserError(f"{name} {_first_failure(function, prompts, responses, further, error)}") from error
@@ -149,6 +151,13 @@ def text_scores(
     if len(given) != len(prompts):
         raise UserError(f"{name} gave {len(given)} scores, expected one for each of {len(prompts)} responses")
     return [_number(name, value, *texts) for value, *texts in zip(given, prompts, responses, strict=True)]
+
+
+def _call(
+    function: TextReward, prompts: Sequence[str], responses: Sequence[str], further: Mapping[str, Sequence[Any]]
+) -> Any:
+    with forks_end_here():
+        return function([*prompts], [*responses], **_copied(further))
 
 
 def _copied(further: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
@@ -177,7 +186,7 @@ def _first_failure(
     """The first response that fails alone, as a batch does not tell which of them it was."""
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         try:
-            function([prompt], [response], **_copied({key: [values[i]] for key, values in further.items()}))
+            _call(function, [prompt], [response], {key: [values[i]] for key, values in further.items()})
         except BaseException as alone:
             _let_end(alone)
             return f"raised {_told(alone)} {_example(prompt, response)}"

@@ -58,6 +58,7 @@ from gpt_modules.training.callbacks.checkpointing import (
 )
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
+from gpt_modules.training.callbacks.forks import ForksEnd
 from gpt_modules.training.callbacks.gradients import FreedGradients
 from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
 from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer, of_lost_peer
@@ -180,6 +181,7 @@ class TrainerCLI(LightningCLI):
             raise
         except Exception as error:  # Lightning and torch raise some ten types for a value that does not fit
             raise refused_key(error, config, lambda given: L.Trainer(**given), self.recipe) from error
+        trainer.callbacks.insert(0, ForksEnd())  # type: ignore[attr-defined]
         check_processes(trainer, self.recipe)
         check_strategy(trainer, self.recipe)
         check_precision(trainer, config.get("precision"), self.recipe)

@@ -23,6 +23,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
+import gpt_modules.forks  # noqa: F401 -- whose processes do not inherit the handlers
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for, write_durably
