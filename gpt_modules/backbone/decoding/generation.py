@@ -44,6 +44,8 @@ RETIRED_PART = 0.25
 STEPS_OF_A_CAPTURE = 64
 # Asking a CUDA device whether rows are finished makes the host wait, so it is asked this often only.
 CUDA_STEPS_BETWEEN_CHECKS = 8
+# Numbers in a row of a mask that CUDA's attention reads as it is, a multiple of these; another one it copies to pad it.
+ALIGNED = 8
 
 
 class Generation(NamedTuple):
@@ -221,8 +223,12 @@ def without_graphs(model: GPT) -> Iterator[None]:
 
 
 def new_cache(model: GPT, batch: int, capacity: int, static: bool) -> KVCache:
-    """An empty cache of the type that the model computes in, autocast considered."""
+    """An empty cache of the type that the model computes in, autocast considered; a static one of a multiple of
+    `ALIGNED` slots: attention reads all of them at every token, and would copy a mask of another width in every layer.
+    """
     weight = model.head_weight
+    if static:
+        capacity = -(-capacity // ALIGNED) * ALIGNED
     return KVCache(model.config, batch, capacity, device=weight.device, dtype=computed_in(weight), static=static)
 
 

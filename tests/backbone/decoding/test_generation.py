@@ -240,6 +240,14 @@ def test_retiring_rows_changes_no_answer(temperature: float, monkeypatch: pytest
     after_end_is_empty(eager, eos_id)
 
 
+@pytest.mark.parametrize(("capacity", "slots"), [(1, 8), (8, 8), (9, 16)])
+def test_masks_of_a_static_cache_are_read_as_they_are(capacity: int, slots: int) -> None:
+    """In rows of 16 bytes, whatever the prompts and answers are long; a sliced one has the room that is asked for."""
+    model = GPT(CONFIG)
+    assert generation.new_cache(model, 2, capacity, static=True).keys[0].shape[2] == slots
+    assert generation.new_cache(model, 2, capacity, static=False).keys[0].shape[2] == capacity
+
+
 def test_static_cache_gives_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     # What a CUDA graph replays, run as it is: same cache, same step, without the graph.
     model = make()
