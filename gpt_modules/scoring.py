@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from contextlib import chdir
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -37,7 +38,7 @@ def import_reward(name: str, field: str = "rewards.function") -> TextReward:
     if here not in sys.path:  # `python -m` puts it there, an installed command does not; last, to hide nothing
         sys.path.append(here)
     try:
-        with forks_end_here():
+        with forks_end_here(), chdir("."):
             module = importlib.import_module(module_name)
     except BaseException as error:  # what stands in the file is the user's
         _let_end(error)
@@ -156,7 +157,7 @@ def text_scores(
 def _call(
     function: TextReward, prompts: Sequence[str], responses: Sequence[str], further: Mapping[str, Sequence[Any]]
 ) -> Any:
-    with forks_end_here():
+    with forks_end_here(), chdir("."):  # where it goes to, paths of the run would lead elsewhere
         return function([*prompts], [*responses], **_copied(further))
 
 

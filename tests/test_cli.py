@@ -255,6 +255,13 @@ def test_a_monitor_that_nobody_logs(gpt, sft, tmp_path):
     assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft)), "val/los", "val/loss")
 
 
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_launcher_has_as_many_processes_as_the_recipe_asks_for(gpt, sft, tmp_path, devices):
+    sft["trainer"] |= {"accelerator": "cpu", "devices": devices}
+    ended = gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft), WORLD_SIZE="2")
+    assert_refused(ended, f"trainer: found devices x num_nodes = {devices}, expected the launcher's 2: ")
+
+
 def test_too_few_prompts_for_the_minibatches(gpt, micro, tmp_path):
     recipe = micro.recipe("ppo", tmp_path / "run", data__episodes=3, model__minibatches=4)
     assert_refused(gpt.run("fit", "--config", write(tmp_path / "r.yaml", recipe)), "found 3", "minibatches")
@@ -263,7 +270,7 @@ def test_too_few_prompts_for_the_minibatches(gpt, micro, tmp_path):
 def test_a_run_from_its_first_step_to_its_second_life(gpt, sft, micro, tmp_path):
     """One run, and all that may be asked of it afterwards."""
     root, recipe = tmp_path / "run", write(tmp_path / "r.yaml", sft)
-    assert_refused(gpt.run("fit", "--config", recipe, "--ckpt_path", "last"), "0 checkpoints found")
+    assert_refused(gpt.run("fit", "--config", recipe, "--ckpt_path", "last"), "found no checkpoint, expected")
     ended = gpt.run("fit", "--config", recipe)
     assert ended.status == 0, ended.stderr
     assert json.loads((root / "summary.json").read_text())["steps"] == 3

@@ -141,6 +141,16 @@ def test_a_signal_while_it_scores_ends_all_the_same(ends, error):
         signal.signal(signal.SIGINT, before)
 
 
+def test_a_function_that_changes_the_folder_leaves_the_runs_paths_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "wandering.py").write_text("import os\nos.chdir('/')\ndef f(p, r):\n    os.chdir('/')\n    return r\n")
+    function = import_reward("wandering:f")
+    assert Path.cwd() == tmp_path
+    assert text_scores("m:f", lambda *given: [float(len(function(*given)))], ["a"], ["b"]) == [1.0]
+    assert Path.cwd() == tmp_path
+
+
 def test_long_texts_do_not_fill_the_screen():
     """A text of 40 characters stands there whole, and of an error's line 160."""
     with pytest.raises(UserError) as error:

@@ -206,12 +206,11 @@ class TrainerCLI(LightningCLI):
                 sys.stdout.write(f"{name}: {path}\n")
         if self.trainer.is_global_zero:
             sys.stdout.writelines(f"{line}\n" for line in self._left_out)
-        world = int(os.environ.get("WORLD_SIZE", self.trainer.world_size))  # set by torchrun and the like
-        if world != self.trainer.world_size:
-            raise UserError(
-                f"trainer: found devices x num_nodes = {self.trainer.world_size}, expected the launcher's {world}: "
-                "independent copies would write into one run"
-            )
+        asked = self.trainer.num_devices * self.trainer.num_nodes
+        world = int(os.environ.get("WORLD_SIZE", asked))  # set by torchrun and the like
+        if world != asked:
+            why = "independent copies would write into one run" if world > asked else "the others are not there"
+            raise UserError(f"trainer: found devices x num_nodes = {asked}, expected the launcher's {world}: {why}")
         told = json.loads(json.dumps(self.config[subcommand].as_dict(), default=str))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Resumption):

@@ -553,7 +553,8 @@ class PPOModule(L.LightningModule):
         state = read_state(checkpoint)
         expect_same_models(checkpoint["state_dict"], self.recipe.estimator.has_critic)
         expect_same_penalty(state.experience, self.recipe.kl.loss)
-        if self.trainer.state.fn == "fit":  # an evaluation goes on with no update
+        # An evaluation goes on with no update, and so does a module that is opened by itself.
+        if self._trainer is not None and self.trainer.state.fn == "fit":
             expect_same_rollout(state.experience, checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), self.hparams)
         self.iteration = state.iteration
         self.frozen.recall(state.frozen)

@@ -47,6 +47,24 @@ TODAY = {
 }
 
 
+def test_a_module_is_opened_from_a_checkpoint_without_a_trainer(fit, ppo, tmp_path):
+    """In the order of Lightning's `load_from_checkpoint`. It measures as the one that wrote it; what is frozen is
+    opened then.
+    """
+    module, data = ppo(episodes=16, minibatches=4)
+    trainer = fit(module, data, max_steps=2, limit_val_batches=1)
+    trainer.save_checkpoint(tmp_path / "of_lightning.ckpt")
+    checkpoint = torch.load(tmp_path / "of_lightning.ckpt", weights_only=True)
+    opened, _ = ppo(episodes=16, minibatches=4)
+    opened.configure_model()
+    opened.on_load_checkpoint(checkpoint)
+    opened.load_state_dict(checkpoint["state_dict"])
+    assert all(torch.equal(found, own) for found, own in zip(opened.parameters(), module.parameters(), strict=True))
+    quiet = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+    opened_says, own = (L.Trainer(**quiet).validate(of, datamodule=data, verbose=False) for of in (opened, module))
+    assert opened_says == own
+
+
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)], ids=["full", "lora"])
 @pytest.mark.parametrize("family", TODAY)
 def test_a_policy_of_todays_decoders_is_sampled_scored_and_trained_as_one(fit, ppo, micro, tmp_path, family, lora):

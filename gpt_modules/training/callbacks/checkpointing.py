@@ -76,9 +76,8 @@ def newest_checkpoint(folder: Path) -> Path:
         if verifies(path):
             return path
         rank_zero_warn(f"{path}: damaged (digest does not match); trying the one before it")
-    raise UserError(
-        f"{folder}: {len(found)} checkpoints found, none of them intact; expected at least one to resume from"
-    )
+    what = f"{len(found)} checkpoints, none of them intact" if found else "no checkpoint"
+    raise UserError(f"{folder}: found {what}, expected at least one to go on from")
 
 
 class VerifiedCheckpointIO(TorchCheckpointIO):

@@ -3,7 +3,9 @@ hour, the time that a collective call may take.
 
 Each process says that it is alive, in the store by which the processes met, and looks after the next one, the last one
 after the first: two questions a process, however many there are. What answers is a thread: a process that computes for
-long is not silent, one that was killed or stopped is. (One whose own code waits for ever is told of by `stalls`.)
+long is not silent, one that was killed or stopped is. Code that lets no other thread of Python run, such as a slow
+regular expression, silences it, too: a process of this machine is then looked at from outside. (One whose own code
+waits for ever is told of by `stalls`.)
 """
 
 import os
@@ -13,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning.pytorch as L
@@ -21,14 +24,45 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 EVERY, MISSES = 5.0, 6  # seconds between two looks, and how many in a row find nothing new
 _LOST = "peer lost"
+_PROC = Path("/proc")
+_AT_REST = "TtZX"  # states of a process that is stopped, or has ended
 T = TypeVar("T")
 
 
-def watch(store: Store, rank: int, world: int, ended: threading.Event, every: float = EVERY) -> int | None:
+def whereabouts(process: int | None = None) -> str:
+    """This process or another one of the machine, as every process there knows it; nothing where none can."""
+    with suppress(OSError):
+        process = os.getpid() if process is None else process
+        machine = (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+        return f"{machine} {(_PROC / 'self/ns/pid').readlink()} {process} {_state(process)[19]}"
+    return ""
+
+
+def at_work(where: str) -> bool:
+    """Whether a process, by its `whereabouts`, is of this machine and neither stopped nor at its end."""
+    if not where:
+        return False
+    process = int(where.split()[2])
+    with suppress(OSError):
+        return whereabouts(process) == where and _state(process)[0] not in _AT_REST
+    return False
+
+
+def _state(process: int) -> list[str]:
+    """What the kernel says of it, from its state on; the name before may have spaces."""
+    return (_PROC / f"{process}/stat").read_text().rpartition(")")[2].split()
+
+
+def watch(
+    store: Store, rank: int, world: int, ended: threading.Event, every: float = EVERY, where: str = ""
+) -> int | None:
     """Look after the next process until this one has `ended`: None; or until one is lost: its number, -1 where another
     process tells, or the store itself is gone.
 
     Looks are counted, not seconds: of a machine that slept nobody was silent.
+
+    Args:
+        where: this process's `whereabouts`.
     """
     peer = (rank + 1) % world
     seen, missed = 0, 0
@@ -37,7 +71,14 @@ def watch(store: Store, rank: int, world: int, ended: threading.Event, every: fl
         store.add(f"peer {rank} lives", 1)
         return store.add(f"peer {peer} lives", 0), store.check([f"peer {peer} has ended"]), store.check([_LOST])
 
-    _answer(lambda: store.add(f"peer {rank} lives", 1), every)  # one that is stopped before its first look has lived
+    def begin() -> None:
+        store.set(f"peer {rank} is", where)
+        store.add(f"peer {rank} lives", 1)
+
+    def works() -> bool:
+        return store.check([key := f"peer {peer} is"]) and at_work(store.get(key).decode())
+
+    _answer(begin, every)  # one that is stopped before its first look has lived
     while not ended.wait(every):
         answer = _answer(ask, every * MISSES)
         if answer is None:
@@ -45,6 +86,8 @@ def watch(store: Store, rank: int, world: int, ended: threading.Event, every: fl
         count, done, told = answer
         missed = missed + 1 if count == seen and count and not done else 0
         seen = count
+        if missed >= MISSES and _answer(works, every * MISSES):
+            missed = 0
         if told or missed >= MISSES:
             store.set(_LOST, "")
             return -1 if told else peer
@@ -106,7 +149,7 @@ class PeerWatch(L.Callback):
         # A connection of its own: a barrier would keep the one of the main thread busy.
         store: Store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
         rank, world = dist.get_rank(), dist.get_world_size()
-        lost = watch(store, rank, world, self._ended)
+        lost = watch(store, rank, world, self._ended, where=whereabouts())
         if lost is None:
             with suppress(RuntimeError):  # the process that keeps the store was the first to end
                 store.set(f"peer {rank} has ended", "")

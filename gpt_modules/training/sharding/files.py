@@ -90,6 +90,7 @@ def write_part(folder: Path, name: str, parts: Mapping[str, Tensor]) -> str:
     """A process's rows, on disk; returns the SHA-256."""
     path = folder / name
     save_file({key: part.detach().to("cpu", copy=True).contiguous() for key, part in parts.items()}, path)
+    path.chmod(folder.stat().st_mode & 0o666)  # as the umask says; safetensors writes for the owner alone
     sync(path)
     return sha256_of(path)
 

@@ -95,9 +95,9 @@ def test_resuming_from_nothing_is_an_error_and_never_a_fresh_start(folder, tmp_p
         path.write_bytes(b"")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(UserError, match="3 checkpoints found"):
+        with pytest.raises(UserError, match="found 3 checkpoints, none of them intact"):
             newest_checkpoint(folder)
-    with pytest.raises(UserError, match="0 checkpoints found"):
+    with pytest.raises(UserError, match="found no checkpoint, expected"):
         newest_checkpoint(tmp_path / "absent")
 
 

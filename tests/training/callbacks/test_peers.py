@@ -2,6 +2,10 @@
 is told once, and everyone else leaves.
 """
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,7 +14,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed import DistBackendError, HashStore, Store
 
-from gpt_modules.training.callbacks.peers import MISSES, PeerWatch, lost_peer, of_lost_peer, watch
+from gpt_modules.training.callbacks.peers import MISSES, PeerWatch, at_work, lost_peer, of_lost_peer, watch, whereabouts
 
 EVERY = 0.01
 
@@ -112,6 +116,42 @@ def test_a_process_does_not_end_while_its_watch_is_at_the_store(monkeypatch, hoo
         callback.teardown(trainer, module, stage="fit")
     assert noted.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name == "peer-watch"]
+
+
+@pytest.fixture
+def silent():
+    """A process without a thread that could say that it lives."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"],
+                               stdout=subprocess.PIPE)  # fmt: skip
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_who_is_silent_and_at_work_is_no_loss_until_it_is_stopped_or_killed(silent, number):
+    """As code that lets no other thread of Python run."""
+    peers = Peers(2)
+    peers.store.set("peer 1 is", whereabouts(silent.pid))
+    peers.store.add("peer 1 lives", 1)
+    peers.threads[0].start()
+    time.sleep(5 * MISSES * EVERY)
+    assert peers.threads[0].is_alive()
+    os.kill(silent.pid, number)
+    peers.join(0)
+    assert peers.found == {0: 1}
+
+
+def test_a_process_is_known_where_it_runs_alone(silent):
+    where = whereabouts(silent.pid)
+    assert at_work(where)
+    assert at_work(whereabouts())
+    machine, rest = where.split(maxsplit=1)
+    assert not at_work(f"{machine[::-1]} {rest}"), "of another machine"
+    assert not at_work(where[:-1] + str((int(where[-1]) + 1) % 10)), "of an earlier process of that number"
+    assert not at_work("")
 
 
 class Gone(Store):

@@ -3,6 +3,7 @@ missing or more than data is told by its file.
 """
 
 import json
+import os
 import pickle
 import random
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_parts_joined_are_the_document():
     assert list(parts) == ["/policy", "/head", "/other"], "a trunk of two models is written once"
     assert rest["critic"] == rest["policy"]
     assert Stored(torch.Size([3, 2]), lambda first, last: torch.zeros(last - first, 2)).whole().shape == (3, 2)
+
+
+def test_all_of_it_is_as_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = write(tmp_path / "step=00000002.ckpt", 3)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize("name", [REST, INDEX, shard_name(0, 2), shard_name(1, 2)])
