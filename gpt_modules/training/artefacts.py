@@ -26,7 +26,7 @@ from gpt_modules.backbone.folders.replacing import find_folder, replace_folder
 from gpt_modules.data.mixed import TextBeside
 from gpt_modules.data.text.reading import has_tokenizer
 from gpt_modules.data.text.tokenizers import Tokenizer
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.model_files import WEIGHTS_FILE
 from gpt_modules.training.sharding.models import blank_gpt, whole
 
@@ -96,6 +96,19 @@ def datamodule_tokenizer(module: L.LightningModule) -> Tokenizer:
     """The tokenizer of the run's data; it travels with the weights."""
     tokenizer: Tokenizer = module.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
     return tokenizer
+
+
+def expect_data(module: L.LightningModule, *kinds: type[L.LightningDataModule]) -> None:
+    """The run's DataModule, where it is this package's, has what the procedure reads; for the beginning of
+    `configure_model`. One of the user's own is taken at its word.
+
+    Raises:
+        UserError: it is of another procedure.
+    """
+    data = None if module._trainer is None else module.trainer.datamodule  # type: ignore[attr-defined]
+    ours = type(data).__module__.startswith(f"{__package__.partition('.')[0]}.")
+    names = " or ".join(kind.__name__ for kind in kinds)
+    expect(not ours or isinstance(data, kinds), "data.class_path", type(data).__name__, names)
 
 
 def check_data(module: L.LightningModule, config: DecoderConfig) -> None:

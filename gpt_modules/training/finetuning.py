@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt_modules.backbone import DecoderConfig, LabellingModel, LoRAConfig, add_lora
+from gpt_modules.data import FinetuningDataModule
 from gpt_modules.data.batches import IGNORE, LabelledBatch
 from gpt_modules.errors import UserError
 from gpt_modules.functional import linear_cross_entropy, row_mean_weights
@@ -102,6 +103,7 @@ class FinetuningModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the pretrained model and give it the task's head and tokens."""
+        artefacts.expect_data(self, FinetuningDataModule)
         if hasattr(self, "model"):
             return
         self.model = self._open()

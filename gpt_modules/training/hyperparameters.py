@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from gpt_modules.errors import expect
+from gpt_modules.errors import UserError, expect
 
 T = TypeVar("T")
 
@@ -37,16 +37,34 @@ def plain(value: Any) -> Any:
 
 
 def arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's own arguments as plain data, from `locals()` on its first line."""
-    return {name: plain(value) for name, value in local_names.items() if name not in ("self", "__class__")}
+    """A constructor's own arguments as plain data, from `locals()` on its first line.
+
+    Raises:
+        UserError: one is something else.
+    """
+    return {name: _plain(name, value) for name, value in local_names.items() if name not in ("self", "__class__")}
+
+
+def _plain(name: str, value: Any) -> Any:
+    try:
+        return plain(value)
+    except TypeError as error:
+        of = "a function by its name, 'package.module:name'" if callable(value) else "a checkpoint keeps nothing else"
+        raise UserError(f"{name}: found {value!r:.80}, expected numbers, texts, lists and mappings; {of}") from error
 
 
 def typed(kind: type[T], value: T | Mapping[str, Any]) -> T:
-    """The dataclass `kind` from itself or from the dict that `plain` made of it."""
+    """The dataclass `kind` from itself or from the dict that `plain` made of it.
+
+    Raises:
+        UserError: it is neither, or has other names.
+    """
     if isinstance(value, kind):
         return value
-    assert isinstance(value, Mapping), f"expected {kind.__name__} or a mapping, found {type(value).__name__}"
-    return kind(**value)
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    expected = f"one, or a mapping with names among {', '.join(names)}"
+    expect(isinstance(value, Mapping) and {*value} <= {*names}, kind.__name__, value, expected)
+    return kind(**value)  # type: ignore[arg-type]
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel
 from gpt_modules.backbone.folders.inner_rates import InnerRates, load_inner_rates
+from gpt_modules.data import EpisodicDataModule
 from gpt_modules.data.batches import IGNORE, EpisodeBatch, EpisodeSet
 from gpt_modules.errors import UserError
 from gpt_modules.functional import Algorithm, Parameters, adapt, meta_gradient, over_tasks, supervised_scores
@@ -106,6 +107,7 @@ class MAMLModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the network, and make the rates that are learned."""
+        artefacts.expect_data(self, EpisodicDataModule)
         refuse_sharding(self, "every task adapts a copy of all weights, which is whole on its device")
         if len(self.inner_rates):
             return

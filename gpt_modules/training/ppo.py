@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from gpt_modules.backbone import GPT, LoRAConfig, RewardModel
 from gpt_modules.backbone.folders.card import Facts
+from gpt_modules.data import PPODataModule
 from gpt_modules.data.batches import PackedBatch, PromptBatch, TokenBatch
 from gpt_modules.data.loader import pinned
 from gpt_modules.training import artefacts, optimizers
@@ -186,6 +187,7 @@ class PPOModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """The learners, and what is frozen."""
+        artefacts.expect_data(self, PPODataModule)
         if hasattr(self, "policy"):
             return
         if self.hparams["ref_reward_offload"]:

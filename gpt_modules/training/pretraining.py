@@ -8,7 +8,7 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, DecoderConfig
-from gpt_modules.data import PretrainingDataModule
+from gpt_modules.data import PretrainingDataModule, SFTDataModule
 from gpt_modules.data.batches import PackedBatch, TokenBatch
 from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
@@ -71,6 +71,7 @@ class PretrainingModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build or open the model; here and not in `__init__`, so that a user's mistake surfaces as one line."""
+        artefacts.expect_data(self, PretrainingDataModule, SFTDataModule)
         if hasattr(self, "model"):
             return
         sharded = self.device_mesh is not None

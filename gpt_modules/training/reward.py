@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.backbone import LoRAConfig, RewardModel
+from gpt_modules.data import RewardDataModule
 from gpt_modules.data.batches import PromptBatch, RankingBatch
 from gpt_modules.errors import expect
 from gpt_modules.functional import ranking_losses
@@ -73,6 +74,7 @@ class RewardModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the trunk."""
+        artefacts.expect_data(self, RewardDataModule)
         if hasattr(self, "model"):
             return
         self.model = artefacts.open_scorer(

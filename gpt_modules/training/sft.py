@@ -9,6 +9,7 @@ import lightning.pytorch as L
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, LoRAConfig
+from gpt_modules.data import PretrainingDataModule, SFTDataModule
 from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
 from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
@@ -69,6 +70,7 @@ class SFTModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Open the pretrained folder."""
+        artefacts.expect_data(self, SFTDataModule, PretrainingDataModule)
         if hasattr(self, "model"):
             return
         dropout = self.hparams["dropout"]

@@ -40,6 +40,16 @@ def short(micro, tmp_path):
     return str(tmp_path / "short")
 
 
+@pytest.mark.parametrize("word", [*WORDS, "ppo"])
+def test_data_of_another_procedure_are_named_with_those_that_fit(procedure, stage, word):
+    other = "sft" if word in ("reward", "dpo") else "reward"
+    (module, fits), (_, data) = procedure(word), procedure(other)
+    with pytest.raises(UserError) as told:
+        stage("fit", module, data)
+    assert str(told.value).startswith(f"data.class_path: found {type(data).__name__!r}, expected ")
+    assert type(fits).__name__ in str(told.value)
+
+
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("name", ["fit", "validate", "test", "predict"])
 def test_a_row_that_the_model_cannot_read_is_named_before_the_first_step(procedure, stage, short, word, name):

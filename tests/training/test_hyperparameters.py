@@ -80,6 +80,18 @@ def test_tuples_become_lists_and_arguments_leave_self_out():
 def test_what_is_no_plain_data_is_refused_at_construction():
     with pytest.raises(TypeError, match="plain data, found function"):
         plain({"function": lambda: None})
+    with pytest.raises(
+        UserError, match=r"^rewards: found <function .*; a function by its name, 'package.module:name'$"
+    ):
+        arguments({"rewards": test_what_is_no_plain_data_is_refused_at_construction})
+    with pytest.raises(UserError, match=r"^model: found <object .*, expected numbers, texts, lists and mappings; "):
+        arguments({"model": object()})
+
+
+@pytest.mark.parametrize("found", ["adam", 3, ["adam"], {"lrr": 1.0}])
+def test_what_is_no_group_of_settings_is_told_with_their_names(found):
+    with pytest.raises(UserError, match=r"^OptimizerConfig: found .*, expected one, or a mapping with names among lr, "):
+        typed(OptimizerConfig, found)
 
 
 CLASSES = [

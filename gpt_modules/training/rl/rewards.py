@@ -98,6 +98,7 @@ def reward_sources(
         return [RewardSource(function=rewards) if is_function else RewardSource(folder=rewards)]
     if isinstance(rewards, RewardSource | Mapping):
         return [typed(RewardSource, rewards)]
+    expect(isinstance(rewards, Sequence), "rewards", rewards, "a folder, a function's name, a term or a list of terms")
     expect(len(rewards) > 0, "rewards", [], "at least one folder, function or ensemble")
     return [typed(RewardSource, source) for source in rewards]
 
