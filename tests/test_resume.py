@@ -151,6 +151,7 @@ def test_told_to_stop_and_resumed(word, micro, gpt, straight, tmp_path):
         ended = signal_when(gpt, logged, [*words, *resume], number)
         assert ended.status == status, ended.stderr
         assert "Traceback" not in ended.stderr
+        assert ended.stderr.splitlines()[-1] == f"saved at step {newest(root)}; go on with --ckpt_path last"
         assert newest(root) == max(points(root)["train/loss"]) + 1, "no step is lost"
     assert gpt.run(*words, "--ckpt_path", "last").status == 0
     assert_same_run(root, straight(word), word)

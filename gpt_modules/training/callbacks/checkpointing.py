@@ -5,6 +5,7 @@ without noticing; it stores no random state; and it ends with status 0 on SIGTER
 gaps.
 """
 
+import logging
 import os
 import random
 import re
@@ -30,6 +31,8 @@ from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for,
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.processes import as_one, place
 from gpt_modules.training.sharding.files import INDEX, ShardFolder, Stored
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_NAME = re.compile(r"step=([0-9]{1,18})\.ckpt")
 
@@ -78,6 +81,13 @@ def newest_checkpoint(folder: Path) -> Path:
         rank_zero_warn(f"{path}: damaged (digest does not match); trying the one before it")
     what = f"{len(found)} checkpoints, none of them intact" if found else "no checkpoint"
     raise UserError(f"{folder}: found {what}, expected at least one to go on from")
+
+
+def way_on(root: str | os.PathLike[str]) -> str:
+    """What a run in this folder that has ended too early can be told to do: where nothing was saved there is nothing
+    to go on from.
+    """
+    return "go on with --ckpt_path last" if checkpoints(Path(root) / "checkpoints") else "begin anew: nothing was saved"
 
 
 class VerifiedCheckpointIO(TorchCheckpointIO):
@@ -187,6 +197,7 @@ class ExactCheckpoint(Checkpoint):
         self.keep = keep
         self._requested: int | None = None
         self._step = -1
+        self._left = False
         self._after_validation = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -251,7 +262,16 @@ class ExactCheckpoint(Checkpoint):
     def _save_and_leave(self, trainer: L.Trainer) -> None:
         self.save(trainer)
         if self._asked_to_stop(trainer):
+            self._left = True
             raise SystemExit(128 + (self._requested or signal.SIGTERM))
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say what is there of a run that was told to stop; until its first step `gpt` itself holds the signals."""
+        if not isinstance(exception, SystemExit) or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        if self._left or self._step < 0:
+            what = f"saved at step {trainer.global_step}" if self._left else "stopped before a step was made"
+            log.warning("%s; %s", what, way_on(trainer.default_root_dir))
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint of this step, then drop the oldest beyond `keep`."""

@@ -1,7 +1,6 @@
 """What stops a run before a bad step reaches its weights, or before steps that nothing would come of."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpt_modules.errors import UserError, expect
-from gpt_modules.training.callbacks.checkpointing import checkpoints
+from gpt_modules.training.callbacks.checkpointing import way_on
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.writer import at_log_step
 from gpt_modules.training.sharding.models import is_sharded
@@ -75,15 +74,14 @@ class FiniteLossGuard(L.Callback):
 
 
 def _advice(trainer: L.Trainer) -> str:
-    """Before the first step no rate is to blame, and where nothing was saved there is nothing to go on from."""
+    """Before the first step no rate is to blame."""
     if trainer.global_step == 0:
         return (
             "no step has been made, so the cause is in the data, the weights it begins from, trainer.precision, or a "
             "coefficient of the loss or an inner rate"
         )
     clip = "" if trainer.gradient_clip_val else " or set trainer.gradient_clip_val"
-    saved = checkpoints(Path(trainer.default_root_dir) / "checkpoints")
-    then = "go on with --ckpt_path last" if saved else "begin anew"
+    then = way_on(trainer.default_root_dir)
     return f"nothing of it reached the weights. Lower model.optimizer.lr{clip}, then {then}"
 
 

@@ -22,6 +22,8 @@ import lightning.pytorch as L
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from gpt_modules.training.callbacks.checkpointing import way_on
+
 EVERY, MISSES = 5.0, 6  # seconds between two looks, and how many in a row find nothing new
 _LOST = "peer lost"
 _PROC = Path("/proc")
@@ -155,7 +157,8 @@ class PeerWatch(L.Callback):
                 store.set(f"peer {rank} has ended", "")
             return
         if lost >= 0:
-            sys.stderr.write(f"error: {lost_peer(f'process {lost} has not been heard of for {EVERY * MISSES:g} s')}\n")
+            silent = f"process {lost} has not been heard of for {EVERY * MISSES:g} s"
+            sys.stderr.write(f"error: {lost_peer(silent, trainer.default_root_dir)}\n")
             sys.stderr.flush()
         launcher = trainer.strategy.launcher
         if launcher is not None:  # one that is stopped takes no other signal
@@ -168,6 +171,6 @@ def of_lost_peer(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/transport" in str(error))
 
 
-def lost_peer(what: str) -> str:
-    """The line for a run that has lost a process."""
-    return f"{what}: a run of several processes ends with any of them; go on with --ckpt_path last"
+def lost_peer(what: str, root: str | os.PathLike[str]) -> str:
+    """The line for a run, in the folder `root`, that has lost a process."""
+    return f"{what}: a run of several processes ends with any of them; {way_on(root)}"

@@ -219,9 +219,43 @@ def test_the_last_step_of_the_last_epoch_is_kept_though_more_steps_were_allowed(
     assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == [f"step={trainer.global_step:08d}.ckpt"]
 
 
+def stops(caplog):
+    """What was said of the end of a run."""
+    return [record.getMessage() for record in caplog.records if record.name.endswith("checkpointing")]
+
+
+class Stop(L.Callback):
+    """A signal at a moment that is no step's end."""
+
+    def __init__(self, hook, error):
+        setattr(self, hook, self.stop)
+        self.error = error
+
+    def stop(self, *_):
+        raise self.error
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_is_stopped_before_its_first_step_says_what_is_there(fit, parts, tmp_path, caplog, there):
+    if there:
+        VerifiedCheckpointIO().save_checkpoint({}, tmp_path / "checkpoints" / "step=00000001.ckpt")
+    callbacks = [Stop("on_validation_start", SystemExit(143)), ExactCheckpoint()]
+    with pytest.raises(SystemExit, match="143"):
+        fit(*parts(), callbacks=callbacks, num_sanity_val_steps=1, enable_checkpointing=True)
+    then = "go on with --ckpt_path last" if there else "begin anew: nothing was saved"
+    assert stops(caplog) == [f"stopped before a step was made; {then}"]
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), UserError("a mistake")])
+def test_a_run_that_ends_itself_speaks_for_itself(fit, parts, caplog, error):
+    with pytest.raises(type(error)):
+        fit(*parts(), callbacks=[Stop("on_train_batch_start", error), ExactCheckpoint()], enable_checkpointing=True)
+    assert stops(caplog) == []
+
+
 @pytest.mark.parametrize("word", ["sft", "ppo"])
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_a_run_that_is_told_to_stop_finishes_its_step(fit, procedure, tmp_path, word, index):
+def test_a_run_that_is_told_to_stop_finishes_its_step(fit, procedure, tmp_path, caplog, word, index):
     """Of two micro-batches: what is accumulated of a step is in no checkpoint, so that none is written inside one."""
     checkpoint = ExactCheckpoint(1000)
 
@@ -239,5 +273,6 @@ def test_a_run_that_is_told_to_stop_finishes_its_step(fit, procedure, tmp_path, 
         run(checkpoint, Told())
     (saved,) = checkpoints(tmp_path / "checkpoints")
     assert saved.stem == f"step={index // 2 + 1:08d}"
+    assert stops(caplog) == [f"saved at step {index // 2 + 1}; go on with --ckpt_path last"]
     straight, resumed = run(ExactCheckpoint(1000)), run(ExactCheckpoint(1000), path=saved)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())

@@ -44,7 +44,9 @@ def test_only_what_is_there_is_advised(fit, parts, clip, saved):
     with pytest.raises(UserError, match=r"^step 2: .* Lower model\.optimizer\.lr") as told:
         fit(*parts(), callbacks=callbacks, gradient_clip_val=clip, enable_checkpointing=saved)
     assert ("gradient_clip_val" in str(told.value)) == (clip is None)
-    assert str(told.value).endswith("then go on with --ckpt_path last" if saved else "then begin anew")
+    assert str(told.value).endswith(
+        "then go on with --ckpt_path last" if saved else "then begin anew: nothing was saved"
+    )
 
 
 def scaled():

@@ -186,8 +186,11 @@ def test_a_collective_call_that_fails_has_lost_a_peer():
     assert not of_lost_peer(ValueError(text))
 
 
-def test_the_line_says_how_to_go_on():
-    line = lost_peer("process 1 has not been heard of for 30 s")
+def test_the_line_says_how_to_go_on(tmp_path):
+    line = lost_peer("process 1 has not been heard of for 30 s", tmp_path)
     assert line.startswith("process 1 has not been heard of for 30 s: ")
-    assert line.endswith("; go on with --ckpt_path last")
+    assert line.endswith("; begin anew: nothing was saved")
     assert "\n" not in line
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step=00000002.ckpt").touch()
+    assert lost_peer("it", tmp_path).endswith("; go on with --ckpt_path last")
