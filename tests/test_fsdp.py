@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launcher import run_script
 
 from gpt_modules.backbone import GPT, load_pretrained
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
@@ -144,12 +145,50 @@ def test_one_shard_is_the_model_with_muon_and_dropout_from_a_folder(micro, gpt, 
     whole, shard = recipe("whole", model), recipe("shard", {**model, "recompute": True})
     assert gpt.run("fit", "--config", whole.with_suffix(".yaml")).status == 0
     words = ["fit", "--config", shard.with_suffix(".yaml"), *SHARDED, "1"]
-    assert gpt.run(*words).status == 0
+    ended = gpt.run(*words)
+    assert ended.status == 0
+    assert ended.stderr.count("trainer.strategy: fsdp2 on one device splits nothing") == 1
     assert max(differences(checkpoint(whole, 8), checkpoint(shard, 8))) < CLOSE
     again = shard.with_name("shard-again")
     resume = ["--ckpt_path", whole / "checkpoints" / "step=00000006.ckpt", "--trainer.default_root_dir", again]
     assert gpt.run(*words, *resume).status == 0
     assert max(differences(checkpoint(whole, 8), checkpoint(again, 8))) < CLOSE
+
+
+BY_HAND = """
+import sys
+from pathlib import Path
+
+import lightning.pytorch as L
+from gpt_modules import DecoderConfig, PretrainingDataModule, PretrainingModule
+
+folder, source, tokenizer = sys.argv[1:]
+data = PretrainingDataModule(source, tokenizer=tokenizer, context=16, batch_size=4, cache_dir=folder + "/cache")
+config = DecoderConfig(vocab_size=data.tokenizer.vocab_size, n_positions=16, n_layer=1, n_head=1, n_embd=8)
+module = PretrainingModule(config)
+
+def trainer(steps):
+    given = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 1}
+    return L.Trainer(accelerator="cpu", devices=2, strategy="fsdp2", max_steps=steps, default_root_dir=folder, **given)
+
+first = trainer(2)
+first.fit(module, datamodule=data)
+second = trainer(3)
+second.fit(module, datamodule=data, ckpt_path=first.checkpoint_callback.best_model_path, weights_only=True)
+assert (second.global_step, second.world_size) == (3, 2)
+module.export(Path(folder) / "export")
+"""
+
+
+@pytest.mark.slow
+def test_shards_by_a_trainer_of_ones_own(micro, tmp_path):
+    """With Lightning's callbacks and none of ours: trained, kept, gone on with, exported."""
+    (tmp_path / "by_hand.py").write_text(BY_HAND)
+    run_script(tmp_path / "by_hand.py", tmp_path, micro.pretraining, micro.gpt)
+    last = next((tmp_path / "checkpoints").glob("*step=3.ckpt"))
+    stored = VerifiedCheckpointIO().load_checkpoint(last)["state_dict"]
+    for name, value in load_pretrained(tmp_path / "export", kind="gpt").state_dict().items():
+        assert torch.equal(value, stored[f"model.{name}"]), name
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The strategy `fsdp2`: Lightning's over all devices, with checkpoints that verify and hold no pickle."""
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -7,17 +8,20 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import discard, room_for, temporary_for
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO, digest_path
 from gpt_modules.training.processes import as_one
 from gpt_modules.training.sharding.files import Stored, finish_folder, parted, rows_of, shard_name, write_part
 from gpt_modules.training.sharding.tensors import local, shard_of, shard_state
+
+log = logging.getLogger(__name__)
 
 
 class FSDP2Strategy(ModelParallelStrategy):
@@ -30,10 +34,25 @@ class FSDP2Strategy(ModelParallelStrategy):
     def __init__(self) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
+    @property
+    def checkpoint_io(self) -> CheckpointIO:
+        """A `VerifiedCheckpointIO`, where no other was given: Lightning's own writes no folders."""
+        if self._checkpoint_io is None:
+            self._checkpoint_io = VerifiedCheckpointIO()
+        return self._checkpoint_io
+
+    @checkpoint_io.setter
+    def checkpoint_io(self, io: CheckpointIO) -> None:
+        expected = "a VerifiedCheckpointIO, or none, beside fsdp2, whose checkpoints are folders"
+        expect(isinstance(io, VerifiedCheckpointIO), "trainer.plugins", type(io).__name__, expected)
+        self._checkpoint_io = io
+
     def setup_environment(self) -> None:
         """As of Lightning, over the devices that there are: its own default is tensor parallelism within a machine."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._data_parallel_size = devices = self.num_nodes * self.num_processes
         super().setup_environment()
+        if devices == 1:
+            log.warning("trainer.strategy: fsdp2 on one device splits nothing; more of them: trainer.devices")
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:

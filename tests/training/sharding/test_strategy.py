@@ -4,10 +4,24 @@ import types
 
 import lightning.pytorch as L
 import pytest
+from lightning.fabric.plugins import TorchCheckpointIO
 from torch import nn
 
 from gpt_modules.errors import UserError
-from gpt_modules.training.sharding.strategy import refuse_sharding
+from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO
+from gpt_modules.training.sharding.strategy import FSDP2Strategy, refuse_sharding
+
+
+def test_its_checkpoints_verify_whoever_builds_the_trainer():
+    strategy, own = FSDP2Strategy(), VerifiedCheckpointIO()
+    assert isinstance(strategy.checkpoint_io, VerifiedCheckpointIO)
+    assert strategy.checkpoint_io is strategy.checkpoint_io
+    strategy.checkpoint_io = own
+    assert strategy.checkpoint_io is own
+    with pytest.raises(
+        UserError, match=r"^trainer\.plugins: found 'TorchCheckpointIO', expected a VerifiedCheckpointIO"
+    ):
+        strategy.checkpoint_io = TorchCheckpointIO()
 
 
 class Owner(L.LightningModule):
