@@ -37,6 +37,8 @@ fit."""
 
 _BUSY = 0.9  # of the time, below which the numbers are not the machine's own
 _COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak")
+# A schedule may need an end, which is far away.
+_ENDLESS: dict[str, Any] = {"max_epochs": 1_000_000, "max_steps": -1, "max_time": None}
 _FOLDER = "GPT_BENCH_FOLDER"  # in the environment of the processes that the first one starts: theirs is its own
 
 
@@ -48,10 +50,13 @@ class Bench(TrainerCLI):
         super().__init__(*args, **options)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Training alone, in a folder of its own."""
+        """Training alone, in a folder of its own, for as long as it is measured: where a recipe's run would end is left
+        out, unless the command line says it.
+        """
         own = {"default_root_dir": str(self.folder), "profiler": self.stopwatch.phases}
         idle = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_checkpointing": False}
-        for key, value in (own | idle).items():
+        endless = {key: value for key, value in _ENDLESS.items() if not self.recipe.is_asked(("trainer", key))}
+        for key, value in (own | idle | endless).items():
             self.config_init[self.subcommand]["trainer"][key] = value
         self.save_config_callback = None
         return super().instantiate_trainer(**kwargs)

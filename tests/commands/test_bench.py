@@ -59,6 +59,16 @@ def test_one_that_is_killed_leaves_nothing(gpt, micro, tmp_path):
     wait_until(lambda: not folders())
 
 
+def test_a_recipe_that_would_end_sooner_is_measured_all_the_same(gpt, micro, tmp_path):
+    """Two steps an epoch, one epoch, two steps in all, a second of time: warming up alone takes three."""
+    ends = {"max_epochs": 1, "limit_train_batches": 2, "max_steps": 2, "max_time": "00:00:00:01"}
+    recipe = micro.recipe("pretraining", tmp_path / "run", **{f"trainer__{key}": value for key, value in ends.items()})
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    ended = gpt.run("bench", "recipe.yaml", "--seconds", "1.2", cwd=tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert " steps in " in ended.stdout
+
+
 def wait_until(holds):
     late = time.monotonic() + 60
     while not holds():

@@ -18,6 +18,7 @@ _CLASSES = (("model",), ("data",))  # places of a class and its arguments, wheth
 _OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
 _STAGES = ("stages", "round")  # what a pipeline has, one of them at least
 _SHOWN = 100
+_REFERENCE = re.compile(r"\$\{\s*(\w+(?:\.\w+)*)\s*\}")
 _ASKS = re.compile(r"-h|--help|--print_config|--.*\.help")
 
 
@@ -69,6 +70,21 @@ class Composition:
         if source is None:
             return key
         return f"--{key}" if source.startswith("--") else f"{source}: {key}"
+
+    def said_at(self, place: Place) -> Place:
+        """Where the value of a place was said: of one that says `${key}`, at that key."""
+        seen: set[Place] = set()
+        while place not in seen and (found := _REFERENCE.fullmatch(str(self.at(place)))):
+            seen.add(place)
+            other: Place = tuple(int(part) if part.isdecimal() else part for part in found[1].split("."))
+            if self.at(other) is None:
+                break
+            place = other
+        return place
+
+    def is_asked(self, place: Place) -> bool:
+        """Whether the command line says it, and no file."""
+        return (self._source(place) or "").startswith("--")
 
     def overrules(self, place: Place, other: Place) -> bool:
         """Whether a place was said after the other one: on the command line, or in a later file."""
