@@ -3,7 +3,8 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 LARGEST = 2**63 - 1
 LONGEST_NAME = 255  # bytes, of a file on all systems
 DEVICES = ("auto", "cpu", "cuda")
+_UNKNOWN = "unrecognized arguments: "  # as argparse says it
 
 
 class Arguments(argparse.ArgumentParser):
@@ -28,7 +30,15 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it for `main` to print; a value that does not fit speaks for itself."""
         message = message.removeprefix("argument ")
+        if message.startswith(_UNKNOWN):
+            message += self._near(message.removeprefix(_UNKNOWN).split())
         raise UserError(message if ": found " in message else f"{self.prog}: {message}; see {self.prog} --help")
+
+    def _near(self, words: Iterable[str]) -> str:
+        """The options that were meant by such words, as a question, or nothing."""
+        options = [word.partition("=")[0] for word in words if word.startswith("-")]
+        near = [close[0] for word in options if (close := get_close_matches(word, self._option_string_actions, n=1))]
+        return f"; did you mean {' '.join(near)}?" if near else ""
 
 
 def whole_number(least: int) -> Callable[[str], int]:

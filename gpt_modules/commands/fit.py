@@ -1,5 +1,6 @@
 """`gpt fit|validate|test|predict`: LightningCLI on recipes, with the checkpoints and guards that every run gets."""
 
+import inspect
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from gpt_modules.commands.parsing.complaints import complaint, shown, users_mistake
 from gpt_modules.commands.parsing.composition import Composition, compose, expect_procedure
 from gpt_modules.commands.parsing.key_help import key_help
-from gpt_modules.commands.parsing.locating import check_nulls, located
+from gpt_modules.commands.parsing.locating import check_nulls, constructed, located
 from gpt_modules.commands.parsing.trainer_keys import (
     check_environment,
     check_precision,
@@ -48,7 +49,7 @@ from gpt_modules.data.arguments import IdleArgument
 from gpt_modules.errors import UserError
 from gpt_modules.one_voice import is_told
 from gpt_modules.storage.run_parts import expect_checkpoint
-from gpt_modules.storage.yaml_files import parse_yaml
+from gpt_modules.storage.yaml_files import Place, parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
     RandomState,
@@ -66,7 +67,7 @@ from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
 from gpt_modules.training.callbacks.rates import LearningRates
 from gpt_modules.training.callbacks.resuming import NEWEST, Resumption
-from gpt_modules.training.callbacks.samples import SampleTable
+from gpt_modules.training.callbacks.samples import SAMPLES, SampleTable
 from gpt_modules.training.callbacks.stalls import StallReport
 from gpt_modules.training.callbacks.summary import RunSummary
 from gpt_modules.training.callbacks.throughput import Throughput
@@ -157,7 +158,10 @@ class TrainerCLI(LightningCLI):
             raise UserError(f"{where}: found {str(told)!r}, expected last, or the path of a checkpoint")
         if told not in (None, "last") and "://" not in str(told):  # which its reader refuses
             expect_checkpoint(Path(told), self.recipe.where(("ckpt_path",)))
-        keep_inside(Path(root), config["trainer"].as_dict(), self.recipe)
+        trainer = config["trainer"].as_dict()
+        keep_inside(Path(root), trainer, self.recipe)
+        check_strategy(trainer.get("strategy"), self.recipe)
+        self._leave_out_samples()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """A fixed run directory, TensorBoard in it, verified checkpoints. Only training writes into it."""
@@ -183,7 +187,6 @@ class TrainerCLI(LightningCLI):
             raise refused_key(error, config, lambda given: L.Trainer(**given), self.recipe) from error
         trainer.callbacks.insert(0, ForksEnd())  # type: ignore[attr-defined]
         check_processes(trainer, self.recipe)
-        check_strategy(trainer, self.recipe)
         check_precision(trainer, config.get("precision"), self.recipe)
         return trainer
 
@@ -195,7 +198,8 @@ class TrainerCLI(LightningCLI):
             if several and is_told(telling=isinstance(error, UserError)):
                 sys.exit(2)
             if several and subcommand == "fit" and of_lost_peer(error):
-                raise UserError(lost_peer("a process of this run has ended, or its connection")) from error
+                gone = "a process of this run has ended, or its connection"
+                raise UserError(lost_peer(gone, self.trainer.default_root_dir)) from error
             if not several and isinstance(error, UserError):
                 leave_nothing(Path(self.trainer.default_root_dir), self._made)
             raise
@@ -210,7 +214,8 @@ class TrainerCLI(LightningCLI):
         world = int(os.environ.get("WORLD_SIZE", asked))  # set by torchrun and the like
         if world != asked:
             why = "independent copies would write into one run" if world > asked else "the others are not there"
-            raise UserError(f"trainer: found devices x num_nodes = {asked}, expected the launcher's {world}: {why}")
+            expected = f"the launcher's {world}, {launched(world)}"
+            raise UserError(f"trainer: found devices x num_nodes = {asked}, expected {expected}: {why}")
         told = json.loads(json.dumps(self.config[subcommand].as_dict(), default=str))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Resumption):
@@ -237,11 +242,27 @@ class TrainerCLI(LightningCLI):
     def _without(self, idle: IdleArgument) -> bool:
         """Leave out what a recipe says of its own data, where other data were named after it, and tell so."""
         place, other = (("data", "init_args", *name.split(".")) for name in (idle.name, idle.other))
+        return self._leave_out(place, other, idle.default, idle.found)
+
+    def _leave_out(self, place: Place, other: Place, default: object, found: str) -> bool:
         if not self.recipe.overrules(other, place) or self.recipe.at(place) is None:
             return False
-        self.config[self.subcommand][".".join(place)] = idle.default
-        self._left_out.append(f"{self.recipe.where(place)}: left out: {idle.found}")
+        self.config[self.subcommand][".".join(map(str, place))] = default
+        self._left_out.append(f"{self.recipe.where(place)}: left out: {found}")
         return True
+
+    def _leave_out_samples(self) -> None:
+        """The samples that a recipe asks for, where they were turned off after it."""
+        config = self.config[self.subcommand].as_dict()
+        if config["samples"]["enabled"]:
+            return
+        for place, kind, values in constructed(config):
+            known = inspect.signature(kind).parameters
+            names = SAMPLES if set(SAMPLES) <= set(known) else SAMPLES[:1]  # a seed beside others is of more than these
+            for name in names if place[0] == "model" and SAMPLES[0] in known else ():
+                found = f"{values.get(name)!r:.60} beside samples.enabled false, where it has no effect"
+                if values.get(name) != known[name].default:
+                    self._leave_out((*place, name), ("samples", "enabled"), known[name].default, found)
 
     def _resolve_last(self) -> None:
         """`--ckpt_path last` is the newest checkpoint of the run's folder that verifies; several processes share the
@@ -286,6 +307,13 @@ class TrainerCLI(LightningCLI):
         if self.config[self.subcommand].get("ckpt_path") is None and self.trainer.is_global_zero:
             config, parser = self.config[self.subcommand], self._parser(self.subcommand)
             begin_anew(root, lambda: SavedRecipe(parser, config).text)
+
+
+def launched(world: int) -> str:
+    """The processes that a launcher has started as a recipe says them: those of each machine, and how many machines."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    machines = f" --trainer.num_nodes {world // local}" if local < world else ""
+    return f"--trainer.devices {local}{machines}"
 
 
 def _texts_are_yaml_of_recipes() -> None:

@@ -1,6 +1,7 @@
 """How weights enter and leave a procedure: from a configuration or a folder, to a folder with its tokenizer."""
 
 import dataclasses
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -29,6 +30,10 @@ from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.model_files import WEIGHTS_FILE
 from gpt_modules.training.sharding.models import blank_gpt, whole
+
+log = logging.getLogger(__name__)
+
+_UNUSED = 0.2  # of a new embedding's rows, from which on those that no token uses are told of
 
 
 def open_gpt(config: DecoderConfig | None, init_from: str | None, blank: bool = False, **changes: Any) -> GPT:
@@ -162,10 +167,19 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
         raise UserError(
             f"model.config.vocab_size: found {config.vocab_size}, expected at least the tokenizer's {size} tokens"
         )
+    unused = config.vocab_size - size
+    if folder is None and unused > _UNUSED * config.vocab_size and _begins(module.trainer):
+        message = "model.config.vocab_size: %d, of which the tokenizer has %d: no token uses the other %d rows"
+        log.warning(message, config.vocab_size, size, unused)
     theirs = None if folder is None else tokenizer_of(folder)
     if theirs is not None and not tokenizer.reads_like(theirs):
         name = module.trainer.datamodule.tokenizer_name  # type: ignore[attr-defined]
         raise UserError(f"data.tokenizer: found {name}, expected the tokenizer of the model, {folder}")
+
+
+def _begins(trainer: L.Trainer) -> bool:
+    """Whether this is the first process of a run."""
+    return trainer.is_global_zero and trainer.state.fn == "fit"
 
 
 def tokenizer_of(name: str) -> Tokenizer | None:

@@ -58,6 +58,24 @@ def test_the_line_names_the_argument():
         parser.parse_args(["--loud"])
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("--max_new_tokens 24", "--max-new-tokens"),
+        ("--max_new_tokens=24 --topk 3", "--max-new-tokens --top-k"),
+        ("--max-new-token 24", "--max-new-tokens"),
+    ],
+)
+def test_an_option_that_is_spelled_otherwise_is_named(words, meant):
+    parser = Arguments(prog="gpt speak")
+    for name in ("--max-new-tokens", "--top-k", "--top-p"):
+        parser.add_argument(name)
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(words.split())
+    line = f"gpt speak: unrecognized arguments: {words}; did you mean {meant}?; see gpt speak --help"
+    assert str(caught.value) == line
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_the_device_that_is_meant(monkeypatch, there):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)

@@ -162,6 +162,45 @@ def test_a_package_of_the_users_is_named_with_a_flag(parse, tmp_path, monkeypatc
     assert parse(*words, "--allow", "mine_of_test_fit")["trainer"]["callbacks"][0]["class_path"].endswith("Mine")
 
 
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (["--samples.enabled", "false"], {"sample_prompts": None, "sample_tokens": 48, "seed": 0}),
+        (["--samples.enabled", "false", "--model.seed", "3"], {"sample_prompts": None, "sample_tokens": 48, "seed": 3}),
+        (["-c", "own.yaml"], {"sample_prompts": ["A"], "sample_tokens": 5, "seed": 2}),  # the file says both
+        ([], {"sample_prompts": ["A"], "sample_tokens": 5, "seed": 2}),
+    ],
+)
+def test_samples_that_are_turned_off_take_their_prompts_along(parse, tmp_path, words, kept):
+    """What is said with them, or after them, stays to be refused."""
+    model = "model: {init_args: {sample_prompts: [A], sample_tokens: 5, seed: 2}}\n"
+    (tmp_path / "base.yaml").write_text(model)
+    (tmp_path / "own.yaml").write_text(f"{model}samples: {{enabled: false}}\n")
+    found = parse(*SFT, "-c", "base.yaml", *words)["model"]["init_args"]
+    assert {name: found[name] for name in kept} == kept
+
+
+def test_samples_of_ppo_are_a_number_and_its_seed_is_the_rollouts(parse, tmp_path):
+    (tmp_path / "own.yaml").write_text("model: {init_args: {sample_prompts: 2, seed: 2}}\n")
+    found = parse("-c", "ppo/tiny", "-c", "own.yaml", "--samples.enabled", "false")["model"]["init_args"]
+    assert (found["sample_prompts"], found["seed"]) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "line"),
+    [
+        (2, None, "--trainer.devices 2"),
+        (2, 2, "--trainer.devices 2"),
+        (16, 8, "--trainer.devices 8 --trainer.num_nodes 2"),
+    ],
+)
+def test_what_a_launcher_has_started_is_said_as_keys(monkeypatch, world, local, line):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    assert fit.launched(world) == line
+
+
 @pytest.mark.parametrize("command", ["fit", "predict"])
 def test_no_recipe(parse, command):
     with pytest.raises(UserError, match="found no recipe, expected --config RECIPE; gpt recipes lists"):
@@ -196,6 +235,12 @@ def test_help_on_keys(parse, capsys, words, parts):
         ("--trainer.devices 1000000", "--trainer.devices: found 1000000 processes on the CPU, expected at most"),
         ("--trainer.devices -7", "--trainer.devices: found '-7', which is refused: "),
         ("--trainer.precision 16-true --trainer.strategy foo", "--trainer.strategy: found 'foo', which is refused: "),
+        ("--trainer.strategy deepspeed", "--trainer.strategy: found 'deepspeed', expected auto, ddp or fsdp2, which"),
+        ("--trainer.strategy fsdp", "--trainer.strategy: found 'fsdp', expected auto, ddp or fsdp2, which shards as"),
+        (
+            "--trainer.strategy DeepSpeedStrategy",
+            "--trainer.strategy: found 'DeepSpeedStrategy', expected auto, ddp or",
+        ),
         ("--trainer.accelerator abacus", "--trainer.accelerator: found 'abacus', which is refused: "),
         ("--trainer.precision 16-mixed", "--trainer.precision: found 16-mixed on a CPU, expected bf16-mixed"),
         ("--trainer.max_time foo", "--trainer.max_time: found 'foo', which is refused: "),

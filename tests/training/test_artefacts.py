@@ -68,6 +68,19 @@ def test_a_row_that_the_model_cannot_read_is_named_before_the_first_step(procedu
     assert re.fullmatch(line, str(caught.value))
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "told"), [("fit", 1.3, True), ("fit", 1.2, False), ("validate", 1.3, False), ("fit", 1.0, False)]
+)
+def test_a_new_embedding_that_is_too_large_for_its_tokens_is_told(procedure, stage, micro, caplog, name, more, told):
+    size = int(micro.vocab_size * more)
+    stage(name, *procedure("pretraining", config=micro.config(vocab_size=size)))
+    rows = (
+        f"{size}, of which the tokenizer has {micro.vocab_size}: no token uses the other {size - micro.vocab_size} rows"
+    )
+    lines = [record.getMessage() for record in caplog.records if "no token uses" in record.getMessage()]
+    assert lines == ([f"model.config.vocab_size: {rows}"] if told else [])
+
+
 @pytest.mark.parametrize("word", ["sft", "reward"])
 def test_rows_may_be_shorter_than_their_context(procedure, stage, word):
     module, data = procedure(word)

@@ -19,8 +19,8 @@ _KEY = re.compile(r"(?:(?:trainer\.callbacks: )?(?P<owner>[A-Z]\w*): )?(?P<key>[
 
 
 def located(error: UserError, recipe: Composition) -> UserError:
-    """The error with its key as the command line takes it, and where the recipe says it before it; as it is, where it
-    begins with no key of the recipe, or several have that name.
+    """The error with its key as the command line takes it, and where the recipe says it before it, or of a `${key}`
+    that key; as it is, where it begins with no key of the recipe, or several have that name.
     """
     found = _KEY.match(str(error))
     if found is None:
@@ -28,6 +28,7 @@ def located(error: UserError, recipe: Composition) -> UserError:
     steps: Place = tuple(int(step) if step.isdecimal() else step for step in found["key"].split("."))
     places, rest = _places(error, found["owner"], steps, recipe), str(error)[found.end() :]
     said = [place for place in places if _is_said(place, recipe)] or places
+    said = list(dict.fromkeys(map(recipe.said_at, said)))
     named = [place for place in said if rest.startswith(f": found {recipe.at(place)!r}")]
     fitting = named[:1] or said
     return UserError(f"{recipe.where(fitting[0])}{rest}") if len(fitting) == 1 else error

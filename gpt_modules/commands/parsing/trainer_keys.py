@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import StrategyRegistry
 
 from gpt_modules.commands.parsing.complaints import one_line, shown
 from gpt_modules.commands.parsing.composition import Composition
@@ -190,17 +191,24 @@ def check_precision(trainer: Any, asked: object, recipe: Composition) -> None:
         raise UserError(f"{where}: found {asked} on a CPU, expected {runs} or 32-true")
 
 
-def check_strategy(trainer: Any, recipe: Composition) -> None:
+def check_strategy(asked: Any, recipe: Composition) -> None:
     """A step's gradients are brought to the mean over all that it counts where they lie, and checkpoints are verified:
-    of a strategy that keeps gradients and files to itself neither would hold, and nothing would tell.
+    of a strategy that keeps gradients and files to itself neither would hold, and nothing would tell. Before the
+    Trainer is built, which would first ask for what such a strategy needs.
+
+    Args:
+        asked: the strategy of a parsed recipe, a name or a class and its arguments.
 
     Raises:
         UserError: for one of these.
     """
-    found = type(trainer.strategy).__name__
-    if found in _APART:
-        where = recipe.where(("trainer", "strategy"))
-        raise UserError(f"{where}: found {found}, expected auto, ddp or fsdp2, which shards as ZeRO's stage 3 does")
+    name = asked.get("class_path") if isinstance(asked, dict) else asked
+    known = StrategyRegistry[name]["strategy"].__name__ if name in StrategyRegistry else str(name)
+    if known.rpartition(".")[2] in _APART:
+        where, found = recipe.where(("trainer", "strategy")), shown(name)
+        expected = "auto, ddp or fsdp2, which shards as ZeRO's stage 3 does"
+        why = "it keeps gradients and files to itself, so that neither a mean over all tokens nor a digest would hold"
+        raise UserError(f"{where}: found {found}, expected {expected}: {why}")
 
 
 def refused_key(

@@ -47,7 +47,7 @@ def find_tokenizer(name: str) -> Path:
         raise UserError("tokenizer: found train, which pretraining and meta-learning do, expected a tokenizer that is")
     if not is_hub_name(name):
         found = f"found {name[:200]!r}, no such file or folder"
-        raise UserError(f"tokenizer: {found}, expected a tokenizer{writer_of(name)}")
+        raise UserError(f"tokenizer: {found}, expected one with a tokenizer{writer_of(name)}")
     if get_close_matches(name, ["gpt2"], 1, LIKENESS):
         raise UserError(f"{name}: found no such file or folder; did you mean gpt2?")
     beside = [SETTINGS_FILE, SPECIALS_FILE, CONFIG_FILE, GENERATION_FILE, TEMPLATE_FILE]

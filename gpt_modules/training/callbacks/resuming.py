@@ -127,7 +127,13 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     known = {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in now}
     names = [*now, *(name for name in stored if name not in now)]
     told = [name for name in names if name.partition(".")[0] in known and not _matches(name, _UNSAID)]
-    return {name: (stored.get(name), now.get(name)) for name in told if stored.get(name) != now.get(name)}
+    return {name: (stored.get(name), now.get(name)) for name in told if not _alike(stored.get(name), now.get(name))}
+
+
+def _alike(before: Any, after: Any) -> bool:
+    """A number is the same as its text, which is how a key that takes both keeps it from the command line."""
+    numeral = isinstance(before, int | float | str) and isinstance(after, int | float | str)
+    return bool(before == after) or (numeral and f"{before}" == f"{after}")
 
 
 def going_on(step: int, changes: Mapping[str, tuple[Any, Any]], learned: set[str]) -> str:

@@ -9,6 +9,8 @@ from gpt_modules.training.callbacks.writer import markdown_table, tensorboard
 from gpt_modules.training.hyperparameters import expect_idle
 from gpt_modules.training.sharding.models import is_sharded
 
+SAMPLES = ("sample_prompts", "sample_tokens", "seed")  # what a module may ask for, and how
+
 
 @runtime_checkable
 class Samples(Protocol):

@@ -85,6 +85,12 @@ def told(message, *words):
     [
         ("data.context: found 65", ["--data.init_args.context", "65"], "--data.context: found 65"),
         ("data.context: found 65", [], "data.context: found 65"),  # as the class has it by itself
+        ("tokenizer: found 'a/b'", ["--data.tokenizer", "${model.init_args.init_from}", "--model.init_from", "a/b"],
+         "--model.init_from: found 'a/b'"),  # where it was said
+        ("data.seed: found 7", ["--data.seed", "${model.init_args.seed}", "--model.seed", "${seed_everything}",
+         "--seed_everything", "7"], "--seed_everything: found 7"),
+        ("data.seed: found 7", ["--data.seed", "${model.init_args.seed}"], "--data.seed: found 7"),
+        ("data.seed: found 7", ["--data.seed", "${data.init_args.seed}"], "--data.seed: found 7"),
         ("schedule.unit: found 'tokens'", ["--model.schedule", "{unit: tokens}"], "--model.schedule.unit: found "
          "'tokens'"),
         ("schedule.total: not given", [], "model.schedule.total: not given"),

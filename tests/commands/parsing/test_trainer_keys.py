@@ -136,11 +136,21 @@ class DeepSpeedStrategy:
     """Lightning's needs what no test has."""
 
 
-def test_a_strategy_that_keeps_its_gradients_to_itself_is_refused():
-    check_strategy(types.SimpleNamespace(strategy=object()), NOTHING)
-    recipe = compose(["--trainer.strategy", "deepspeed_stage_3"])
-    told = refusal(check_strategy, types.SimpleNamespace(strategy=DeepSpeedStrategy()), recipe)
-    assert told.startswith("--trainer.strategy: found DeepSpeedStrategy, expected auto, ddp or fsdp2, ")
+@pytest.mark.parametrize(
+    "asked", ["auto", "ddp", "fsdp2", "ddp_spawn", "nonsense", {"class_path": "a.DDPStrategy"}, None]
+)
+def test_other_strategies_are_the_trainers_to_refuse(asked):
+    check_strategy(asked, NOTHING)
+
+
+@pytest.mark.parametrize("name", ["deepspeed", "deepspeed_stage_3_offload", "fsdp", "fsdp_cpu_offload", "FSDPStrategy"])
+def test_a_strategy_that_keeps_its_gradients_to_itself_is_refused(name):
+    """Of a class with its arguments by the class."""
+    recipe = compose(["--trainer.strategy", name])
+    asked = {"class_path": f"lightning.pytorch.strategies.{name}", "init_args": {}} if name[0] == "F" else name
+    told = refusal(check_strategy, asked, recipe)
+    found = asked["class_path"] if isinstance(asked, dict) else asked
+    assert told.startswith(f"--trainer.strategy: found {found!r}, expected auto, ddp or fsdp2, ")
 
 
 def of_precision(asked):

@@ -288,6 +288,15 @@ def test_sections_that_one_side_does_not_know_are_no_difference():
     assert differences({"a.b": [1]}, {"a.b": [1]}) == {}
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [("2", 2, True), (16, "16", True), ("2", 3, False), ("auto", 2, False), (None, "None", False), (0.1, 0.2, False)],
+)
+def test_a_number_and_its_text_are_no_difference(before, after, same):
+    """`trainer.devices` is text of the command line, and a number of a file."""
+    assert (differences({"trainer.devices": before}, {"trainer.devices": after}) == {}) == same
+
+
 def test_a_long_line_counts_what_it_leaves_out():
     line = going_on(3, {f"data.key{i}": ("x" * 100, i) for i in range(20)}, set())
     assert len(line) <= 400
