@@ -259,7 +259,8 @@ def test_a_monitor_that_nobody_logs(gpt, sft, tmp_path):
 def test_a_launcher_has_as_many_processes_as_the_recipe_asks_for(gpt, sft, tmp_path, devices):
     sft["trainer"] |= {"accelerator": "cpu", "devices": devices}
     ended = gpt.run("fit", "--config", write(tmp_path / "r.yaml", sft), WORLD_SIZE="2")
-    assert_refused(ended, f"trainer: found devices x num_nodes = {devices}, expected the launcher's 2: ")
+    expected = "expected the launcher's 2, --trainer.devices 2: "
+    assert_refused(ended, f"trainer: found devices x num_nodes = {devices}, {expected}")
 
 
 def test_too_few_prompts_for_the_minibatches(gpt, micro, tmp_path):
