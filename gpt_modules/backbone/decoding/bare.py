@@ -29,9 +29,9 @@ def bare(module: nn.Module) -> Any:
     """
     if _is_watched(module):
         return module
-    if isinstance(module, _WRITTEN_HERE):
-        kind: Any = type(module)
-        return _stand_in(kind)(module)
+    kind: Any = type(module)
+    if isinstance(module, _WRITTEN_HERE) and kind.__module__ in {own.__module__ for own in _WRITTEN_HERE}:
+        return _stand_in(kind)(module)  # not of a user's class, whose `super()` wants an instance
     if type(module) is nn.ModuleList:
         return [bare(part) for part in module]
     return _FUNCTIONS.get(type(module), lambda same: same)(module)

@@ -51,6 +51,29 @@ def test_it_gives_what_the_model_gives(name: str) -> None:
         assert torch.equal(found, expected)
 
 
+class Counting(GPT):
+    """Somebody's own, which has its parent speak for it."""
+
+    calls = 0
+
+    def hidden(self, *arguments: Any, **named: Any) -> Tensor:
+        self.calls += 1
+        return super().hidden(*arguments, **named)
+
+
+@torch.no_grad()
+def test_a_class_of_a_users_own_is_called_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = Counting(make().config).eval()
+    drawn = generate(model, [[1, 2, 3]], max_new_tokens=4, temperature=0.0, eos_id=None)
+    plain = make()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(
+        drawn.tokens, generate(plain, [[1, 2, 3]], max_new_tokens=4, temperature=0.0, eos_id=None).tokens
+    )
+    assert model.calls == 4
+
+
 def modules_in(part: Any) -> list[nn.Module]:
     if isinstance(part, nn.Module):
         return [part]
