@@ -32,6 +32,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     check_strategy,
     check_values,
     keep_whole_numbers,
+    refuse_half_weights,
     refused_key,
     refused_later,
 )
@@ -61,7 +62,7 @@ from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.forks import ForksEnd
 from gpt_modules.training.callbacks.gradients import FreedGradients
-from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
+from gpt_modules.training.callbacks.guards import CoarseWeights, FiniteLossGuard, MonitorGuard
 from gpt_modules.training.callbacks.peers import PeerWatch, lost_peer, of_lost_peer
 from gpt_modules.training.callbacks.predictions import PredictionFile
 from gpt_modules.training.callbacks.progress import StepBar
@@ -188,6 +189,8 @@ class TrainerCLI(LightningCLI):
         trainer.callbacks.insert(0, ForksEnd())  # type: ignore[attr-defined]
         check_processes(trainer, self.recipe)
         check_precision(trainer, config.get("precision"), self.recipe)
+        if self.subcommand == "fit":
+            refuse_half_weights(trainer, self.recipe)
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -398,6 +401,7 @@ def open_recipe(
         RandomState(),
         FiniteLossGuard(),
         MonitorGuard(),
+        CoarseWeights(),
         PeerWatch(),
         StallReport(),
     ]

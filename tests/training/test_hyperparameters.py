@@ -90,7 +90,7 @@ def test_what_is_no_plain_data_is_refused_at_construction():
 
 @pytest.mark.parametrize("found", ["adam", 3, ["adam"], {"lrr": 1.0}])
 def test_what_is_no_group_of_settings_is_told_with_their_names(found):
-    with pytest.raises(UserError, match=r"^OptimizerConfig: found .*, expected one, or a mapping with names among lr, "):
+    with pytest.raises(UserError, match=r"^OptimizerConfig: found .*, expected one, or a mapping with names among lr,"):
         typed(OptimizerConfig, found)
 
 

@@ -191,6 +191,19 @@ def check_precision(trainer: Any, asked: object, recipe: Composition) -> None:
         raise UserError(f"{where}: found {asked} on a CPU, expected {runs} or 32-true")
 
 
+def refuse_half_weights(trainer: Any, recipe: Composition) -> None:
+    """For a stage that learns: squares of gradients below 2.4e-4 are 0 in float16, and so is AdamW's usual epsilon, by
+    which the first steps divide.
+
+    Raises:
+        UserError: the weights, and what is accumulated of their gradients, would be float16.
+    """
+    if trainer.precision == "16-true":
+        where = recipe.where(("trainer", "precision"))
+        why = "in float16 AdamW's eps and the squares of small gradients are 0"
+        raise UserError(f"{where}: found 16-true, expected bf16-mixed, 16-mixed on a GPU, or 32-true: {why}")
+
+
 def check_strategy(asked: Any, recipe: Composition) -> None:
     """A step's gradients are brought to the mean over all that it counts where they lie, and checkpoints are verified:
     of a strategy that keeps gradients and files to itself neither would hold, and nothing would tell. Before the

@@ -1,6 +1,7 @@
 """What stops a run before a bad step reaches its weights, or before steps that nothing would come of."""
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning.pytorch as L
@@ -13,6 +14,10 @@ from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.writer import at_log_step
 from gpt_modules.training.sharding.models import is_sharded
 from gpt_modules.training.sharding.tensors import local
+
+log = logging.getLogger(__name__)
+
+MOST_LOST = 0.9  # of the weights
 
 
 class FiniteLossGuard(L.Callback):
@@ -87,6 +92,38 @@ def _advice(trainer: L.Trainer) -> str:
 
 def _scaled(trainer: L.Trainer) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+class CoarseWeights(L.Callback):
+    """Says, before the first step, that bfloat16 weights would stay as they are: a step of AdamW is about as long as
+    the rate, and what is less than half of a weight's last digit is lost.
+    """
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Of the first process's weights, where several share them."""
+        if not trainer.is_global_zero:
+            return
+        adaptive = [optimizer for optimizer in trainer.optimizers if not isinstance(optimizer, torch.optim.SGD)]
+        share = lost_share(group for optimizer in adaptive for group in optimizer.param_groups)
+        if share > MOST_LOST:
+            log.warning(
+                "trainer.precision: bfloat16 has 8 bits for a weight, too few for model.optimizer.lr: steps of it are "
+                "lost in %.0f %% of the weights; expected a higher rate, or bf16-mixed, which learns in float32",
+                100 * share,
+            )
+
+
+def lost_share(groups: Iterable[dict[str, Any]]) -> float:
+    """Of the bfloat16 weights that learn, the share of those that a step as long as their group's peak rate, at the
+    least, leaves as they are; 0 where there are none.
+    """
+    lost, count = torch.zeros((), dtype=torch.float64), 0
+    for group in groups:
+        rate = float(group.get("initial_lr", group["lr"]))
+        for weight in (local(p.detach()) for p in group["params"] if rate and p.dtype == torch.bfloat16):
+            lost = lost.to(weight.device) + (weight.abs() > rate * 2**9).sum()
+            count += weight.numel()
+    return float(lost) / max(1, count)
 
 
 class MonitorGuard(L.Callback):

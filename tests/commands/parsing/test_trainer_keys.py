@@ -18,6 +18,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     check_strategy,
     check_values,
     keep_whole_numbers,
+    refuse_half_weights,
     refused_key,
     refused_later,
 )
@@ -171,6 +172,13 @@ def test_float16_that_lightning_makes_bfloat16_is_refused():
 @pytest.mark.parametrize("asked", [None, "32-true", "bf16-mixed", "16-true"])
 def test_any_other_precision_is_what_runs(asked):
     check_precision(of_precision(asked), asked, NOTHING)
+
+
+def test_float16_weights_learn_nothing_and_are_refused():
+    told = refusal(refuse_half_weights, of_precision("16-true"), compose(["--trainer.precision", "16-true"]))
+    assert told.startswith("--trainer.precision: found 16-true, expected bf16-mixed, 16-mixed on a GPU, or 32-true: ")
+    for precision in ("32-true", "bf16-true", "bf16-mixed"):
+        refuse_half_weights(of_precision(precision), NOTHING)
 
 
 def refuse(*pairs):

@@ -1,4 +1,6 @@
-"""No bad step reaches the weights."""
+"""No bad step reaches the weights, and steps that none would reach are told."""
+
+import logging
 
 import lightning.pytorch as L
 import pytest
@@ -8,7 +10,8 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
-from gpt_modules.training.callbacks.guards import FiniteLossGuard, MonitorGuard
+from gpt_modules.training.callbacks.guards import CoarseWeights, FiniteLossGuard, MonitorGuard, lost_share
+from gpt_modules.training.optimizers import OptimizerConfig
 
 
 class Spoil(L.Callback):
@@ -89,3 +92,26 @@ def test_a_monitor_of_training_is_looked_for_in_training(fit, parts):
 def test_a_monitor_of_a_run_that_does_not_validate_is_refused(fit, parts):
     with pytest.raises(UserError, match=r"found 'val/loss' beside trainer\.limit_val_batches 0"):
         fit(*parts(), callbacks=[MonitorGuard(), EarlyStopping("val/loss")], limit_val_batches=0)
+
+
+@pytest.mark.parametrize("rate", [1e-6, 1e-5, 1e-4, 1e-3])
+def test_weights_that_a_step_leaves_are_found_without_one(rate):
+    """Each that is counted stays, whichever way it goes; of a step twice as long none is missed."""
+    weights = 0.02 * torch.randn(10_000).bfloat16()
+    stays = lambda step: float(((weights + step == weights) & (weights - step == weights)).float().mean())  # noqa: E731
+    share = lost_share([{"params": [weights], "lr": 0.0, "initial_lr": rate}])
+    assert stays(2 * rate) <= share <= stays(rate)
+    assert lost_share([{"params": [weights, weights.float()], "lr": rate}, {"params": [weights], "lr": 0.0}]) == share
+    assert lost_share([{"params": [weights.float()], "lr": rate}]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("precision", "rate", "told"), [("bf16-true", 1e-7, True), ("bf16-true", 1e-2, False), ("32-true", 1e-7, False)]
+)
+def test_a_rate_too_low_for_bfloat16_is_told_once(fit, procedure, caplog, precision, rate, told):
+    module, data = procedure("sft", optimizer=OptimizerConfig(lr=rate))
+    with caplog.at_level(logging.WARNING, "gpt_modules"):
+        fit(module, data, callbacks=[CoarseWeights()], precision=precision, max_steps=2, limit_val_batches=0)
+    lines = [record.getMessage() for record in caplog.records if record.name.endswith("guards")]
+    assert len(lines) == told
+    assert all(line.startswith("trainer.precision: ") and "model.optimizer.lr" in line for line in lines)
