@@ -60,7 +60,7 @@ class GPT(nn.Module):
         head are then formed in one place. Arguments as of `Decoder.forward`.
         """
         embedding = self.decoder.wte
-        embedding.lending = self.config.tied and tokens.is_cpu and torch.is_grad_enabled()
+        embedding.lending = self.config.tied and tokens.device.type == "cpu" and torch.is_grad_enabled()
         try:
             hidden = self.hidden(tokens, positions, segments)
             return hidden, self.head_weight if embedding.lent is None else embedding.lent
