@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -106,10 +107,11 @@ def _folder() -> Iterator[Path]:
     if _FOLDER in os.environ:
         yield Path(os.environ[_FOLDER])
         return
-    os.environ[_FOLDER] = folder = tempfile.mkdtemp(prefix="gpt-bench-")
+    folder = os.environ[_FOLDER] = str(Path(tempfile.gettempdir()) / f"gpt-bench-{secrets.token_hex(8)}")
     remove = ["sh", "-c", 'read -r _; rm -rf -- "$0"', folder]  # at the end of what nobody writes
     pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(remove, stdin=pipe, stdout=nowhere, stderr=nowhere, start_new_session=True) as heir:
+        Path(folder).mkdir(mode=0o700)  # once there is who removes it
         try:
             yield Path(folder)
         finally:

@@ -108,7 +108,7 @@ def test_what_matters_is_noticed_and_named(world):
     world.rows.write_text(rows.replace("good", "nice"))
     line = world.refusal()
     assert line == (
-        "runs/sft: since it was run, the content of data.init_args.train changed; remove the folder to run it anew, or "
+        "runs/sft: since it was run, the content of data.train changed; remove the folder to run it anew, or "
         "name another --root"
     )
     world.rows.write_text(rows)
@@ -116,10 +116,10 @@ def test_what_matters_is_noticed_and_named(world):
     assert "runs/pretraining: since it was run, trainer.max_epochs was 3, is now 4; remove" in world.refusal()
     world.change("pretraining", trainer__max_epochs=3)
     world.pipeline["stages"][1]["set"] = {"model.init_args.optimizer.lr": 0.5}
-    assert "runs/sft: since it was run, model.init_args.optimizer.lr was 0.01, is now 0.5" in world.refusal()
+    assert "runs/sft: since it was run, model.optimizer.lr was 0.01, is now 0.5" in world.refusal()
     del world.pipeline["stages"][1]["set"]
     (world.folder / "runs/pretraining/export/config.json").write_text('{"model_type": "gpt_neo"}')
-    line = "the content of data.init_args.tokenizer changed; the content of model.init_args.init_from changed; remove"
+    line = "the content of data.tokenizer changed; the content of model.init_from changed; remove"
     assert f"runs/sft: since it was run, {line}" in world.refusal()
 
 

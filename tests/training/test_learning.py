@@ -1,5 +1,6 @@
 """What SFT, the reward model and DPO do alike. (LoRA: `test_lora`.)"""
 
+import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
@@ -55,12 +56,13 @@ def test_an_adapter_lies_beside_the_export_where_there_are_updates(kind):
 
 
 @each_module
-def test_the_rate_of_a_step_is_the_schedules_and_only_matrices_decay(micro, kind):
+def test_the_rate_of_a_step_is_the_schedules_and_only_matrices_decay(micro, monkeypatch, kind):
     """Linear from 0.5 to 0 over the run's 4 steps."""
     optimizer, schedule = OptimizerConfig(lr=0.5, weight_decay=0.25), ScheduleConfig("linear", final=0.0)
     module = kind(str(micro.gpt), optimizer=optimizer, schedule=schedule)
     module.configure_model()
-    module._trainer = type("Run", (), {"estimated_stepping_batches": 4})()
+    module._trainer = L.Trainer(accelerator="cpu", max_epochs=-1, max_steps=4, logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(L.Trainer, "train_dataloader", [])
     configured = module.configure_optimizers()
     built, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for group in built.param_groups:

@@ -49,10 +49,14 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         """As of Lightning, over the devices that there are: its own default is tensor parallelism within a machine."""
-        self._data_parallel_size = devices = self.num_nodes * self.num_processes
+        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-        if devices == 1:
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """As of Lightning; a run that nothing refused and that splits nothing says so."""
+        if self.world_size == 1:
             log.warning("trainer.strategy: fsdp2 on one device splits nothing; more of them: trainer.devices")
+        super().setup(trainer)
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
