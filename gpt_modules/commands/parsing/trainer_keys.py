@@ -201,7 +201,7 @@ def refuse_half_weights(trainer: Any, recipe: Composition) -> None:
     if trainer.precision == "16-true":
         where = recipe.where(("trainer", "precision"))
         why = "in float16 AdamW's eps and the squares of small gradients are 0"
-        raise UserError(f"{where}: found 16-true, expected bf16-mixed, 16-mixed on a GPU, or 32-true: {why}")
+        raise UserError(f"{where}: found 16-true, expected bf16-mixed, bf16-true, 16-mixed on a GPU, or 32-true: {why}")
 
 
 def check_strategy(asked: Any, recipe: Composition) -> None:

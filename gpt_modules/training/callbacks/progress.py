@@ -70,7 +70,8 @@ class StepBar(L.Callback):
             if at_log_step(trainer):
                 self._progress.update(self._task, metrics=self._metrics(trainer))
         elif trainer.is_global_zero and step >= self._line_due:
-            self._line_due = step + max(1, (self._total or 1000) // LINES_PER_RUN)
+            next_due = step + max(1, (self._total or 1000) // LINES_PER_RUN)
+            self._line_due = self._total if self._total and step < self._total < next_due else next_due
             self._print_line(trainer, step)
 
     def _print_line(self, trainer: L.Trainer, step: int) -> None:

@@ -176,7 +176,9 @@ def test_any_other_precision_is_what_runs(asked):
 
 def test_float16_weights_learn_nothing_and_are_refused():
     told = refusal(refuse_half_weights, of_precision("16-true"), compose(["--trainer.precision", "16-true"]))
-    assert told.startswith("--trainer.precision: found 16-true, expected bf16-mixed, 16-mixed on a GPU, or 32-true: ")
+    assert told.startswith(
+        "--trainer.precision: found 16-true, expected bf16-mixed, bf16-true, 16-mixed on a GPU, or 32-true: "
+    )
     for precision in ("32-true", "bf16-true", "bf16-mixed"):
         refuse_half_weights(of_precision(precision), NOTHING)
 

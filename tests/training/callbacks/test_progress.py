@@ -70,7 +70,8 @@ def test_ten_lines_a_run_with_the_time_that_is_left(monkeypatch):
     run = Run(monkeypatch, total=100)
     for number in range(1, 101):
         run.step(number, **{"train/loss": 1 / 3, "value/loss": 5.0})
-    assert run.lines == [f"toy step {n}/100, {2 * (100 - n)} s left  train/loss 0.3333" for n in range(1, 101, 10)]
+    shown = [*range(1, 101, 10), 100]
+    assert run.lines == [f"toy step {n}/100, {2 * (100 - n)} s left  train/loss 0.3333" for n in shown]
 
 
 def test_what_a_validation_showed_stands_behind_the_speed(monkeypatch):
