@@ -178,7 +178,7 @@ def check_vocabulary(module: L.LightningModule, config: DecoderConfig) -> None:
 
 
 def _begins(trainer: L.Trainer) -> bool:
-    """Whether this is the first process of a run."""
+    """Whether weights are to learn here, on the first process."""
     return trainer.is_global_zero and trainer.state.fn == "fit"
 
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -148,9 +147,11 @@ def draw(probs: Float[Tensor, "B V"], uniform: Float[Tensor, "2 B"]) -> Int[Tens
     masses = [probs[:, :whole].view(len(probs), -1, BLOCK).sum(dim=2)] if whole else []
     masses += [probs[:, whole:].sum(dim=1, keepdim=True)] if whole < vocab else []
     block = _invert(torch.cat(masses, dim=1) if len(masses) > 1 else masses[0], uniform[0])
-    if whole < vocab:
-        probs = F.pad(probs, (0, whole + BLOCK - vocab))
-    within = probs.view(len(probs), -1, BLOCK).gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0]
+    ids = torch.add(torch.arange(BLOCK, device=probs.device), block, alpha=BLOCK)
+    if whole == vocab:
+        within = probs.gather(1, ids)
+    else:  # the last block is short; to fill it up would copy all of a large vocabulary
+        within = probs.gather(1, ids.clamp_max(vocab - 1)).masked_fill(ids >= vocab, 0.0)
     return torch.add(_invert(within, uniform[1]), block, alpha=BLOCK)[:, 0]
 
 
