@@ -9,13 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
 from gpt_modules import one_voice
-from gpt_modules.errors import UserError
+from gpt_modules.errors import Stopped, UserError
 from gpt_modules.forks import forks_end_here
 
 COMMANDS = {
@@ -72,12 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     one_voice.begin()
     try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _exit_on_signal)
         _open_closed_streams(words)
         _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
     except UserError as error:
         fail(str(error))
+    except (Stopped, KeyboardInterrupt) as error:
+        number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
+        if not getattr(error, "told", False):
+            _tell_stop(number)
+        sys.exit(128 + number)
     except BrokenPipeError:
         _discard_output()
         sys.exit(128 + signal.SIGPIPE)
@@ -111,14 +117,14 @@ def _run(words: list[str]) -> None:
     elif words[0] in ("-V", "--version"):
         print(f"gpt_modules {_version()}")
     else:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _exit_on_signal)
         if words[0] not in _PRINT_ONLY:
             _outlive_readers()
         _command(words[0])(words[1:])
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # half of what this file would import
+
     try:
         return version("gpt-modules")
     except PackageNotFoundError:
@@ -166,7 +172,21 @@ def fail(message: str) -> None:
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     # Until a run has begun there is nothing to save; from then on the checkpoint callback holds these signals.
-    raise SystemExit(128 + number)
+    if _is_importing(frame):  # of the libraries' code in C, some lets no exception through
+        _tell_stop(number)
+        os._exit(128 + number)
+    raise Stopped(number)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
+def _tell_stop(number: int) -> None:
+    if not one_voice.is_told(telling=True):
+        print(f"stopped by {'Ctrl-C' if number == signal.SIGINT else signal.Signals(number).name}", file=sys.stderr)
 
 
 def _command(name: str) -> Callable[[list[str]], None]:

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to read: its message is the whole story, in one line."""
+"""The exceptions that are the user's to read: one line is the whole story."""
 
 
 class UserError(RuntimeError):
@@ -7,6 +7,14 @@ class UserError(RuntimeError):
     The message is one line that names the file, the row or field, what was found and what was expected. The command
     line prints it without a traceback and exits with status 2.
     """
+
+
+class Stopped(SystemExit):
+    """The end that a signal asks for, with its status. told: whether a line has said so, with what is there of the run."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number, self.told = number, False
 
 
 class TooLong(UserError):

@@ -7,7 +7,6 @@ ones, which says what has started who told, torchrun or a Trainer, and where its
 
 import fcntl
 import os
-import tempfile
 import time
 from pathlib import Path
 
@@ -32,6 +31,8 @@ def is_told(telling: bool) -> bool:
     """
     if not _RANKS & os.environ.keys():
         return False
+    import tempfile  # a third of what a command imports before it can answer Ctrl-C
+
     path = Path(tempfile.gettempdir()) / f"gpt-{os.getuid()}.told"
     try:
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

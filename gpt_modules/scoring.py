@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from contextlib import chdir
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from gpt_modules.errors import UserError
@@ -34,24 +34,41 @@ def import_reward(name: str, field: str = "rewards.function") -> TextReward:
         UserError: when it cannot be found or imported.
     """
     module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:  # `python -m` puts it there, an installed command does not; last, to hide nothing
-        sys.path.append(here)
-    try:
-        with forks_end_here(), chdir("."):
-            module = importlib.import_module(module_name)
-    except BaseException as error:  # what stands in the file is the user's
-        _let_end(error)
-        wanted = "expected 'package.module:name' of a callable, installed or in the current folder"
-        raise UserError(f"{field}: found {name!r}, {wanted}: {_told(error)}") from error
+    wanted = "expected 'package.module:name' of a callable"
+    module = import_theirs(module_name, f"{field}: found {name!r}, {wanted}")
     function = getattr(module, attribute, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         near = difflib.get_close_matches(attribute, known, n=1)
         hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
         what = "is no callable" if hasattr(module, attribute) else f"is not in {module_name}"
-        raise UserError(f"{field}: {name!r} {what}, expected 'package.module:name' of a callable{hint}")
+        raise UserError(f"{field}: {name!r} {what}, {wanted}{hint}")
     return function  # type: ignore[no-any-return]
+
+
+def look_here() -> None:
+    """From now on a module may be of the current folder: `python -m` begins with it, an installed command does not."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)  # last, to hide nothing
+
+
+def import_theirs(name: str, expected: str) -> ModuleType:
+    """A module, installed or in the current folder.
+
+    Args:
+        expected: the beginning of the line that tells why it cannot be had.
+
+    Raises:
+        UserError: it cannot be found or imported.
+    """
+    look_here()
+    try:
+        with forks_end_here(), chdir("."):
+            return importlib.import_module(name)
+    except BaseException as error:  # what stands in the file is the user's
+        _let_end(error)
+        raise UserError(f"{expected}, installed or in the current folder: {_told(error)}") from error
 
 
 def source_digest(name: str, function: TextReward) -> str | None:

@@ -14,7 +14,7 @@ import yaml
 
 from gpt_modules import cli
 from gpt_modules.backbone import load_pretrained
-from gpt_modules.errors import UserError
+from gpt_modules.errors import Stopped, UserError
 from gpt_modules.storage.recipes import read_recipe
 
 
@@ -124,6 +124,40 @@ def test_a_run_outlives_its_readers():
     os.close(reading)
     with cli._Unread(writing, "w") as stream:
         assert stream.write(b"step 1") == 6
+
+
+@pytest.mark.parametrize(("number", "named"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_a_signal_while_the_libraries_load_is_one_line(tmp_path, number, named):
+    """Also where a library lets no exception through, and goes on to fail without what it was to load."""
+    write(tmp_path / "numpy.py", f"import signal\ntry:\n    signal.raise_signal({number})\nfinally:\n    1 / 0\n")
+    code = "from gpt_modules.cli import main; main(['fit', '-c', 'sft/tiny'])"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parents[1]}"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", f"stopped by {named}\n")
+
+
+@pytest.mark.parametrize(
+    ("stop", "line"),
+    [
+        (lambda words: signal.raise_signal(signal.SIGINT), "stopped by Ctrl-C\n"),
+        (lambda words: signal.default_int_handler(signal.SIGINT, None), "stopped by Ctrl-C\n"),
+        (lambda words: signal.raise_signal(signal.SIGHUP), "stopped by SIGHUP\n"),
+        (lambda words: stopped_and_told(), ""),
+    ],
+)
+def test_a_signal_while_a_command_is_at_work_is_told_once(monkeypatch, capsys, stop, line):
+    monkeypatch.setattr(cli, "_command", lambda name: stop)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["recipes"])
+    assert ended.value.code == 128 + (signal.SIGHUP if "HUP" in line else signal.SIGINT)
+    assert capsys.readouterr().err == line
+
+
+def stopped_and_told():
+    """As of a run that has said at which step it was."""
+    stopped = Stopped(signal.SIGINT)
+    stopped.told = True
+    raise stopped
 
 
 def test_recipes_are_listed_printed_and_copied_once(gpt, tmp_path):

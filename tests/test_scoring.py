@@ -17,7 +17,14 @@ import torch
 
 from gpt_modules.cli import _exit_on_signal
 from gpt_modules.errors import UserError
-from gpt_modules.scoring import further_arguments, import_reward, source_digest, text_scores, unknown_argument
+from gpt_modules.scoring import (
+    further_arguments,
+    import_reward,
+    look_here,
+    source_digest,
+    text_scores,
+    unknown_argument,
+)
 
 PROMPTS, RESPONSES = ["the film", "a story"], [" is good.", " is bad."]
 
@@ -187,6 +194,13 @@ def here(tmp_path, monkeypatch):
 def test_a_package_of_the_current_folder_is_found(here):
     assert import_reward("my_rewards_here.scores:politeness")([], ["abc"]) == [3.0]
     assert sys.path[-1] == str(here), "last, so that it hides nothing that is installed"
+
+
+def test_modules_of_the_current_folder_are_found_by_any_import_from_then_on(here):
+    for _ in range(2):
+        look_here()
+    assert sys.path.count(str(here)) == 1
+    importlib.import_module("my_rewards_here.scores")
 
 
 WANTED = "expected 'package.module:name' of a callable"

@@ -1,5 +1,7 @@
 """The recipe that is parsed is the one that was said; a mistake is one line: where, key, found, expected."""
 
+import sys
+
 import pytest
 
 from gpt_modules.commands import fit
@@ -160,6 +162,41 @@ def test_a_package_of_the_users_is_named_with_a_flag(parse, tmp_path, monkeypatc
     words = [*SFT, "--trainer.callbacks+=mine_of_test_fit.Mine"]
     assert "a package of yours named with --allow mine_of_test_fit" in refusal(parse, *words)
     assert parse(*words, "--allow", "mine_of_test_fit")["trainer"]["callbacks"][0]["class_path"].endswith("Mine")
+
+
+@pytest.fixture
+def callbacks(tmp_path, monkeypatch):
+    """Files with callbacks in the current folder, which Python does not look into by itself; the command in it."""
+    (tmp_path / "callbacks_here.py").write_text("import lightning.pytorch as L\nclass Mine(L.Callback): pass\n")
+    package = tmp_path / "package_here"
+    package.mkdir()
+    (package / "broken.py").write_text("\n1 / 0\n")
+    (package / "lacks.py").write_text("import no_such\n")
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    yield lambda name: [*SFT, "--allow", "callbacks_here", "package_here", "--trainer.callbacks+", name]
+    for name in [name for name in sys.modules if name.endswith("_here")]:
+        del sys.modules[name]
+
+
+def test_a_package_of_the_users_is_found_in_the_current_folder(parse, callbacks):
+    assert parse(*callbacks("callbacks_here.Mine"))["trainer"]["callbacks"][0]["class_path"] == "callbacks_here.Mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("callbacks_here.Mien", ", which is not in callbacks_here; near it: Mine"),
+        ("{class_path: callbacks_here.Mien}", ", which is not in callbacks_here; near it: Mine"),
+        ("package_here.broken.Mine", "@: ZeroDivisionError: division by zero (package_here/broken.py:2)"),
+        ("package_here.lacks.Mine", "@: ModuleNotFoundError: No module named 'no_such' (package_here/lacks.py:1)"),
+        ("package_here.none.Mine", "@: ModuleNotFoundError: No module named 'package_here.none'"),
+    ],
+)
+def test_a_class_of_the_users_that_cannot_be_had_is_one_line_that_says_why(parse, callbacks, name, told):
+    class_path = name.strip("{}").removeprefix("class_path: ")
+    key = "--trainer.callbacks.0" + (".class_path" if name != class_path else "")
+    expected = told.replace("@", ", expected a class of a package, installed or in the current folder")
+    assert refusal(parse, *callbacks(name)) == f"{key}: found {class_path!r}{expected}"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from gpt_modules.commands.parsing.composition import Composition
 from gpt_modules.commands.parsing.keys import class_keys, in_words, parser_keys, type_of
 from gpt_modules.commands.parsing.vocabulary import DATA_MODULES, MODULES, named_classes
 from gpt_modules.errors import UserError
+from gpt_modules.scoring import import_theirs
 from gpt_modules.storage.yaml_files import Place
 
 SHOWN, LONGEST = 60, 380
@@ -64,6 +65,8 @@ def users_mistake(error: BaseException) -> UserError | None:
 
 def complaint(error: Exception, recipe: Composition, parser: ArgumentParser | None) -> UserError:
     """The line for an error of the parser, at most some 400 characters."""
+    if told := _unimportable(recipe):
+        return told
     text = one_line(str(error))
     if found := _INTERPOLATION.search(text):
         line = _interpolation(text, tuple(_parts(found["key"])), recipe, parser)
@@ -215,6 +218,25 @@ def _interpolation(text: str, place: Place, recipe: Composition, parser: Argumen
     near = nearest(wanted[1].strip(), known) if wanted else ""
     found = shown(value) if value is not None else text
     return f"{recipe.where(place)}: found {found}, expected the name of a key that has a value{near}"
+
+
+def _unimportable(recipe: Composition) -> UserError | None:
+    """The line for a class of the user's own that is not where its name says, or whose module cannot be imported, of
+    which the parser says only that its value is of no type.
+    """
+    for place in _places(recipe.values, ()):
+        name = recipe.at(place)
+        if not isinstance(name, str) or not any(name.startswith(f"{package}.") for package in recipe.allowed):
+            continue
+        module, _, attribute = name.rpartition(".")
+        where = f"{recipe.where(place)}: found {shown(name)}"
+        try:
+            known = vars(import_theirs(module, f"{where}, expected a class of a package"))
+        except UserError as error:
+            return error
+        if attribute not in known:
+            return UserError(f"{where}, which is not in {module}{nearest(attribute, known)}")
+    return None
 
 
 def _parts(key: str) -> list[str]:

@@ -34,6 +34,7 @@ from gpt_modules.evaluation import (
     NgramBaseline,
     ZeroShotProbes,
 )
+from gpt_modules.scoring import look_here
 from gpt_modules.training import (
     DPOModule,
     FinetuningModule,
@@ -96,8 +97,11 @@ _once_allowed: set[str] = set()  # in this process: the parser forgets nothing, 
 
 def allow_only(packages: Sequence[str]) -> None:
     """From now on the parser imports nothing that a recipe names outside our package, Lightning's parts, torch's
-    layers and optimizers, and these packages; a name is judged before anything is imported.
+    layers and optimizers, and these packages, installed or in the current folder; a name is judged before anything is
+    imported.
     """
+    if packages:
+        look_here()
     allowed = [*_ALLOWED, *packages]
     gone = [old for old in _once_allowed if not any(f"{old}.".startswith(f"{name}.") for name in allowed)]
     set_parsing_settings(import_path_denylist=[*_DENIED, *gone], import_path_allowlist=allowed)

@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 import gpt_modules.forks  # noqa: F401 -- whose processes do not inherit the handlers
-from gpt_modules.errors import UserError, expect
+from gpt_modules.errors import Stopped, UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for, write_durably
 from gpt_modules.training.hyperparameters import expect_number
@@ -267,9 +267,11 @@ class ExactCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say what is there of a run that was told to stop; until its first step `gpt` itself holds the signals."""
-        if not isinstance(exception, SystemExit) or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if not isinstance(exception, SystemExit) or trainer.state.fn != "fit" or not (self._left or self._step < 0):
             return
-        if self._left or self._step < 0:
+        if isinstance(exception, Stopped):
+            exception.told = True
+        if trainer.is_global_zero:
             what = f"saved at step {trainer.global_step}" if self._left else "stopped before a step was made"
             log.warning("%s; %s", what, way_on(trainer.default_root_dir))
 
