@@ -169,7 +169,7 @@ class PPOModule(L.LightningModule):
         self.recipe = read_recipe(self, said, PPOModule)
         self.shaping = self.recipe.shaping
         # Python's numbers: a buffer would become bf16 with the weights, and a coefficient of 3 digits sticks.
-        self.kl_coef, self.iteration = float(self.recipe.kl.coef), -1
+        self.kl_coef, self.iteration, self.rested = float(self.recipe.kl.coef), -1, 0
         ensembles = any(source.ensemble for source in self.recipe.rewards)
         prefixes = ["", *(f"{name}/" for name in self.recipe.averages_beside)]
         self.terms = term_names(self.recipe.rewards)
@@ -303,6 +303,8 @@ class PPOModule(L.LightningModule):
         """
         started = time.perf_counter()
         self.iteration += 1
+        if self.warming_up:
+            self.rested += self.steps_each
         self.steps.begin()
         self._find_gain()
         prompts = self._prompts(self.iteration)
@@ -401,6 +403,11 @@ class PPOModule(L.LightningModule):
         return self.iteration < self.recipe.critic.warmup
 
     @property
+    def steps_each(self) -> int:
+        """Optimizer steps of an iteration, as the recipe has it now."""
+        return int(self.hparams["ppo_epochs"] * self.hparams["minibatches"])
+
+    @property
     def policy_rests(self) -> bool:
         """Whether the next step leaves the policy as it is."""
         return self.warming_up or self.steps.stopped
@@ -446,11 +453,11 @@ class PPOModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One AdamW over the learners' groups."""
         warmup, steps = self.recipe.critic.warmup, run_length(self.trainer)
-        an_iteration = self.hparams["ppo_epochs"] * self.hparams["minibatches"]
-        refuse_idle_policy(warmup, steps / an_iteration)
+        # Of iterations that are over, which may have had other steps, and of those that are still to come.
+        rest = self.rested + max(0, warmup - (self.iteration + 1)) * self.steps_each
+        refuse_idle_policy(warmup, warmup + (steps - rest) / self.steps_each)
         optimizer = optimizers.build(self.learners.groups(), self.recipe.optimizer)
-        rests = {"policy": warmup * an_iteration}
-        return optimizers.configure(optimizer, self.recipe.schedule, steps, rests=rests)
+        return optimizers.configure(optimizer, self.recipe.schedule, steps, rests={"policy": rest})
 
     def work(self, batch: Experience | PtxBatch) -> tuple[float, str]:
         """Episodes: each is visited once an epoch, and counts a share each time; pretraining text is none."""
@@ -547,7 +554,7 @@ class PPOModule(L.LightningModule):
         experience = None if self._experience is None else self._experience.state()
         steps = (self.steps.taken, self.steps.stopped)
         average = None if self.learners.average is None else self.learners.average.state()
-        place = (self.iteration, self.kl_coef, self.frontier, self.frozen.digests, experience)
+        place = (self.iteration, self.rested, self.kl_coef, self.frontier, self.frozen.digests, experience)
         checkpoint["ppo"] = State(*place, steps, average, self.shaping.moments).document()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -558,7 +565,7 @@ class PPOModule(L.LightningModule):
         # An evaluation goes on with no update, and so does a module that is opened by itself.
         if self._trainer is not None and self.trainer.state.fn == "fit":
             expect_same_rollout(state.experience, checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), self.hparams)
-        self.iteration = state.iteration
+        self.iteration, self.rested = state.iteration, state.rested
         self.frozen.recall(state.frozen)
         self.frontier, self.shaping = state.frontier, replace(self.shaping, moments=state.moments)
         self.steps.taken, self.steps.stopped = state.steps

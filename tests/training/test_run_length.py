@@ -18,13 +18,16 @@ PEAK = 1e-2
 
 
 class Rates(L.Callback):
-    """The learning rate of each step, as Adam had it."""
+    """The learning rate of each step, as Adam had it, and the steps whose weights were validated."""
 
     def __init__(self):
-        self.taken = []
+        self.taken, self.validated = [], []
 
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.taken.append(optimizer.param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer, module):
+        self.validated.append(trainer.global_step)
 
 
 @pytest.fixture
@@ -48,6 +51,10 @@ def go(procedure, fit, tmp_path):
         return trainer, rates.taken
 
     return run
+
+
+def validated(trainer):
+    return next(one.validated for one in trainer.callbacks if isinstance(one, Rates))
 
 
 def examples(trainer):
@@ -87,6 +94,36 @@ def test_an_epoch_of_which_less_than_a_batch_is_left_is_over(go, tmp_path):
         assert trainer.global_step == made - 1 + rest + count // then
         assert len(rates) == rest + count // then
         assert trainer.current_epoch == 2
+
+
+VALIDATING = {"limit_val_batches": 1, "num_sanity_val_steps": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["pretraining", "finetuning", "sft", "reward", "dpo"])
+@pytest.mark.parametrize(
+    ("size", "settings"), [(1000, {}), (6, {"limit_train_batches": 2})], ids=["nothing fills a batch", "a lower limit"]
+)
+def test_an_epoch_that_is_over_on_resuming_is_validated_once(go, tmp_path, word, size, settings):
+    first, _ = go(word, 6, "first", max_steps=2, **VALIDATING)
+    checkpoint = tmp_path / "first/checkpoints/step=00000002.ckpt"
+    assert validated(first) == []
+    trainer, _ = go(word, min(size, examples(first)), "second", checkpoint, **VALIDATING, **settings)
+    assert validated(trainer) == [2, trainer.global_step]
+    assert trainer.current_epoch == 2
+
+
+@pytest.mark.slow
+def test_weights_that_were_validated_are_not_validated_anew(go, tmp_path):
+    """In the middle of an epoch, or at its end, where a larger limit goes on with it."""
+    go("sft", 6, "first", max_steps=2, val_check_interval=2, **VALIDATING)
+    checkpoint = tmp_path / "first/checkpoints/step=00000002.ckpt"
+    again, _ = go("sft", 6, "lower", checkpoint, limit_train_batches=2, **VALIDATING)
+    assert validated(again) == [again.global_step]
+    go("sft", 6, "limited", max_epochs=1, limit_train_batches=2, **VALIDATING)
+    whole, _ = go("sft", 6, "whole", tmp_path / "limited/checkpoints/step=00000002.ckpt", **VALIDATING)
+    each = examples(whole) // 6
+    assert validated(whole) == [each, 2 * each]
 
 
 @pytest.mark.slow
@@ -179,3 +216,21 @@ def test_what_is_being_restored_counts_before_the_loops_know_it():
     trainer._checkpoint_connector._loaded_checkpoint = {"global_step": 5, "loops": {"fit_loop": current}}
     assert place_of(trainer) == Place(steps=5, used=4, batches=6, whole=3, epochs=1)
     assert run_length(trainer) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", [1, 4])
+def test_an_iteration_of_ppo_that_follows_has_all_its_steps(fit, ppo, tmp_path, then):
+    """Whether there are fewer of them than those of the iteration before, or more: none is taken for made."""
+    callbacks = [Resumption(), ExactCheckpoint(1, keep=9)]
+    kept = {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    fit(*ppo(minibatches=2), callbacks=callbacks, **kept)
+    checkpoint = tmp_path / "checkpoints" / "step=00000002.ckpt"
+    rates = Rates()
+    trainer = fit(
+        *ppo(minibatches=then), callbacks=[Resumption(), ExactCheckpoint(1, keep=9), rates], max_epochs=3,
+        ckpt_path=checkpoint, **kept,
+    )  # fmt: skip
+    assert (trainer.global_step, len(rates.taken)) == (2 + 2 * then, 2 * then)
+    assert rates.validated == [2 + then, 2 + 2 * then]
+    assert trainer.lightning_module.iteration == 2

@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.callbacks.checkpointing import newest_checkpoint
+from gpt_modules.training.callbacks.export import validate
 from gpt_modules.training.hyperparameters import plain
 from gpt_modules.training.processes import as_one
 from gpt_modules.training.sharding.tensors import local
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 NEWEST = "newest"  # name of a checkpoint: that of the latest step that verifies, once the processes have met
 RECIPE, TOKENIZER, CONTENT, MOMENTS = "recipe", "tokenizer", "content", "moments"
+VALIDATED = "validated"  # whether the weights of the checkpoint had been
 
 # Where a run is, and how it is shown: no part of what it computes.
 _UNSAID = ["ckpt_path", "config*", "weights_only", "verbose", "trainer.default_root_dir", "model.class_path", "*._*"]
@@ -53,6 +55,7 @@ class Resumption(L.Callback):
 
     def __init__(self, recipe: Mapping[str, Any] | None = None) -> None:
         self.recipe = recipe
+        self._unseen = False  # an epoch that was ended by resuming, and not validated
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """From here on this class sees what is restored."""
@@ -69,6 +72,21 @@ class Resumption(L.Callback):
         checkpoint[CONTENT] = content_of(trainer)
         checkpoint[TOKENIZER] = _tokenizer_digest(trainer)
         checkpoint[MOMENTS] = len([*_tensors(checkpoint.get("optimizer_states"), "")])
+        checkpoint[VALIDATED] = trainer.validating
+
+    def end_epoch(self, trainer: L.Trainer, stored: Mapping[str, Any]) -> None:
+        """Nothing is left of the epoch of the checkpoint, which was not known when it was written: what an epoch ends
+        with is still to do. Called when the loops are restored.
+        """
+        loop = trainer.fit_loop
+        due = trainer.check_val_every_n_epoch is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+        self._unseen = due and not stored.get(VALIDATED, False)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Validate the epoch that resuming has ended; where it was the last one, the run's end does."""
+        if self._unseen:
+            self._unseen = False
+            validate(trainer)
 
     def told(self, module: L.LightningModule) -> dict[str, Any]:
         """Every key of the recipe with its value: `model.optimizer.lr`."""
@@ -213,11 +231,13 @@ class _Restoring(_CheckpointConnector):
         if over is None:
             return
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        progress.is_last_batch = over
+        known, progress.is_last_batch = progress.is_last_batch, over
         if over:
             current, batches = progress.current, int(self.trainer.num_training_batches)
             current.completed = batches - (current.ready - current.completed)
             current.ready = current.started = current.processed = batches  # type: ignore[attr-defined]
+            if not known:
+                self._resumption.end_epoch(self.trainer, self._loaded_checkpoint)
 
     def _check(self, path: str) -> str | None:
         checkpoint, trainer = self._loaded_checkpoint, self.trainer

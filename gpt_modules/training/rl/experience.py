@@ -110,6 +110,11 @@ class ExperienceLoader:
     def __len__(self) -> int:
         return self.parts.epochs * self.parts.minibatches * self.parts.micro_batches
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left of an iteration: the next `iter` begins with a rollout of its own."""
+        return not 0 < self.position < len(self)
+
     def __iter__(self) -> Iterator[Experience | PtxBatch]:
         resumed, self._resumed = self._resumed, False
         start, rollout = (self.position, self.owner.rollout) if resumed else (0, self.owner.collect())
@@ -151,8 +156,7 @@ class ExperienceLoader:
 
     def state(self) -> dict[str, Any]:
         """The place and, inside an iteration, its rollout."""
-        inside = 0 < self.position < len(self)
-        if not inside or self.owner.rollout is None:
+        if self.over or self.owner.rollout is None:
             return {"position": 0, "parts": list(self.parts), "rollout": None}
         rollout = {name: field.cpu() for name, field in self.owner.rollout.present().items()}
         return {"position": self.position, "parts": list(self.parts), "rollout": rollout}

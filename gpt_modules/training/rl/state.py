@@ -21,6 +21,7 @@ class State(NamedTuple):
     """The place of a run.
 
     iteration: of the latest rollout, from 0; -1 before the first.
+    rested: optimizer steps of the iterations up to that one in which the critic alone learned.
     kl_coef: weight of the penalty in the next one.
     frontier: KL and score of each validation.
     frozen: SHA-256 of what the run reads and never trains.
@@ -31,6 +32,7 @@ class State(NamedTuple):
     """
 
     iteration: int
+    rested: Count
     kl_coef: float
     frontier: list[tuple[float, float]]
     frozen: dict[str, str | None]

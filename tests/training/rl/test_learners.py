@@ -13,7 +13,9 @@ from gpt_modules.backbone.folders.card import Facts
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.training import PPOModule
+from gpt_modules.training.callbacks.checkpointing import ExactCheckpoint
 from gpt_modules.training.callbacks.export import ExportBest
+from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.optimizers import OptimizerConfig
 from gpt_modules.training.ppo import VALIDATION
 from gpt_modules.training.rl.estimators import EstimatorConfig
@@ -302,6 +304,36 @@ def test_while_it_warms_up_the_critic_learns_alone(fit, ppo, shared):
     steps = {group["name"]: trainer.optimizers[0].state[group["params"][0]]["step"].item()
              for group in trainer.optimizers[0].param_groups}  # fmt: skip
     assert steps == {"policy": 2.0, "value": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("saved_at", "minibatches", "expected"),
+    [
+        (2, 1, [0.0, 1.0, 1 / 2]),  # an iteration of the warm-up is left, of one step
+        (6, 1, [1 / 3]),  # four of the steps before were the warm-up's, whatever it would have now
+        (4, 8, [1 - step / 16 for step in range(16)]),  # a warm-up of such iterations would have more than the run
+    ],
+)
+def test_what_a_warm_up_has_taken_counts_by_the_steps_that_it_had(fit, ppo, tmp_path, saved_at, minibatches, expected):
+    """Each run has four iterations, two of them the critic's alone."""
+
+    class Rates(L.Callback):
+        def __init__(self):
+            self.taken = []
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            self.taken.append(next(one["lr"] for one in optimizer.param_groups if one["name"] == "policy"))
+
+    def run(minibatches, **settings):
+        module, data = ppo(critic=CriticConfig(warmup=2), optimizer=adam(1.0), minibatches=minibatches)
+        callbacks = [Resumption(), ExactCheckpoint(1, keep=9), rates := Rates()]
+        fit(module, data, max_epochs=4, callbacks=callbacks, limit_val_batches=0, enable_checkpointing=True,
+            default_root_dir=tmp_path, **settings)  # fmt: skip
+        return rates.taken
+
+    assert run(2) == pytest.approx([0.0] * 4 + [1.0, 3 / 4, 1 / 2, 1 / 4])
+    checkpoint = tmp_path / "checkpoints" / f"step={saved_at:08d}.ckpt"
+    assert run(minibatches, ckpt_path=checkpoint) == pytest.approx(expected)
 
 
 def test_the_export_is_the_policy_and_the_critic_lies_beside_it(fit, ppo, tmp_path):

@@ -18,6 +18,7 @@ from gpt_modules.training.rl.state import expect_same_models, expect_same_penalt
 MOMENTS = {"of": None, "seen": 0, "mean": 0.0, "squares": 0.0}
 STATE = {
     "iteration": -1,
+    "rested": 0,
     "kl_coef": 0.0,
     "frontier": [],
     "frozen": {},
@@ -35,6 +36,7 @@ INSIDE["rollout"] |= dict.fromkeys(("responses", "mask", "logprobs", "advantages
 def test_it_is_read_as_it_was_written():
     written = {
         "steps": [3, True],
+        "rested": 2,
         "average": None,
         "kl_coef": 0.25,
         "frontier": [[0.5, 1.5]],
@@ -46,7 +48,7 @@ def test_it_is_read_as_it_was_written():
         state = {"iteration": iteration, **written, "experience": experience, "moments": moments}
         found = read_state({"ppo": state, "epoch": 4})
         seen = Moments("running", 8, -0.5, 2.0)
-        assert found == (iteration, 0.25, [(0.5, 1.5)], written["frozen"], experience, (3, True), None, seen)
+        assert found == (iteration, 2, 0.25, [(0.5, 1.5)], written["frozen"], experience, (3, True), None, seen)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,7 @@ def test_it_is_read_as_it_was_written():
         ({"iteration": -2}, "ppo: iteration: found -2, expected a whole number in [-1, inf)"),
         ({"iteration": 0.5}, "ppo.iteration: found 0.5, expected a whole number"),
         ({"kl_coef": -0.1}, "ppo: kl_coef: found -0.1, expected a number in [0, inf)"),
+        ({"rested": -1}, "ppo.rested: found -1, expected a whole number from 0"),
         ({"steps": [-1, False]}, "ppo.steps[1]: found -1, expected a whole number from 0"),
         ({"average": []}, "ppo.average: found [], expected "),
         ({"moments": {"of": "ever"}}, "ppo.moments.of: found 'ever', expected"),
