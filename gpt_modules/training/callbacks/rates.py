@@ -9,8 +9,9 @@ from gpt_modules.training.callbacks.writer import log_interval
 
 
 class LearningRates(L.Callback):
-    """Logs the rate of the step that is taken: `train/lr`; where groups of parameters have peaks of their own, the rate
-    of each, `train/lr/NAME`.
+    """Logs the rate of the step that is taken: `train/lr`, which comes from `model.optimizer.lr`; where groups of
+    parameters have peaks of their own, the rate of each beside it, `train/lr/NAME`: muon, value (PPO's critic), or the
+    group's number by depth.
     """
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -20,12 +21,17 @@ class LearningRates(L.Callback):
 
 
 def rates(groups: list[dict[str, Any]]) -> dict[str, float]:
-    """Tag -> rate, of optimizer groups; those of one name, or without any and of one peak, are told once."""
-    first: dict[Any, tuple[str, float]] = {}
+    """Tag -> rate, of optimizer groups. The first one is of `optimizer.lr`, but for Muon's; those of its peak, of one
+    name, or without any and of one peak, are told once.
+    """
+    main = next((group for group in groups if group.get("name") != "muon"), groups[0])
+    beside: dict[Any, tuple[str, float]] = {}
     for number, group in enumerate(groups):
-        peak = group.get("initial_lr", group["lr"])
-        first.setdefault(group.get("name", peak), (str(group.get("name", number)), float(group["lr"])))
-    peaks = {group.get("initial_lr", group["lr"]) for group in groups}
-    if len(peaks) == 1:
-        return {"train/lr": float(groups[0]["lr"])}
-    return {f"train/lr/{name}": rate for name, rate in first.values()}
+        if _peak(group) != _peak(main):
+            name = group.get("name", _peak(group))
+            beside.setdefault(name, (str(group.get("name", number)), float(group["lr"])))
+    return {"train/lr": float(main["lr"]), **{f"train/lr/{name}": rate for name, rate in beside.values()}}
+
+
+def _peak(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))

@@ -12,8 +12,11 @@ def test_one_peak_is_one_curve():
     assert rates([{"lr": 0.25}]) == {"train/lr": 0.25}
 
 
-def test_each_peak_has_its_own():
-    named = groups((0.2, 2.0, "muon"), (0.1, 1.0, "adamw"), (0.1, 1.0, "adamw"))
-    assert rates(named) == {"train/lr/muon": 0.2, "train/lr/adamw": 0.1}
-    by_depth = groups((0.4, 4.0, None), (0.4, 4.0, None), (0.2, 2.0, None))
-    assert rates(by_depth) == {"train/lr/0": 0.4, "train/lr/2": 0.2}
+def test_the_rate_of_the_recipe_has_one_name_and_others_stand_beside_it():
+    muon = groups((0.2, 2.0, "muon"), (0.1, 1.0, "adamw"), (0.1, 1.0, "adamw"))
+    assert rates(muon) == {"train/lr": 0.1, "train/lr/muon": 0.2}
+    critic = groups((0.0, 1.0, "policy"), (0.0, 1.0, "policy"), (0.3, 3.0, "value"), (0.3, 3.0, "value"))
+    assert rates(critic) == {"train/lr": 0.0, "train/lr/value": 0.3}
+    by_depth = groups((0.4, 4.0, None), (0.4, 4.0, None), (0.2, 2.0, None), (0.2, 2.0, None), (0.4, 4.0, None))
+    assert rates(by_depth) == {"train/lr": 0.4, "train/lr/2": 0.2}
+    assert rates(groups((0.2, 2.0, "muon"))) == {"train/lr": 0.2}, "updates of matrices alone"
