@@ -42,6 +42,8 @@ _FIXED = [
 _FREE = ["model.config.*_pdrop", "model.lora.dropout"]
 # Where the weights came from before the first step; whatever else is read from there is compared by its reader.
 _BEGINNINGS = ["model.init_from", "model.critic.init_from"]
+# Where a whole number counts batches, and another one is a share of them.
+_COUNTED = ["trainer.limit_*_batches", "trainer.overfit_batches", "trainer.val_check_interval"]
 _LONGEST = 400
 
 
@@ -145,13 +147,18 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     known = {name.partition(".")[0] for name in stored} & {name.partition(".")[0] for name in now}
     names = [*now, *(name for name in stored if name not in now)]
     told = [name for name in names if name.partition(".")[0] in known and not _matches(name, _UNSAID)]
-    return {name: (stored.get(name), now.get(name)) for name in told if not _alike(stored.get(name), now.get(name))}
+    pairs = {name: (stored.get(name), now.get(name)) for name in told}
+    return {name: pair for name, pair in pairs.items() if not _alike(*pair, counted=_matches(name, _COUNTED))}
 
 
-def _alike(before: Any, after: Any) -> bool:
-    """A number is the same as its text, which is how a key that takes both keeps it from the command line."""
+def _alike(before: Any, after: Any, counted: bool) -> bool:
+    """A number is the same as its text, which is how a key that takes both keeps it from the command line; but none is
+    a yes or no, and where batches are counted, 1 is one of them and 1.0 all.
+    """
+    kinds = [bool, float] if counted else [bool]
+    apart = any(isinstance(before, kind) != isinstance(after, kind) for kind in kinds)
     numeral = isinstance(before, int | float | str) and isinstance(after, int | float | str)
-    return bool(before == after) or (numeral and f"{before}" == f"{after}")
+    return bool(before == after and not apart) or (numeral and f"{before}" == f"{after}")
 
 
 def going_on(step: int, changes: Mapping[str, tuple[Any, Any]], learned: set[str]) -> str:

@@ -297,6 +297,20 @@ def test_a_number_and_its_text_are_no_difference(before, after, same):
     assert (differences({"trainer.devices": before}, {"trainer.devices": after}) == {}) == same
 
 
+@pytest.mark.parametrize("key", ["limit_val_batches", "limit_train_batches", "overfit_batches", "val_check_interval"])
+def test_one_batch_is_not_all_of_them(key):
+    for before, after in ((1, 1.0), (1.0, 1)):
+        assert differences({f"trainer.{key}": before}, {f"trainer.{key}": after}) == {f"trainer.{key}": (before, after)}
+    assert differences({f"trainer.{key}": 1}, {f"trainer.{key}": "1"}) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"), [(1, 1.0, True), (True, 1, False), (0, False, False), (False, 0.0, False)]
+)
+def test_elsewhere_a_number_is_what_it_counts_and_no_yes_or_no(before, after, same):
+    assert (differences({"model.lr": before}, {"model.lr": after}) == {}) == same
+
+
 def test_a_long_line_counts_what_it_leaves_out():
     line = going_on(3, {f"data.key{i}": ("x" * 100, i) for i in range(20)}, set())
     assert len(line) <= 400
