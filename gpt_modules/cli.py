@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(str(error))
     except (Stopped, KeyboardInterrupt) as error:
-        number = error.number if isinstance(error, Stopped) else int(signal.SIGINT)
-        if not getattr(error, "told", False):
-            _tell_stop(number)
-        sys.exit(128 + number)
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        if not stopped.told:
+            _tell_stop(stopped.number)
+        sys.exit(128 + stopped.number)
     except BrokenPipeError:
         _discard_output()
         sys.exit(128 + signal.SIGPIPE)

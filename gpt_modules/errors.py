@@ -10,7 +10,7 @@ class UserError(RuntimeError):
 
 
 class Stopped(SystemExit):
-    """The end that a signal asks for, with its status. told: whether a line has said so, with what is there of a run."""
+    """The end that a signal asks for, with its status. told: whether a line has said so, with what is there of it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)

@@ -2,8 +2,10 @@
 
 import re
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 # In half precision with float32 sums, and in float32 itself: NVIDIA's datasheets, without sparsity.
 DATASHEETS = {
@@ -20,8 +22,8 @@ SIZES = {"cpu": 512, "cuda": 8192}  # of the products that are timed
 COPIED = {"cpu": 2**27, "cuda": 2**31}  # bytes, more than caches hold
 
 
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of one device in products of this type: by its datasheet, where that is known, or measured.
+def peak_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
+    """Of one device in products of this type: by its datasheet, where that is known, or measured for so long.
 
     Float32 on CUDA counts as itself unless torch may multiply it in TF32, which is measured.
     """
@@ -31,29 +33,30 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         for pattern, (in_half, in_float32) in DATASHEETS.items():
             if re.search(rf"\b({pattern})\b", name):
                 return in_half if half else in_float32
-    return measured_flops(device, dtype)
+    return measured_flops(device, dtype, seconds)
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype, repeats: int = 3) -> float:
+def measured_flops(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
     """Of the fastest of some large products; waits for the device, and draws none of the run's random numbers."""
     size, own = SIZES.get(device.type, 2048), torch.Generator(device).manual_seed(0)
     left, right = (torch.randn(size, size, device=device, dtype=dtype, generator=own) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 1):  # the first one also makes ready
-        started = time.perf_counter()
-        product = left @ right
-        product[0, 0].item()
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * size**3 / min(seconds[1:])
+    return 2.0 * size**3 / _fastest(lambda: left @ right, seconds)
 
 
-def copied_bytes(device: torch.device, repeats: int = 3) -> float:
+def copied_bytes(device: torch.device, seconds: float = 0.1) -> float:
     """Bytes a second that a device's memory gives to a large copy, those that are read and those that are written."""
     source = torch.ones(COPIED.get(device.type, 2**28), dtype=torch.uint8, device=device)
-    target, seconds = torch.empty_like(source), []
-    for _ in range(repeats + 1):
+    target = torch.empty_like(source)
+    return 2.0 * source.nbytes / _fastest(lambda: target.copy_(source), seconds)
+
+
+def _fastest(act: Callable[[], Tensor], seconds: float) -> float:
+    """Seconds of the fastest of as many calls as fit, as others may be at work meanwhile; the first, which also makes
+    ready, does not count.
+    """
+    taken: list[float] = []
+    while sum(taken[1:]) < seconds:
         started = time.perf_counter()
-        target.copy_(source)
-        target[0].item()
-        seconds.append(time.perf_counter() - started)
-    return 2.0 * source.nbytes / min(seconds[1:])
+        act().flatten()[0].item()
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])

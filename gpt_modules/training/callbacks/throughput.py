@@ -21,8 +21,8 @@ class Throughput(L.Callback):
 
     Args:
         peak_flops: dense FLOP/s of one device at the run's precision (an H100 in bf16: 989e12); left out: that of its
-            datasheet, or measured when the run starts, or what the run itself reaches where that is more: other
-            processes may have been at work meanwhile.
+            datasheet, or the most that was measured, when the run starts and, on a CPU, before each validation, or what
+            the run itself reaches where that is more: other processes may have been at work meanwhile.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -46,9 +46,13 @@ class Throughput(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find the peak. A run that resumes inside an epoch sees no start of it."""
-        if self._peak is None and hasattr(pl_module, "flops_per_token"):
-            self._peak = peak_flops(pl_module.device, multiplied_in(str(trainer.precision)))
+        self._measure(trainer, pl_module, 0.1)
         self._restart()
+
+    def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, seconds: float) -> None:
+        if self.peak_flops is None and hasattr(pl_module, "flops_per_token"):
+            found = peak_flops(pl_module.device, multiplied_in(str(trainer.precision)), seconds)
+            self._peak = max(self._peak or 0.0, found)
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """The time a rollout took belongs to the epoch that it opens."""
@@ -76,8 +80,10 @@ class Throughput(L.Callback):
             self._peak = self.peak_flops or max(self._peak, reached)
             pl_module.log("perf/mfu", reached / self._peak)
 
-    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validation is no training time: drop the window it would stretch."""
+        if pl_module.device.type == "cpu" and trainer.state.fn == "fit":  # elsewhere it would take memory from the run
+            self._measure(trainer, pl_module, 0.02)
         self._restart()
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:

@@ -21,10 +21,20 @@ def test_without_a_peak_it_is_that_of_the_device_and_memory_is_told(fit, parts, 
     asked = []
     monkeypatch.setattr(throughput, "peak_flops", lambda *of: asked.append(of) or 2e12)
     trainer = fit(*parts(), callbacks=[Throughput()])
-    assert asked == [(torch.device("cpu"), torch.float32)]
+    assert {asking[:2] for asking in asked} == {(torch.device("cpu"), torch.float32)}
     rates, utilisation = (trainer.logger.values(f"perf/{name}") for name in ("tokens_per_s", "mfu"))
     assert utilisation == pytest.approx([rate * trainer.lightning_module.flops_per_token() / 2e12 for rate in rates])
     assert all(0.01 < held < 1000 for held in trainer.logger.values("perf/memory_gb"))
+
+
+def test_a_measured_peak_is_the_most_of_several_moments(fit, parts, monkeypatch):
+    """Before the first validation, at the first step and before the next validation, of which one is quiet."""
+    found = iter([1e12, 4e12, 2e12])
+    monkeypatch.setattr(throughput, "peak_flops", lambda *_: next(found))
+    callback = Throughput()
+    fit(*parts(), callbacks=[callback], num_sanity_val_steps=-1, max_epochs=1)
+    assert callback._peak == 4e12
+    assert next(found, None) is None
 
 
 def test_a_measured_peak_is_no_less_than_what_the_run_reaches(fit, parts, monkeypatch):
