@@ -85,7 +85,7 @@ def test_what_a_recipe_says_of_its_own_data_is_left_out_of_others_and_told(monke
     cli = build(monkeypatch, OTHER_DATA)
     assert cli.datamodule.k == 2
     assert cli.config["fit"]["data"]["init_args"]["k"] is None
-    (line,) = cli._left_out
+    (line,) = cli.left_out
     told = "data.k: left out: 4 beside my_rankings.jsonl, whose rows bring their answers, where it has no"
     assert re.search(rf"reward/tiny\.yaml:\d+: {told} effect$", line)
 

@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gpt_modules.commands.arguments import Arguments, number
-from gpt_modules.commands.fit import TrainerCLI, open_recipe
+from gpt_modules.commands.fit import TrainerCLI
+from gpt_modules.commands.recipe_cli import open_recipe
 from gpt_modules.errors import UserError
 from gpt_modules.training.callbacks.gradients import FreedGradients
 from gpt_modules.training.callbacks.guards import FiniteLossGuard

@@ -28,7 +28,7 @@ class FitPlan(Plan):
     def __init__(
         self, step: Step, pipeline: Pipeline, overlays: Sequence[str] = (), allowed: Sequence[str] = ()
     ) -> None:
-        from gpt_modules.commands.fit import parse_recipe
+        from gpt_modules.commands.recipe_cli import parse_recipe
 
         super().__init__(step)
         self.pipeline = pipeline
@@ -103,7 +103,7 @@ class FitPlan(Plan):
         """The process reads the files again, hours after they were checked; what it was made from is written down as
         they were.
         """
-        from gpt_modules.commands.fit import parse_recipe
+        from gpt_modules.commands.recipe_cli import parse_recipe
 
         if parse_recipe(self.fit_words) != self.recipe:
             found = "found its recipe changed since gpt run began, expected it to stay as it is"
