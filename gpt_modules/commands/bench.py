@@ -3,16 +3,10 @@
 import io
 import os
 import re
-import secrets
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -30,32 +24,31 @@ from gpt_modules.training.profiling.phases import Phases
 from gpt_modules.training.profiling.roofline import Work
 from gpt_modules.training.profiling.stopwatch import Found, Stopwatch
 
-DESCRIPTION = """Train what a recipe describes for some seconds, in a folder that is deleted, without validation,
-checkpoints, export or the recipe's callbacks, and tell what each phase takes: seconds, floating-point operations a
-second, the share of what this machine reaches in a large product, and what holds it up: arithmetic, memory, or the
-rest (starting operations, Python, waiting). Of a run of several processes the table is the first one's, beside the
-share that collective calls would take alone; the rate is that of all. What is not an option here is a word of gpt
-fit."""
+DESCRIPTION = """Train what a recipe describes for some seconds and write nothing: no validation, checkpoints, export or
+callbacks of the recipe. Tell what each phase takes: seconds, floating-point operations a second, the share of what this
+machine reaches in a large product, and what holds it up: arithmetic, memory, or the rest (starting operations, Python,
+waiting). Of a run of several processes the table is the first one's, beside the share that collective calls would take
+alone; the rate is that of all. What is not an option here is a word of gpt fit."""
 
 _BUSY = 0.9  # of the time, below which the numbers are not the machine's own
 _COLUMNS = ("phase", "ms", "share", "GFLOP/s", "of peak")
 # A schedule may need an end, which is far away.
 _ENDLESS: dict[str, Any] = {"max_epochs": 1_000_000, "max_steps": -1, "max_time": None}
-_FOLDER = "GPT_BENCH_FOLDER"  # in the environment of the processes that the first one starts: theirs is its own
 
 
 class Bench(TrainerCLI):
     """`gpt fit` that leaves nothing behind: what a recipe says of checkpoints, exports and logs is parsed and idle."""
 
-    def __init__(self, stopwatch: Stopwatch, folder: Path, *args: Any, **options: Any) -> None:
-        self.stopwatch, self.folder = stopwatch, folder
+    def __init__(self, stopwatch: Stopwatch, *args: Any, **options: Any) -> None:
+        self.stopwatch = stopwatch
         super().__init__(*args, **options)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Training alone, in a folder of its own, for as long as it is measured: where a recipe's run would end is left
-        out, unless the command line says it.
+        """Training alone, for as long as it is measured: where a recipe's run would end is left out, unless the command
+        line says it.
         """
-        own = {"default_root_dir": str(self.folder), "profiler": self.stopwatch.phases}
+        # In a folder that cannot be: what would write there fails.
+        own = {"default_root_dir": os.devnull, "profiler": self.stopwatch.phases}
         idle = {"logger": False, "limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_checkpointing": False}
         endless = {key: value for key, value in _ENDLESS.items() if not self.recipe.is_asked(("trainer", key))}
         for key, value in (own | idle | endless).items():
@@ -89,8 +82,7 @@ def main(words: list[str]) -> None:
     if not any(re.match(r"(--config|-c)(=|$)", word) for word in others):
         raise UserError("recipe: found none, expected one, such as gpt bench ppo/tiny")
     stopwatch = Stopwatch(Phases(), options.seconds)
-    with _folder() as folder:
-        run = open_recipe(partial(Bench, stopwatch, folder), "fit", others, ["bench", *words])
+    run = open_recipe(partial(Bench, stopwatch), "fit", others, ["bench", *words])
     if not run.trainer.is_global_zero:
         return
     if stopwatch.found is None:
@@ -98,26 +90,6 @@ def main(words: list[str]) -> None:
         raise UserError(f"{name}: found a run that ends before it is measured, expected a longer one: "
                         "--trainer.max_steps, max_epochs or max_time, no fast_dev_run, or fewer --seconds")  # fmt: skip
     sys.stdout.write(report(stopwatch.found))
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    """One for all processes, in which a mistake of all is told once; the first one removes it, or where it is killed,
-    as Lightning does when another has ended, a shell that outlives it.
-    """
-    if _FOLDER in os.environ:
-        yield Path(os.environ[_FOLDER])
-        return
-    folder = os.environ[_FOLDER] = str(Path(tempfile.gettempdir()) / f"gpt-bench-{secrets.token_hex(8)}")
-    remove = ["sh", "-c", 'read -r _; rm -rf -- "$0"', folder]  # at the end of what nobody writes
-    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(remove, stdin=pipe, stdout=nowhere, stderr=nowhere, start_new_session=True) as heir:
-        Path(folder).mkdir(mode=0o700)  # once there is who removes it
-        try:
-            yield Path(folder)
-        finally:
-            shutil.rmtree(os.environ.pop(_FOLDER), ignore_errors=True)
-            heir.kill()
 
 
 def report(found: Found) -> str:
