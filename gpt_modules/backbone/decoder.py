@@ -24,7 +24,7 @@ from gpt_modules.backbone.config import DecoderConfig
 from gpt_modules.backbone.decoding.apart import RowCaches
 from gpt_modules.backbone.decoding.kvcache import KVCache
 from gpt_modules.backbone.embedding import Embedding
-from gpt_modules.backbone.linear import Linear
+from gpt_modules.backbone.linear import Linear, made_again
 from gpt_modules.backbone.masks import Mask, Masks, attention_masks, banded_attention, can_fuse, computed_in
 from gpt_modules.backbone.norms import norm
 from gpt_modules.backbone.rotary import Rotary, Rotation, rotate
@@ -123,7 +123,7 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.act = ACTIVATIONS[config.mlp]
-        self.made_again = config.mlp != "relu"  # which keeps what it gives, as the others keep what they are given
+        self.makes_again = config.mlp != "relu"  # which keeps what it gives, as the others keep what they are given
         made = 2 * config.inner_width if config.mlp == "swiglu" else config.inner_width
         self.fc = Linear(config.n_embd, made, bias=config.mlp_bias)
         self.proj = Linear(config.inner_width, config.n_embd, bias=config.mlp_bias)
@@ -131,8 +131,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "*S C"]) -> Float[Tensor, "*S C"]:
         inner = self.fc(x)
-        made = ((inner, self.act),) if self.made_again and isinstance(self.proj, Linear) else ()
-        out: Tensor = self.drop(self.proj(self.act(inner), *made))
+        hidden = made_again(self.act, inner) if self.makes_again else self.act(inner)
+        out: Tensor = self.drop(self.proj(hidden))
         return out
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,16 +20,13 @@ class Linear(nn.Linear):
 
     one_width = False
 
-    def forward(
-        self, input: Float[Tensor, "*S I"], made: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
-    ) -> Float[Tensor, "*S O"]:
-        """`made`: what `input` was made of and how, where that is kept for the backward pass anyway and `input` is
-        cheap to make again: then the layer need not keep it.
-        """
+    def forward(self, input: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
+        """With these kernels, what is `made_again` is not kept."""
         learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if not (self.one_width and learning and self._fits(input)):
             return super().forward(input)
-        out: Tensor = _Product.apply(input, self.weight, self.bias, *(made or ()))  # type: ignore[no-untyped-call]
+        made = _how(input)
+        out: Tensor = _Product.apply(input, self.weight, self.bias, *made)  # type: ignore[no-untyped-call]
         return out
 
     def _fits(self, input: Tensor) -> bool:
@@ -44,6 +41,30 @@ def _has_kernels() -> bool:
     return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+class _Made(NamedTuple):
+    make: Callable[..., Tensor]
+    sources: tuple[Tensor, ...]
+    version: int  # of what was made: an operation in place counts
+
+
+_MADE = "_made_again"
+
+
+def made_again(make: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+    """make(*sources), of which a layer that reads it may keep the sources alone and make it again for the gradient of
+    its weight: for what is cheap to make, of tensors that are kept anyway.
+    """
+    out = make(*sources)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        setattr(out, _MADE, _Made(make, sources, out._version))
+    return out
+
+
+def _how(input: Tensor) -> tuple[Any, ...]:
+    made: _Made | None = getattr(input, _MADE, None)
+    return (made.make, *made.sources) if made and made.version == input._version else ()
+
+
 class _Product(torch.autograd.Function):
     """input · weightᵀ + bias. Of the gradient of the weight both kinds of kernels are as fast: it is left to torch."""
 
@@ -53,22 +74,22 @@ class _Product(torch.autograd.Function):
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        source: Tensor | None = None,
-        make: Callable[[Tensor], Tensor] | None = None,
+        make: Callable[..., Tensor] | None = None,
+        *sources: Tensor,
     ) -> Tensor:
         ctx.make = make
-        ctx.save_for_backward(input if source is None else source, weight)
+        ctx.save_for_backward(weight, *(sources if make else (input,)))
         out: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        kept, weight = ctx.saved_tensors
+        weight, *kept = ctx.saved_tensors
         to_input, to_weight, to_bias = ctx.needs_input_grad[:3]
         rows = grad.flatten(0, -2)
         return (
             _Product.apply(grad, weight.t(), None) if to_input else None,  # type: ignore[no-untyped-call]
-            rows.t() @ (ctx.make(kept) if ctx.make else kept).flatten(0, -2) if to_weight else None,
+            rows.t() @ (ctx.make(*kept) if ctx.make else kept[0]).flatten(0, -2) if to_weight else None,
             rows.sum(0) if to_bias else None,
             *[None] * (len(ctx.needs_input_grad) - 3),
         )

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from their_models import FAMILIES, our_model, their_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt_modules.backbone import Decoder, DecoderConfig
 from gpt_modules.backbone.activations import ACTIVATIONS
-from gpt_modules.backbone.linear import _has_kernels
+from gpt_modules.backbone.linear import Linear, _has_kernels
 from gpt_modules.errors import UserError
 
 VOCAB = 61
@@ -186,15 +186,32 @@ def test_rows_beyond_the_positions_are_refused_and_padding_is_none() -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_mlp_keeps_one_tensor_of_its_inner_width(activation: str) -> None:
     """And what it reads: what stands between is made again."""
-    decoder = make("pre", n_embd=256, n_inner=1024, mlp=activation)
-    mlp, x = decoder.blocks[0].mlp, torch.randn(128, 256, requires_grad=True)
-    decoder.expect_one_width()
-    kept: dict[int, int] = {}
-    with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda tensor: tensor):
-        mlp(x)
+    mlp = make("pre", n_embd=256, n_inner=1024, mlp=activation).blocks[0].mlp
     of_gate = 3 * 1024 if activation == "swiglu" else 1024  # both halves, and the gate's own value
-    weights = sum(parameter.numel() for parameter in mlp.parameters() if parameter.ndim == 2)
-    assert sum(kept.values()) == x.numel() + weights + 128 * of_gate
+    assert widths_kept(mlp) == 256 + of_gate
+
+
+@pytest.mark.skipif(not _has_kernels(), reason="torch's own product keeps what enters it")
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_block_keeps_nothing_that_a_norm_gives(parallel: bool) -> None:
+    """Of each token: what norms read (of a block in parallel it is the same), queries, keys and values, what attention
+    gives, the inner width of the MLP; a mean and a spread a norm, and the sum of each head's exponentials.
+    """
+    block = make(n_embd=256, n_inner=1024, n_head=4, parallel_residual=parallel).blocks[0]
+    assert widths_kept(block) == ((1 if parallel else 2) + 3 + 1 + 4) * 256 + 2 * 2 + 4
+
+
+def widths_kept(layer: nn.Module) -> float:
+    """Numbers that a layer keeps for the backward pass, a token, beside its weights."""
+    for part in layer.modules():
+        if isinstance(part, Linear):
+            part.one_width = True
+    kept: dict[int, int] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+    x = torch.randn(1, 128, 256, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda tensor: tensor):
+        layer(x)
+    return sum(count for place, count in kept.items() if place not in weights) / 128
 
 
 def _note(kept: dict[int, int], tensor: Tensor) -> Tensor:

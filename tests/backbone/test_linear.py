@@ -1,6 +1,8 @@
 """Whoever multiplies, a linear layer is that of torch; and where kernels would be made for every width, torch does."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch import Tensor, nn
 from gpt_modules.backbone import Decoder, DecoderConfig
 from gpt_modules.backbone.activations import ACTIVATIONS
 from gpt_modules.backbone.config import Activation
-from gpt_modules.backbone.linear import LARGE, Linear
+from gpt_modules.backbone.linear import LARGE, Linear, made_again
+from gpt_modules.backbone.norms import norm
 
 WIDE, NARROW = 512, 128
 ROWS = (2, LARGE // (2 * WIDE * NARROW))
@@ -40,18 +43,42 @@ def test_numbers_and_gradients_are_those_of_torch(bias: bool) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_what_is_made_again_has_the_gradients_of_what_is_kept(name: Activation) -> None:
+NORMS = ("layer", "rms")
+
+
+def norm_of(kind: str, width: int) -> nn.Module:
+    """With weights that are not those of a start."""
+    made = norm(DecoderConfig(vocab_size=8, n_positions=4, n_layer=1, n_head=1, n_embd=width, norm_kind=kind), width)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter)
+    return made
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *NORMS])
+def test_what_is_made_again_has_the_gradients_of_what_is_kept(name: str) -> None:
     """Bit for bit, those of second order to rounding."""
     torch.manual_seed(0)
-    layer, act = Linear(WIDE, NARROW), ACTIVATIONS[name]
+    layer = Linear(WIDE, NARROW)
     layer.one_width = True
-    inner = torch.randn(2, ROWS[1], 2 * WIDE if name == "swiglu" else WIDE)
-    found = gradients(layer, inner, lambda x: layer(act(x), (x, act)))
-    expected = gradients(layer, inner, lambda x: layer(act(x)))
+    make = norm_of(name, WIDE) if name in NORMS else partial(made_again, ACTIVATIONS[cast(Activation, name)])
+    x = torch.randn(2, ROWS[1], 2 * WIDE if name == "swiglu" else WIDE)
+    found = gradients(layer, x, lambda x: layer(make(x)))
+    expected = gradients(layer, x, lambda x: layer(make(x)[:]))  # of which nobody knows how it was made
     assert all(torch.equal(*pair) for pair in zip(found[:3], expected[:3], strict=True))
     for mine, theirs in zip(found[3:], expected[3:], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("hook", [lambda *given: 2 * given[-1], lambda *given: given[-1].mul_(2)])
+def test_what_a_hook_makes_of_a_norm_is_what_a_layer_learns_from(name: str, hook: Callable[..., Tensor]) -> None:
+    """Another tensor, or the same changed in place."""
+    layer, made = pair()[0], norm_of(name, NARROW)
+    x = torch.randn(*ROWS, NARROW)
+    expected = torch.autograd.grad(layer(2 * made(x).detach()).square().mean(), layer.weight)
+    made.register_forward_hook(hook)
+    found = torch.autograd.grad(layer(made(x)).square().mean(), layer.weight)
+    assert torch.equal(*found, *expected)
 
 
 def test_a_frozen_layer_passes_the_gradient_on() -> None:

@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from gpt_modules.backbone.decoder import MLP, Block, CausalSelfAttention, Decoder, Dropout
 from gpt_modules.backbone.linear import Linear
 from gpt_modules.backbone.models import GPT
-from gpt_modules.backbone.norms import RMSNorm
+from gpt_modules.backbone.norms import LayerNorm, RMSNorm
 
 _WRITTEN_HERE = (GPT, Decoder, Block, CausalSelfAttention, MLP, RMSNorm)
 
@@ -62,7 +62,7 @@ def _linear(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     return lambda x: F.linear(x, weight, bias)
 
 
-def _layer_norm(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+def _layer_norm(norm: LayerNorm) -> Callable[[Tensor], Tensor]:
     shape, weight, bias, eps = norm.normalized_shape, norm.weight, norm.bias, norm.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
 
@@ -73,6 +73,6 @@ def _dropout(_: nn.Dropout) -> Callable[[Tensor], Tensor]:
 
 _FUNCTIONS: dict[type[nn.Module], Callable[[Any], Any]] = {
     Linear: _linear,
-    nn.LayerNorm: _layer_norm,
+    LayerNorm: _layer_norm,
     Dropout: _dropout,
 }
