@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = {
-    "train_throughput.py --systems ours transformers": ["ours", "transformers"],
+    "train_throughput.py --systems ours transformers plain": ["ours", "transformers", "plain"],
     "finetune_throughput.py --task multiple_choice": ["ours", "transformers"],
     "evaluate_throughput.py --task choice": ["ours", "lm_eval hf, 1", "lm_eval hf, 16"],
     "generate.py --control": ["ours", "transformers", "ours, entered twice"],

@@ -1,12 +1,15 @@
-"""Training on the CPU: `PretrainingModule` under the Trainer against transformers' model in a bare loop.
+"""Training on the CPU: `PretrainingModule` under the Trainer against transformers' model, and a plain GPT-2, in a bare
+loop.
 
     python tests/benchmarks/train_throughput.py --shape 4x256 --rounds 9 --control
     python tests/benchmarks/train_throughput.py --shape 12x768 --rounds 7 --steps 1
     python tests/benchmarks/train_throughput.py --shape 4x256 --family llama --rounds 9 --control
+    python tests/benchmarks/train_throughput.py --shape 4x256 --vocab-size 512 --systems ours plain --rounds 9 --steps 4
 
 Ours is what `gpt fit` runs: Lightning's loop, our loader, the finite-loss guard, clipping to norm 1, TensorBoard,
 throughput. Theirs is a `ForCausalLM` with its own loss, fused AdamW and the same clipping, and nothing around it.
-Weights, shapes, float32 and dropout 0 are the same. A burst is `--steps` optimizer steps.
+Plain is `plain_gpt.py` with AdamW one tensor at a time, as nanoGPT has it on a CPU. Shapes, float32 and dropout 0 are
+the same. A burst is `--steps` optimizer steps.
 """
 
 import argparse
@@ -36,6 +39,7 @@ SHAPES = {
     "12x768": Shape(12, 768, rows=2, context=512),
     "tiny": Shape(1, 32, rows=2, context=16, vocab_size=128),
 }
+EPOCH = 1024  # batches; tokens are made for no more of them, as memory is measured that a run maps from its files
 SCHEDULED_STEPS = 10**6  # far beyond the end of a measurement, so that none of it is at a rate of 0
 
 
@@ -45,8 +49,9 @@ def sizes(shape: Shape) -> tuple[str, int, int, int, int]:
 
 
 def shape_of(options: argparse.Namespace) -> Shape:
-    """The shape that was asked for, of the family that was."""
-    return SHAPES[options.shape]._replace(family=options.family)
+    """The shape that was asked for, of the family and the vocabulary that were."""
+    shape = SHAPES[options.shape]._replace(family=options.family)
+    return shape if options.vocab_size is None else shape._replace(vocab_size=options.vocab_size)
 
 
 def decoder_config(shape: Shape) -> Any:
@@ -102,7 +107,8 @@ def random_text(shape: Shape) -> Any:
         tokenizer = SimpleNamespace(vocab_size=shape.vocab_size)
 
         def train_dataloader(self) -> Any:
-            tokens = np.random.default_rng(0).integers(shape.vocab_size, size=2**24, dtype=np.uint16)
+            count = EPOCH * shape.rows * shape.context
+            tokens = np.random.default_rng(0).integers(shape.vocab_size, size=count, dtype=np.uint16)
             return BatchLoader(TrainingWindows(tokens, shape.context, seed=0), shape.rows)
 
     return RandomText()
@@ -144,12 +150,26 @@ def transformers(turn: measure.Turn, options: argparse.Namespace) -> None:
     bare_loop(turn, shape, model, loss, extra=0)
 
 
-def bare_loop(turn: measure.Turn, shape: Shape, model: Any, loss: Any, extra: int) -> None:
-    """Forward, backward, clip, step; `extra` tokens a row for a loss that does not shift the labels itself."""
+def plain(turn: measure.Turn, options: argparse.Namespace) -> None:
+    """A minimal GPT-2, whose optimizer goes from tensor to tensor."""
+    import plain_gpt
+    import torch
+
+    shape = shape_of(options)
+    model = plain_gpt.PlainGPT(shape.vocab_size, shape.context, shape.n_layer, shape.n_embd)
+    optimizer = torch.optim.AdamW(plain_gpt.groups(model), lr=3e-4, betas=(0.9, 0.95), fused=False, foreach=False)
+    bare_loop(turn, shape, model, model, extra=1, optimizer=optimizer)
+
+
+def bare_loop(turn: measure.Turn, shape: Shape, model: Any, loss: Any, extra: int, optimizer: Any = None) -> None:
+    """Forward, backward, clip, step; `extra` tokens a row for a loss that does not shift the labels itself. By default
+    AdamW is fused.
+    """
     import torch
 
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     go = True
     while go:
         loss(torch.randint(shape.vocab_size, (shape.rows, shape.context + extra))).backward()
@@ -159,7 +179,8 @@ def bare_loop(turn: measure.Turn, shape: Shape, model: Any, loss: Any, extra: in
         go = turn.tick(shape.rows * shape.context)
 
 
-SYSTEMS = {"ours": ours, "ours, bare loop": ours_bare, "transformers": transformers}
+SYSTEMS = {"ours": ours, "ours, bare loop": ours_bare, "transformers": transformers, "plain": plain}
+USUAL = ("ours", "ours, bare loop", "transformers")
 
 
 def main() -> None:
@@ -167,14 +188,17 @@ def main() -> None:
     parser = measure.parser(__doc__, rounds=9)
     parser.add_argument("--shape", choices=SHAPES, default="4x256", help="layers x width")
     parser.add_argument("--family", choices=families.FAMILIES, default="gpt2")
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(USUAL))
+    parser.add_argument("--vocab-size", type=int, help="in place of the shape's own, GPT-2's")
     parser.add_argument("--steps", type=int, default=2, help="optimizer steps a burst")
     options = parser.parse_args()
     if options.tiny:
         options.shape = "tiny"
+    if "plain" in options.systems and options.family != "gpt2":
+        parser.error(f"--systems plain: found --family {options.family}, expected gpt2, which alone it is")
     results = measure.measure({name: SYSTEMS[name] for name in options.systems}, options, options.steps)
     print(f"Training, {options.shape}: {shape_of(options)}\n")
-    baseline = "transformers" if "transformers" in results else None
+    baseline = next((name for name in ("transformers", "plain") if name in results), None)
     print(measure.comparison(results, "tokens", baseline), measure.provenance(options), sep="\n\n")
 
 
