@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gpt_modules.backbone import Decoder, DecoderConfig
 from gpt_modules.backbone.activations import ACTIVATIONS
 from gpt_modules.backbone.config import Activation
-from gpt_modules.backbone.linear import LARGE, Linear, made_again
+from gpt_modules.backbone.linear import LARGE, Linear, _has_kernels, made_again
 from gpt_modules.backbone.norms import norm
 
 WIDE, NARROW = 512, 128
@@ -67,6 +67,28 @@ def test_what_is_made_again_has_the_gradients_of_what_is_kept(name: str) -> None
     assert all(torch.equal(*pair) for pair in zip(found[:3], expected[:3], strict=True))
     for mine, theirs in zip(found[3:], expected[3:], strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.skipif(not _has_kernels(), reason="torch's own product keeps what enters it")
+@pytest.mark.parametrize("name", NORMS)
+def test_a_layer_keeps_no_more_than_the_norm_that_it_reads(name: str) -> None:
+    layer, made = pair()[0], norm_of(name, NARROW)
+    x = torch.randn(*ROWS, NARROW, requires_grad=True)
+    assert kept(lambda: layer(made(x))) == kept(lambda: made(x)) + 1  # its weight
+
+
+def kept(apply: Callable[[], Tensor]) -> int:
+    """How many tensors, by their memory, are kept for the backward pass."""
+    places: set[int] = set()
+
+    def note(tensor: Tensor) -> Tensor:
+        places.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = apply()
+    del out
+    return len(places)
 
 
 @pytest.mark.parametrize("name", NORMS)
