@@ -5,6 +5,7 @@ trained place) nor injects a sampler of its own.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -106,7 +107,7 @@ class BatchLoader(Generic[BatchT]):
         self.batch_size, self.seed, self.shuffle, self.drop_last = batch_size, seed, shuffle, drop_last
         self.rank, self.world = rank, world
         self.epoch, self.position = 0, 0
-        self.limit: int | None = None
+        self.limit: int | float = 1.0  # batches that the Trainer reads of an epoch, or a share of them
         self.most: int | None = None  # examples that validation has, over all ranks; None: all
         self.by_length = True  # False: the examples' own order, though they give lengths
         self._restored = False
@@ -114,7 +115,12 @@ class BatchLoader(Generic[BatchT]):
         self._plan: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
-        """Batches an epoch; of one that another global batch began, its batches and those that are left."""
+        """Batches of the epoch that `iter` goes on with or begins."""
+        return self.whole if self.over else self._length
+
+    @property
+    def _length(self) -> int:
+        """Of the epoch at hand; of one that another global batch began, its batches and those that are left."""
         if self._begun is not None and self._begun.epoch == self.epoch:
             return self._begun.batches + (len(self.examples) - self._begun.examples) // self.size
         return self.whole
@@ -143,14 +149,14 @@ class BatchLoader(Generic[BatchT]):
     @property
     def over(self) -> bool:
         """Whether nothing is left of this epoch: the next `iter` begins another one."""
-        return self.position >= min(len(self), self.limit or len(self))
+        return 0 < limited(self._length, self.limit) <= self.position
 
     def __iter__(self) -> Iterator[BatchT]:
         """One epoch, from where a restored state says. Nothing happens before the first batch is asked for: Lightning
         calls `iter` early.
         """
         self._begin()
-        while self.position < len(self):
+        while self.position < self._length:
             index = self.position
             self.position += 1  # before the yield: whoever saves while holding this batch has used it
             yield self.batch_at(self.epoch, index)
@@ -192,7 +198,7 @@ class BatchLoader(Generic[BatchT]):
         if done == 0:
             self.position = 0
         elif state["of"] - done < state["size"] or len(self.examples) - done < self.size:
-            self.position = len(self)  # nothing was left of the epoch, or nothing is
+            self.position = self.whole  # nothing was left of the epoch, or nothing is
         elif done == state["batches"] * self.size and state["size"] == self.size:
             self.position = state["batches"]
         else:
@@ -221,8 +227,8 @@ class BatchLoader(Generic[BatchT]):
             return np.concatenate([used, left[: len(left) // self.size * self.size].reshape(-1, self.size)])
         order = self._order(epoch, self.size)
         if self.drop_last:
-            return np.resize(order, (len(self), self.size))
-        grid = np.full(len(self) * self.size, -1, dtype=np.int64)
+            return np.resize(order, (self.whole, self.size))
+        grid = np.full(self.whole * self.size, -1, dtype=np.int64)
         grid[: self._count] = order[: self._count]
         return grid.reshape(-1, self.size)
 
@@ -236,6 +242,13 @@ class BatchLoader(Generic[BatchT]):
         generator = np.random.default_rng((self.seed, epoch))
         order = generator.permutation(len(self.examples))
         return order if lengths is None else _bucketed(order, lengths, size, generator)
+
+
+def limited(batches: float, limit: int | float) -> float:
+    """As Lightning counts what is read of an epoch: a whole number of batches, or a share of them."""
+    if isinstance(limit, int) or math.isinf(batches):
+        return min(batches, limit) if isinstance(limit, int) else batches
+    return int(batches * limit)
 
 
 class Stream(Generic[BatchT]):

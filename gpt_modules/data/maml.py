@@ -3,6 +3,7 @@ be judged by.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Literal, cast
 
@@ -10,6 +11,7 @@ from gpt_modules.data.arguments import expect_default, expect_one_of, expect_who
 from gpt_modules.data.batches import EpisodeBatch
 from gpt_modules.data.episodes.drawing import (
     AnyEpisode,
+    EpisodeLoader,
     EpisodeStream,
     PointEpisode,
     draw_from,
@@ -142,7 +144,7 @@ class EpisodicDataModule(ResumableDataModule):
         _, world = self.sharding()
         encode = self._encode_training if self.in_context else self.encode
         stream = EpisodeStream(self._drawing("train", self.seed), encode, self.steps * self.tasks * world)
-        return self.training_loader(stream, self.tasks, self.seed)
+        return self.training_loader(stream, self.tasks, self.seed, partial(EpisodeLoader, steps=self.steps))
 
     def val_dataloader(self) -> BatchLoader[EpisodeBatch]:
         """The tasks of `episodes("validation", ...)` with seed 0."""

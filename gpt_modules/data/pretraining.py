@@ -16,7 +16,7 @@ from gpt_modules.data.corpus.overlap import warn_of_shared_documents
 from gpt_modules.data.corpus.shards import Tokens, between, join_tokens
 from gpt_modules.data.corpus.streams import Corpus, tokens_fingerprint
 from gpt_modules.data.corpus.windows import IsolatedWindows, TrainingWindows, ValidationWindows
-from gpt_modules.data.loader import BatchLoader, Examples
+from gpt_modules.data.loader import BatchLoader, Examples, limited
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, Source, cache_folder, has_own_splits, name_of
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
@@ -181,9 +181,9 @@ class PretrainingDataModule(ResumableDataModule):
         loader, windows = self._train_loader, self._windows
         if loader is None or windows is None:
             return {}
-        size = loader.batch_size * loader.world
-        an_epoch = min(len(loader), loader.limit or len(loader)) * size
-        drawn = windows.drawn(loader.epoch, min(loader.position * size, len(windows)), an_epoch)
+        an_epoch = int(limited(loader.whole, loader.limit)) * loader.size
+        seen = loader.examples_before(loader.epoch, loader.position)
+        drawn = windows.drawn(loader.epoch, min(seen, len(windows)), an_epoch)
         total = max(1, sum(drawn.values()))
         mix: dict[str, float] = {}
         for name, count, windows_a_pass in zip(windows.names, drawn.values(), windows.counts.tolist(), strict=True):

@@ -165,7 +165,7 @@ class ResumableDataModule(L.LightningDataModule):
         elif (checkpoint := getattr(self.trainer, "ckpt_path", None)) and self.trainer.state.fn == "fit":  # type: ignore[union-attr]
             where = f"{checkpoint}: {type(self).__qualname__}"
             raise UserError(f"{where}: found no place in the data, expected that of a checkpoint of this procedure")
-        loader.limit = self._limit(len(loader))
+        loader.limit = getattr(self.trainer, "limit_train_batches", 1.0)  # 1.0: of no Trainer
         if self.trainer is not None and loader.goes_on:
             # Or the epochs after it would get its length.
             self.trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]
@@ -221,13 +221,6 @@ class ResumableDataModule(L.LightningDataModule):
         if self._stage != "predict":  # a table of samples asks for rows of its own
             loader.most = None
         return loader
-
-    def _limit(self, length: int) -> int | None:
-        """Where the Trainer ends an epoch early (`limit_train_batches`), so that a state saved there opens the next
-        epoch.
-        """
-        limit = getattr(self.trainer, "limit_train_batches", None) if self.trainer is not None else None
-        return int(limit * length) if isinstance(limit, float) else limit
 
     def forget_loader(self) -> None:
         """For `setup`: another fit with this module begins at the first epoch again, unless a checkpoint says

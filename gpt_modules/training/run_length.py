@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 
+from gpt_modules.data.loader import limited
+
 
 class Place(NamedTuple):
     """Where a run is between two batches.
@@ -37,7 +39,7 @@ def place_of(trainer: L.Trainer) -> Place:
     loader, epochs = trainer.train_dataloader, trainer.max_epochs
     none = trainer.limit_train_batches == 0  # Lightning does not ask for a loader
     batches = 0 if none else trainer.num_training_batches
-    whole = _limited(getattr(loader, "whole", batches), trainer.limit_train_batches)
+    whole = limited(getattr(loader, "whole", batches), trainer.limit_train_batches)
     if getattr(loader, "over", False) and used:
         used = int(batches)
     follow = math.inf if epochs is None or epochs == -1 else max(0, epochs - max(1, begun))
@@ -63,10 +65,3 @@ def _progress(trainer: L.Trainer) -> tuple[int, int, int]:
     loops = checkpoint["loops"]["fit_loop"]  # which are restored when the optimizers are there
     begun, used = (loops[name]["current"]["ready"] for name in ("epoch_progress", "epoch_loop.batch_progress"))
     return begun, used, checkpoint["global_step"]
-
-
-def _limited(batches: float, limit: float) -> float:
-    """As Lightning counts: a whole number of batches, or a share of them."""
-    if isinstance(limit, int) or math.isinf(batches):
-        return min(batches, limit) if isinstance(limit, int) else batches
-    return int(batches * limit)

@@ -109,12 +109,14 @@ def test_an_epoch_goes_on_with_another_global_batch_and_no_example_twice(lengths
     went_on = [next(iterator).tolist() for iterator in iterators]
     third = ranks(*before, second[0].state())
     assert [loader.goes_on for loader in third] == [True] * len(third)
+    batches = len(third[0])
     rest = [batch.tolist() for loader in third for batch in loader]
     seen = indices(began + went_on + rest)
     size = before[0] * before[1]
     assert len(seen) == len(set(seen)) == 128 - (128 - len(indices(began + went_on))) % size
     assert {epoch for batch in rest for epoch, _ in batch} == {0}
-    assert len(third[0]) == 3 + 1 + len(rest) // before[0]
+    assert batches == 3 + 1 + len(rest) // before[0]
+    assert len(third[0]) == third[0].whole, "nothing is left of it"
     whole = indices(batch.tolist() for loader in third for batch in loader)
     assert sorted(whole) == list(range(128))
     assert len(third[0]) == 128 // size
@@ -244,6 +246,17 @@ def test_an_epoch_that_was_limited_is_over_where_the_limit_is():
     for used, expected in ((1, (1, 1)), (2, (2, 0))):
         loader.restore({**place, "examples": 4 * used, "batches": used})
         assert next(iter(loader)).tolist() == BatchLoader(Numbers(20), 4).batch_at(*expected).tolist()
+
+
+@pytest.mark.parametrize("limit", [3, 0.2])
+def test_where_a_limit_has_ended_an_epoch_the_next_one_has_its_own_length(limit):
+    """Of 100 in batches of one, four are used: batches of ten would make 4 + 9, a limit leaves none of these."""
+    loader = BatchLoader(Numbers(100), 10)
+    loader.limit = limit
+    loader.restore({"epoch": 1, "of": 100, "size": 1, "examples": 4, "batches": 4})
+    assert (loader.over, len(loader)) == (True, 10)
+    assert next(iter(loader))[0, 0] == 2
+    assert (loader.over, len(loader)) == (False, 10)
 
 
 def test_a_place_in_data_of_another_size_is_told(caplog):

@@ -1,6 +1,7 @@
 """A run has the steps that it made and those that are left, and its schedule ends with it."""
 
 import math
+import random
 import types
 
 import lightning.pytorch as L
@@ -37,7 +38,8 @@ def go(procedure, fit, tmp_path):
     def run(word, size, folder, checkpoint=None, model=None, **settings):
         torch.manual_seed(0)
         module, data = procedure(word, schedule=TO_NOTHING, **(model or {}))
-        data.batch_size, rates = size, Rates()
+        setattr(data, "tasks" if word == "maml" else "batch_size", size)
+        rates = Rates()
         trainer = fit(
             module,
             data,
@@ -216,6 +218,62 @@ def test_what_is_being_restored_counts_before_the_loops_know_it():
     trainer._checkpoint_connector._loaded_checkpoint = {"global_step": 5, "loops": {"fit_loop": current}}
     assert place_of(trainer) == Place(steps=5, used=4, batches=6, whole=3, epochs=1)
     assert run_length(trainer) == 10
+
+
+def read_of(batches, limit):
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
+def steps_by_hand(word, trainer, at, before, after):
+    """Of a run of three epochs of `before`, (examples a batch, settings), that goes on from step `at` with `after`."""
+    (size, settings), (size_now, now) = before, after
+    count, together = len(trainer.train_dataloader.examples), now["accumulate_grad_batches"]
+    whole = {one: trainer.datamodule.steps if word == "maml" else count // one for one in (size, size_now)}
+    of_old = read_of(whole[size], settings["limit_train_batches"])
+    an_epoch = math.ceil(of_old / settings["accumulate_grad_batches"])
+    epoch = (at - 1) // an_epoch
+    made = min(of_old, (at - epoch * an_epoch) * settings["accumulate_grad_batches"])
+    left = count - made * size
+    length = whole[size_now] if word == "maml" else made + left // size_now
+    over = made >= read_of(length, now["limit_train_batches"])
+    over = over or (word != "maml" and left < max(size, size_now))
+    length = made if over else read_of(length, now["limit_train_batches"])
+    rest = length // together - made // together + (length % together > 0) if not over else 0
+    return at + rest + (2 - epoch) * math.ceil(read_of(whole[size_now], now["limit_train_batches"]) / together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draw", range(10))
+def test_whatever_changes_on_the_way_every_epoch_has_its_steps_and_the_schedule_its_end(go, tmp_path, draw):
+    """Batch, accumulation, limit, and when it validates, drawn at random; from several steps of each run."""
+    chance = random.Random(draw)
+    word = chance.choice(["pretraining", "finetuning", "sft", "reward", "dpo", "maml"])
+
+    def drawn():
+        sizes = [1, 2, 4] if word == "maml" else [3, 5, 7, 12, 20]
+        values = {"accumulate_grad_batches": [1, 2, 3], "val_check_interval": [1.0, 0.5, 1],
+                  "check_val_every_n_epoch": [1, 2], "limit_train_batches": [1.0, 1.0, 0.5, 2, 3]}  # fmt: skip
+        return chance.choice(sizes), {name: chance.choice(of) for name, of in values.items()}
+
+    before, after = drawn(), drawn()
+    first, _ = go(word, before[0], "first", max_epochs=3, **VALIDATING, **before[1])
+    steps = first.global_step
+    for at in sorted({2, steps // 3, steps // 2, steps - 1} & {*range(1, steps)}):
+        checkpoint = tmp_path / "first/checkpoints" / f"step={at:08d}.ckpt"
+        trainer, rates = go(word, after[0], f"from-{at}", checkpoint, max_epochs=3, **VALIDATING, **after[1])
+        total = steps_by_hand(word, first, at, before, after)
+        assert (trainer.global_step, len(rates), trainer.current_epoch) == (total, total - at, 3)
+        assert rates == pytest.approx([PEAK * (1 - step / total) for step in range(at, total)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("later", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}])
+def test_an_epoch_that_was_validated_at_its_end_has_no_batch_more_where_it_would_not_be_now(go, tmp_path, later):
+    first, _ = go("sft", 6, "first", **VALIDATING)
+    checkpoint = tmp_path / f"first/checkpoints/step={first.global_step // 2:08d}.ckpt"
+    again, rates = go("sft", 6, "again", checkpoint, **{**VALIDATING, **later})
+    assert (again.global_step, len(rates)) == (first.global_step, first.global_step // 2)
+    assert again.current_epoch == 2
 
 
 @pytest.mark.slow

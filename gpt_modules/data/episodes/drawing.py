@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.families import Episode
-from gpt_modules.data.loader import Examples
+from gpt_modules.data.loader import BatchLoader, Examples
 from gpt_modules.data.splits import Split
 
 Points: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -49,6 +49,29 @@ class EpisodeStream(Examples[EpisodeBatch]):
             nothing: EpisodeBatch = tree_map(lambda tensor: tensor[:0], self.batch(epoch, np.zeros(1, dtype=np.int64)))
             return nothing
         return self.encode([self.draw(epoch, index) for index in indices.tolist()])
+
+
+class EpisodeLoader(BatchLoader[EpisodeBatch]):
+    """An epoch has so many steps, however many tasks each of them has: one that goes on with another number has those
+    that are left of it, of tasks that follow on the last.
+    """
+
+    examples: EpisodeStream
+
+    def __init__(self, *args: Any, steps: int, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.steps = steps
+
+    @property
+    def whole(self) -> int:
+        return self.steps
+
+    def restore(self, state: dict[str, int]) -> None:
+        left = max(0, self.steps - state["batches"])
+        if left:
+            self.examples.count = state["examples"] + left * self.size
+        place = {"examples": state["examples"] if left else len(self.examples), "of": len(self.examples)}
+        super().restore(state | place | {"size": self.size})
 
 
 def draw_from(

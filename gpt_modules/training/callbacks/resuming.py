@@ -76,13 +76,20 @@ class Resumption(L.Callback):
         checkpoint[MOMENTS] = len([*_tensors(checkpoint.get("optimizer_states"), "")])
         checkpoint[VALIDATED] = trainer.validating
 
-    def end_epoch(self, trainer: L.Trainer, stored: Mapping[str, Any]) -> None:
-        """Nothing is left of the epoch of the checkpoint, which was not known when it was written: what an epoch ends
-        with is still to do. Called when the loops are restored.
+    def end_epoch(self, trainer: L.Trainer, stored: Mapping[str, Any], known: bool) -> None:
+        """Nothing is left of the epoch of the checkpoint: what an epoch ends with may be still to do. Called when the
+        loops are restored.
+
+        Args:
+            known: that was so when it was written.
         """
-        loop = trainer.fit_loop
-        due = trainer.check_val_every_n_epoch is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
-        self._unseen = due and not stored.get(VALIDATED, False)
+        loop = trainer.fit_loop.epoch_loop
+        due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+        made = loop.batch_progress
+        if not due and made.total.completed == made.total.processed:  # type: ignore[attr-defined]
+            # It was validated, and is not to be now: Lightning would train one more batch to get there.
+            made.total.completed, made.current.completed = made.total.completed - 1, made.current.completed - 1
+        self._unseen = due and not known and trainer.check_val_every_n_epoch is not None and not stored.get(VALIDATED)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the epoch that resuming has ended; where it was the last one, the run's end does."""
@@ -243,8 +250,7 @@ class _Restoring(_CheckpointConnector):
             current, batches = progress.current, int(self.trainer.num_training_batches)
             current.completed = batches - (current.ready - current.completed)
             current.ready = current.started = current.processed = batches  # type: ignore[attr-defined]
-            if not known:
-                self._resumption.end_epoch(self.trainer, self._loaded_checkpoint)
+            self._resumption.end_epoch(self.trainer, self._loaded_checkpoint, known)
 
     def _check(self, path: str) -> str | None:
         checkpoint, trainer = self._loaded_checkpoint, self.trainer

@@ -1,10 +1,11 @@
 """Tasks by number: a pure function of split, seed, epoch and number, the families in turn."""
 
 import numpy as np
+import pytest
 
 from gpt_modules.data.batches import EpisodeBatch, EpisodeSet
 from gpt_modules.data.episodes.ciphers import SubstitutionCipher
-from gpt_modules.data.episodes.drawing import EpisodeStream, PointEpisode, draw_from, mingled, stacked
+from gpt_modules.data.episodes.drawing import EpisodeLoader, EpisodeStream, PointEpisode, draw_from, mingled, stacked
 from gpt_modules.data.episodes.families import Episode, Example
 from gpt_modules.data.episodes.sinusoid import Sinusoid
 
@@ -51,3 +52,26 @@ def test_mingled_examples_are_all_of_them_in_an_order_of_the_episodes_own():
     assert support == []
     assert sorted(query) == sorted(episode.support + episode.query)
     assert mingled(episode) == (support, query) != ([], episode.support + episode.query)
+
+
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (2, 3), (4, 1), (1, 6), (2, 2)])
+def test_an_epoch_goes_on_with_the_steps_that_are_left_of_it_and_tasks_that_nobody_has_seen(before, after):
+    """With another number of tasks a step, as another number of processes has too."""
+
+    def loader(tasks, state=None):
+        stream = EpisodeStream(lambda epoch, number: (epoch, number), list, 5 * tasks)
+        made = EpisodeLoader(stream, tasks, steps=5)
+        if state is not None:
+            made.restore(state)
+        return made
+
+    first = loader(before)
+    seen = [task for _, batch in zip(range(2), first, strict=False) for task in batch]
+    second = loader(after, first.state())
+    assert (len(second), second.whole, second.over) == (5, 5, False)
+    rest = [*second]
+    assert [len(batch) for batch in rest] == [after] * 3
+    assert seen + [task for batch in rest for task in batch] == [(0, i) for i in range(2 * before + 3 * after)]
+    third = loader(before, second.state())
+    assert (len(third), third.over) == (5, True)
+    assert [*third] == [[(1, before * step + i) for i in range(before)] for step in range(5)]
