@@ -59,19 +59,19 @@ def test_an_epoch_goes_on_with_the_steps_that_are_left_of_it_and_tasks_that_nobo
     """With another number of tasks a step, as another number of processes has too."""
 
     def loader(tasks, state=None):
-        stream = EpisodeStream(lambda epoch, number: (epoch, number), list, 5 * tasks)
+        stream = EpisodeStream(lambda *task: task, lambda tasks: EpisodeBatch(tasks, tasks), 5 * tasks)
         made = EpisodeLoader(stream, tasks, steps=5)
         if state is not None:
             made.restore(state)
         return made
 
     first = loader(before)
-    seen = [task for _, batch in zip(range(2), first, strict=False) for task in batch]
+    seen = [task for _, batch in zip(range(2), first, strict=False) for task in batch.query]
     second = loader(after, first.state())
     assert (len(second), second.whole, second.over) == (5, 5, False)
-    rest = [*second]
+    rest = [batch.query for batch in second]
     assert [len(batch) for batch in rest] == [after] * 3
     assert seen + [task for batch in rest for task in batch] == [(0, i) for i in range(2 * before + 3 * after)]
     third = loader(before, second.state())
     assert (len(third), third.over) == (5, True)
-    assert [*third] == [[(1, before * step + i) for i in range(before)] for step in range(5)]
+    assert [batch.query for batch in third] == [[(1, before * step + i) for i in range(before)] for step in range(5)]
