@@ -7,7 +7,7 @@ trained place) nor injects a sampler of its own.
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -109,6 +109,7 @@ class BatchLoader(Generic[BatchT]):
         self.epoch, self.position = 0, 0
         self.limit: int | float = 1.0  # batches that the Trainer reads of an epoch, or a share of them
         self.most: int | None = None  # examples that validation has, over all ranks; None: all
+        self.first: Callable[[], int | None] = lambda: None  # of these, those of the next epoch alone; None: all
         self.by_length = True  # False: the examples' own order, though they give lengths
         self._restored = False
         self._begun: _Begun | None = None
@@ -156,16 +157,24 @@ class BatchLoader(Generic[BatchT]):
         calls `iter` early.
         """
         self._begin()
-        while self.position < self._length:
+        first = self.first()
+        while self.position < self._length and (first is None or self.position * self.size < first):
             index = self.position
             self.position += 1  # before the yield: whoever saves while holding this batch has used it
-            yield self.batch_at(self.epoch, index)
+            if first is None:
+                yield self.batch_at(self.epoch, index)
+            else:
+                yield self._batch(self.epoch, index, first - index * self.size)
 
     def batch_at(self, epoch: int, index: int) -> BatchT:
         """This rank's batch `index` of an epoch: a pure function."""
+        return self._batch(epoch, index, self.size)
+
+    def _batch(self, epoch: int, index: int, most: int) -> BatchT:
+        """Of the batch, its first examples, over all ranks."""
         if self._plan is None or self._plan[0] != epoch:
             self._plan = (epoch, self._grid(epoch))
-        own = self._plan[1][index][self.rank :: self.world]
+        own = self._plan[1][index][:most][self.rank :: self.world]
         batch = self.examples.batch(epoch, own[own >= 0])
         return pinned(batch)
 

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import lightning as L
@@ -175,8 +176,8 @@ class ResumableDataModule(L.LightningDataModule):
     def validation_loader(
         self, examples: Examples[BatchT], batch_size: int, alone: int | None = None
     ) -> BatchLoader[BatchT]:
-        """Every example once, in a fixed order. The Trainer's limit counts the batches that one process would have, so
-        that any number of them measures the same examples.
+        """Every example once, in a fixed order. The Trainer's limit, and `num_sanity_val_steps`, count the batches that
+        one process would have, so that any number of them measures the same examples.
 
         Args:
             batch_size: Of each process.
@@ -188,7 +189,15 @@ class ResumableDataModule(L.LightningDataModule):
         rank, world = self.sharding()
         loader = BatchLoader(examples, batch_size, shuffle=False, drop_last=False, rank=rank, world=world)
         loader.most = self._most(world, alone or batch_size)
+        loader.first = partial(self._sane, alone or batch_size)
         return loader
+
+    def _sane(self, alone: int) -> int | None:
+        """Examples of the Trainer's look at some batches before the first step; None: at any other time, or at all."""
+        if self.trainer is None or not getattr(self.trainer, "sanity_checking", False):
+            return None
+        steps = self.trainer.num_sanity_val_steps
+        return int(steps) * alone if math.isfinite(steps) else None
 
     def _most(self, world: int, alone: int) -> int | None:
         """Examples that a limit leaves to several processes together; None: one process, or no limit."""

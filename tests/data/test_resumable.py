@@ -81,6 +81,24 @@ def test_a_limit_counts_the_batches_that_one_process_would_have():
     assert limited(1, 4, batch_size=2, alone=8) == limited(1, 1, batch_size=8) == list(range(8))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4, 9, float("inf")])
+def test_so_does_the_look_before_the_first_step_and_what_follows_has_all(steps):
+    """With as many batches as a limit leaves, of which it is to look at some."""
+    for world in (1, 2, 3, 5):
+        looked, after = [], []
+        for rank in range(world):
+            module = rank_of(rank, world)
+            for name, value in {"limit_val_batches": 5, "num_sanity_val_steps": steps, "sanity_checking": True}.items():
+                setattr(module.trainer, name, value)
+            loader = module.validation_loader(Numbers(21), 4)
+            most = int(min(steps, 5, len(loader)))
+            looked += [index for batch in islice(loader, most) for _, index in batch.tolist()]
+            module.trainer.sanity_checking = False
+            after += [index for batch in islice(loader, 5) for _, index in batch.tolist()]
+        assert sorted(looked) == list(range(min(20, int(4 * min(steps, 5)))))
+        assert sorted(after) == list(range(20))
+
+
 def test_a_share_of_each_processs_batches_is_refused():
     assert limited(0.5, 1) == list(range(21)), "the Trainer's own to count"
     with pytest.raises(UserError, match=r"^trainer\.limit_val_batches: found 0\.5 beside 2 processes, expected a "):
