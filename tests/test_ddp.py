@@ -70,6 +70,16 @@ def test_a_mistake_is_one_line_of_all_processes(gpt, tmp_path, words, line):
     assert errors_of(gpt).startswith(f"error: {line}")
 
 
+def test_what_each_process_finds_is_told_by_the_first(gpt, micro, tmp_path):
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "the film", "response": " is good" * 99}] * 3)
+    recipe = micro.recipe("sft", tmp_path / "run", trainer__max_steps=1, data__validation=str(tmp_path / "rows.jsonl"))
+    recipe["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    assert gpt.run("fit", "--config", tmp_path / "r.yaml", ranks=2).status == 0, errors_of(gpt)
+    assert errors_of(gpt).startswith("validation: of 3 rows, 3 are cut to the context of ")
+    assert errors_of(gpt).count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def uneven(micro, tmp_path_factory):
     """uneven(word): settings of the recipe: uneven rows for both sides, and models in which nothing drops out."""

@@ -1,6 +1,7 @@
 """`gpt fit|validate|test|predict`: a recipe's run, in a folder of its own, with checkpoints that verify."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -92,6 +93,8 @@ class TrainerCLI(RecipeCLI):
             raise
 
     def _run(self, subcommand: str) -> None:
+        if not self.trainer.is_global_zero:  # of the data and the weights each process finds the same
+            logging.getLogger("gpt_modules").setLevel(logging.ERROR)
         for name, path in self.recipe.configs:
             if Path(name) != path and self.trainer.is_global_zero:
                 sys.stdout.write(f"{name}: {path}\n")
