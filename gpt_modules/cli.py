@@ -209,6 +209,8 @@ def _lightning(subcommand: str, words: list[str]) -> None:
     from gpt_modules.commands.parsing.composition import compose
 
     compose(words)  # once more when it runs: what is wrong with the files is told before the libraries are imported
+    # Where a process has ended, and has said why, torch's C++ code in the others tells pages of lost connections.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _imported("gpt_modules.commands.fit").run_trainer(subcommand, words)
 
 
