@@ -8,9 +8,11 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -268,3 +270,16 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder, kind in (kinds | {"ppo/export": GPT, "ppo/export-critic": RewardModel}).items():
         save_pretrained(root / folder, kind(config), tokenizer_json=tokenizer.to_json())
     return root
+
+
+@pytest.fixture
+def transformers() -> ModuleType:
+    """The library, quiet: what it says on import and of its progress is not ours to mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        _ = transformers.GPT2LMHeadModel, transformers.OpenAIGPTLMHeadModel  # loaded on first use, with warnings
+    return transformers

@@ -36,7 +36,7 @@ def main(words: list[str]) -> None:
     """
     options = _parser().parse_args(words)
     _check(options)
-    from gpt_modules.backbone import save_pretrained
+    from gpt_modules.backbone import LabellingModel, save_pretrained
     from gpt_modules.backbone.folders.inner_rates import load_inner_rates
     from gpt_modules.data.text.tokenizers import load_fitting
     from gpt_modules.storage.durable import room_for
@@ -50,8 +50,9 @@ def main(words: list[str]) -> None:
     support, query = (_read(name, model, tokenizer, closed) if name else [] for name in names)
     adapted = _descend(model, rates, steps, support, query)
     model.load_state_dict({**model.state_dict(), **adapted})
+    form = tokenizer.task_json() if isinstance(model, LabellingModel) else tokenizer.to_json()
     with room_for(options.output):
-        save_pretrained(options.output, model, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
+        save_pretrained(options.output, model, tokenizer_json=form, chat=tokenizer.chat_files())
     _say(f"done: step {steps}  {options.output}")
 
 

@@ -206,7 +206,8 @@ def export(
         tokenizer, merged = datamodule_tokenizer(module), merge_lora(entire)
         chat = tokenizer.chat_files()
         chat = chat if ends is None else chat._replace(end_ids=tuple(ends))
-        save_pretrained(folder, merged, tokenizer_json=tokenizer.to_json(), chat=chat, inner_rates=inner_rates)
+        form = tokenizer.task_json() if isinstance(merged, LabellingModel) else tokenizer.to_json()
+        save_pretrained(folder, merged, tokenizer_json=form, chat=chat, inner_rates=inner_rates)
     module.trainer.strategy.barrier()
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import tokenizers
 import torch
 from conftest import GOOD, REST, shaken, write_rows
 
@@ -170,6 +171,8 @@ def test_a_classifier(world, micro, capsys):
     assert by_number[1][1] != by_number[0][1]
     assert isinstance(adapted := load_pretrained("out"), LabellingModel)
     assert adapted.task == model.task
+    theirs = tokenizers.Tokenizer.from_file("out/tokenizer.json")
+    assert theirs.encode(LABELLED[0]["text"]).ids == [start, *tokenizer.encode(LABELLED[0]["text"]), extract]
     write_rows(folder / "rows.jsonl", [*LABELLED, {"text": "so so", "label": "middling"}])
     with pytest.raises(
         UserError, match=r"rows\.jsonl:9: label: found the unknown class 'middling', expected one of low, high$"

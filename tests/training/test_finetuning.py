@@ -5,9 +5,14 @@ import math
 
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
 
 from gpt_modules.backbone import GPT, LabellingModel, LoRAConfig, load_pretrained, save_pretrained
+from gpt_modules.backbone.folders.card import Facts, write_card
 from gpt_modules.data import FinetuningDataModule
+from gpt_modules.data.rows.labelled import Columns
+from gpt_modules.data.text.edges import set_begin
+from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling
 from gpt_modules.training import FinetuningModule
@@ -248,6 +253,71 @@ def test_the_papers_schedule_in_fractions_of_the_run(fit, data, micro):
     total = trainer.global_step
     expected = [2e-2 * (1 - max(0.0, step / total - 0.002) / 0.998) for step in range(total)]
     assert seen == pytest.approx(expected)
+
+
+PAIRED = Columns(pair="pair")
+NAMED = [("praise", 0.3), ("blame", 4.2)]  # a class, and a number
+
+
+@pytest.mark.parametrize("begins", [False, True], ids=["", "begin"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task": "classification"},
+        {"task": "classification", "columns": PAIRED},
+        {"task": "entailment"},
+        {"task": "similarity"},
+        {"task": "classification", "levels": [0, 5]},
+        {"task": "similarity", "levels": [0, 5]},
+        {"task": "regression"},
+        {"task": "multiple_choice"},
+    ],
+    ids=str,
+)
+def test_the_card_of_an_export_predicts_by_transformers_what_we_predict(
+    fit, micro, rows_file, tmp_path, transformers, settings, begins
+):
+    """From texts, by the code as it stands; longer ones than the context are cut alike."""
+    backend = Backend.from_str(micro.tokenizer.to_json())
+    if begins:
+        set_begin(backend, micro.tokenizer.eos)
+    base = tmp_path / "base"
+    model = load_pretrained(micro.gpt, kind="gpt")
+    save_pretrained(base, model, tokenizer_json=Tokenizer(backend).to_json())
+    task, numeric = settings["task"], "levels" in settings or settings["task"] == "regression"
+    choices = {"choices": ["good", "bad", "a dull plot"]} if task == "multiple_choice" else {}
+    long = " ".join(["a lovely film"] * (1 if choices else 20))  # of a question it is the end that is kept
+    examples = [
+        {"text": f"the {i} {'film' if i % 2 else long}", "pair": f"a story {i % 3}" + " is dull" * (30 * (i % 4 == 1)),
+         "label": i % 3 if choices else NAMED[i % 2][numeric], **choices}
+        for i in range(12)
+    ]  # fmt: skip
+    rows = FinetuningDataModule(
+        str(rows_file(examples)), tokenizer=str(base), cache_dir=str(tmp_path / "cache"), context=32, batch_size=8,
+        validation_fraction=0.5, **settings,
+    )  # fmt: skip
+    module = FinetuningModule(str(base), dropout=0.0, optimizer=FAST)
+    trainer = fit(module, rows, max_steps=2)
+    module.export(tmp_path / "export")
+    write_card(tmp_path / "export", Facts("Finetuning"))
+    code = (tmp_path / "export" / "README.md").read_text().split("```python\n")[-1].split("```")[0]
+    _, held_out = rows.rows()
+    said = [row["prediction"] for batch in trainer.predict(module, datamodule=rows) for row in batch]
+    model = module.model.eval()
+    outputs = [of for batch in rows.predict_dataloader() for of in model(batch.tokens, batch.lengths, batch.index)]
+    for row, ours, logits in zip(held_out, said, outputs, strict=True):
+        one = (row["text"], row["pair"]) if "pair" in row else row["text"]
+        values = {"texts": [one], "text": row["text"], "choices": row.get("choices")}
+        own = code.replace("tokenizer(text,", "tokenizer(*text,") if "columns" in settings else code
+        exec(own.replace("FOLDER", str(tmp_path / "export")), values)
+        if choices:
+            assert values["answer"] == row["choices"][int(ours)]
+            scores = torch.tensor(values["scores"])
+            torch.testing.assert_close(scores - scores[0], logits - logits[0], atol=1e-5, rtol=0)
+            continue
+        torch.testing.assert_close(values["outputs"][0], logits, atol=1e-5, rtol=0)
+        (theirs,) = values["scores" if "levels" in settings else "numbers" if numeric else "labels"]
+        assert theirs == (pytest.approx(ours, abs=1e-4) if numeric else ours)
 
 
 @pytest.mark.parametrize(

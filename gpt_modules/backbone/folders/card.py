@@ -11,13 +11,15 @@ from pathlib import Path
 
 from gpt_modules.backbone.folders.documents import decoder_of, open_document
 from gpt_modules.backbone.folders.model_families import read_family
+from gpt_modules.labelling import Labelling
 from gpt_modules.storage.durable import replace_durably
 from gpt_modules.storage.hub import is_hub_name
 from gpt_modules.storage.model_files import CARD_FILE
 from gpt_modules.storage.paths import is_there, path_of
 
 _KINDS = {"gpt": "language model", "reward": "reward model", "task": "classifier"}
-_OPENED_BY = {"gpt": "AutoModelForCausalLM", "reward": "AutoModelForSequenceClassification"}
+_CLASSIFIER = "AutoModelForSequenceClassification"
+_OPENED_BY = {"gpt": "AutoModelForCausalLM", "reward": _CLASSIFIER, "task": _CLASSIFIER}
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,53 @@ def _opening(folder: Path, kind: str) -> str:
     document = open_document(folder)
     ours = "\n## How to open it\n\n```python\nfrom gpt_modules.backbone import load_pretrained\n\n"
     ours += 'model = load_pretrained("FOLDER")\n```\n'
-    theirs = _OPENED_BY.get(kind)
-    if theirs is None or read_family(document.theirs, document.path) == "gpt_modules":
+    if read_family(document.theirs, document.path) == "gpt_modules":
         return ours
+    task = document.ours.task if kind == "task" else None
+    choice = task is not None and task.kind == "multiple_choice"
+    theirs = document.theirs["architectures"][0] if choice else _OPENED_BY[kind]
     lines = [
+        *(["import torch"] if choice else []),
         f"from transformers import {theirs}, AutoTokenizer\n",
         f'model, tokenizer = {theirs}.from_pretrained("FOLDER"), AutoTokenizer.from_pretrained("FOLDER")',
     ]
     if kind == "reward":  # no token is there to pad with: a text may end with any
-        lines.append("# One text at a time; the same scores as ours but for a constant and a positive factor.")
+        lines.append("# One text at a time, a prompt with its answer and the token that ended it (text +")
+        lines.append("# tokenizer.eos_token); the same scores as ours but for a constant and a positive factor.")
         lines.append('scores = [model(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]')
-    code = "\n".join(lines)
+    code = "\n".join([*lines, *([] if task is None else _labelling(task))])
     return f"{ours}\n```python\n{code}\n```\n"
+
+
+def _labelling(task: Labelling) -> list[str]:
+    """Code that makes labels of texts; the tokens around them are put there by the tokenizer."""
+    reading = 'return_tensors="pt", truncation=True'
+    if task.kind == "multiple_choice":
+        return [
+            "# One question at a time; its texts are `text` and `choices`.",
+            'rows = [tokenizer(text, choice, return_tensors="pt").input_ids[None] for choice in choices]',
+            "ends = [torch.tensor([[row.shape[-1] - 1]]) for row in rows]",
+            "scores = [model(row, mc_token_ids=end).mc_logits.item() for row, end in zip(rows, ends)]",
+            "answer = choices[scores.index(max(scores))]",
+        ]
+    if task.kind == "similarity":
+        told = "# Two texts at a time; both orders add up."
+        outputs = "outputs = [sum(model(**tokenizer(*pair, READING)).logits[0] for pair in ((a, b), (b, a)))"
+        of = f"{outputs} for a, b in texts]"
+    else:
+        pair = task.kind == "entailment"
+        told = "# Two texts at a time." if pair else "# One text at a time, or two where it learnt from pairs."
+        of = "outputs = [model(**tokenizer(*text, READING)).logits[0] for text in texts]"
+        of = of if pair else of.replace("*text,", "text,")
+    return [told, of.replace("READING", reading), _decision(task)]
+
+
+def _decision(task: Labelling) -> str:
+    if task.levels is not None:
+        low, high = task.levels
+        return (
+            f"scores = [sum(p * n for p, n in zip(of.softmax(0).tolist(), range({low}, {high + 1}))) for of in outputs]"
+        )
+    if task.kind == "regression":
+        return f"numbers = [of.item() * {task.std!r} + {task.mean!r} for of in outputs]"
+    return "labels = [model.config.id2label[int(of.argmax())] for of in outputs]"

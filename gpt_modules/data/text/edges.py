@@ -7,7 +7,7 @@ that is already there, such as an answer, has neither.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import tokenizers
@@ -22,19 +22,65 @@ def begin_id(backend: tokenizers.Tokenizer) -> int | None:
     Raises:
         UserError: It puts several.
     """
+    before = _before(backend)
+    if len(before) > 1:
+        raise UserError(f"tokenizer: found {len(before)} tokens before a text, expected at most one that begins it")
+    return before[0] if before else None
+
+
+def _before(backend: tokenizers.Tokenizer) -> list[int]:
+    """The tokens that the post-processor puts before a text."""
     if backend.post_processor is None:
-        return None
+        return []
     encoding = backend.encode("a")
-    before = [*encoding.special_tokens_mask, 0].index(0)
-    if before > 1:
-        raise UserError(f"tokenizer: found {before} tokens before a text, expected at most one that begins it")
-    return encoding.ids[0] if before else None
+    return encoding.ids[: [*encoding.special_tokens_mask, 0].index(0)]
 
 
 def set_begin(backend: tokenizers.Tokenizer, token: str) -> None:
     """Have a token of the vocabulary before every text."""
     found = [(token, backend.token_to_id(token))]
-    backend.post_processor = processors.TemplateProcessing(single=f"{token} $A", special_tokens=found)
+    template = processors.TemplateProcessing(single=f"{token} $A", special_tokens=found)
+    backend.post_processor = _sequence([*_marks(backend.post_processor), template])
+
+
+def set_task_edges(backend: tokenizers.Tokenizer, begin: Sequence[str], names: tuple[str, str, str]) -> None:
+    """Have a text, or two, between the tokens of a labelled row (`collate.join_row`), for who knows them only from the
+    `tokenizer.json`.
+
+    Args:
+        begin: The token that begins every sequence, if there is one.
+        names: Of the start, delimiter and extract tokens.
+    """
+    start, delimiter, extract = names
+    before = " ".join([*begin, start, "$A"])
+    found = [(token, backend.token_to_id(token)) for token in {*begin, *names}]
+    template = processors.TemplateProcessing(
+        single=f"{before} {extract}", pair=f"{before} {delimiter} $B {extract}", special_tokens=found
+    )
+    backend.post_processor = _sequence([*_marks(backend.post_processor), template])
+
+
+def drop_task_edges(backend: tokenizers.Tokenizer, start: str) -> None:
+    """Undo `set_task_edges`, if that was done: rows are labelled here, with the tokens of their task, and other text
+    has none.
+    """
+    before = _before(backend)
+    if not before or before[-1] != backend.token_to_id(start):
+        return
+    backend.post_processor = _sequence(_marks(backend.post_processor))
+    for begin in before[:-1]:
+        set_begin(backend, str(backend.id_to_token(begin)))
+
+
+def _marks(processor: Any) -> list[Any]:
+    """What of a post-processor adds no token."""
+    several = isinstance(processor, processors.Sequence)
+    parts = [*processor] if several else [processor]
+    return [part for part in parts if isinstance(part, processors.ByteLevel)]
+
+
+def _sequence(parts: Sequence[Any]) -> Any:
+    return processors.Sequence([*parts]) if len(parts) > 1 else next(iter(parts), None)
 
 
 def make_special(backend: tokenizers.Tokenizer, names: Collection[str]) -> None:

@@ -23,7 +23,15 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from gpt_modules.data.arguments import expect_one_of, expect_whole
 from gpt_modules.data.text.chat_template import ChatTemplate
-from gpt_modules.data.text.edges import begin_id, keep_apart, make_special, reason_of, without_space
+from gpt_modules.data.text.edges import (
+    begin_id,
+    drop_task_edges,
+    keep_apart,
+    make_special,
+    reason_of,
+    set_task_edges,
+    without_space,
+)
 from gpt_modules.data.text.gpt1_bpe import NEWLINE, UNKNOWN, WORD_END, build, mend, train
 from gpt_modules.data.text.gpt2_bpe import byte_level, gpt2_bpe, with_end
 from gpt_modules.data.text.reading import (
@@ -94,6 +102,7 @@ class Tokenizer:
         self._mends = getattr(backend.model, "end_of_word_suffix", None) == WORD_END
         self.eos = eos
         self.eos_id: int = eos_id
+        drop_task_edges(backend, self.START)
         self.bos_id = begin_id(backend)
         """The token that begins every sequence; None where the family has none (GPT-1, GPT-2, Pythia, Qwen)."""
         self._ids = ids
@@ -227,6 +236,18 @@ class Tokenizer:
         """
         start, delimiter, extract = (self._task_id(name) for name in self._task_tokens())
         return start, delimiter, extract
+
+    def task_json(self) -> str:
+        """The content of the `tokenizer.json` beside a model that reads labelled rows: `transformers` puts the tokens
+        of such a row around a text, or two. Who opens it here has this tokenizer again.
+
+        Raises:
+            UserError: The vocabulary lacks one of them.
+        """
+        backend = tokenizers.Tokenizer.from_str(self.to_json())
+        names = [str(backend.id_to_token(i)) for i in (*self.begin, *self.task_ids)]
+        set_task_edges(backend, names[:-3], (names[-3], names[-2], names[-1]))
+        return backend.to_str()
 
     @classmethod
     def _task_tokens(cls) -> tuple[str, str, str]:

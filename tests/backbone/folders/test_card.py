@@ -61,10 +61,12 @@ def test_its_code_scores_texts_of_any_lengths(micro: Any, tmp_path: Path, transf
     save_pretrained(tmp_path / "m", model, tokenizer_json=tokenizer.to_json(), chat=tokenizer.chat_files())
     write_card(tmp_path / "m", Facts("Reward"))
     code = (tmp_path / "m" / "README.md").read_text().split("```python\n")[-1].split("```")[0]
-    values: dict[str, Any] = {"texts": ["good", "a film that is much longer than that"]}
+    said = ["good", "a film that is much longer than that", f"a film that ended{tokenizer.eos}"]
+    values: dict[str, Any] = {"texts": said}
     exec(code.replace("FOLDER", str(tmp_path / "m")), values)
     for text, score in zip(values["texts"], values["scores"], strict=True):
-        ids = torch.tensor([tokenizer.encode(text)])
+        ended = [tokenizer.eos_id] if text.endswith(tokenizer.eos) else []
+        ids = torch.tensor([tokenizer.encode(text.removesuffix(tokenizer.eos)) + ended])
         ours = model.token_values(ids)[0, -1].item()
         assert (score + model.head.linear.bias.item()) == pytest.approx(ours, abs=1e-5)
 
@@ -73,7 +75,12 @@ def test_its_code_scores_texts_of_any_lengths(micro: Any, tmp_path: Path, transf
     ("model", "library", "opened"),
     [
         (RewardModel(SMALL), "transformers", "AutoModelForSequenceClassification.from_pretrained"),
-        (LabellingModel(SMALL, Labelling("classification", ("a", "b"))), "transformers", "load_pretrained"),
+        (
+            LabellingModel(SMALL, Labelling("classification", ("a", "b"))),
+            "transformers",
+            "AutoModelForSequenceClassification.from_pretrained",
+        ),
+        (LabellingModel(SMALL, Labelling("multiple_choice")), "transformers", "GPT2DoubleHeadsModel.from_pretrained"),
         (GPT(DecoderConfig.from_dict({**SMALL.to_dict(), "attention": ["banded"]})), "gpt_modules", "load_pretrained"),
     ],
 )

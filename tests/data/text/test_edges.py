@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from gpt_modules.backbone import GPT, DecoderConfig, save_pretrained
 from gpt_modules.data.batches import TokenBatch
-from gpt_modules.data.collate import isolate_documents
+from gpt_modules.data.collate import isolate_documents, join_row
 from gpt_modules.data.corpus.shard_writer import write_shards
 from gpt_modules.data.corpus.shards import open_shards
 from gpt_modules.data.text.tokenizers import Tokenizer
@@ -156,6 +156,32 @@ def test_a_models_folder_begins_and_ends_as_its_base(kind: str, tmp_path: Path) 
     config = AutoConfig.from_pretrained(tmp_path / "m")
     assert config.eos_token_id == theirs.eos_token_id == tokenizer.eos_id
     assert tokenizer.bos_id is None or config.bos_token_id == theirs.bos_token_id == tokenizer.bos_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_tokens_of_labelled_rows_are_around_a_text_in_transformers_and_not_here(kind: str, tmp_path: Path) -> None:
+    """What begins and ends a row is what `join_row` has, cut or not, and whoever opens it here has the tokenizer that
+    was exported.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = Tokenizer.load(folder_of(kind, tmp_path)).with_task_tokens()
+    (tmp_path / "tokenizer.json").write_text(tokenizer.task_json())
+    again, theirs = Tokenizer.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer.encode_batch(HARD)
+    rows = [join_row([own], tokenizer.task_ids, tokenizer.begin).tolist() for own in ids]
+    assert [theirs(text).input_ids for text in HARD] == rows
+    pairs = [join_row([own, ids[0]], tokenizer.task_ids, tokenizer.begin).tolist() for own in ids]
+    assert [theirs(text, HARD[0]).input_ids for text in HARD] == pairs
+    cut = theirs("the cat sat", truncation=True, max_length=5).input_ids
+    room = 5 - 2 - len(tokenizer.begin)
+    assert cut == join_row([tokenizer.encode("the cat sat")[:room]], tokenizer.task_ids, tokenizer.begin).tolist()
+    assert (again.bos_id, again.eos_id, again.task_ids) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.task_ids)
+    assert again.opening(HARD) == tokenizer.opening(HARD)
+    assert again.reads_like(tokenizer)
+    assert again.reads_like(Tokenizer.load(folder_of(kind, tmp_path)))
+    assert again.task_json() == tokenizer.task_json()
+    assert tokenizer.bos_id is not None or again.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
