@@ -67,6 +67,7 @@ from gpt_modules.training.rl.shaping import (
 )
 from gpt_modules.training.rl.state import (
     State,
+    expect_rest_before,
     expect_same_models,
     expect_same_penalty,
     expect_same_rollout,
@@ -565,6 +566,7 @@ class PPOModule(L.LightningModule):
         # An evaluation goes on with no update, and so does a module that is opened by itself.
         if self._trainer is not None and self.trainer.state.fn == "fit":
             expect_same_rollout(state.experience, checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY), self.hparams)
+            expect_rest_before(state, self.recipe.critic.warmup, checkpoint["global_step"])
         self.iteration, self.rested = state.iteration, state.rested
         self.frozen.recall(state.frozen)
         self.frontier, self.shaping = state.frontier, replace(self.shaping, moments=state.moments)

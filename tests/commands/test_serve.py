@@ -117,8 +117,8 @@ def test_it_drains_when_it_is_told_to_end(micro, gpt):
             os.kill(process, signal.SIGTERM)
         ended = gpt.wait()
     assert ended.status == 128 + signal.SIGTERM
-    opening, template = ended.stderr.splitlines()
-    assert (opening, template[:15]) == (f"opening {micro.gpt}", "chat template: ")
+    opening, template, end = ended.stderr.splitlines()
+    assert (opening, template[:15], end) == (f"opening {micro.gpt}", "chat template: ", "stopped by SIGTERM")
 
 
 def until(found):

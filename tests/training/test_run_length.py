@@ -267,6 +267,17 @@ def test_whatever_changes_on_the_way_every_epoch_has_its_steps_and_the_schedule_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_is_logged_of_a_step_is_logged_at_it(go, tmp_path, together):
+    """Lightning counts logged steps by batches of today's accumulation, and lost one at a resume."""
+    go("sft", 6, "first", max_steps=4)
+    checkpoint = tmp_path / "first/checkpoints/step=00000004.ckpt"
+    trainer, _ = go("sft", 6, "second", checkpoint, accumulate_grad_batches=together)
+    logged = {step for name, step, _ in trainer.logger.points if name == "train/loss"}
+    assert logged == {*range(4, trainer.global_step)}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("later", [{"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}])
 def test_an_epoch_that_was_validated_at_its_end_has_no_batch_more_where_it_would_not_be_now(go, tmp_path, later):
     first, _ = go("sft", 6, "first", **VALIDATING)

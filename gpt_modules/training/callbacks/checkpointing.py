@@ -28,6 +28,7 @@ import gpt_modules.forks  # noqa: F401 -- whose processes do not inherit the han
 from gpt_modules.errors import Stopped, UserError, expect
 from gpt_modules.storage.digests import sha256_of
 from gpt_modules.storage.durable import clear_leftovers, discard, temporary_for, write_durably
+from gpt_modules.training.callbacks.plain_data import expect_plain
 from gpt_modules.training.hyperparameters import expect_number
 from gpt_modules.training.processes import as_one, place
 from gpt_modules.training.sharding.files import INDEX, ShardFolder, Stored
@@ -64,7 +65,12 @@ def _matches(file: Path, digest: Path) -> bool:
 def checkpoints(folder: Path) -> list[Path]:
     """Those that `ExactCheckpoint` has written, by their steps."""
     found = [path for path in folder.glob("step=*.ckpt") if CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step=")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that had been made, by its name."""
+    return int(checkpoint.stem.removeprefix("step="))
 
 
 def newest_checkpoint(folder: Path) -> Path:
@@ -81,6 +87,23 @@ def newest_checkpoint(folder: Path) -> Path:
         rank_zero_warn(f"{path}: damaged (digest does not match); trying the one before it")
     what = f"{len(found)} checkpoints, none of them intact" if found else "no checkpoint"
     raise UserError(f"{folder}: found {what}, expected at least one to go on from")
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Move checkpoints of later steps into `left/`, or the run that is gone on with from them next would be another one
+    than that which goes on from `step`.
+    """
+    later = [path for path in checkpoints(folder) if step_of(path) > step]
+    if not later:
+        return
+    aside = folder / "left"
+    aside.mkdir(exist_ok=True)
+    for path in [*later, *map(digest_path, later)]:
+        if path.exists():
+            discard(aside / path.name)
+            path.rename(aside / path.name)
+    steps = ", ".join(str(step_of(path)) for path in later)
+    log.warning("going on from step %d; the checkpoints of later steps, %s, are now in %s", step, steps, aside)
 
 
 def way_on(root: str | os.PathLike[str]) -> str:
@@ -108,8 +131,9 @@ class VerifiedCheckpointIO(TorchCheckpointIO):
         """Write the file and its digest; the digest appears first, so a visible checkpoint can always be judged.
 
         Raises:
-            UserError: a name, as it was filled in, leads out of the root.
+            UserError: a name, as it was filled in, leads out of the root; or what is to be written could not be read.
         """
+        expect_plain(checkpoint, "")
         target = self.target(path)
 
         def write(temporary: Path) -> None:
@@ -209,8 +233,17 @@ class ExactCheckpoint(Checkpoint):
                 clear_leftovers(folder / "*")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals; Lightning restores the earlier handlers when the run ends."""
+        """Take over the signals; Lightning restores the earlier handlers when the run ends. Set aside what is not of
+        this run: the steps that another one made from here.
+
+        Raises:
+            UserError: what a callback keeps could not be read again.
+        """
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            expect_plain(callback.state_dict(), f"callbacks: {callback.state_key}")
         self._step = trainer.global_step
+        if trainer.is_global_zero:
+            set_aside(self.folder, trainer.global_step)
         loop, epoch = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
         if loop.restarted_mid_epoch and epoch.processed == epoch.ready:  # type: ignore[attr-defined]
             # The checkpoint was written at an epoch's last batch: what follows is a new epoch. Lightning takes it for

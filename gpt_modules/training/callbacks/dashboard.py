@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from gpt_modules.storage.durable import room_for
@@ -39,6 +40,11 @@ class RunLogger(TensorBoardLogger):
         if self._latest != (step, dict(metrics)):
             self._latest = (step, dict(metrics))
             super().log_metrics(metrics, step)
+
+    def go_on_from(self, step: int) -> None:
+        """What was written of later steps belongs to a run that was killed, or left: TensorBoard shows none of it."""
+        begun = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START))
+        self.experiment._get_file_writer().event_writer.add_event(begun)
 
 
 def _chart(*tags: str) -> list[Any]:

@@ -83,8 +83,10 @@ class ExportBest(L.Callback):
         if self.monitor is not None and self._latest:
             self._check_monitor()
         before = state_dict.get("measured_on")
-        if None not in (before, self._measured_on) and before != self._measured_on:
-            log.warning("export: validated on other data than before; the best from here on counts")
+        self._measured_on = self._measured_on or before  # a run that does not validate measures nothing else
+        if before is not None and before != self._measured_on:
+            if self.monitor is not None:
+                log.warning("export: validated on other data than before; the best from here on counts")
             self._validated = -1
         elif (self.monitor, self.mode) == (state_dict["monitor"], state_dict["mode"]):
             self.best = None if state_dict["best"] is None else float(state_dict["best"])
@@ -97,9 +99,11 @@ class ExportBest(L.Callback):
             return
         self._finished = False
         content = getattr(getattr(trainer, "datamodule", None), "content", {}).get("validation")
-        self._measured_on = content and f"{content} {trainer.limit_val_batches}"
+        measures = content and trainer.limit_val_batches
+        self._measured_on = f"{content} {trainer.limit_val_batches}" if measures else None
         if self.monitor is not None and trainer.limit_val_batches == 0:
-            raise UserError("export.monitor: found beside trainer.limit_val_batches 0, expected a run that validates")
+            expected = "a run that validates, or --export.monitor null"
+            raise UserError(f"export.monitor: found beside trainer.limit_val_batches 0, expected {expected}")
         if trainer.is_global_zero and isinstance(pl_module, Exports):
             for folder in self._folders(trainer, pl_module).values():
                 check_replaceable(folder)
@@ -152,14 +156,17 @@ class ExportBest(L.Callback):
             expected = "one: a longer trainer.max_time, or fewer trainer.accumulate_grad_batches"
             raise UserError(f"export: found a run that ended before its first step, expected {expected}")
         if self._validated != trainer.global_step:
+            self._latest = {}  # of a run that has validated before and does not now
             validate(trainer)
         if self.best is None:
-            if self.monitor is not None:
-                found = f"{self.monitor} was never finite (last: {self._latest.get(self.monitor, math.nan)})"
+            last = self._latest.get(self.monitor, math.nan) if self.monitor is not None else 0.0
+            if not math.isfinite(last):
+                found = f"{self.monitor} was never finite (last: {last})"
                 rank_zero_warn(f"export.monitor: {found}; the last weights it is")
             self._export_last(trainer, pl_module)
         elif not self._in_place(trainer):
-            log.warning("export: other weights than those of %s %g; the last ones it is", self.monitor, self.best)
+            found = "export: holds weights of a later step or of another run, not those of the best"
+            log.warning(f"{found} %s, %g; the last ones it is", self.monitor, self.best)
             self._export_last(trainer, pl_module)
         self._finished = True
 
@@ -252,8 +259,9 @@ def _as_validated(trainer: L.Trainer, module: L.LightningModule) -> Iterator[Non
 
 def validate(trainer: L.Trainer) -> None:
     """A validation at the end of a run, logged as those on the way; it draws no number from a run that goes on."""
-    stage = trainer.state.stage
+    stage, loop = trainer.state.stage, trainer.fit_loop.epoch_loop.val_loop
     trainer.validating = True
+    loop.restarting = False  # or, of a run that has made no step yet, the batches of its checkpoint's would be left out
     with isolate_rng():
-        trainer.fit_loop.epoch_loop.val_loop.run()
+        loop.run()
     trainer.state.stage = stage

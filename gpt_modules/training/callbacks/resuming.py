@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 
 from gpt_modules.errors import UserError, expect
 from gpt_modules.training.callbacks.checkpointing import newest_checkpoint
+from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import validate
 from gpt_modules.training.hyperparameters import plain
 from gpt_modules.training.processes import as_one
@@ -57,6 +58,7 @@ class Resumption(L.Callback):
 
     def __init__(self, recipe: Mapping[str, Any] | None = None) -> None:
         self.recipe = recipe
+        self._begun = False
         self._unseen = False  # an epoch that was ended by resuming, and not validated
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -91,6 +93,17 @@ class Resumption(L.Callback):
             made.total.completed, made.current.completed = made.total.completed - 1, made.current.completed - 1
         self._unseen = due and not known and trainer.check_val_every_n_epoch is not None and not stored.get(VALIDATED)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The curves go on where the checkpoint is."""
+        self._begun = False
+        if trainer.global_step and trainer.is_global_zero and isinstance(trainer.logger, RunLogger):
+            trainer.logger.go_on_from(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        """What is logged has the step of the checkpoint, which Lightning has counted by batches of today's."""
+        if not self._begun:
+            self._begun, trainer.fit_loop.epoch_loop._batches_that_stepped = True, trainer.global_step
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate the epoch that resuming has ended; where it was the last one, the run's end does."""
         if self._unseen:
@@ -123,7 +136,11 @@ class Resumption(L.Callback):
             raise UserError(f"model.optimizer.muon_lr: found Muon switched, expected the checkpoint's {before}")
         digest = _tokenizer_digest(trainer)
         if digest is not None and checkpoint.get(TOKENIZER) not in (None, digest):
-            raise UserError(f"data.tokenizer: found another tokenizer, expected the checkpoint's ({path})")
+            changed = "data.train" in changed_content(checkpoint.get(CONTENT), content_of(trainer), ())
+            why = (
+                ", trained on a data.train that has changed" if now.get("data.tokenizer") == "train" and changed else ""
+            )
+            raise UserError(f"data.tokenizer: found another tokenizer{why}, expected the checkpoint's ({path})")
         if trainer.state.fn != "fit":
             return None
         changes |= changed_content(checkpoint.get(CONTENT), content_of(trainer), changes)
@@ -173,7 +190,8 @@ def going_on(step: int, changes: Mapping[str, tuple[Any, Any]], learned: set[str
     words = []
     for name, (before, after) in changes.items():
         begun = ", which has been learned or read" if name in learned or _matches(name, _BEGINNINGS) else ""
-        words.append(f"{name} {_short(after)} ({_short(before)} in the checkpoint{begun})")
+        now, then = _apart(after, before)
+        words.append(f"{name} {now} ({then} in the checkpoint{begun})")
     line = f"going on from step {step} with {', '.join(words)}"
     shown = len(words)
     while len(line) > _LONGEST and shown > 1:
@@ -357,6 +375,19 @@ def _matches(name: str, patterns: list[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
+def _text(value: Any) -> str:
+    return " ".join(repr(value).split()) if not isinstance(value, str | float) else f"{value}"
+
+
 def _short(value: Any) -> str:
-    text = " ".join(repr(value).split()) if not isinstance(value, str | float) else f"{value}"
+    text = _text(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _apart(*values: Any) -> list[str]:
+    """Both as short texts, of long ones from where they part."""
+    texts = [_text(value) for value in values]
+    alike = next((i for i, pair in enumerate(zip(*texts, strict=False)) if len({*pair}) > 1), min(map(len, texts)))
+    if max(map(len, texts)) <= 60 or alike < 50:
+        return [_short(value) for value in values]
+    return [f"...{text[alike - 20 :][:54]}{'...' * (len(text) > alike + 34)}" for text in texts]

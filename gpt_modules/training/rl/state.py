@@ -125,6 +125,21 @@ def expect_same_rollout(
             )
 
 
+def expect_rest_before(state: State, warmup: int, steps: int) -> None:
+    """The critic's warm-up is over once the policy has learned.
+
+    Args:
+        steps: optimizer steps that were made.
+
+    Raises:
+        UserError: it has, and the recipe's warm-up is not over.
+    """
+    begun = state.iteration + 1
+    if warmup > begun and steps > state.rested:
+        found = f"critic.warmup: found {warmup}, in the middle of a run whose policy has learned"
+        raise UserError(f"{found}; expected at most {begun}, the iterations that are over")
+
+
 def _at(value: Any, name: str) -> Any:
     for key in name.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.durable import discard, room_for, temporary_for
 from gpt_modules.training.callbacks.checkpointing import VerifiedCheckpointIO, digest_path
+from gpt_modules.training.callbacks.plain_data import expect_plain
 from gpt_modules.training.processes import as_one
 from gpt_modules.training.sharding.files import Stored, finish_folder, parted, rows_of, shard_name, write_part
 from gpt_modules.training.sharding.tensors import local, shard_of, shard_state
@@ -84,9 +85,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Each process writes its part; the folder has its name once all of them are on disk.
 
         Raises:
-            UserError: on all processes, when one of them could not write.
+            UserError: on all processes, when one of them could not write, or what is to be written could not be read.
         """
         assert isinstance(self.checkpoint_io, VerifiedCheckpointIO)
+        expect_plain(checkpoint, "")
         target, name = self.checkpoint_io.target(filepath), shard_name(self.global_rank, self.world_size)
         folder = Path(self.broadcast(str(temporary_for(target))))
         rest, parts = parted(checkpoint, lambda value: local(value) if isinstance(value, DTensor) else None)

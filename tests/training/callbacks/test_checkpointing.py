@@ -22,6 +22,7 @@ from gpt_modules.training.callbacks.checkpointing import (
     checkpoints,
     digest_path,
     newest_checkpoint,
+    step_of,
     verifies,
 )
 
@@ -208,6 +209,33 @@ def test_a_run_that_is_extended_trains_as_many_epochs_as_it_says(fit, parts, tmp
         assert resumed == (epochs * an_epoch, epochs)
 
 
+def test_who_goes_back_leaves_the_steps_that_were_made_from_there(fit, parts, tmp_path, caplog):
+    """What is gone on with next is the run that was gone back for, however few steps it has; nothing is lost."""
+
+    def run(steps, every, resume=None):
+        settings = {
+            "max_steps": steps,
+            "enable_checkpointing": True,
+            "ckpt_path": resume,
+            "plugins": [VerifiedCheckpointIO()],
+        }
+        return fit(*parts(), callbacks=[ExactCheckpoint(every, keep=9)], **settings)
+
+    folder = tmp_path / "checkpoints"
+    run(4, 1)
+    caplog.clear()
+    run(3, 9, folder / "step=00000002.ckpt")
+    assert [step_of(path) for path in checkpoints(folder)] == [1, 2, 3]
+    assert newest_checkpoint(folder).name == "step=00000003.ckpt"
+    left = checkpoints(folder / "left")
+    assert [step_of(path) for path in left] == [3, 4]
+    assert all(map(verifies, left))
+    line = f"going on from step 2; the checkpoints of later steps, 3, 4, are now in {folder / 'left'}"
+    assert stops(caplog) == [line]
+    run(4, 9, folder / "step=00000002.ckpt")
+    assert [step_of(path) for path in checkpoints(folder)] == [1, 2, 4]
+
+
 def test_the_last_step_of_the_last_epoch_is_kept_though_more_steps_were_allowed(fit, parts, tmp_path):
     trainer = fit(
         *parts(),
@@ -264,15 +292,16 @@ def test_a_run_that_is_told_to_stop_finishes_its_step(fit, procedure, tmp_path, 
             if batch_idx == index:
                 checkpoint._request_stop(signal.SIGTERM, None)
 
-    def run(*callbacks, path=None):
+    def run(*callbacks, path=None, folder="run"):
         L.seed_everything(0, verbose=False)
         settings = {"accumulate_grad_batches": 2, "enable_checkpointing": True, "max_epochs": 2, "ckpt_path": path}
+        settings["default_root_dir"] = tmp_path / folder
         return fit(*procedure(word), callbacks=[RandomState(), *callbacks], **settings).lightning_module.state_dict()
 
     with pytest.raises(SystemExit, match="143"):
         run(checkpoint, Told())
-    (saved,) = checkpoints(tmp_path / "checkpoints")
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
     assert saved.stem == f"step={index // 2 + 1:08d}"
     assert stops(caplog) == [f"saved at step {index // 2 + 1}; go on with --ckpt_path last"]
-    straight, resumed = run(ExactCheckpoint(1000)), run(ExactCheckpoint(1000), path=saved)
+    straight, resumed = run(ExactCheckpoint(1000), folder="straight"), run(ExactCheckpoint(1000), path=saved)
     assert all(torch.equal(value, resumed[name]) for name, value in straight.items())

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
@@ -72,3 +73,19 @@ def test_the_epoch_is_told_beside_what_is_trained_alone(tmp_path):
     logger.log_metrics({"val/loss": 1.0, "epoch": 1}, 5)
     logger.finalize("success")
     assert written == [("train/loss", 2.0, 5), ("epoch", 0, 5), ("val/loss", 1.0, 5)]
+
+
+def test_what_a_killed_run_has_written_beyond_its_checkpoint_is_not_shown(tmp_path):
+    """The next one goes on from step 3, and shows what it has from there, in a file of its own."""
+    for resumed, steps in ((None, range(6)), (3, range(3, 5))):
+        logger = RunLogger(tmp_path, name="", version="")
+        if resumed is not None:
+            logger.go_on_from(resumed)
+        for step in steps:
+            logger.log_metrics({"train/loss": 10.0 * (resumed or 0) + step}, step)
+        logger.finalize("success")
+        assert logger.experiment._get_file_writer().event_writer is not None
+    shown = EventAccumulator(str(tmp_path))
+    shown.Reload()
+    found = [(event.step, event.value) for event in shown.Scalars("train/loss")]
+    assert found == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (3, 33.0), (4, 34.0)]

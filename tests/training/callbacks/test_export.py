@@ -211,6 +211,35 @@ def test_a_finished_run_that_is_repeated_keeps_its_numbers(kept, parts, tmp_path
     assert read_summary(tmp_path).after == pytest.approx(numbers)
 
 
+def test_a_run_that_does_not_validate_any_more_has_no_numbers(kept, parts, tmp_path):
+    """Those of an earlier step are not those of the export."""
+    card, callbacks = tmp_path / "export" / "README.md", [ExactCheckpoint(), ExportBest(), RunSummary()]
+    kept(*parts(), max_steps=3, val_check_interval=1, callbacks=callbacks)
+    assert read_summary(tmp_path).after
+    assert "val/loss" in card.read_text()
+    callbacks = [ExactCheckpoint(), ExportBest(), RunSummary()]
+    kept(*parts(), max_steps=5, limit_val_batches=0, callbacks=callbacks, ckpt_path=saved_at(tmp_path, 3))
+    assert read_summary(tmp_path).after == {}
+    assert "val/loss" not in card.read_text()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_finished_run_is_measured_on_all_that_it_is_now_told_to_be(kept, procedure, tmp_path, limit):
+    """Not on what a validation with a limit had left."""
+
+    def callbacks():
+        return [ExactCheckpoint(), ExportBest(), RunSummary()]
+
+    module, data = procedure("sft")
+    data.val_batch_size = 1
+    kept(module, data, max_steps=3, limit_val_batches=limit, callbacks=callbacks())
+    module, data = procedure("sft")
+    data.val_batch_size = 1
+    trainer = kept(module, data, max_steps=3, callbacks=callbacks(), ckpt_path=saved_at(tmp_path, 3))
+    (measured,) = trainer.validate(module, data, verbose=False)
+    assert read_summary(tmp_path).after["val/loss"] == pytest.approx(measured["val/loss"])
+
+
 def test_an_export_that_is_later_than_the_checkpoint_is_not_taken_for_its_best(kept, parts, tmp_path, caplog):
     """The folder got better weights after the checkpoint; a rate of 0 never leads there again."""
     callbacks = [ExactCheckpoint(every_n_steps=2, keep=9), ExportBest("val/loss"), RunSummary()]
@@ -222,4 +251,4 @@ def test_an_export_that_is_later_than_the_checkpoint_is_not_taken_for_its_best(k
     (measured,) = trainer.validate(module, data, verbose=False)
     assert read_summary(tmp_path).after["val/loss"] == pytest.approx(measured["val/loss"])
     assert torch.equal(exported_weights(tmp_path), module.model.head_weight.detach())
-    assert "export: other weights than those of val/loss" in caplog.text
+    assert "not those of the best val/loss" in caplog.text

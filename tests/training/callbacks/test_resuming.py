@@ -311,6 +311,15 @@ def test_elsewhere_a_number_is_what_it_counts_and_no_yes_or_no(before, after, sa
     assert (differences({"model.lr": before}, {"model.lr": after}) == {}) == same
 
 
+def test_long_values_are_told_from_where_they_part():
+    callbacks = [{"class_path": "gpt_modules.evaluation.NgramBaseline", "init_args": {"order": 3}}]
+    line = going_on(5, {"trainer.callbacks": (callbacks, [*callbacks, {"class_path": "Mine"}])}, set())
+    before, after = "...args': {'order': 3}}]", "...args': {'order': 3}}, {'class_path': 'Mine'}]"
+    assert line == f"going on from step 5 with trainer.callbacks {after} ({before} in the checkpoint)"
+    far = going_on(5, {"x": ("a" * 80, "a" * 70 + "b" * 80)}, set())
+    assert far == f"going on from step 5 with x ...{'a' * 20}{'b' * 34}... (...{'a' * 30} in the checkpoint)"
+
+
 def test_a_long_line_counts_what_it_leaves_out():
     line = going_on(3, {f"data.key{i}": ("x" * 100, i) for i in range(20)}, set())
     assert len(line) <= 400

@@ -13,7 +13,13 @@ from gpt_modules.training.callbacks.resuming import Resumption
 from gpt_modules.training.hyperparameters import typed
 from gpt_modules.training.rl.scores import Moments, ScoresConfig
 from gpt_modules.training.rl.settings import CriticConfig, EMAConfig, KLConfig, SamplingConfig
-from gpt_modules.training.rl.state import expect_same_models, expect_same_penalty, expect_same_rollout, read_state
+from gpt_modules.training.rl.state import (
+    expect_rest_before,
+    expect_same_models,
+    expect_same_penalty,
+    expect_same_rollout,
+    read_state,
+)
 
 MOMENTS = {"of": None, "seen": 0, "mean": 0.0, "squares": 0.0}
 STATE = {
@@ -93,6 +99,16 @@ def test_a_run_that_had_a_critic_goes_on_with_one(names, has_critic, line):
     with pytest.raises(UserError) as error:
         expect_same_models(names, has_critic)
     assert str(error.value).startswith(f"--ckpt_path: {line}; begin a new run")
+
+
+def test_a_critic_does_not_warm_up_once_the_policy_has_learned():
+    """Three iterations of two steps, the first of which was the critic's alone; or all of them."""
+    resting, learning = (read_state({"ppo": STATE | {"iteration": 2, "rested": rested, "experience": BETWEEN}})
+                         for rested in (6, 2))  # fmt: skip
+    for state, warmup in ((resting, 9), (learning, 3), (learning, 0), (read_state({"ppo": STATE}), 5)):
+        expect_rest_before(state, warmup, 2 * (state.iteration + 1))
+    with pytest.raises(UserError, match=r"^critic\.warmup: found 4, in the middle of a run .* expected at most 3, the"):
+        expect_rest_before(learning, 4, 6)
 
 
 def test_an_update_goes_on_with_the_penalty_that_its_rollout_was_made_for():
