@@ -230,12 +230,13 @@ def test_a_finished_run_is_measured_on_all_that_it_is_now_told_to_be(kept, proce
     def callbacks():
         return [ExactCheckpoint(), ExportBest(), RunSummary()]
 
-    module, data = procedure("sft")
+    module, data = procedure("reward")
     data.val_batch_size = 1
-    kept(module, data, max_steps=3, limit_val_batches=limit, callbacks=callbacks())
-    module, data = procedure("sft")
+    kept(module, data, max_steps=3, limit_val_batches=limit, val_check_interval=1, callbacks=callbacks())
+    module, data = procedure("reward")
     data.val_batch_size = 1
     trainer = kept(module, data, max_steps=3, callbacks=callbacks(), ckpt_path=saved_at(tmp_path, 3))
+    assert len(trainer.val_dataloaders) > limit
     (measured,) = trainer.validate(module, data, verbose=False)
     assert read_summary(tmp_path).after["val/loss"] == pytest.approx(measured["val/loss"])
 
