@@ -22,6 +22,11 @@ def begin() -> None:
     _run = (os.getppid() if launched else os.getpid(), time.time())
 
 
+def launcher() -> int | None:
+    """The process that has started this one among others of a run; None: it was started by itself."""
+    return _run[0] if _RANKS & os.environ.keys() else None
+
+
 def is_told(telling: bool) -> bool:
     """Whether another process of this run has told of a mistake. A run of one process has no other, and one of the same
     rank is of another run, such as the command before in a shell that names a rank.

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from gpt_modules import one_voice
 from gpt_modules.commands.parsing.trainer_keys import (
     check_precision,
     check_processes,
@@ -29,7 +30,6 @@ from gpt_modules.commands.run_folder import (
     weights_of,
 )
 from gpt_modules.errors import UserError
-from gpt_modules.one_voice import is_told
 from gpt_modules.training.callbacks.checkpointing import (
     VerifiedCheckpointIO,
     checkpoints,
@@ -38,7 +38,7 @@ from gpt_modules.training.callbacks.checkpointing import (
 from gpt_modules.training.callbacks.dashboard import RunLogger
 from gpt_modules.training.callbacks.export import ExportBest
 from gpt_modules.training.callbacks.forks import ForksEnd
-from gpt_modules.training.callbacks.peers import lost_peer, of_lost_peer
+from gpt_modules.training.callbacks.peers import leave_with, lost_peer, of_lost_peer
 from gpt_modules.training.callbacks.resuming import NEWEST, Resumption
 
 
@@ -83,7 +83,7 @@ class TrainerCLI(RecipeCLI):
             self._run(subcommand)
         except Exception as error:
             several = dist.is_available() and dist.is_initialized()
-            if several and is_told(telling=isinstance(error, UserError)):
+            if several and one_voice.is_told(telling=isinstance(error, UserError)):
                 sys.exit(2)
             if several and subcommand == "fit" and of_lost_peer(error):
                 gone = "a process of this run has ended, or its connection"
@@ -177,6 +177,8 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
     Raises:
         UserError: for anything wrong with it, in one line.
     """
+    if (launcher := one_voice.launcher()) is not None:
+        leave_with(launcher)
     try:
         open_recipe(TrainerCLI, subcommand, words)
     except SIGTERMException:

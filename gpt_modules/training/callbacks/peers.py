@@ -22,8 +22,10 @@ import lightning.pytorch as L
 import torch.distributed as dist
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from gpt_modules.one_voice import is_told
 from gpt_modules.training.callbacks.checkpointing import way_on
 
+_met = threading.Event()
 EVERY, MISSES = 5.0, 6  # seconds between two looks, and how many in a row find nothing new
 _LOST = "peer lost"
 _PROC = Path("/proc")
@@ -112,6 +114,29 @@ def _answer(ask: Callable[[], T], within: float) -> T | None:
     return None
 
 
+def leave_with(launcher: int) -> None:
+    """End this process, with a line if no other has told one, when the one that has started it is gone before all have
+    met: it would wait for them for half an hour.
+
+    Args:
+        launcher: the number of that process.
+    """
+
+    def look() -> None:
+        while not _met.wait(1.0):
+            if os.getppid() != launcher:
+                break
+        else:
+            return
+        if not is_told(telling=True):
+            sys.stderr.write("error: the process that has started this one has ended before the processes had met\n")
+            sys.stderr.flush()
+        os._exit(1)
+
+    _met.clear()
+    threading.Thread(target=look, daemon=True, name="launcher-watch").start()
+
+
 class PeerWatch(L.Callback):
     """Ends this process, with a line from one of all, when another one is lost. Checkpoints are written whole or not at
     all, so that what is on disk verifies.
@@ -123,6 +148,7 @@ class PeerWatch(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Begin to look, once the processes have met."""
+        _met.set()
         if trainer.world_size > 1 and dist.is_available() and dist.is_initialized():
             self._ended.clear()
             self._thread = threading.Thread(target=self._look, args=(trainer,), daemon=True, name="peer-watch")

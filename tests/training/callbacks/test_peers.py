@@ -194,3 +194,35 @@ def test_the_line_says_how_to_go_on(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step=00000002.ckpt").touch()
     assert lost_peer("it", tmp_path).endswith("; go on with --ckpt_path last")
+
+
+ORPHAN = """
+import os, subprocess, sys, time
+if len(sys.argv) == 2:
+    subprocess.Popen([sys.executable, __file__, sys.argv[1], str(os.getpid())], env={**os.environ, "LOCAL_RANK": "1"})
+    sys.exit()
+from gpt_modules import one_voice
+from gpt_modules.training.callbacks import peers
+one_voice.begin()
+if os.environ.get("MEET"):
+    peers.leave_with(int(sys.argv[2]))
+    peers._met.set()
+else:
+    peers.leave_with(int(sys.argv[2]))
+time.sleep(8)
+open(sys.argv[1], "w").write("slept")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("meet", ["", "yes"])
+def test_a_process_whose_launcher_is_gone_before_all_have_met_ends_with_a_line(tmp_path, meet):
+    """It would sleep, as one that waits for the others does; where they have met, its peers look after it."""
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = {**os.environ, "MEET": meet, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "orphan.py", tmp_path / "slept"], env=environment, capture_output=True, timeout=60
+    )  # until both have closed what they write to
+    assert (tmp_path / "slept").exists() == bool(meet)
+    line = "error: the process that has started this one has ended before the processes had met\n"
+    assert ended.stderr.decode() == ("" if meet else line)
