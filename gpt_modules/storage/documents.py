@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.storage.json_files import read_json, shown
 from gpt_modules.storage.text_files import LARGEST
 
@@ -83,6 +83,29 @@ def document_of(path: Path, kind: type[DocumentT], value: object) -> DocumentT:
         return typed(kind, value)  # type: ignore[no-any-return]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def settings_of(kind: type[DocumentT], value: DocumentT | Mapping[str, Any], key: str) -> DocumentT:
+    """A group of settings that Python gave: the dataclass `kind` itself, or a mapping of its names, whose own groups
+    may be either.
+
+    Raises:
+        UserError: one line with the key, for anything else.
+    """
+    if isinstance(value, kind):
+        return value
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    expected = f"one, or a mapping with names among {', '.join(names)}"
+    expect(isinstance(value, Mapping) and {*value} <= {*names}, key, value, expected)
+    return typed(kind, _plain_groups(value), key)  # type: ignore[no-any-return]
+
+
+def _plain_groups(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [*map(_plain_groups, value)]
+    return {name: _plain_groups(of) for name, of in value.items()} if isinstance(value, Mapping) else value
 
 
 def typed(kind: Any, value: object, key: str = "", first: int = 1) -> Any:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.answer_logprobs import ReferenceLogprobs, answer_logprobs
 from gpt_modules.training.callbacks.dashboard import DPO_LAYOUT
 from gpt_modules.training.callbacks.writer import tensorboard
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number
 from gpt_modules.training.language import check_samples, continuation_rows
 from gpt_modules.training.learning import configure, learning_settings, prepare
@@ -43,7 +43,7 @@ class State(NamedTuple):
     frozen: dict[str, str | None]
 
 
-class DPOModule(L.LightningModule):
+class DPOModule(FromCheckpoint):
     """Moves a policy towards the answers that people prefer, on the comparisons that a reward model would learn from.
 
     The reward of an answer is what the policy has come to say of it: beta (log pi - log pi_ref). All untied pairs of a

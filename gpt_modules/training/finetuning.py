@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from gpt_modules.training import artefacts, labelling_metrics, optimizers
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.figures import confusion_figure
 from gpt_modules.training.callbacks.writer import tensorboard
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import HeldOut
@@ -28,7 +28,7 @@ from gpt_modules.training.trainable import freeze, groups_by_depth, learn_rows
 SHOWN_ROWS = 8
 
 
-class FinetuningModule(L.LightningModule):
+class FinetuningModule(FromCheckpoint):
     """Trains a pretrained GPT with a new head, and goes on predicting the text: L3 = L2 + lm_coef * L1 (equation 5).
 
     What the DataModule calls its task decides on the head, the loss and the metrics. The head has no bias, as in the
@@ -89,6 +89,7 @@ class FinetuningModule(L.LightningModule):
         self.held_out, self.answers = HeldOut("loss", "labelled", "lm_loss", "examples"), HeldOut("decided", "right")
         self.step = StepMean()
         self._shares: list[Tensor] = []  # of the step's micro-batches: sums of both losses, and what they are over
+        self.task_ids: tuple[int, ...] = ()  # of the tokens around a row, once there is a model
         self.model: LabellingModel
 
     @property
@@ -102,11 +103,15 @@ class FinetuningModule(L.LightningModule):
         return self.model.task
 
     def configure_model(self) -> None:
-        """Open the pretrained model and give it the task's head and tokens."""
+        """Open the pretrained model and give it the task's head and tokens. Without a Trainer, whose data say which
+        these are, a checkpoint does.
+        """
         artefacts.expect_data(self, FinetuningDataModule)
-        if hasattr(self, "model"):
-            return
-        self.model = self._open()
+        if not hasattr(self, "model") and self._trainer is not None:
+            self._make(self.data.task_spec, self.data.tokenizer.task_ids)
+
+    def _make(self, task: Labelling, task_ids: tuple[int, int, int]) -> None:
+        self.task_ids, self.model = task_ids, self._open(task, task_ids)
         artefacts.check_data(self, self.model.config)
         self._choose_what_learns()
         if self.hparams["compile"]:
@@ -114,12 +119,11 @@ class FinetuningModule(L.LightningModule):
         if self.device_mesh is not None:
             shard(self.model, self)
         for matrix in self._vocabulary() if self._rows_alone else []:
-            learn_rows(matrix, self.data.tokenizer.task_ids)
+            learn_rows(matrix, task_ids)
         if not self.hparams["lm_coef"] and not self.model.config.tied:  # the only loss that reads it
             self.model.lm_head.requires_grad_(False)
 
-    def _open(self) -> LabellingModel:
-        task, special_ids = self.data.task_spec, self.data.tokenizer.task_ids
+    def _open(self, task: Labelling, special_ids: tuple[int, int, int]) -> LabellingModel:
         source = artefacts.open_source(
             self.config, self.hparams["init_from"], **artefacts.dropout_changes(self.hparams["dropout"])
         )
@@ -146,12 +150,16 @@ class FinetuningModule(L.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The task: the weights do not say what their outputs mean."""
-        checkpoint["task"] = self.task.to_dict()
+        """The task and its tokens: the weights do not say what their outputs mean."""
+        checkpoint["task"], checkpoint["task_ids"] = self.task.to_dict(), list(self.task_ids)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse classes with other names; numbers keep the mean and spread that the head has learnt."""
         stored = Labelling.from_dict(checkpoint["task"])
+        if not hasattr(self, "model"):
+            rows = len(checkpoint["state_dict"]["model.decoder.wte.weight"])
+            start, delimiter, extract = checkpoint.get("task_ids") or range(rows - 3, rows)  # earlier ones lack them
+            self._make(stored, (start, delimiter, extract))
         if dataclasses.replace(stored, mean=self.task.mean, std=self.task.std) != self.task:
             raise UserError(f"--ckpt_path: found a model of the task {stored}, expected one of {self.task}")
         self.model.task = stored

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 
 from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.documents import settings_of
 
 T = TypeVar("T")
 
@@ -57,14 +58,9 @@ def typed(kind: type[T], value: T | Mapping[str, Any]) -> T:
     """The dataclass `kind` from itself or from the dict that `plain` made of it.
 
     Raises:
-        UserError: it is neither, or has other names.
+        UserError: it is neither, or has other names or values.
     """
-    if isinstance(value, kind):
-        return value
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    expected = f"one, or a mapping with names among {', '.join(names)}"
-    expect(isinstance(value, Mapping) and {*value} <= {*names}, kind.__name__, value, expected)
-    return kind(**value)  # type: ignore[arg-type]
+    return settings_of(kind, value, kind.__name__)
 
 
 @runtime_checkable

@@ -1,5 +1,6 @@
 """A pretrained model that goes on learning, whole or by low-rank updates: what SFT, reward model and DPO do alike."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as L
@@ -14,7 +15,10 @@ from gpt_modules.training.sharding.models import shard
 
 
 def learning_settings(
-    module: L.LightningModule, lora: LoRAConfig | None, optimizer: OptimizerConfig, schedule: ScheduleConfig
+    module: L.LightningModule,
+    lora: LoRAConfig | Mapping[str, Any] | None,
+    optimizer: OptimizerConfig | Mapping[str, Any],
+    schedule: ScheduleConfig | Mapping[str, Any],
 ) -> tuple[LoRAConfig | None, OptimizerConfig, ScheduleConfig]:
     """A constructor's arguments of these names, read.
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -20,10 +19,12 @@ from gpt_modules.backbone import GPT, DecoderConfig, LabellingModel
 from gpt_modules.backbone.folders.inner_rates import InnerRates, load_inner_rates
 from gpt_modules.data import EpisodicDataModule
 from gpt_modules.data.batches import IGNORE, EpisodeBatch, EpisodeSet
-from gpt_modules.errors import UserError
+from gpt_modules.errors import UserError, expect
 from gpt_modules.functional import Algorithm, Parameters, adapt, meta_gradient, over_tasks, supervised_scores
+from gpt_modules.labelling import Labelling
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import StepMean
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments, expect_idle, expect_number, refuse_idle, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -32,10 +33,11 @@ from gpt_modules.training.run_length import run_length
 from gpt_modules.training.sharding.strategy import refuse_sharding
 
 SHOWN_QUERIES = 8
+_MATRICES = ("head.linear", "decoder.wte")
 MEASURED = ("loss_before", "loss", "accuracy")  # of a held-out task: what `adapted_scores` gives
 
 
-class MAMLModule(L.LightningModule):
+class MAMLModule(FromCheckpoint):
     """Learns weights from which a few gradient steps on a few examples make a model of a new task.
 
     The DataModule says what is learned: a language model answers in tokens, a classifier by its head, and a network of
@@ -69,6 +71,9 @@ class MAMLModule(L.LightningModule):
     ) -> None:
         given = {**arguments({**locals(), "network": None}), "network": type(network).__name__}
         super().__init__()
+        if isinstance(network, str):  # which is what a checkpoint keeps of it
+            expect(network == type(None).__name__, "network", network, "the module itself, as in network=...")
+            given["network"], network = network, None
         self.config = None if config is None else typed(DecoderConfig, config)
         self.inner = typed(InnerLoop, inner)
         self.optimizer_config = typed(OptimizerConfig, optimizer)
@@ -111,8 +116,30 @@ class MAMLModule(L.LightningModule):
         refuse_sharding(self, "every task adapts a copy of all weights, which is whole on its device")
         if len(self.inner_rates):
             return
-        if not hasattr(self, "network"):
-            self.network = self._open()
+        if hasattr(self, "network"):
+            self._make_rates()
+        elif self._trainer is not None:  # without one a checkpoint says what the network is
+            expect(self.data.objective != "regression", "model.network", None, "one: the data are numbers, not text")
+            classes = self.data.objective == "classification"
+            self._open(*((self.data.task_spec, self.data.tokenizer.task_ids) if classes else ()))
+
+    def _open(self, task: Labelling | None = None, special_ids: tuple[int, ...] = ()) -> None:
+        """A classifier for a task, or a language model, with its rates."""
+        source = artefacts.open_source(self.config, self.hparams["init_from"])
+        self.network = source
+        if task is None:
+            if not isinstance(source, GPT):
+                raise UserError(f"{self.hparams['init_from']}: found a classifier, expected a language model")
+        elif isinstance(source, GPT):
+            artefacts.refuse_random_head(self)
+            self.network = LabellingModel.from_gpt(source, task, special_ids)
+        elif source.task.n_outputs != task.n_outputs or source.task.kind != task.kind:
+            raise UserError(
+                f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"
+            )
+        self._make_rates()
+
+    def _make_rates(self) -> None:
         if isinstance(self.network, GPT | LabellingModel):
             artefacts.check_data(self, self.network.config)
         source = self.hparams["init_from"]
@@ -122,24 +149,6 @@ class MAMLModule(L.LightningModule):
         self.inner_rates.update(
             {name.replace(".", "/"): nn.Parameter(rate, self.inner.learned) for name, rate in rates.items()}
         )
-
-    def _open(self) -> nn.Module:
-        if self.data.objective == "regression":
-            raise UserError("model.network: not given, expected one: the data are numbers, not text")
-        source = artefacts.open_source(self.config, self.hparams["init_from"])
-        if self.data.objective == "language":
-            if not isinstance(source, GPT):
-                raise UserError(f"{self.hparams['init_from']}: found a classifier, expected a language model")
-            return source
-        task = self.data.task_spec
-        if isinstance(source, GPT):
-            artefacts.refuse_random_head(self)
-            return LabellingModel.from_gpt(source, task, self.data.tokenizer.task_ids)
-        if source.task.n_outputs != task.n_outputs or source.task.kind != task.kind:
-            raise UserError(
-                f"{self.hparams['init_from']}: found a model of the task {source.task}, expected one of {task}"
-            )
-        return source
 
     def parameters_now(self) -> dict[str, Tensor]:
         """θ, by name."""
@@ -170,7 +179,11 @@ class MAMLModule(L.LightningModule):
         return {"inner.lr"} if self.inner.learned else set()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rates that nobody learns are the recipe's."""
+        """Rates that nobody learns are the recipe's. Without a Trainer the weights say what the network is."""
+        if not hasattr(self, "network"):
+            classes, rows = (len(checkpoint["state_dict"].get(f"network.{name}.weight", ())) for name in _MATRICES)
+            task = Labelling("classification", tuple(map(str, range(classes)))) if classes else None
+            self._open(task, (rows - 1,))
         if not self.inner.learned:
             state = {name: value for name, value in checkpoint["state_dict"].items() if "inner_rates." not in name}
             own = {f"inner_rates.{name}": rate.detach() for name, rate in self.inner_rates.items()}

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.profilers import Profiler
 from torch import Tensor
@@ -22,6 +21,7 @@ from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.callbacks.dashboard import ppo_layout
 from gpt_modules.training.callbacks.figures import frontier_figure
 from gpt_modules.training.callbacks.writer import tensorboard
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.processes import in_order
@@ -84,7 +84,7 @@ VALIDATION = 0  # the first number of a key of `noise`; iterations count from 1
 OF_REFERENCE = 2**31  # and from here, the reference's answers by which scores are normalised
 
 
-class PPOModule(L.LightningModule):
+class PPOModule(FromCheckpoint):
     """PPO under automatic optimisation: one Lightning epoch is one iteration.
 
     Its first batch samples responses to a batch of prompts and scores them; the training batches are minibatches of

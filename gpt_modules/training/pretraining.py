@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, DecoderConfig
@@ -14,6 +13,7 @@ from gpt_modules.errors import UserError
 from gpt_modules.training import artefacts, optimizers
 from gpt_modules.training.accumulation import BatchConfig, StepMean, TokenClock, begin_step
 from gpt_modules.training.callbacks.writer import log_interval
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments, expect_number, refuse_idle, typed
 from gpt_modules.training.language import HeldOutText, check_samples, continuation_rows, row_losses, step_loss
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
@@ -21,7 +21,7 @@ from gpt_modules.training.run_length import Place, place_of, run_length
 from gpt_modules.training.sharding.models import shard
 
 
-class PretrainingModule(L.LightningModule):
+class PretrainingModule(FromCheckpoint):
     """Trains a GPT on windows of text and reports perplexity on held-out text.
 
     Args:

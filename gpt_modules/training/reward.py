@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
 from gpt_modules.training.callbacks.dashboard import REWARD_LAYOUT
 from gpt_modules.training.callbacks.writer import tensorboard
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments, expect_number
 from gpt_modules.training.learning import configure, learning_settings, prepare
 from gpt_modules.training.lora import ADAPTER, export_merged
@@ -23,7 +23,7 @@ from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.preference_metrics import PreferenceMetrics, StepRatio, right_pairs
 
 
-class RewardModule(L.LightningModule):
+class RewardModule(FromCheckpoint):
     """Learns a scalar from ranked answers: every pair of a prompt's K answers, one forward an answer, each prompt
     weighing the same.
 

@@ -5,7 +5,6 @@ C.1).
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 from torch import Tensor
 
 from gpt_modules.backbone import GPT, LoRAConfig
@@ -13,6 +12,7 @@ from gpt_modules.data import PretrainingDataModule, SFTDataModule
 from gpt_modules.data.batches import MixedBatch, PackedBatch, TokenBatch
 from gpt_modules.training import artefacts
 from gpt_modules.training.accumulation import StepMean
+from gpt_modules.training.from_checkpoint import FromCheckpoint
 from gpt_modules.training.hyperparameters import arguments, expect_number
 from gpt_modules.training.language import HeldOutText, check_samples, continuation_rows, parts, row_losses, step_loss
 from gpt_modules.training.learning import configure, learning_settings, prepare
@@ -20,7 +20,7 @@ from gpt_modules.training.lora import ADAPTER, export_merged
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 
 
-class SFTModule(L.LightningModule):
+class SFTModule(FromCheckpoint):
     """Trains a pretrained GPT on prompt and response, with the loss on the response and its end-of-text token only.
 
     Where the data has pretraining text beside the demonstrations, all tokens of its windows are learnt, too (appendix
