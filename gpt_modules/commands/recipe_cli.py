@@ -27,6 +27,7 @@ from gpt_modules.commands.parsing.trainer_keys import (
     check_strategy,
     check_values,
     keep_whole_numbers,
+    refused_callback,
 )
 from gpt_modules.commands.parsing.vocabulary import allow_only
 from gpt_modules.commands.run_folder import (
@@ -153,8 +154,10 @@ class RecipeCLI(LightningCLI):
             super().instantiate_classes()
         except (UserError, ValueError) as error:
             cause = users_mistake(error)
+            if cause is None:
+                raise refused_callback(self.config[self.subcommand].as_dict(), self.recipe) or error from error
             if not isinstance(cause, IdleArgument) or not self._without(cause):
-                raise (error if cause is None else cause) from None
+                raise cause from None
             self.instantiate_classes()
 
     def _without(self, idle: IdleArgument) -> bool:

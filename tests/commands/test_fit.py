@@ -1,11 +1,19 @@
 """What a recipe and a launcher say of the processes and the Trainer is refused or told by its keys."""
 
+import sys
+
 import pytest
 
 from gpt_modules.commands import fit
 from gpt_modules.errors import UserError
 
 SFT = ["-c", "sft/tiny"]
+BROKEN = """
+import lightning.pytorch as L
+class Broken(L.Callback):
+    def __init__(self, n: int = 3):
+        raise RuntimeError("no such device")
+"""
 
 
 @pytest.mark.parametrize(
@@ -37,12 +45,22 @@ def test_what_a_launcher_has_started_is_said_as_keys(monkeypatch, world, local, 
         ),
         ("--trainer.accelerator abacus", "--trainer.accelerator: found 'abacus', which is refused: "),
         ("--trainer.precision 16-mixed", "--trainer.precision: found 16-mixed on a CPU, expected bf16-mixed"),
+        (
+            "--trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=x --trainer.callbacks.mode=up",
+            "--trainer.callbacks.0: found EarlyStopping, which is refused: MisconfigurationException `mode` can be ",
+        ),
+        (
+            "--allow mine_of_fit --trainer.callbacks+=mine_of_fit.Broken",
+            "--trainer.callbacks.0: found Broken, which is refused: RuntimeError no such device",
+        ),
         ("--trainer.max_time foo", "--trainer.max_time: found 'foo', which is refused: "),
         ("--trainer.default_root_dir=", "--trainer.default_root_dir: found nothing, expected the run's folder"),
     ],
 )
 def test_what_the_trainer_refuses_is_told_by_key(monkeypatch, tmp_path, words, line):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    (tmp_path / "mine_of_fit.py").write_text(BROKEN)
     monkeypatch.setattr("sys.argv", ["gpt"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     with pytest.raises(UserError) as refused:

@@ -6,8 +6,9 @@ import math
 import os
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -243,6 +244,23 @@ def refused_key(
         found = shown(recipe.at(("trainer", key)))
         return UserError(f"{recipe.where(('trainer', key))}: found {found}, which is refused: {_cut(error)}")
     return UserError(f"trainer: {_cut(error)}")
+
+
+def refused_callback(config: Mapping[str, Any], recipe: Composition) -> UserError | None:
+    """The line for the first of `trainer.callbacks` that cannot be made, None where all can: the parser buries why.
+
+    Args:
+        config: a parsed recipe.
+    """
+    given = config["trainer"].get("callbacks") or []
+    for number, one in enumerate(given if isinstance(given, list) else [given]):
+        module, _, name = one["class_path"].rpartition(".")
+        try:
+            getattr(import_module(module), name)(**(one.get("init_args") or {}))
+        except Exception as error:  # whatever its constructor raises
+            where = recipe.where(("trainer", "callbacks", number))
+            return UserError(f"{where}: found {name}, which is refused: {type(error).__name__} {_cut(error)}")
+    return None
 
 
 def refused_later(error: Exception, recipe: Composition) -> UserError | None:
