@@ -7,9 +7,10 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt_modules.commands.arguments import Arguments, path_name, utf8_text
+from gpt_modules.commands.arguments import Arguments, device_of, path_name, utf8_text
 from gpt_modules.commands.conversation import Conversation, Message
 from gpt_modules.commands.generate import say
+from gpt_modules.commands.opening import open_language_model
 from gpt_modules.commands.reading_lines import typed_lines
 from gpt_modules.commands.speaker import Sampling, Speaker, sampling_of, speaking_parser
 from gpt_modules.commands.telling import Voice
@@ -37,15 +38,14 @@ def main(words: list[str]) -> None:
             that cannot be followed, but for a vote that what was said has no use for.
     """
     options = _parse(words)
-    names = [options.model, *([options.beside] if options.beside else [])]
-    voices = [_voice(name, letter, options) for name, letter in zip(names, "AB", strict=False)]
+    voices, sampling = _open(options)
     for voice in voices if len(voices) > 1 else []:
         sys.stderr.write(f"{voice.letter} is {voice.name}\n")
     ballot = None if options.store is None else Ballot(options.store, options.name, voices)
     for voice in voices:
         if told := voice.speaker.tokenizer.template.told:
             sys.stderr.write(f"{voice.name}: {told}\n")
-    chat = Chat(voices, sampling_of(options), Conversation(options.system), ballot)
+    chat = Chat(voices, sampling, Conversation(options.system), ballot)
     person = sys.stdin is not None and sys.stdin.isatty()
     if person:  # Ctrl-C is a person's word to the answer, not to the command
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,9 +78,14 @@ def _parse(words: list[str]) -> Namespace:
     return options
 
 
-def _voice(name: str, letter: str, options: Namespace) -> Voice:
-    one = Namespace(**{**vars(options), "model": name})
-    return Voice(name, Speaker.open(one), letter if options.beside else "")
+def _open(options: Namespace) -> tuple[list[Voice], Sampling]:
+    """One or two models, and how both of them speak."""
+    sampling_of(options)  # which refuses what needs no model
+    names, letters = ([options.model, options.beside], "AB") if options.beside else ([options.model], [""])
+    opened = [open_language_model(name, device_of(options)) for name in names]
+    sampling = sampling_of(options, *(model for model, _ in opened))
+    speakers = [Speaker(model, tokenizer, sampling) for model, tokenizer in opened]
+    return [Voice(*one) for one in zip(names, speakers, letters, strict=True)], sampling
 
 
 class Chat:

@@ -35,14 +35,15 @@ def main(words: list[str]) -> None:
         UserError: For a mistake in an argument, a model, the prompts or the store.
     """
     options = parse(words)
-    sampling = sampling_of(options)
     if options.output.exists():
         ComparisonStore.open(options.output).close()
     check_writable(options.output.parent)
     rows = read_rows(options.prompts)
     if "torch" not in sys.modules:  # which takes seconds, in which nothing else is said
         _tell(f"opening {', '.join(options.model)}")
-    speakers = {name: Speaker(*open_language_model(name, device_of(options)), sampling) for name in options.model}
+    opened = {name: open_language_model(name, device_of(options)) for name in options.model}
+    sampling = sampling_of(options, *(model for model, _ in opened.values()))
+    speakers = {name: Speaker(model, tokenizer, sampling) for name, (model, tokenizer) in opened.items()}
     prompts = _fitting(rows, speakers)
     voices = [_voice(name, speaker, sampling) for name, speaker in speakers.items()]
     with ComparisonStore.create(options.output) as store:

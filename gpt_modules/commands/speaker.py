@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MODEL = "an exported folder, a transformers folder, or a hub name"
 BATCH_TOKENS = 4096  # of prompts and answers at a time, padding among them: their keys and values fill memory
+USUAL_LENGTH = 64  # tokens of an answer
 LARGEST_WINDOW = 256  # prompts that are read ahead, to find those of like length
 
 
@@ -55,7 +56,9 @@ def speaking_parser(command: str, description: str) -> Arguments:
 
 def add_sampling(parser: Arguments) -> None:
     """How a model speaks, and on which device: for `sampling_of` and `device_of`."""
-    parser.add_argument("--max-new-tokens", type=whole_number(1), default=64, metavar="N")
+    parser.add_argument("--max-new-tokens", type=whole_number(1), metavar="N",
+                        help=f"of an answer (default {USUAL_LENGTH}, or half the model's context, whichever is "
+                        "less)")  # fmt: skip
     parser.add_argument("--temperature", type=number(lambda value: value >= 0, "a number from 0"), default=1.0,
                         help="0 takes the likeliest token (default 1)")  # fmt: skip
     parser.add_argument("--top-k", type=whole_number(1), metavar="K", help="sample from the K likeliest tokens")
@@ -65,13 +68,16 @@ def add_sampling(parser: Arguments) -> None:
     add_device(parser)
 
 
-def sampling_of(options: "argparse.Namespace") -> Sampling:
-    """What `add_sampling` has read.
+def sampling_of(options: "argparse.Namespace", *models: "GPT") -> Sampling:
+    """What `add_sampling` has read; an answer whose length nobody has said leaves half of each model's context to what
+    stands before it.
 
     Raises:
         UserError: a filter of the distribution that nothing is drawn from.
     """
-    sampling = Sampling(*(getattr(options, name) for name in Sampling._fields))
+    usual = min([USUAL_LENGTH, *(max(1, model.config.n_positions // 2) for model in models)])
+    given = {name: getattr(options, name) for name in Sampling._fields}
+    sampling = Sampling(**{**given, "max_new_tokens": given["max_new_tokens"] or usual})
     for name in ("top_k", "top_p") if sampling.temperature == 0 else ():
         if (value := getattr(sampling, name)) is not None:
             raise UserError(f"--{name.replace('_', '-')}: found {value} with --temperature 0, which takes the "
@@ -100,7 +106,9 @@ class Speaker:
         """That of a command line."""
         from gpt_modules.commands.opening import open_language_model
 
-        return cls(*open_language_model(options.model, device_of(options)), sampling_of(options))
+        sampling_of(options)  # which refuses what needs no model
+        model, tokenizer = open_language_model(options.model, device_of(options))
+        return cls(model, tokenizer, sampling_of(options, model))
 
     def answers(self, prompts: Iterable[Prompt]) -> Iterator[Answer]:
         """One continuation a prompt, in order, as they come.

@@ -15,6 +15,8 @@ from gpt_modules.errors import TooLong
 from gpt_modules.serving.engine import Choice
 from gpt_modules.serving.requests import Asked, Chat, Completion
 
+USUAL_LENGTH = 16  # tokens of a completion, where a request says nothing of it
+
 
 @dataclass(frozen=True)
 class Speaker:
@@ -35,9 +37,11 @@ class Speaker:
             UserError: a prompt is not of this vocabulary, or does not fit.
         """
         prompts = [self._ids(prompt) for prompt in asked.prompts]
+        left = self.model.config.n_positions - max(map(len, prompts))
+        most = max(1, min(USUAL_LENGTH, left)) if asked.max_tokens is None else asked.max_tokens
         for prompt in prompts:
-            self._check_room("prompt", prompt, asked.max_tokens)
-        return self._choices(asked, prompts, asked.max_tokens, asked.logprobs, asked.echo)
+            self._check_room("prompt", prompt, most)
+        return self._choices(asked, prompts, most, asked.logprobs, asked.echo)
 
     def chat(self, asked: Chat) -> list[Choice]:
         """`n` answers to a conversation.

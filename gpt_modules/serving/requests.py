@@ -89,7 +89,7 @@ class Completion(Asked):
     """`/v1/completions`. prompt: a text, texts, token ids, or several lists of these."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
-    max_tokens: Count = 16
+    max_tokens: Count | None = None
     echo: bool = False
     logprobs: Annotated[int, _within(0, 5)] | None = None
     best_of: Annotated[int, _only(lambda number: number == 1, "1")] = 1

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from gpt_modules.backbone import GPT, save_pretrained
 from gpt_modules.commands import chat
 from gpt_modules.commands.telling import Voice
 from gpt_modules.errors import UserError
@@ -150,8 +151,7 @@ def test_an_answer_that_cannot_be_drawn_anew_is_not_lost(micro, monkeypatch):
     monkeypatch.setattr(Voice, "answer", answer)
     words = ["--model", str(micro.gpt), "--beside", str(micro.gpt), "--device", "cpu", "--max-new-tokens", "4"]
     options = chat._parse(words)
-    voices = [chat._voice(str(micro.gpt), letter, options) for letter in "AB"]
-    one = chat.Chat(voices, chat.Sampling(4, 1.0, None, None, 0), chat.Conversation())
+    one = chat.Chat(*chat._open(options), chat.Conversation())
     one.hear("hello")
     for line in ("/retry", "again"):
         with pytest.raises(UserError, match="refused"):
@@ -217,3 +217,13 @@ def test_a_folder_without_a_template_is_told_of(micro, monkeypatch, capsys, tmp_
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
         chat.main(["--model", str(folder), "--device", "cpu", "--max-new-tokens", "4"])
         assert capsys.readouterr().err.count(f"{folder}: chat template: ours") == lines
+
+
+def test_an_answer_of_usual_length_leaves_room_in_the_shorter_context(micro, tmp_path, monkeypatch):
+    save_pretrained(tmp_path / "long", GPT(micro.config(n_positions=300)), tokenizer_json=micro.tokenizer.to_json())
+    for folders, length in (([tmp_path / "long"], 64), ([micro.gpt], 16), ([tmp_path / "long", micro.gpt], 16)):
+        words = [*map(str, folders)]
+        beside = ["--beside", *words[1:]] if words[1:] else []
+        voices, sampling = chat._open(chat._parse(["--model", words[0], "--device", "cpu", *beside]))
+        assert sampling.max_new_tokens == length
+        assert [voice.speaker.sampling for voice in voices] == [sampling] * len(words)

@@ -105,6 +105,14 @@ def test_mistakes_get_a_line_before_any_work(run, micro, tmp_path):
         run()
 
 
+def test_where_no_length_is_said_the_models_have_room_for_it(run, micro, tmp_path):
+    run("--count", "1")
+    words = ["--model", str(micro.gpt), "--prompts", str(tmp_path / "prompts.jsonl"), "--device", "cpu"]
+    compare.main([*words, "--output", str(tmp_path / "d.db"), "--count", "1"])
+    [(_, _, answers)] = tasks(tmp_path / "d.db")
+    assert {json.loads(answer.source.settings)["max_new_tokens"] for answer in answers} == {16}
+
+
 def test_two_at_once_double_nothing(run, micro, tmp_path):
     run("--count", "1")
     words = [sys.executable, "-m", "gpt_modules", "compare", "--model", str(micro.gpt), "--prompts",

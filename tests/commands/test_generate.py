@@ -81,6 +81,14 @@ def test_lines_of_standard_input_are_prompts(speak):
     assert speak(stdin=rb"a\nb").startswith(r"a\nb")
 
 
+def test_where_no_length_is_said_the_model_has_room_for_it(speak, micro, capsys):
+    generate.main(["--model", str(micro.gpt), "--device", "cpu", "--prompt", "the film"])
+    assert capsys.readouterr().out == speak("--prompt", "the film", "--max-new-tokens", "16")
+    with pytest.raises(SystemExit):
+        generate.main(["--help"])
+    assert "(default 64, or half the model's context, whichever is less)" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("temperature", ["0", "1e-38"])
 def test_without_heat_it_is_greedy(speak, temperature):
     assert speak("--prompt", "the film", "--temperature", temperature) == speak("--prompt", "the film", "--top-k", "1")

@@ -39,6 +39,12 @@ def test_no_room(server):
         server.speaker.completion(completion(prompt=[1] * 90, max_tokens=7))
 
 
+@pytest.mark.parametrize(("said", "most"), [(10, 16), (80, 16), (90, 6), (95, 1)])
+def test_a_completion_of_usual_length_ends_where_the_context_does(server, said, most):
+    found = server.speaker.completion(completion(prompt=[[1] * said, [1]]))
+    assert [choice.row.most for choice in found] == [most, most]
+
+
 def test_more_messages_than_tokens_are_refused_before_the_template(server, monkeypatch):
     monkeypatch.setattr("gpt_modules.serving.planning.encode_conversation", None)
     turns = [{"role": "user", "content": "a"}] * 97
