@@ -35,6 +35,7 @@ from gpt_modules.data.splits import Row, Split
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError
 from gpt_modules.labelling import Labelling, LabellingKind
+from gpt_modules.storage.documents import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +135,7 @@ class FinetuningDataModule(ResumableDataModule):
         train_rows: int | None = None,
     ) -> None:
         super().__init__(tokenizer)
+        columns = settings_of(Columns, columns, "columns")
         expect_one_of(get_args(LabellingKind), task=task)
         expect_whole(3, context=context)  # a start, a token and an extract token
         expect_whole(1, batch_size=batch_size, val_batch_size=val_batch_size, train_rows=train_rows)

@@ -23,6 +23,7 @@ from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
 from gpt_modules.data.text.tokenizers import Tokenizer
 from gpt_modules.errors import UserError, expect
+from gpt_modules.storage.documents import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,9 @@ class PPODataModule(ResumableDataModule):
         self.validation_examples: Prompts | None = None
         self.pretraining = None
         if pretraining is not None:
-            self.pretraining = pretraining.open(tokenizer, seed, cache_dir, context=128, batch_size=16)
+            self.pretraining = settings_of(PretrainingText, pretraining, "pretraining").open(
+                tokenizer, seed, cache_dir, context=128, batch_size=16
+            )
             self.beside = {"pretraining": self.pretraining.data}
         self._loader: BatchLoader[PromptBatch] | None = None
 

@@ -21,6 +21,7 @@ from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import REVIEWS, Source, cache_folder, has_own_splits, name_of
 from gpt_modules.data.text.tokenizers import Tokenizer, TokenizerKind, check_training, of_size
 from gpt_modules.storage.digests import sha256_of
+from gpt_modules.storage.documents import settings_of
 from gpt_modules.storage.durable import check_writable, replace_durably
 from gpt_modules.storage.model_files import TOKENIZER_FILE
 
@@ -91,6 +92,7 @@ class PretrainingDataModule(ResumableDataModule):
             if train is not None:
                 beside, either = f"train {name_of(train):.60}", "either; null unsets the other one"
                 raise IdleArgument("mixture", mixture, None, "train", beside, either)
+            mixture = [settings_of(MixedSource, part, f"mixture.{place}") for place, part in enumerate(mixture)]
             check_mixture(mixture)
             if validation is None:
                 expect_default(

@@ -21,6 +21,7 @@ from gpt_modules.data.mixed import MixedLoader, PretrainingText
 from gpt_modules.data.resumable import ResumableDataModule
 from gpt_modules.data.rows.sources import PARTED, REVIEWS, load_splits
 from gpt_modules.data.splits import Row
+from gpt_modules.storage.documents import settings_of
 
 
 class PackedRows(Examples[PackedBatch]):
@@ -113,7 +114,9 @@ class SFTDataModule(ResumableDataModule):
             beside = "no pretraining text"
             expect_default(SFTDataModule, "pretraining", beside, pretraining_fraction=pretraining_fraction)
         else:
-            self.pretraining = pretraining.open(tokenizer, seed, cache_dir, context, val_batch_size or batch_size)
+            self.pretraining = settings_of(PretrainingText, pretraining, "pretraining").open(
+                tokenizer, seed, cache_dir, context, val_batch_size or batch_size
+            )
             self.beside = {"pretraining": self.pretraining.data}
         self.in_turns = False
         """Whether all that is learned stands in conversations; known once the rows are read."""

@@ -12,6 +12,7 @@ from gpt_modules.errors import UserError, expect
 from gpt_modules.evaluation.baselines import BagOfWords, KneserNey, NaiveBayes
 from gpt_modules.evaluation.probes import Item, Probe, read_items, run_probe
 from gpt_modules.evaluation.tasks.callback import language_model
+from gpt_modules.storage.documents import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class ZeroShotProbes(L.Callback):
     """
 
     def __init__(self, probes: list[Probe]) -> None:
-        self.probes = probes
+        self.probes = probes = [settings_of(Probe, one, f"probes.{place}") for place, one in enumerate(probes)]
         metrics = [probe.metric for probe in probes]
         if not probes or len(set(metrics)) < len(metrics):
             raise UserError(f"probes: found {', '.join(metrics) or 'none'}, expected at least one, each name once")

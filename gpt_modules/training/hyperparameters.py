@@ -7,7 +7,8 @@ is resumed. So what a module stores is dicts, lists, strings and numbers only, a
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from functools import cache
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
 
 import torch
 
@@ -38,12 +39,28 @@ def plain(value: Any) -> Any:
 
 
 def arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's own arguments as plain data, from `locals()` on its first line.
+    """A constructor's own arguments as plain data, from `locals()` on its first line. A group of settings that was
+    given as a mapping has all its names, as if it had been the dataclass.
 
     Raises:
         UserError: one is something else.
     """
-    return {name: _plain(name, value) for name, value in local_names.items() if name not in ("self", "__class__")}
+    groups = _groups(local_names.get("__class__", object))
+    given = {name: value for name, value in local_names.items() if name not in ("self", "__class__")}
+    return {
+        name: _plain(name, settings_of(groups[name], value, name) if told and name in groups else value)
+        for name, value in given.items()
+        for told in [isinstance(value, Mapping)]
+    }
+
+
+@cache
+def _groups(owner: type) -> dict[str, Any]:
+    """The dataclass of each argument that is a group of settings."""
+    hints = get_type_hints(owner.__init__)  # type: ignore[misc]
+    options = {name: [hint, *get_args(hint)] for name, hint in hints.items()}
+    found = {name: [kind for kind in kinds if dataclasses.is_dataclass(kind)] for name, kinds in options.items()}
+    return {name: kinds[0] for name, kinds in found.items() if kinds}
 
 
 def _plain(name: str, value: Any) -> Any:

@@ -2,14 +2,21 @@
 
 import inspect
 import math
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
+from gpt_modules import training
 from gpt_modules.backbone import Decoder, DecoderConfig, LoRAConfig
+from gpt_modules.data import Columns, FinetuningDataModule, PPODataModule, PretrainingDataModule, SFTDataModule
+from gpt_modules.data.corpus.mixture import MixedSource
+from gpt_modules.data.episodes.ways import LabelledClasses
+from gpt_modules.data.mixed import PretrainingText
 from gpt_modules.errors import UserError
+from gpt_modules.evaluation.callbacks import ZeroShotProbes
+from gpt_modules.evaluation.probes import Probe
 from gpt_modules.training import (
     DPOModule,
     FinetuningModule,
@@ -27,6 +34,8 @@ from gpt_modules.training.hyperparameters import arguments, plain, typed
 from gpt_modules.training.inner_loop import InnerLoop
 from gpt_modules.training.optimizers import OptimizerConfig, ScheduleConfig
 from gpt_modules.training.ppo import ClipConfig, CriticConfig, KLConfig
+from gpt_modules.training.rl.rewards import RewardSource
+from gpt_modules.training.rl.settings import EarlyStop, EMAConfig
 
 MODULES = [PretrainingModule, SFTModule, RewardModule, PPOModule, DPOModule]
 
@@ -189,3 +198,84 @@ def test_defaults_are_nobodys_wish(procedure, word):
     defaults = inspect.signature(type(module)).parameters
     own = {"optimizer": {"sgd": True}, "schedule": {"shape": "constant"}}
     procedure(word, **{name: replace(defaults[name].default, **change) for name, change in own.items()})
+
+
+OWNERS = [getattr(training, name) for name in training.__all__]
+OWNERS += [PretrainingDataModule, FinetuningDataModule, SFTDataModule, PPODataModule, LabelledClasses, ZeroShotProbes]
+EXAMPLES = {
+    "config": DecoderConfig(vocab_size=300, n_layer=1, n_head=1, n_embd=8), "lora": LoRAConfig(2),
+    "batch": BatchConfig(9),
+    "ema": EMAConfig(0.5), "early_stop": EarlyStop(kl=0.5), "columns": Columns("comment", label="verdict"),
+    "pretraining": PretrainingText(mixture=[MixedSource("a.txt", 1.0), MixedSource("b.txt", 2.0)]),
+    "mixture": [MixedSource(["a.txt"], 1.0)], "probes": [Probe("sst2", "rows.jsonl")],
+    "rewards": RewardSource(folder="folder"), "monitors": {"mine": RewardSource(function="m:f")},
+    "critic": CriticConfig(lora=LoRAConfig(2)), "optimizer": OptimizerConfig(lr=0.5, betas=(0.5, 0.6)),
+}  # fmt: skip
+
+
+def groups_in(hint):
+    """The dataclasses in an annotation, whatever is around them."""
+    inner = [group for of in get_args(hint) for group in groups_in(of)]
+    return [hint] if is_dataclass(hint) else inner
+
+
+def groups():
+    """Every constructor argument that is a group of settings, or has some."""
+    for owner in OWNERS:
+        hints = get_type_hints(owner.__init__)
+        for name, parameter in inspect.signature(owner).parameters.items():
+            if groups_in(hints.get(name)):
+                default = parameter.default if is_dataclass(parameter.default) else None
+                yield pytest.param(owner, name, EXAMPLES.get(name, default), id=f"{owner.__name__}-{name}")
+
+
+def as_told(name, value, change=lambda group: group):
+    """A group as a mapping, in what stands around it."""
+    if isinstance(value, list):
+        return [as_told(name, one, change) for one in value]
+    if isinstance(value, dict):
+        return {key: as_told(name, one, change) for key, one in value.items()}
+    return change(plain(value))
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Constructors without the check of their annotations, which name the dataclass alone, as recipes have it."""
+    for owner in OWNERS:
+        monkeypatch.setattr(owner, "__init__", inspect.unwrap(owner.__init__))
+
+
+def made(owner, name, value):
+    parameters = inspect.signature(owner).parameters
+    needed = {"init_from": "folder", "rewards": "folder", "source": "rows.jsonl", "train": "rows.jsonl"}
+    if name in ("mixture", "config"):
+        needed = {key: of for key, of in needed.items() if key not in ("train", "init_from")}
+    return owner(**{**{key: of for key, of in needed.items() if key in parameters}, name: value})
+
+
+@pytest.mark.parametrize(("owner", "name", "value"), list(groups()))
+def test_a_group_of_settings_may_be_told_as_a_mapping(unchecked, owner, name, value):
+    told, given = made(owner, name, as_told(name, value)), made(owner, name, value)
+    if hasattr(given, "hparams") and name in given.hparams:
+        assert told.hparams == given.hparams
+        return
+    found, expected = (getattr(one, name) for one in (told, given))
+    if name == "pretraining":
+        found, expected = found.data.mixture, expected.data.mixture
+    assert found == expected
+    assert expected
+
+
+@pytest.mark.parametrize(("owner", "name", "value"), list(groups()))
+def test_a_mapping_of_other_names_or_values_is_one_line(unchecked, owner, name, value):
+    named = rf"\b({name}|RewardSource)\b.*found "
+    with pytest.raises(UserError, match=f"{named}.*with names among .*") as unknown:
+        made(owner, name, as_told(name, value, lambda group: {**group, "no_such": 1}))
+    with pytest.raises(UserError, match=f"{named}.*expected ") as misfit:
+        made(owner, name, as_told(name, value, lambda group: {key: ["", object] for key in group}))
+    assert all("\n" not in str(caught.value) for caught in (unknown, misfit))
+
+
+def test_what_a_mapping_leaves_out_is_as_the_group_has_it(unchecked):
+    told, given = SFTModule("folder", optimizer={"lr": 0.5}), SFTModule("folder", optimizer=OptimizerConfig(lr=0.5))
+    assert told.hparams == given.hparams

@@ -29,6 +29,7 @@ from gpt_modules.data.rows.labelled import (
 from gpt_modules.data.rows.sources import Source, load_rows, name_of, refuse_shared_files
 from gpt_modules.data.splits import VALIDATION_FRACTION, Row, Split, hold_out, normalise, split_of
 from gpt_modules.errors import UserError
+from gpt_modules.storage.documents import settings_of
 
 WORDS: tuple[str, ...] = (
     *("apple", "bag", "ball", "bell", "boat", "bowl", "box", "branch", "brick", "bridge", "cable", "chair", "cloud"),
@@ -126,6 +127,7 @@ class LabelledClasses(Family):
         validation_fraction: float = VALIDATION_FRACTION,
         cache_dir: str | None = None,
     ) -> None:
+        columns = settings_of(Columns, columns, "columns")
         expect_whole(2, ways=ways)
         expect_parted(LabelledClasses, source, validation, is_built_in(source), validation_fraction)
         check_columns("classification", columns, source, validation)
