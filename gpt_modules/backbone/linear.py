@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 # Multiplications of a product from which on it gains more than it costs to be asked for from Python.
 LARGE = 2**24
+# Of both sides of a matrix, from which on making its input again is little beside its products.
+WIDE = 512
 
 
 class Linear(nn.Linear):
@@ -21,11 +23,11 @@ class Linear(nn.Linear):
     one_width = False
 
     def forward(self, input: Float[Tensor, "*S I"]) -> Float[Tensor, "*S O"]:
-        """With these kernels, what is `made_again` is not kept."""
+        """With these kernels, a wide layer does not keep what is `made_again`."""
         learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if not (self.one_width and learning and self._fits(input)):
             return super().forward(input)
-        made = _how(input)
+        made = _how(input) if min(self.weight.shape) >= WIDE else ()
         out: Tensor = _Product.apply(input, self.weight, self.bias, *made)  # type: ignore[no-untyped-call]
         return out
 

@@ -186,9 +186,9 @@ def test_rows_beyond_the_positions_are_refused_and_padding_is_none() -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_an_mlp_keeps_one_tensor_of_its_inner_width(activation: str) -> None:
     """And what it reads: what stands between is made again."""
-    mlp = make("pre", n_embd=256, n_inner=1024, mlp=activation).blocks[0].mlp
-    of_gate = 3 * 1024 if activation == "swiglu" else 1024  # both halves, and the gate's own value
-    assert widths_kept(mlp) == 256 + of_gate
+    mlp = make("pre", n_embd=512, n_inner=2048, mlp=activation).blocks[0].mlp
+    of_gate = 3 * 2048 if activation == "swiglu" else 2048  # both halves, and the gate's own value
+    assert widths_kept(mlp) == 512 + of_gate
 
 
 @pytest.mark.skipif(not _has_kernels(), reason="torch's own product keeps what enters it")
@@ -197,8 +197,8 @@ def test_a_block_keeps_nothing_that_a_norm_gives(parallel: bool) -> None:
     """Of each token: what norms read (of a block in parallel it is the same), queries, keys and values, what attention
     gives, the inner width of the MLP; a mean and a spread a norm, and the sum of each head's exponentials.
     """
-    block = make(n_embd=256, n_inner=1024, n_head=4, parallel_residual=parallel).blocks[0]
-    assert widths_kept(block) == ((1 if parallel else 2) + 3 + 1 + 4) * 256 + 2 * 2 + 4
+    block = make(n_embd=512, n_inner=2048, n_head=4, parallel_residual=parallel).blocks[0]
+    assert widths_kept(block) == ((1 if parallel else 2) + 3 + 1 + 4) * 512 + 2 * 2 + 4
 
 
 def widths_kept(layer: nn.Module) -> float:
@@ -208,7 +208,7 @@ def widths_kept(layer: nn.Module) -> float:
             part.one_width = True
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
-    x = torch.randn(1, 128, 256, requires_grad=True)
+    x = torch.randn(1, 128, 512, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(partial(_note, kept), lambda tensor: tensor):
         layer(x)
     return sum(count for place, count in kept.items() if place not in weights) / 128
