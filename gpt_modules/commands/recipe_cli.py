@@ -37,7 +37,7 @@ from gpt_modules.commands.run_folder import (
 from gpt_modules.data.arguments import IdleArgument
 from gpt_modules.errors import UserError
 from gpt_modules.storage.run_parts import expect_checkpoint
-from gpt_modules.storage.yaml_files import Place, parse_yaml
+from gpt_modules.storage.yaml_files import Place, dotted, parse_yaml
 from gpt_modules.training.callbacks.checkpointing import (
     ExactCheckpoint,
     RandomState,
@@ -147,6 +147,7 @@ class RecipeCLI(LightningCLI):
         keep_inside(Path(root), trainer, self.recipe)
         check_strategy(trainer.get("strategy"), self.recipe)
         self._leave_out_samples()
+        self._leave_out_model()
 
     def instantiate_classes(self) -> None:
         """The parser wraps what a constructor raises in pages about unions: bring the user's mistake back out."""
@@ -184,6 +185,17 @@ class RecipeCLI(LightningCLI):
                 found = f"{values.get(name)!r:.60} beside samples.enabled false, where it has no effect"
                 if values.get(name) != known[name].default:
                     self._leave_out((*place, name), ("samples", "enabled"), known[name].default, found)
+
+    def _leave_out_model(self) -> None:
+        """A recipe's sizes of a new model, where a folder to begin from was named after them, or the other way round;
+        where one says both, nobody knows which is meant.
+        """
+        new, folder = (("model", "init_args", name) for name in ("config", "init_from"))
+        config = self.config[self.subcommand]
+        if None in (config.get(".".join(place)) for place in (new, folder)):
+            return
+        for place, other in ((new, folder), (folder, new)):
+            self._leave_out(place, other, None, f"found beside {dotted(other)}, which was named after it")
 
 
 def _texts_are_yaml_of_recipes() -> None:

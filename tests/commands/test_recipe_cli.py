@@ -1,6 +1,7 @@
 """The recipe that is parsed is the one that was said; a mistake is one line: where, key, found, expected."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -243,3 +244,36 @@ def test_help_on_keys(parse, capsys, words, parts):
     page = capsys.readouterr().out
     assert all(part in page for part in parts)
     assert len(page.splitlines()) < 240
+
+
+FOLDER = ("--model.init_from", "a_folder")
+
+
+def test_a_recipes_new_model_gives_way_to_a_folder_that_is_named_after_it(monkeypatch, tmp_path):
+    """In every procedure that has both, and the other way round; what one and the same says is left for the procedure
+    to refuse.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["gpt"])
+
+    def left(*words):
+        read = open_recipe(RecipeReader, "validate", [*words])
+        arguments = read.config["validate"]["model"]["init_args"]
+        return arguments["config"] is None, arguments["init_from"], read.left_out
+
+    for name in ("pretraining/tiny", "maml/tiny"):
+        gone, folder, told = left("-c", name, *FOLDER)
+        assert (gone, folder) == (True, "a_folder")
+        [line] = told
+        assert ".yaml:" in line
+        assert line.endswith(": model.config: left out: found beside model.init_from, which was named after it")
+        assert left("-c", name) == (False, None, [])
+        assert left("-c", name, *FOLDER, "--model.config", "null") == (True, "a_folder", [])
+        assert left("-c", name, *FOLDER, "--model.config.n_layer", "1") == (False, "a_folder", [])
+    sizes = ("--model.config.vocab_size", "300", "--model.config.n_layer", "1")
+    gone, folder, [line] = left("-c", "finetuning/tiny", *sizes)
+    assert (gone, folder) == (False, None)
+    assert line.endswith(": model.init_from: left out: found beside model.config, which was named after it")
+    Path("mine.yaml").write_text("model: {init_args: {init_from: a_folder}}")
+    gone, folder, [line] = left("-c", "pretraining/tiny", "-c", "mine.yaml")
+    assert (gone, folder) == (True, "a_folder")

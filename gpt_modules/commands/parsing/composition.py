@@ -91,13 +91,14 @@ class Composition:
         return self._turn(place) > self._turn(other)
 
     def _turn(self, place: Place) -> int:
-        """When it was said: the number of the file, the command line after all of them; nobody said it before any."""
-        source = self._source(place)
-        if source is None:
-            return -1
-        files = [str(path) for _, path in self.configs]
-        file = source.rpartition(":")[0]
-        return len(files) - 1 - files[::-1].index(file) if file in files else len(files)
+        """When it was said, or the last of its parts: the number of the file, the command line after all of them;
+        nobody said it before any.
+        """
+        whole, files = self._source(place), [str(path) for _, path in self.configs]
+        parts = (source for inner, source in self.sources.items() if inner[: len(place)] == place)
+        said = [source.rpartition(":")[0] for source in ([whole] if whole else parts)]
+        turns = [len(files) - 1 - files[::-1].index(file) if file in files else len(files) for file in said]
+        return max(turns, default=-1)
 
     def _source(self, place: Place) -> str | None:
         """Who said the place, or what it is part of."""
