@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt_modules import training
-from gpt_modules.backbone import LoRAConfig, load_pretrained
+from gpt_modules.backbone import LoRAConfig
 from gpt_modules.data import EpisodicDataModule
 from gpt_modules.data.episodes.ways import LabelledClasses
 from gpt_modules.errors import UserError
@@ -98,6 +98,21 @@ def test_the_tokens_of_a_task_may_be_others_than_the_last(procedure, fit, micro,
     assert moved
 
 
+def test_a_trainer_of_ones_own_goes_on_from_shards(procedure, fit, tmp_path):
+    """Without a strategy that shards, by the plugin alone: to where it comes from the file."""
+    module, data = procedure("sft")
+    fit(module, data, max_steps=1).save_checkpoint(tmp_path / "one.ckpt")
+    folder = in_shards(torch.load(tmp_path / "one.ckpt", weights_only=True), tmp_path / "shards")
+    ends = []
+    for path in (tmp_path / "one.ckpt", folder):
+        torch.manual_seed(0)
+        module, data = procedure("sft")
+        settings = {"max_epochs": 9, "max_steps": 2, "plugins": [VerifiedCheckpointIO()]}
+        assert fit(module, data, ckpt_path=path, **settings).global_step == 2
+        ends.append(module.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def test_a_damaged_folder_is_one_line(procedure, fit, tmp_path):
     module, data = procedure("sft")
     fit(module, data, max_steps=1).save_checkpoint(tmp_path / "one.ckpt")
@@ -105,4 +120,3 @@ def test_a_damaged_folder_is_one_line(procedure, fit, tmp_path):
     (folder / "index.json").write_text("{}")
     with pytest.raises(UserError, match=r"shards: damaged, its digest does not match"):
         type(module).load_from_checkpoint(folder)
-    assert load_pretrained(module.hparams["init_from"]).config.n_layer == 2
