@@ -47,6 +47,8 @@ class TrainerCLI(RecipeCLI):
 
     def __init__(self, *given: Any, **options: Any) -> None:
         self._made: list[Path] = []
+        if (launcher := one_voice.launcher()) is not None:
+            leave_with(launcher)
         super().__init__(*given, **options)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -177,8 +179,6 @@ def run_trainer(subcommand: str, words: list[str]) -> None:
     Raises:
         UserError: for anything wrong with it, in one line.
     """
-    if (launcher := one_voice.launcher()) is not None:
-        leave_with(launcher)
     try:
         open_recipe(TrainerCLI, subcommand, words)
     except SIGTERMException:

@@ -46,12 +46,12 @@ def arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
         UserError: one is something else.
     """
     groups = _groups(local_names.get("__class__", object))
-    given = {name: value for name, value in local_names.items() if name not in ("self", "__class__")}
-    return {
-        name: _plain(name, settings_of(groups[name], value, name) if told and name in groups else value)
-        for name, value in given.items()
-        for told in [isinstance(value, Mapping)]
-    }
+    given = {}
+    for name, value in local_names.items():
+        if name not in ("self", "__class__"):
+            group = groups.get(name) if isinstance(value, Mapping) else None
+            given[name] = _plain(name, value if group is None else settings_of(group, value, name))
+    return given
 
 
 @cache

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from gpt_modules.commands import fit
+from gpt_modules.commands import bench, fit
 from gpt_modules.errors import UserError
 
 SFT = ["-c", "sft/tiny"]
@@ -66,3 +66,16 @@ def test_what_the_trainer_refuses_is_told_by_key(monkeypatch, tmp_path, words, l
     with pytest.raises(UserError) as refused:
         fit.run_trainer("fit", [*SFT, "--trainer.accelerator", "cpu", *words.split()])
     assert str(refused.value).startswith(line)
+
+
+@pytest.mark.parametrize("run", [lambda words: fit.run_trainer("fit", words), bench.main])
+def test_who_was_started_by_a_launcher_ends_with_it_in_every_command(monkeypatch, tmp_path, run):
+    """From the beginning: here nothing else begins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["gpt"])
+    monkeypatch.setattr(fit.one_voice, "launcher", lambda: 7)
+    watched = []
+    monkeypatch.setattr(fit, "leave_with", watched.append)
+    with pytest.raises(UserError):
+        run([*SFT, "--trainer.max_steps", "many"])
+    assert watched == [7]

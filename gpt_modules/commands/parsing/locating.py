@@ -65,10 +65,11 @@ def constructed(config: Mapping[str, Any]) -> Iterator[tuple[Place, Any, Mapping
     for name in ("model", "data"):
         section = config.get(name) or {}
         if isinstance(section.get("class_path"), str):
-            yield (name, "init_args"), _imported(section["class_path"]), section.get("init_args") or {}
+            yield (name, "init_args"), imported(section["class_path"]), section.get("init_args") or {}
 
 
-def _imported(path: str) -> Any:
+def imported(path: str) -> Any:
+    """The class of a `class_path`."""
     from importlib import import_module
 
     module, _, name = path.rpartition(".")

@@ -8,7 +8,6 @@ import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from lightning.pytorch.accelerators import CPUAccelerator
@@ -16,6 +15,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from gpt_modules.commands.parsing.complaints import one_line, shown
 from gpt_modules.commands.parsing.composition import Composition
+from gpt_modules.commands.parsing.locating import imported
 from gpt_modules.errors import UserError
 from gpt_modules.storage.yaml_files import Place, parse_yaml
 
@@ -254,9 +254,9 @@ def refused_callback(config: Mapping[str, Any], recipe: Composition) -> UserErro
     """
     given = config["trainer"].get("callbacks") or []
     for number, one in enumerate(given if isinstance(given, list) else [given]):
-        module, _, name = one["class_path"].rpartition(".")
+        name = one["class_path"].rpartition(".")[2]
         try:
-            getattr(import_module(module), name)(**(one.get("init_args") or {}))
+            imported(one["class_path"])(**(one.get("init_args") or {}))
         except Exception as error:  # whatever its constructor raises
             where = recipe.where(("trainer", "callbacks", number))
             return UserError(f"{where}: found {name}, which is refused: {type(error).__name__} {_cut(error)}")

@@ -136,10 +136,9 @@ class Resumption(L.Callback):
             raise UserError(f"model.optimizer.muon_lr: found Muon switched, expected the checkpoint's {before}")
         digest = _tokenizer_digest(trainer)
         if digest is not None and checkpoint.get(TOKENIZER) not in (None, digest):
-            changed = "data.train" in changed_content(checkpoint.get(CONTENT), content_of(trainer), ())
-            why = (
-                ", trained on a data.train that has changed" if now.get("data.tokenizer") == "train" and changed else ""
-            )
+            changed = changed_content(checkpoint.get(CONTENT), content_of(trainer), ())
+            trained = now.get("data.tokenizer") == "train" and "data.train" in changed
+            why = ", trained on a data.train that has changed" if trained else ""
             raise UserError(f"data.tokenizer: found another tokenizer{why}, expected the checkpoint's ({path})")
         if trainer.state.fn != "fit":
             return None
